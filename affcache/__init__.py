@@ -1,0 +1,92 @@
+"""affcache: encode face crops once with a frozen CLIP, then train and score facial affect heads in minutes.
+
+    affcache.extract(crops=(folder,), store="faces.h5")        # crops -> embedding store, once
+    affcache.fit(task="expr", store="faces.h5", run="runs/a")  # store + labels -> a run folder
+    affcache.score(run="runs/a")                               # run -> metrics and files
+
+Names load on first use, so that ``import affcache`` and ``affcache --help`` don't wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from affcache.encoder import Encoder, load_encoder
+    from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
+    from affcache.extraction import ExtractResult, extract
+    from affcache.heads import MLPHead
+    from affcache.listener import Listener
+    from affcache.losses import cvar
+    from affcache.sam import SAM
+    from affcache.sample import write_sample
+    from affcache.scoring import ScoreResult, score
+    from affcache.settings import ExtractSettings, FitSettings, ScoreSettings
+    from affcache.store import EmbeddingStore
+    from affcache.tasks import TASKS, Task
+    from affcache.training import FitResult, fit
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "AffcacheError": "errors",
+    "ConfigError": "errors",
+    "EmbeddingStore": "store",
+    "Encoder": "encoder",
+    "ExtractResult": "extraction",
+    "ExtractSettings": "settings",
+    "FitResult": "training",
+    "FitSettings": "settings",
+    "InputError": "errors",
+    "Listener": "listener",
+    "MLPHead": "heads",
+    "SAM": "sam",
+    "ScoreResult": "scoring",
+    "ScoreSettings": "settings",
+    "StoreError": "errors",
+    "TASKS": "tasks",
+    "Task": "tasks",
+    "cvar": "losses",
+    "extract": "extraction",
+    "fit": "training",
+    "load_encoder": "encoder",
+    "score": "scoring",
+    "write_sample": "sample",
+}
+
+__all__ = [
+    "SAM",
+    "TASKS",
+    "AffcacheError",
+    "ConfigError",
+    "EmbeddingStore",
+    "Encoder",
+    "ExtractResult",
+    "ExtractSettings",
+    "FitResult",
+    "FitSettings",
+    "InputError",
+    "Listener",
+    "MLPHead",
+    "ScoreResult",
+    "ScoreSettings",
+    "StoreError",
+    "Task",
+    "cvar",
+    "extract",
+    "fit",
+    "load_encoder",
+    "score",
+    "write_sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'affcache' has no attribute {name!r}")
+    value = getattr(import_module(f"affcache.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

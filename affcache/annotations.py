@@ -1,0 +1,191 @@
+"""Label files of Aff-Wild2 and ABAW, and their join to the rows of a store by (video, frame number)."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.errors import InputError
+from affcache.store import ENCODED, EmbeddingStore
+from affcache.tasks import Task
+
+SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
+
+
+@dataclass(frozen=True)
+class JoinAccount:
+    """How many frames a join used and left out, and why. Every count is in frames unless it says otherwise."""
+
+    used: int = 0
+    no_crop: int = 0  # valid labels whose frame has no crop in the store
+    no_label: int = 0  # crops of labelled videos past the last line of the label file
+    invalid_label: int = 0  # crops whose label is marked invalid
+    unreadable_crop: int = 0  # valid labels whose crop could not be read
+    label_files: int = 0
+    videos_without_crops: tuple[str, ...] = ()  # label files of videos that the store doesn't have
+
+    def sentence(self, split: str) -> str:
+        """Say the account in one line."""
+        left_out = {
+            "labels without a crop": self.no_crop,
+            "crops without a label": self.no_label,
+            "invalid labels": self.invalid_label,
+            "unreadable crops": self.unreadable_crop,
+        }
+        words = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        videos = len(self.videos_without_crops)
+        if videos:
+            words += f"{', ' if words else ''}{videos} label files of videos not in the store"
+            words += f" ({', '.join(self.videos_without_crops[:3])}{', ...' if videos > 3 else ''})"
+        return f"{split}: {self.used:,} frames of {self.label_files - videos} videos; left out: {words or 'nothing'}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the account as one JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class JoinedLabels:
+    """Labels joined to store rows: entry i of every array belongs to the same frame. Rows rise."""
+
+    rows: npt.NDArray[np.int64]  # (n,) rows of the store
+    labels: npt.NDArray[Any]  # (n,) class indices, or (n, C) values
+    account: JoinAccount
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def find_label_files(annotations: Path, task: Task, split: str) -> dict[str, Path]:
+    """Map each labelled video of a split to its label file.
+
+    ``annotations`` may be the folder that holds the challenge folders, one above it, or a challenge folder itself;
+    its name doesn't matter.
+
+    Raises:
+        InputError: no such folder, or no label files in it; says where it looked.
+    """
+    wanted = SPLIT_FOLDERS[split]
+    tried: list[Path] = []
+    for name in task.folders:
+        inside = sorted(annotations.glob(f"*/{name}")) if annotations.is_dir() else []
+        itself = [annotations] if annotations.name == name else []
+        for folder in (annotations / name, *itself, *inside):
+            tried.append(folder / wanted)
+            files = {
+                path.stem: path for path in sorted((folder / wanted).glob("*.txt")) if not path.name.startswith(".")
+            }
+            if files:
+                return files
+    raise InputError(
+        f"No {split} labels of task {task.name} found: looked for <video>.txt in "
+        f"{', '.join(str(path) for path in tried)}. Say where the labels are with --annotations DIR, or with "
+        'annotations = "..." in affcache.toml: the folder that holds '
+        f"{' or '.join(task.folders)}."
+    )
+
+
+def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read one label file.
+
+    Returns:
+        The labels, (L,) or (L, values per line), entry i for frame number i + 1; and bool (L,), whether each is valid.
+
+    Raises:
+        InputError: a wrong header, a wrong count of values, a value that is no number or out of range; names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as a label file: {error}. Restore it from the download.") from None
+    header, *lines = text.splitlines() or [""]
+    if [name.strip().lower() for name in header.split(",")] != [name.lower() for name in task.classes]:
+        raise InputError(
+            f"{path}, line 1: the header is {header[:80]!r}, expected {task.header!r}. Is this a label file of task "
+            f"{task.name}? Correct the file, or point --annotations at the right folder."
+        )
+    try:
+        values = np.loadtxt(lines, dtype=task.label_dtype, delimiter=",", comments=None, ndmin=2)
+    except ValueError:
+        values = np.empty((0, 0), dtype=task.label_dtype)
+    if not lines:
+        values = np.empty((0, task.values_per_line), dtype=task.label_dtype)
+    invalid = (values == task.invalid_value).any(axis=1)
+    low, high = task.valid_range
+    in_range = ((values >= low) & (values <= high)).all(axis=1) | invalid
+    if values.shape != (len(lines), task.values_per_line) or not in_range.all():
+        raise InputError(_first_bad_line(path, lines, task))
+    return values[:, 0] if task.values_per_line == 1 else values, ~invalid
+
+
+def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
+    """Find the line that made a label file unreadable and say what is wrong with it."""
+    low, high = task.valid_range
+    convert = int if np.dtype(task.label_dtype).kind == "i" else float
+    kind = "whole numbers" if convert is int else "numbers"
+    problem, number, line = "the values can't be read", 2, lines[0]
+    for index, text in enumerate(lines):
+        number, line = index + 2, text
+        fields = line.split(",")
+        if len(fields) != task.values_per_line:
+            problem = f"{len(fields) if line.strip() else 'no'} values"
+            break
+        try:
+            values = [convert(field) for field in fields]
+        except ValueError:
+            problem = "not a number"
+            break
+        if task.invalid_value not in values and not all(low <= value <= high for value in values):
+            problem = "a value out of range"
+            break
+    return (
+        f"{path}, line {number}: {problem} in {line[:80]!r}. Expected {task.values_per_line} {kind} from {low} to "
+        f"{high} (or {task.invalid_value} where there is no label). Correct that line; lines can't be dropped, since line i "
+        "belongs to frame i."
+    )
+
+
+def join_labels(store: EmbeddingStore, annotations: Path, task: Task, split: str) -> JoinedLabels:
+    """Join the labels of a split to the rows of a store by (video, frame number).
+
+    Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop.
+
+    Raises:
+        InputError: label files that can't be read, or none that belongs to a crop of the store.
+    """
+    files = find_label_files(annotations, task, split)
+    video_index = {name: index for index, name in enumerate(store.video_names)}
+    rows: list[npt.NDArray[np.int64]] = []
+    labels: list[npt.NDArray[Any]] = []
+    counts = dict.fromkeys(("used", "no_crop", "no_label", "invalid_label", "unreadable_crop"), 0)
+    missing: list[str] = []
+    for name, path in files.items():
+        values, valid = read_label_file(path, task)
+        if name not in video_index:
+            missing.append(name)
+            counts["no_crop"] += int(valid.sum())
+            continue
+        first, last = store.video_start[video_index[name] : video_index[name] + 2]
+        line = store.frame_number[first:last].astype(np.int64) - 1  # (n,) the entry of each crop's label
+        has_line = (line >= 0) & (line < len(values))
+        is_valid = np.zeros(len(line), dtype=bool)
+        is_valid[has_line] = valid[line[has_line]]
+        used = is_valid & (store.status[first:last] == ENCODED)
+        rows.append(first + np.flatnonzero(used))
+        labels.append(values[line[used]])
+        counts["used"] += int(used.sum())
+        counts["no_crop"] += int(valid.sum() - is_valid.sum())
+        counts["no_label"] += int((~has_line).sum())
+        counts["invalid_label"] += int((has_line & ~is_valid).sum())
+        counts["unreadable_crop"] += int((is_valid & ~used).sum())
+    account = JoinAccount(**counts, label_files=len(files), videos_without_crops=tuple(missing))
+    if not counts["used"]:
+        raise InputError(
+            f"No {split} label of task {task.name} belongs to a crop of {store.path}. {account.sentence(split)}. "
+            f"The labels are of videos like {next(iter(files))!r}, the crops of videos like "
+            f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
+        )
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)

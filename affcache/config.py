@@ -1,0 +1,142 @@
+"""Where a setting's value comes from: the flag, else affcache.toml, else the default."""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from affcache.errors import ConfigError, did_you_mean
+from affcache.settings import COMMANDS, MODEL, PRETRAINED, Settings, default_store
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIG_NAME = "affcache.toml"
+SHARED_KEYS = ("crops", "annotations", "store", "model", "pretrained", "device", "seed")
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The checked contents of an affcache.toml: values per command; shared keys already spread over the commands."""
+
+    path: Path | None = None
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, command: str) -> Mapping[str, Any]:
+        """Return what the file sets for one command."""
+        return self.values.get(command, {})
+
+    @property
+    def store(self) -> Path:
+        """The store that ``fit`` reads when none is named: the one ``extract`` would write with these settings."""
+        extract = self.of("extract")
+        named: Path | None = extract.get("store")
+        return named or default_store(extract.get("model", MODEL), extract.get("pretrained", PRETRAINED))
+
+
+def find_config(start: Path) -> ConfigFile:
+    """Read the nearest affcache.toml in ``start`` or a folder above it; an empty one where there is none.
+
+    A table per command ([extract], [fit], ...) holds that command's settings; a shared key before the first table
+    (crops, annotations, store, model, pretrained, device, seed) counts for every command that has it. Relative paths
+    are relative to the file.
+
+    Raises:
+        ConfigError: not TOML, or unknown keys or values of the wrong type: all of them at once.
+    """
+    for folder in (start.absolute(), *start.absolute().parents):
+        path = folder / CONFIG_NAME
+        if path.is_file():
+            return _read_config(path)
+    return ConfigFile()
+
+
+def resolve(settings: type[AnySettings], command: str, given: Mapping[str, Any], config: ConfigFile) -> AnySettings:
+    """Build a command's settings from the flags that were given (not None), then the file, then the defaults.
+
+    Raises:
+        ConfigError: unknown names or values out of range, all of them at once.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    return build(settings, {**config.of(command), **named})
+
+
+def build(settings: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
+    """Build settings from names and values, with a suggestion for a name that doesn't exist.
+
+    Raises:
+        ConfigError: unknown names or values out of range.
+    """
+    known = [f.name for f in dataclasses.fields(settings)]  # type: ignore[arg-type]  # subclasses are dataclasses
+    unknown = [f"Unknown setting {name!r}{did_you_mean(name, known)}." for name in values if name not in known]
+    if unknown:
+        raise ConfigError("\n".join([*unknown, f"Expected some of: {', '.join(known)}."]))
+    return settings(**values)
+
+
+def _read_config(path: Path) -> ConfigFile:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Correct that line.") from None
+    values: dict[str, dict[str, Any]] = {command: {} for command in COMMANDS}
+    problems: list[str] = []
+    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    for key, value in shared.items():
+        if key not in SHARED_KEYS:
+            problems.append(f"unknown key {key!r}{did_you_mean(key, [*SHARED_KEYS, *COMMANDS])}")
+        for command, settings in COMMANDS.items():
+            kinds = typing.get_type_hints(settings)
+            if key in SHARED_KEYS and key in kinds and command != "demo":  # the demo brings its own data
+                problems += _put(values[command], key, value, kinds[key], path.parent)
+    for command, table in tables.items():  # after the shared keys, over which a command's own table wins
+        if command not in COMMANDS:
+            problems.append(f"unknown table [{command}]{did_you_mean(command, COMMANDS)}")
+            continue
+        kinds = typing.get_type_hints(COMMANDS[command])
+        for name, value in table.items():
+            if name in kinds:
+                problems += _put(values[command], name, value, kinds[name], path.parent)
+            else:
+                problems.append(f"unknown key {name!r} in [{command}]{did_you_mean(name, kinds)}")
+    if problems:
+        raise ConfigError(
+            f"{path}: {'; '.join(dict.fromkeys(problems))}. Expected tables {', '.join(f'[{c}]' for c in COMMANDS)} "
+            f"with the settings that 'affcache COMMAND --help' lists, or {', '.join(SHARED_KEYS)} before them."
+        )
+    return ConfigFile(path, values)
+
+
+def _put(values: dict[str, Any], name: str, value: Any, kind: Any, folder: Path) -> list[str]:
+    """Store one TOML value in the type of its setting, or return what is wrong with it."""
+    try:
+        values[name] = _convert(value, kind, folder)
+    except TypeError as error:
+        return [f"{name} is {value!r}, expected {error}"]
+    return []
+
+
+def _convert(value: Any, kind: Any, folder: Path) -> Any:
+    """Convert to ``kind``; paths become absolute from ``folder``. Raises TypeError saying what was expected."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is tuple:
+        entries = value if isinstance(value, list) else [value]
+        return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
+    if kind is Path and isinstance(value, str):
+        return folder / Path(value).expanduser()
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        words = {Path: "a path in quotes", str: "a text in quotes", int: "a whole number", float: "a number"}
+        raise TypeError(words.get(kind, "true or false"))
+    return value

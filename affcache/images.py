@@ -1,0 +1,111 @@
+"""Bytes to pixels: decoding one crop, and resizing a batch exactly as open_clip's own transform would."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision.transforms.functional as torchvision_functional
+from PIL import Image, UnidentifiedImageError
+
+SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
+LARGEST_PIXELS = 64_000_000  # no face crop is larger; keeps a damaged header from asking for gigabytes
+
+
+class UnreadableCropError(Exception):
+    """One crop cannot be turned into pixels. Never stops a run: the row is marked unreadable and listed."""
+
+
+@dataclass(frozen=True)
+class DecodedCrop:
+    """The pixels of one crop: a uint8 array of shape (height, width, 3) in RGB, and the mode the file had."""
+
+    pixels: npt.NDArray[np.uint8]
+    mode: str  # Pillow's name: RGB, L, CMYK, I;16, ...
+
+
+def decode_crop(data: bytes) -> DecodedCrop:
+    """Decode one image file's bytes as RGB. Grey, CMYK, palette, alpha and 16-bit images are converted.
+
+    Raises:
+        UnreadableCropError: empty, truncated, not an image, or of a size that no face crop has; says which.
+    """
+    if not data:
+        raise UnreadableCropError("the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata in files that it reads well
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if min(width, height) < SMALLEST_SIDE or width * height > LARGEST_PIXELS:
+                    raise UnreadableCropError(
+                        f"{width}x{height} pixels; a face crop has at least {SMALLEST_SIDE} on a side "
+                        f"and at most {LARGEST_PIXELS:,} in all"
+                    )
+                return DecodedCrop(np.array(_to_rgb(image)), image.mode)
+    except UnreadableCropError:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableCropError("not an image") from None
+    except Exception as error:  # damaged bytes make Pillow's plugins raise nearly anything
+        raise UnreadableCropError(f"damaged: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB. Pillow would clip 16-bit samples at 255, so those are scaled first."""
+    if image.mode.startswith("I"):  # 16-bit grey, which some Pillow versions open as 32-bit integers
+        samples = np.asarray(image).astype(np.float64) / 257.0  # 65535 / 255
+        return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What open_clip does to an image before the encoder: resize, crop the centre, scale to [0, 1], normalise."""
+
+    size: tuple[int, int]  # (height, width) in pixels that the encoder takes
+    resize_mode: str  # "shortest": shortest side to size, then centre crop; "squash": both sides to size
+    interpolation: str  # "bicubic" or "bilinear", with antialiasing
+    mean: tuple[float, ...]  # (3,) of values in [0, 1]
+    std: tuple[float, ...]  # (3,)
+
+    def resize(self, images: torch.Tensor) -> torch.Tensor:
+        """Resize and crop a batch of equally large images, on whatever device it lies.
+
+        Args:
+            images: uint8 tensor of shape (B, 3, height, width).
+
+        Returns:
+            uint8 tensor of shape (B, 3, *size), equal to open_clip's (Pillow's) result up to rounding.
+        """
+        height, width = images.shape[2:]
+        target_height, target_width = self.size
+        if self.resize_mode == "squash":
+            return _resize_pixels(images, target_height, target_width, self.interpolation)
+        # torchvision's rule for "shortest": the longer side is truncated, not rounded
+        if height <= width:
+            resized = _resize_pixels(images, target_height, int(target_height * width / height), self.interpolation)
+        else:
+            resized = _resize_pixels(images, int(target_width * height / width), target_width, self.interpolation)
+        return torchvision_functional.center_crop(resized, [target_height, target_width])  # type: ignore[no-any-return]
+
+    def normalise(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Turn resized uint8 images (B, 3, H, W) into the encoder's input of the same shape in ``dtype``."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        return images.float().div_(255).sub_(mean).div_(std).to(dtype)
+
+
+def _resize_pixels(images: torch.Tensor, height: int, width: int, interpolation: str) -> torch.Tensor:
+    """Resize uint8 (B, C, h, w) to (B, C, height, width) the way Pillow does: across, round, then down, round."""
+    if images.shape[2:] == (height, width):
+        return images
+    if images.device.type == "cpu":  # torch has Pillow's integer arithmetic for uint8 on the CPU alone
+        return torch.nn.functional.interpolate(images, size=(height, width), mode=interpolation, antialias=True)
+    for size in ((images.shape[2], width), (height, width)):
+        if images.shape[2:] != size:
+            resized = torch.nn.functional.interpolate(images.float(), size=size, mode=interpolation, antialias=True)
+            images = resized.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+    return images

@@ -1,0 +1,154 @@
+"""Building an open_clip network with its weights: the activation they need, and what to say when they can't be had."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from affcache.errors import ConfigError, InputError, did_you_mean
+from affcache.images import Preprocessing
+
+RANDOM_WEIGHTS = "random:"  # --pretrained random:SEED
+OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # models that bring their weights with them
+
+
+def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Build an open_clip network in float32 with its weights loaded.
+
+    Args:
+        model, pretrained, activation: as for ``affcache.encoder.load_encoder``.
+
+    Returns:
+        The network, and its model configuration with ``quick_gelu`` as it was built.
+
+    Raises:
+        ConfigError: unknown model or tag, or an activation that has to be said.
+        InputError: the weights can't be loaded.
+    """
+    options: dict[str, Any] = {}
+    if not model.startswith(OWN_WEIGHTS):
+        options["quick_gelu"] = _needs_quick_gelu(model, pretrained, activation)
+    elif activation != "auto":
+        options["quick_gelu"] = activation == "quick_gelu"
+    network = _build(model, pretrained, options)
+    config = {"quick_gelu": False, **open_clip.get_model_config(model), **options}
+    return network, config
+
+
+def preprocessing_of(network: torch.nn.Module) -> Preprocessing:
+    """Read from a built network what has to be done to its images.
+
+    Raises:
+        ConfigError: the model resizes in a way that affcache doesn't do.
+    """
+    config = open_clip.get_model_preprocess_cfg(network)
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size[-2:]
+    mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
+    if mode == "longest" or (mode == "shortest" and height != width):
+        raise ConfigError(
+            f"This model resizes by {mode!r} to {height}x{width}, which affcache doesn't do: expected 'shortest' with "
+            "a square size, or 'squash'. Choose another model."
+        )
+    return Preprocessing(
+        size=(height, width),
+        resize_mode=mode,
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",  # open_clip's reading of "random"
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _needs_quick_gelu(model: str, pretrained: str, activation: str) -> bool:
+    """Decide between QuickGELU (True) and GELU for a built-in model name."""
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise ConfigError(
+            f"open_clip has no model {model!r}{did_you_mean(model, open_clip.list_models())}. Expected one of "
+            "open_clip.list_models(), hf-hub:owner/name, or local-dir:path."
+        )
+    configured = bool(config.get("quick_gelu", False))
+    if activation != "auto":
+        return activation == "quick_gelu"
+    if pretrained.startswith(RANDOM_WEIGHTS):
+        return configured
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained in tags:
+        return bool(open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
+    if not Path(pretrained).is_file():
+        raise ConfigError(
+            f"{pretrained!r} is neither a pretrained tag of {model}{did_you_mean(pretrained, tags)} nor a file. "
+            f"Expected one of {', '.join(tags) or '(this model has none)'}, the path of a checkpoint, or random:SEED."
+        )
+    needs = {bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)) for tag in tags}
+    if configured or not needs - {configured}:
+        return configured
+    raise ConfigError(
+        f"The checkpoint {pretrained} doesn't say whether it needs QuickGELU, and published weights of {model} exist "
+        "with either; the wrong one gives wrong embeddings without an error. Say --activation quick_gelu (weights of "
+        "OpenAI, DFN, MetaCLIP) or --activation gelu (LAION, DataComp)."
+    )
+
+
+def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Module:
+    """Build the network and load its weights, or explain why that failed."""
+    if pretrained.startswith(RANDOM_WEIGHTS):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_random_seed(pretrained))
+            with _quiet():
+                network: torch.nn.Module = open_clip.create_model(model, pretrained_text=False, **options)
+        return network
+    if pretrained and Path(pretrained).is_file():
+        options = {**options, "force_preprocess_cfg": _common_preprocessing(model)}
+    try:
+        with _quiet():
+            network = open_clip.create_model(
+                model, pretrained or None, pretrained_text=False, require_pretrained=True, **options
+            )
+    except Exception as error:  # a download, a file format or a shape: open_clip raises nearly anything here
+        what = f"{model} / {pretrained}" if pretrained else model
+        raise InputError(
+            f"The weights of {what} could not be loaded ({type(error).__name__}: {_first_line(error)}). Expected a "
+            "connection to the model hub, or weights on disk. Without a network, fetch the weights elsewhere and say "
+            "--pretrained FILE with an open_clip checkpoint, or --model local-dir:FOLDER with open_clip_config.json "
+            "and the weights in it."
+        ) from error
+    return network
+
+
+def _common_preprocessing(model: str) -> dict[str, Any] | None:
+    """Return the preprocessing that all published weights of a model share; a checkpoint file doesn't carry it."""
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    configs = [{k: open_clip.get_pretrained_cfg(model, tag).get(k) for k in keys} for tag in tags]
+    return configs[0] if configs and all(config == configs[0] for config in configs) else None
+
+
+def _random_seed(pretrained: str) -> int:
+    text = pretrained.removeprefix(RANDOM_WEIGHTS)
+    if not text.isdecimal():
+        raise ConfigError(f"--pretrained {pretrained}: expected random:SEED with a whole number, for example random:0.")
+    return int(text)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no further word")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence open_clip's remarks on choices that are made on purpose here."""
+    root = logging.getLogger()
+    previous = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(previous)

@@ -1,0 +1,147 @@
+"""Scoring a run: its head over a split's frames, the task's metrics, and the predictions per frame."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from affcache.annotations import JoinAccount, JoinedLabels, join_labels
+from affcache.config import build
+from affcache.encoder import differing_fields, resolve_device
+from affcache.errors import StoreError
+from affcache.heads import MLPHead
+from affcache.listener import Listener
+from affcache.metrics import Scores
+from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
+from affcache.settings import RUNS, ScoreSettings
+from affcache.store import EmbeddingStore
+from affcache.tasks import Task
+from affcache.training import Frames, build_head, find_task, predict
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The scores of one run on one split."""
+
+    run: str
+    store: str
+    task: str
+    split: str
+    epoch: int  # of the head that was scored, counted from 1
+    frames: int
+    account: JoinAccount
+    scores: Scores
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return {
+            "task": self.task,
+            "split": self.split,
+            **self.scores.to_json(),
+            "frames": self.frames,
+            "epoch": self.epoch,
+            "run": self.run,
+            "store": self.store,
+            "classes_without_support": list(self.scores.without_support),
+            "labels": self.account.to_json(),
+        }
+
+
+def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> ScoreResult:
+    """Score a run's best head on a split, and write scores.json and predictions.h5 into the run folder.
+
+    Args:
+        settings: all settings, or none and single ones by name, for instance ``score(run=Path("runs/a"))``.
+        listener: receives messages and warnings.
+
+    Raises:
+        InputError: no run, or labels that can't be read or that join to no crop.
+        StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
+    """
+    settings = settings or build(ScoreSettings, values)
+    listener = listener or Listener()
+    folder = RunFolder(settings.run) if settings.run else newest_run(RUNS)
+    config = folder.read_config()
+    task = find_task(config["task"])
+    fitted = settings_from_json(config["settings"])
+    device = resolve_device(settings.device)
+    tensors, best = read_tensors(folder.head)
+    store = EmbeddingStore.open(settings.store or Path(config["store"]["path"]))
+    store.require_complete()
+    _require_store(store, config["store"], folder, chosen=settings.store is not None)
+
+    joined = join_labels(store, settings.annotations or fitted.annotations, task, settings.split)
+    listener.message(joined.account.sentence(settings.split))
+    head: MLPHead = build_head(fitted, store.width, task).to(device)
+    head.load_state_dict(tensors)
+    frames = Frames.load(store, joined, device)
+    logits = predict(head, frames.embeddings, fitted.normalize)  # (n, C)
+    probabilities = task.probabilities(logits).cpu().numpy()
+    decided = task.decide(probabilities)
+    scores = task.score(joined.labels, decided, task.classes)
+    if scores.without_support:
+        listener.warning(
+            f"No {settings.split} frame is labelled {', '.join(scores.without_support)}: each counts as 0 in "
+            f"{scores.metric}, as the mean runs over all {task.outputs} classes."
+        )
+    result = ScoreResult(
+        run=str(folder.path),
+        store=str(store.path),
+        task=task.name,
+        split=settings.split,
+        epoch=best["epoch"],
+        frames=len(joined),
+        account=joined.account,
+        scores=scores,
+    )
+    _write_predictions(folder.predictions, result, task, store, joined, probabilities, decided)
+    write_json(folder.scores, result.to_json())
+    return result
+
+
+def _require_store(store: EmbeddingStore, trained_on: dict[str, Any], folder: RunFolder, *, chosen: bool) -> None:
+    """Refuse a store of another encoder; one that merely holds other crops is fine if the user chose it."""
+    if store.encoder_fingerprint != trained_on["encoder_fingerprint"]:
+        lines = "\n  ".join(differing_fields(trained_on["encoder"], store.encoder))
+        raise StoreError(
+            f"Run {folder.path} was trained on embeddings of another encoder than {store.path} holds. Expected the "
+            f"same one; these differ (run against store):\n  {lines}\nScore with --store FILE and a store of the run's "
+            "encoder, or train again with 'affcache fit'."
+        )
+    if not chosen and store.fingerprint() != trained_on["fingerprint"]:
+        raise StoreError(
+            f"The store {store.path} has changed since run {folder.path} was trained on it: other crops or other "
+            f"embeddings, of the same encoder. Score on it as it is now with --store {store.path}, or train again "
+            "with 'affcache fit'."
+        )
+
+
+def _write_predictions(
+    path: Path,
+    result: ScoreResult,
+    task: Task,
+    store: EmbeddingStore,
+    joined: JoinedLabels,
+    probabilities: npt.NDArray[np.float32],
+    decided: npt.NDArray[Any],
+) -> None:
+    """Write what the head says of every scored frame, with the keys that find it again."""
+    partial = path.with_name(path.name + ".partial")
+    with h5py.File(partial, "w") as file:
+        file.attrs["format"] = "affcache-predictions"
+        file.attrs["format_version"] = 1
+        file.attrs["classes"] = json.dumps(task.classes)
+        for name in ("task", "split", "run", "store"):
+            file.attrs[name] = getattr(result, name)
+        file["rows"] = joined.rows
+        file["video"] = store.video_of_rows()[joined.rows].astype(np.int32)
+        file["frame_number"] = np.asarray(store.frame_number[joined.rows])
+        file.create_dataset("video_name", data=list(store.video_names), dtype=h5py.string_dtype())
+        file["probabilities"] = probabilities.astype(np.float32)
+        file["decided"] = decided
+        file["labels"] = joined.labels
+    partial.replace(path)

@@ -1,0 +1,241 @@
+"""The embedding store, format 1: one HDF5 file, laid out whole at creation, read through a memory map.
+
+After creation nothing in the file moves. The writer changes bytes inside contiguous datasets only, through plain file
+writes at their offsets, so a killed process leaves a file that opens, and the rows it had committed. HDF5 itself
+writes just once, into a temporary file that is renamed when it is whole.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from affcache.errors import StoreError
+
+FORMAT = "affcache-embeddings"
+FORMAT_VERSION = 1
+BLOCK_ROWS = 4096  # rows under one checksum
+PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
+NUMERIC_DATASETS = {
+    "features": np.dtype("<f2"),
+    "status": np.dtype("u1"),
+    "frame_number": np.dtype("<i4"),
+    "video_start": np.dtype("<i8"),
+    "block_checksum": np.dtype("<u4"),
+}
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """A store opened for reading. The arrays are read-only memory maps; nothing is loaded until it is used.
+
+    The rows of video v are ``video_start[v]:video_start[v + 1]``, in frame order. A row is there for every crop that
+    was found, also for one that cannot be read (status 2, features zero).
+    """
+
+    path: Path
+    features: npt.NDArray[np.float16]  # (N, D) raw encoder output, not normalised
+    status: npt.NDArray[np.uint8]  # (N,) 0 pending, 1 encoded, 2 unreadable
+    frame_number: npt.NDArray[np.int32]  # (N,) the number in the crop's file name
+    video_names: tuple[str, ...]  # (V,)
+    video_start: npt.NDArray[np.int64]  # (V + 1,)
+    block_checksum: npt.NDArray[np.uint32]  # (ceil(N / 4096),) CRC-32 of finished blocks of features, 0 while pending
+    encoder: dict[str, Any]  # how the embeddings were made
+    encoder_fingerprint: str  # sha256 over the fields of ``encoder`` that change the numbers
+
+    @classmethod
+    def open(cls, path: Path | str) -> "EmbeddingStore":
+        """Open a store for reading, finished or not.
+
+        Raises:
+            StoreError: no such file, not a store, of another format version, or cut short.
+        """
+        path = Path(path)
+        layout = read_layout(path)
+        maps: dict[str, Any] = {name: _memory_map(path, place) for name, place in layout.places.items()}
+        return cls(
+            path=path,
+            **maps,
+            video_names=layout.video_names,
+            encoder=layout.encoder,
+            encoder_fingerprint=layout.encoder_fingerprint,
+        )
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    @property
+    def width(self) -> int:
+        """D, the number of values in one embedding."""
+        return self.features.shape[1]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows per status: pending, encoded, unreadable."""
+        pending, encoded, unreadable = np.bincount(self.status, minlength=3)[:3]
+        return {"pending": int(pending), "encoded": int(encoded), "unreadable": int(unreadable)}
+
+    def video_of_rows(self) -> npt.NDArray[np.int64]:
+        """Return the video index of every row, int64 (N,)."""
+        return np.repeat(np.arange(len(self.video_names)), np.diff(self.video_start))
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over what the store holds: encoder, index, statuses and block checksums."""
+        digest = hashlib.sha256(self.encoder_fingerprint.encode())
+        digest.update("\n".join(self.video_names).encode())
+        for array in (self.video_start, self.frame_number, self.status, self.block_checksum):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def require_complete(self) -> None:
+        """Raise StoreError unless every row is encoded or known to be unreadable. Reads no features."""
+        counts = self.counts
+        if counts["pending"]:
+            raise StoreError(
+                f"{self.path} is incomplete: {counts['pending']:,} of {len(self):,} rows are still to be encoded. "
+                "An extraction is running on it, or one was interrupted: run the same 'affcache extract' again and it "
+                "continues where it stopped."
+            )
+
+    def verify(self) -> None:
+        """Read everything and check it.
+
+        Raises:
+            StoreError: names the first bad block: features that don't match their checksum, rows with an impossible
+                status, an unreadable row that isn't zero, or rows that are still pending.
+        """
+        self.require_complete()
+        self._verify_index()
+        for block, checksum in enumerate(self.block_checksum):
+            first, last = block_bounds(block, len(self))
+            problem = self._problem_of_block(first, last, int(checksum))
+            if problem:
+                raise StoreError(
+                    f"{self.path}: block {block} (rows {first} to {last - 1}) is corrupt: {problem}. The disk or a "
+                    "copy damaged the file. Delete it and extract again, or restore it from a sound copy."
+                )
+
+    def _problem_of_block(self, first: int, last: int, checksum: int) -> str:
+        features, status = self.features[first:last], self.status[first:last]
+        if (status > UNREADABLE).any():
+            return f"a row has status {status.max()}, expected 0, 1 or 2"
+        if block_crc(features) != checksum:
+            return "its features don't match their checksum"
+        if features[status == UNREADABLE].any():
+            return "a row that is marked unreadable holds features"
+        return ""
+
+    def _verify_index(self) -> None:
+        starts = self.video_start
+        sound = starts[0] == 0 and starts[-1] == len(self) and (np.diff(starts) > 0).all()
+        within_video = np.ones(len(self), dtype=bool)
+        if sound:
+            within_video[starts[:-1]] = False
+            sound = bool((np.diff(self.frame_number)[within_video[1:]] > 0).all())
+        if not sound or len(starts) != len(self.video_names) + 1:
+            raise StoreError(
+                f"{self.path}: the index of videos and frames is corrupt (rows must be grouped by video, frame "
+                "numbers rising). Delete the file and extract again, or restore it from a sound copy."
+            )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one dataset's bytes lie in the file."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The first byte after the dataset."""
+        return self.offset + self.dtype.itemsize * int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the HDF5 structure of a store says; everything a reader or a writer needs besides the bytes."""
+
+    places: Mapping[str, Place]
+    video_names: tuple[str, ...]
+    encoder: dict[str, Any]
+    encoder_fingerprint: str
+
+
+def read_layout(path: Path) -> Layout:
+    """Read the structure of a store file and check that every byte it promises is there.
+
+    Raises:
+        StoreError: no such file, not a store, of another format version, or cut short.
+    """
+    if not path.is_file():
+        raise StoreError(
+            f"There is no embedding store at {path}. Make one with 'affcache extract --store {path}', or say where "
+            'it is with --store FILE or with store = "..." in affcache.toml.'
+        )
+    try:
+        # no HDF5 lock: a store may be looked at while it is written
+        with h5py.File(path, "r", locking=False) as file:
+            _check_format(path, file)
+            layout = Layout(
+                places={name: _place(file[name], dtype) for name, dtype in NUMERIC_DATASETS.items()},
+                video_names=tuple(file["video_name"].asstr()[:]),
+                encoder=json.loads(file.attrs["encoder"]),
+                encoder_fingerprint=str(file.attrs["encoder_fingerprint"]),
+            )
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise StoreError(
+            f"{path} can't be read as an embedding store: it is cut short, damaged or no HDF5 file at all "
+            f"({type(error).__name__}: {error}). Delete it and extract again, or restore it from a sound copy."
+        ) from None
+    needed = max(place.end for place in layout.places.values())
+    size = path.stat().st_size
+    if size < needed:
+        raise StoreError(
+            f"{path} is cut short: {size:,} bytes, expected at least {needed:,}. A copy or download broke off. "
+            "Copy it again, or delete it and extract again."
+        )
+    return layout
+
+
+def _check_format(path: Path, file: h5py.File) -> None:
+    found, version = file.attrs.get("format"), file.attrs.get("format_version")
+    if found != FORMAT:
+        raise StoreError(
+            f"{path} is an HDF5 file but no embedding store: its attribute 'format' is {found!r}, expected "
+            f"{FORMAT!r}. Make a store with 'affcache extract --store FILE'."
+        )
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has store format version {version}; this affcache reads version {FORMAT_VERSION}. Use the "
+            "affcache version that wrote it, or delete it and extract again."
+        )
+
+
+def _place(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Place:
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.dtype != dtype:
+        raise ValueError(f"{dataset.name} is {dataset.dtype} and not one contiguous {dtype}")
+    return Place(int(offset), dtype, tuple(dataset.shape))
+
+
+def _memory_map(path: Path, place: Place) -> npt.NDArray[Any]:
+    return np.memmap(path, dtype=place.dtype, mode="r", offset=place.offset, shape=place.shape)
+
+
+def block_bounds(block: int, rows: int) -> tuple[int, int]:
+    """Return the first row of a checksum block and the row after its last one."""
+    return block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, rows)
+
+
+def block_crc(features: npt.NDArray[np.float16]) -> int:
+    """CRC-32 over one block's little-endian float16 bytes; a sum of 0, which means pending, is kept as 1."""
+    return crc32(np.ascontiguousarray(features, dtype="<f2").tobytes()) or 1

@@ -1,0 +1,221 @@
+"""Writing the embedding store: created whole under a temporary name, then committed in blocks, by one process.
+
+See store.py for the format and for why committed rows survive a kill.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from affcache.errors import StoreError
+from affcache.frames import CropList
+from affcache.store import (
+    BLOCK_ROWS,
+    ENCODED,
+    FORMAT,
+    FORMAT_VERSION,
+    NUMERIC_DATASETS,
+    PENDING,
+    UNREADABLE,
+    EmbeddingStore,
+    block_bounds,
+    block_crc,
+)
+
+PAGE = 4096  # bytes; datasets start on page borders so that they can be memory-mapped
+
+
+def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, Any], encoder_fingerprint: str) -> None:
+    """Lay out a new store in which every row is pending, and reserve its room on the disk.
+
+    Args:
+        path: where it goes; must not exist. Parent folders are made.
+        crops: the N crops, which fix the rows.
+        width: D, the number of values in one embedding.
+        encoder: what is kept as the store's ``encoder`` attribute.
+        encoder_fingerprint: sha256 over the fields of ``encoder`` that change the numbers.
+
+    Raises:
+        StoreError: the disk has no room, or the folder can't be written.
+    """
+    rows = len(crops)
+    partial = path.with_name(path.name + ".partial")
+    needed = rows * (width * 2 + 5) + PAGE * 8
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with h5py.File(partial, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["encoder"] = json.dumps(encoder, sort_keys=True, separators=(",", ":"))
+            file.attrs["encoder_fingerprint"] = encoder_fingerprint
+            file.create_dataset("video_name", data=list(crops.video_names), dtype=h5py.string_dtype())
+            shapes = {
+                "features": (rows, width),
+                "status": (rows,),
+                "frame_number": (rows,),
+                "video_start": (len(crops.video_start),),
+                "block_checksum": (-(-rows // BLOCK_ROWS),),
+            }
+            for name, dtype in NUMERIC_DATASETS.items():
+                _allocate(file, name, shapes[name], dtype)
+            file["frame_number"][:] = crops.frame_number
+            file["video_start"][:] = crops.video_start
+        _reserve_and_flush(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if _is_full(error):
+            free = shutil.disk_usage(_existing_parent(path)).free
+            raise StoreError(
+                f"No space for the store {path}: {rows:,} rows of {width} values need {needed / 1e9:.3f} GB, "
+                f"{free / 1e9:.3f} GB are free. Free some space, or choose another disk with --store FILE."
+            ) from None
+        raise StoreError(
+            f"The store {path} can't be created: {error.strerror or error}. Expected a folder that can be written. "
+            "Choose another place with --store FILE."
+        ) from None
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Create a contiguous dataset whose bytes exist from the start, all zero."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the reserved room reads as zeros already
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, properties)
+
+
+def _reserve_and_flush(path: Path) -> None:
+    """Make the file system set every byte aside now, so that a disk fills at the start or not at all."""
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        os.fsync(file.fileno())
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _is_full(error: OSError) -> bool:
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    return error.errno in full or "No space left" in str(error)  # h5py keeps the number in its text only
+
+
+@contextmanager
+def writing_lock(path: Path) -> Iterator[None]:
+    """Hold the right to create or write the store at ``path``; the system lets go of it when the process ends.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(
+            f"{path} is being written by another process. Wait until that is done, or stop it and run the same "
+            "command again: it continues at the last committed row. To extract something else at the same time, "
+            "choose another --store FILE."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class StoreWriter:
+    """Commits encoded rows to a store that ``create_store`` made. Use it as a context manager, under writing_lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = EmbeddingStore.open(path)
+        self._file = path.open("r+b", buffering=0)
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def pending_rows(self) -> npt.NDArray[np.int64]:
+        """Return the rows that are still to be encoded, in order."""
+        return np.flatnonzero(self.store.status == PENDING)
+
+    def commit(self, first_row: int, features: npt.NDArray[np.float16], status: npt.NDArray[np.uint8]) -> None:
+        """Make n consecutive rows durable: features, flushed; then their status, flushed; then finished checksums.
+
+        Args:
+            first_row: the first of the n rows.
+            features: float16 (n, D), finite; zero where a row is unreadable.
+            status: uint8 (n,), each 1 (encoded) or 2 (unreadable).
+
+        Raises:
+            StoreError: an embedding is not finite in float16, or the disk refuses the write.
+        """
+        assert features.shape == (len(status), self.store.width)
+        assert np.isin(status, (ENCODED, UNREADABLE)).all()
+        if not np.isfinite(features).all():
+            row = first_row + int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+            raise StoreError(
+                f"The embedding of row {row} is not finite in float16. The encoder's weights or its precision are at "
+                "fault: try --precision fp32, or another --model."
+            )
+        last_row = first_row + len(status)
+        self._write(self.store.features, features.astype("<f2", copy=False), first_row)
+        self._write(self.store.status, status, first_row)
+        for block in range(first_row // BLOCK_ROWS, -(-last_row // BLOCK_ROWS)):
+            self._finish_block(block)
+
+    def reopen_unreadable(self) -> int:
+        """Mark every unreadable row as pending again, and return how many there were."""
+        rows = np.flatnonzero(self.store.status == UNREADABLE)
+        for block in np.unique(rows // BLOCK_ROWS):
+            self._write(self.store.block_checksum, np.zeros(1, "<u4"), int(block))
+        for row in rows:
+            self._write(self.store.status, np.full(1, PENDING, np.uint8), int(row))
+        return len(rows)
+
+    def finish_checksums(self) -> None:
+        """Write checksums that a kill between a block's last status and its checksum left out."""
+        for block in np.flatnonzero(self.store.block_checksum == 0):
+            self._finish_block(int(block))
+
+    def _finish_block(self, block: int) -> None:
+        first, last = block_bounds(block, len(self.store))
+        if (self.store.status[first:last] != PENDING).all():
+            checksum = block_crc(self.store.features[first:last])
+            self._write(self.store.block_checksum, np.array([checksum], "<u4"), block)
+
+    def _write(self, target: npt.NDArray[Any], values: npt.NDArray[Any], first: int) -> None:
+        """Write values over target[first:...] and wait until they are on the disk."""
+        assert isinstance(target, np.memmap)
+        bytes_per_entry = target.strides[0]
+        try:
+            self._file.seek(target.offset + first * bytes_per_entry)
+            remaining = memoryview(np.ascontiguousarray(values)).cast("B")
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"Writing to {self.store.path} failed: {error.strerror or error}. Rows committed before are safe: "
+                "make room or reconnect the disk, then run the same command again."
+            ) from None

@@ -1,0 +1,329 @@
+"""Stage two: a light head trained on a store with CVaR in the loss and SAM as optimiser, resumable per epoch."""
+
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import affcache
+from affcache.annotations import JoinedLabels, find_label_files, join_labels
+from affcache.config import build
+from affcache.encoder import resolve_device
+from affcache.errors import ConfigError, InputError, did_you_mean
+from affcache.heads import MLPHead
+from affcache.listener import Listener
+from affcache.losses import tail_size
+from affcache.runs import RunFolder, claim_run, describe_store, read_tensors, settings_to_json, write_tensors
+from affcache.sam import SAM, frozen_batch_norm
+from affcache.settings import RUNS, FitSettings, default_store
+from affcache.store import EmbeddingStore
+from affcache.tasks import TASKS, Task
+
+SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
+EVALUATION_BATCH = 8192  # frames per forward pass without gradients
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run found."""
+
+    run: str
+    task: str
+    metric: str
+    value: float  # the metric on the validation split at the best epoch
+    best_epoch: int  # counted from 1
+    epochs: int
+    frames: int  # training frames
+    validation_frames: int
+    tail: float  # losses per batch that CVaR averages
+    seconds: float
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Embeddings with their labels in memory, on the device that trains: a batch is one index into them."""
+
+    embeddings: torch.Tensor  # (n, D) float16
+    labels: torch.Tensor  # (n,) or (n, values)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def load(cls, store: EmbeddingStore, joined: JoinedLabels, device: torch.device) -> "Frames":
+        """Copy the joined rows of a store to a device."""
+        embeddings = torch.from_numpy(np.asarray(store.features[joined.rows]))
+        return cls(embeddings.to(device), torch.from_numpy(joined.labels).to(device))
+
+
+def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> FitResult:
+    """Train a head on a store and labels, keeping the best epoch by the validation metric.
+
+    Args:
+        settings: all settings, or none and single ones by name, for instance ``fit(task="au", store=path)``.
+        listener: receives messages and progress.
+
+    Raises:
+        InputError: labels that can't be read or that join to no crop.
+        StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
+        ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
+    """
+    settings = settings or build(FitSettings, values)
+    listener = listener or Listener()
+    task = find_task(settings.task)
+    device = resolve_device(settings.device)
+    store = EmbeddingStore.open(settings.store or default_store())
+    store.require_complete()
+    train, validation = join_splits(store, settings.annotations, task, listener)
+    _say_tail(settings, task, len(train), listener)
+    folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
+    with _own_random_numbers(settings.seed, device):
+        training = _Training(settings, task, store, device, folder)
+        if settings.resume and folder.last.exists():
+            training.restore()
+        return training.run(Frames.load(store, train, device), Frames.load(store, validation, device), listener)
+
+
+def find_task(name: str) -> Task:
+    """Return a task by name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in TASKS:
+        known = "; ".join(f"{task.name}: {task.description}" for task in TASKS.values())
+        raise ConfigError(f"--task {name!r} is unknown{did_you_mean(name, TASKS)}. Expected one of: {known}.")
+    return TASKS[name]
+
+
+def join_splits(
+    store: EmbeddingStore, annotations: Path, task: Task, listener: Listener
+) -> tuple[JoinedLabels, JoinedLabels]:
+    """Join the labels of both splits to a store and say what was left out."""
+    both = set(find_label_files(annotations, task, "train")) & set(find_label_files(annotations, task, "validation"))
+    if both:
+        examples = ", ".join(sorted(both)[:3])
+        listener.warning(f"{len(both)} videos are in both splits, so validation flatters: {examples}")
+    train = join_labels(store, annotations, task, "train")
+    validation = join_labels(store, annotations, task, "validation")
+    listener.message(train.account.sentence("train"))
+    listener.message(validation.account.sentence("validation"))
+    if len(train) < 2:
+        raise InputError(f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels.")
+    return train, validation
+
+
+def predict(head: MLPHead, embeddings: torch.Tensor, normalize: str) -> torch.Tensor:
+    """Return the logits (n, C) of float16 embeddings (n, D), in evaluation mode, without gradients."""
+    head.eval()
+    with torch.inference_mode():
+        batches = embeddings.split(EVALUATION_BATCH)
+        return torch.cat([head(prepare(batch, normalize)) for batch in batches])  # (n, C)
+
+
+def prepare(embeddings: torch.Tensor, normalize: str) -> torch.Tensor:
+    """Turn stored float16 embeddings into the head's float32 input, scaled to length 1 for "l2"."""
+    prepared = embeddings.float()
+    return torch.nn.functional.normalize(prepared, dim=1) if normalize == "l2" else prepared
+
+
+def build_head(settings: FitSettings, width: int, task: Task) -> MLPHead:
+    """Build the untrained head that the settings describe, for embeddings of the given width."""
+    return MLPHead(
+        width,
+        task.outputs,
+        hidden_layers=settings.hidden_layers,
+        hidden_width=settings.hidden_width,
+        dropout=settings.dropout,
+    )
+
+
+def learning_rate(settings: FitSettings, epoch: int) -> float:
+    """Return the learning rate of an epoch (counted from 0): a cosine that swings between lr and its minimum."""
+    phase = math.pi * epoch / (settings.lr_half_period * settings.epochs)
+    return settings.lr_minimum + (settings.lr - settings.lr_minimum) * (1 + math.cos(phase)) / 2
+
+
+class _Training:
+    """The state of one run: head, optimiser, finished epochs and the best of them."""
+
+    def __init__(
+        self, settings: FitSettings, task: Task, store: EmbeddingStore, device: torch.device, folder: RunFolder
+    ) -> None:
+        self.settings = settings
+        self.task = task
+        self.device = device
+        self.folder = folder
+        self.identity = {"task": task.name, "store": describe_store(store), "settings": settings_to_json(settings)}
+        self.head = build_head(settings, store.width, task).to(device)
+        base = torch.optim.AdamW(self.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        self.optimiser = SAM(base, settings.rho)
+        self.epoch = 0  # finished ones
+        self.best_value = -math.inf
+        self.best_epoch = 0
+
+    def run(self, train: Frames, validation: Frames, listener: Listener) -> FitResult:
+        """Train the epochs that are left and say what was found."""
+        start = time.perf_counter()
+        while self.epoch < self.settings.epochs:
+            entry = self._one_epoch(train, validation)
+            self._save(entry)
+            words = f"{self.task.metric} {entry[self.task.metric]:.3f}, best {self.best_value:.3f}"
+            listener.progress(self.epoch, self.settings.epochs, words)
+        return FitResult(
+            run=str(self.folder.path),
+            task=self.task.name,
+            metric=self.task.metric,
+            value=self.best_value,
+            best_epoch=self.best_epoch,
+            epochs=self.epoch,
+            frames=len(train),
+            validation_frames=len(validation),
+            tail=_tail(self.settings, self.task, len(train)),
+            seconds=time.perf_counter() - start,
+            device=str(self.device),
+        )
+
+    def _one_epoch(self, train: Frames, validation: Frames) -> dict[str, Any]:
+        """Train one epoch, evaluate, and return its line of history."""
+        start = time.perf_counter()
+        rate = learning_rate(self.settings, self.epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.head.train()
+        losses = [self._step(train, batch) for batch in _batches(len(train), self.settings.batch_size)]
+        train_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(train_loss):
+            raise ConfigError(
+                f"The training diverged in epoch {self.epoch + 1}: the loss is {train_loss}. Expected a finite loss. "
+                "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
+                f"{self.folder.path}."
+            )
+        trained = time.perf_counter()
+        logits = predict(self.head, validation.embeddings, self.settings.normalize)  # (n, C)
+        decided = self.task.decide(self.task.probabilities(logits).cpu().numpy())
+        scores = self.task.score(validation.labels.cpu().numpy(), decided, self.task.classes)
+        self.epoch += 1
+        return {
+            "epoch": self.epoch,
+            "train_loss": train_loss,
+            "validation_loss": float(self.task.loss(logits, validation.labels, 1.0)),
+            self.task.metric: scores.value,
+            "learning_rate": rate,
+            "seconds": round(time.perf_counter() - start, 3),
+            "training_seconds": round(trained - start, 3),
+        }
+
+    def _step(self, train: Frames, batch: torch.Tensor) -> torch.Tensor:
+        """Make one step on the frames of a batch; return the loss of its first pass, not yet waited for."""
+        batch = batch.to(self.device)
+        embeddings = prepare(train.embeddings[batch], self.settings.normalize)  # (B, D)
+        labels = train.labels[batch]
+        loss = self.task.loss(self.head(embeddings), labels, self.settings.alpha)
+        loss.backward()
+        if self.settings.rho:
+            with self.optimiser.perturbed(), frozen_batch_norm(self.head):
+                self.task.loss(self.head(embeddings), labels, self.settings.alpha).backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return loss.detach()
+
+    def _save(self, entry: dict[str, Any]) -> None:
+        """Write the epoch: history, the head if it is the best so far, and last what ``restore`` continues from."""
+        self.folder.append_history(entry)
+        if entry[self.task.metric] > self.best_value:
+            self.best_value, self.best_epoch = entry[self.task.metric], self.epoch
+            best = {"epoch": self.epoch, self.task.metric: self.best_value}
+            write_tensors(self.folder.head, self.head.state_dict(), {**self.identity, **best})
+        optimiser = self.optimiser.state_dict()["base"]
+        tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        for index, state in optimiser["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
+        tensors["generator"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        progress = {"epoch": self.epoch, "best_value": self.best_value, "best_epoch": self.best_epoch}
+        write_tensors(self.folder.last, tensors, {**self.identity, **progress})
+
+    def restore(self) -> None:
+        """Continue from the last finished epoch, as if there had been no interruption."""
+        tensors, progress = read_tensors(self.folder.last)
+        self.head.load_state_dict(_with_prefix(tensors, "head."))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in _with_prefix(tensors, "optimiser.").items():
+            index, _, entry = name.partition(".")
+            state.setdefault(int(index), {})[entry] = tensor
+        groups = self.optimiser.state_dict()["base"]["param_groups"]
+        self.optimiser.load_state_dict({"rho": self.settings.rho, "base": {"state": state, "param_groups": groups}})
+        torch.set_rng_state(tensors["generator"])
+        if self.device.type == "cuda" and "generator.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["generator.cuda"], self.device)
+        self.epoch, self.best_value = progress["epoch"], progress["best_value"]
+        self.best_epoch = progress["best_epoch"]
+        self.folder.keep_history(self.epoch)
+
+
+def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _batches(frames: int, size: int) -> Iterator[torch.Tensor]:
+    """Yield a shuffled epoch as index tensors; a last batch of one frame joins the one before (BatchNorm needs two)."""
+    batches = list(torch.randperm(frames).split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return iter(batches)
+
+
+@contextmanager
+def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators, and give the caller's own back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _tail(settings: FitSettings, task: Task, frames: int) -> float:
+    return tail_size(min(settings.batch_size, frames) * task.losses_per_frame, settings.alpha)
+
+
+def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener) -> None:
+    """Say how many losses CVaR averages per step, and warn when they are few."""
+    if settings.alpha == 1:
+        return
+    tail = _tail(settings, task, frames)
+    listener.message(f"CVaR at alpha {settings.alpha:g} averages the worst {tail:g} losses of each batch")
+    if tail < SMALLEST_TAIL:
+        listener.warning(
+            f"CVaR's tail is {tail:g} losses a batch, fewer than {SMALLEST_TAIL}: its gradient will be noisy. Raise "
+            "--batch-size or --alpha."
+        )
+
+
+def _describe_run(
+    settings: FitSettings, store: EmbeddingStore, task: Task, train: JoinedLabels, validation: JoinedLabels
+) -> dict[str, Any]:
+    """Return what config.json keeps: everything that decides the run, resolved."""
+    return {
+        "affcache": affcache.__version__,
+        "task": task.name,
+        "classes": list(task.classes),
+        "settings": settings_to_json(settings),
+        "store": describe_store(store),
+        "labels": {"train": train.account.to_json(), "validation": validation.account.to_json()},
+        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+    }

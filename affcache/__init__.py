@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from affcache.encoder import Encoder, load_encoder
     from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
     from affcache.extraction import ExtractResult, extract
+    from affcache.fitting import FitResult, fit
     from affcache.heads import MLPHead
     from affcache.listener import Listener
     from affcache.losses import cvar
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from affcache.settings import ExtractSettings, FitSettings, ScoreSettings
     from affcache.store import EmbeddingStore
     from affcache.tasks import TASKS, Task
-    from affcache.training import FitResult, fit
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _MODULE_OF = {
     "Encoder": "encoder",
     "ExtractResult": "extraction",
     "ExtractSettings": "settings",
-    "FitResult": "training",
+    "FitResult": "fitting",
     "FitSettings": "settings",
     "InputError": "errors",
     "Listener": "listener",
@@ -47,7 +47,7 @@ _MODULE_OF = {
     "Task": "tasks",
     "cvar": "losses",
     "extract": "extraction",
-    "fit": "training",
+    "fit": "fitting",
     "load_encoder": "encoder",
     "score": "scoring",
     "write_sample": "sample",

@@ -141,8 +141,9 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
             problem = "a value out of range"
             break
     return (
-        f"{path}, line {number}: {problem} in {line[:80]!r}. Expected {task.values_per_line} {kind} from {low} to "
-        f"{high} (or {task.invalid_value} where there is no label). Correct that line; lines can't be dropped, since line i "
+        f"{path}, line {number}: {problem} in {line[:80]!r}. Expected {task.values_per_line} {kind} from "
+        f"{low} to {high} (or {task.invalid_value} where there is no label). Correct that line; "
+        "don't drop it, since line i "
         "belongs to frame i."
     )
 

@@ -58,7 +58,7 @@ class Encoder:
         embeddings = self.network(self.preprocessing.normalise(pixels, self.dtype))
         if isinstance(embeddings, (tuple, list)):  # CoCa returns (pooled, tokens)
             embeddings = embeddings[0]
-        return embeddings.float().cpu()  # type: ignore[no-any-return]  # (B, D)
+        return embeddings.float().cpu()  # (B, D)
 
     def _resize(self, crops: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
         """Resize each group of equally large crops in one go, and put them back in order."""
@@ -121,15 +121,8 @@ def load_encoder(
     tower = network.visual  # the image half; the text half would double the memory
     assert isinstance(tower, torch.nn.Module)
     weights_sha256 = _weights_sha256(tower)
-    tower = (
-        tower.eval()
-        .requires_grad_(False)
-        .to(
-            device=device,
-            dtype=DTYPES[precision],
-            memory_format=torch.channels_last,  # convolutions run twice as fast
-        )
-    )
+    tower = tower.eval().requires_grad_(False).to(device=device, dtype=DTYPES[precision])
+    tower = tower.to(memory_format=torch.channels_last)  # convolutions run twice as fast
     description = {
         "model": model,
         "pretrained": pretrained,

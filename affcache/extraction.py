@@ -2,30 +2,21 @@
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from affcache.config import build
 from affcache.encoder import Encoder, differing_fields, load_encoder, resolve_device
 from affcache.errors import InputError, StoreError
 from affcache.frames import CropList, find_crops
-from affcache.images import DecodedCrop, UnreadableCropError, decode_crop
 from affcache.listener import Listener
+from affcache.pipeline import Pipeline
 from affcache.settings import CROPS, ExtractSettings, default_store
-from affcache.store import ENCODED, UNREADABLE, EmbeddingStore
+from affcache.store import UNREADABLE, EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store, writing_lock
-
-COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much
-COMMIT_ROWS = 4096
-BATCHES_AHEAD = 4  # decoded batches that wait for the encoder; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -78,11 +69,59 @@ def extract(
             device=device,
         )
         if path.exists():
-            _check_continues(EmbeddingStore.open(path), crops, encoder)
+            _require_same(EmbeddingStore.open(path), crops, encoder)
         else:
             create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
         with StoreWriter(path) as writer:
-            return _Extraction(settings, crops, encoder, writer, listener).run()
+            pipeline = Pipeline(
+                crops,
+                encoder,
+                writer,
+                listener,
+                batch_size=settings.batch_size or (256 if device.type == "cuda" else 16),
+                workers=settings.workers or min(16, os.cpu_count() or 1),
+            )
+            return _encode_pending(pipeline, retry_unreadable=settings.retry_unreadable)
+
+
+def _encode_pending(pipeline: Pipeline, *, retry_unreadable: bool) -> ExtractResult:
+    """Run the pipeline over what a store still lacks, and say what was done."""
+    writer, crops = pipeline.writer, pipeline.crops
+    if retry_unreadable:
+        writer.reopen_unreadable()
+    writer.finish_checksums()
+    pending = writer.pending_rows()
+    if 0 < len(pending) < len(crops):
+        pipeline.listener.message(f"continuing: {len(crops) - len(pending):,} of {len(crops):,} rows are committed")
+    start = time.perf_counter()
+    try:
+        if len(pending):
+            pipeline.run(pending)
+    finally:
+        listed = _list_unreadable(writer.store, crops, pipeline.unreadable)
+    seconds = time.perf_counter() - start
+    counts = writer.store.counts
+    if not counts["encoded"]:
+        first = next(iter(sorted(pipeline.unreadable.items())), None)
+        example = f" The first one, {crops.path(first[0])}: {first[1]}." if first else ""
+        raise InputError(
+            f"None of the {len(crops):,} crops could be read.{example} Expected image files. They are all listed in "
+            f"{listed}; mend them, then run the same command again with --retry-unreadable."
+        )
+    return ExtractResult(
+        store=str(writer.store.path),
+        rows=len(crops),
+        encoded=counts["encoded"],
+        unreadable=counts["unreadable"],
+        encoded_now=len(pending),
+        seconds=seconds,
+        rate=len(pending) / seconds,
+        shares=pipeline.shares(),
+        converted={mode: count for mode, count in sorted(pipeline.modes.items()) if mode != "RGB"},
+        unreadable_list=str(listed) if listed else None,
+        device=str(pipeline.encoder.device),
+        precision=str(pipeline.encoder.description["precision"]),
+    )
 
 
 def _list_crops(settings: ExtractSettings, listener: Listener) -> CropList:
@@ -97,7 +136,7 @@ def _list_crops(settings: ExtractSettings, listener: Listener) -> CropList:
     return crops
 
 
-def _check_continues(store: EmbeddingStore, crops: CropList, encoder: Encoder) -> None:
+def _require_same(store: EmbeddingStore, crops: CropList, encoder: Encoder) -> None:
     """Refuse to continue a store that was made with another encoder or of other crops, saying what differs."""
     forward = "Choose another --store FILE for these, or delete that store to make it anew."
     if store.encoder_fingerprint != encoder.fingerprint:
@@ -122,188 +161,18 @@ def _check_continues(store: EmbeddingStore, crops: CropList, encoder: Encoder) -
         )
 
 
-@dataclass
-class _Extraction:
-    """One run over the pending rows of a store: decode ahead in threads, encode, commit."""
-
-    settings: ExtractSettings
-    crops: CropList
-    encoder: Encoder
-    writer: StoreWriter
-    listener: Listener
-    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "encode": 0.0, "write": 0.0})
-    reasons: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
-    modes: Counter[str] = field(default_factory=Counter)
-
-    def run(self) -> ExtractResult:
-        """Encode what is pending and say what was done."""
-        if self.settings.retry_unreadable:
-            self.writer.reopen_unreadable()
-        self.writer.finish_checksums()
-        pending = self.writer.pending_rows()
-        start = time.perf_counter()
-        if len(pending):
-            done_before = len(self.crops) - len(pending)
-            if done_before:
-                self.listener.message(f"continuing: {done_before:,} of {len(self.crops):,} rows are committed")
-            self._encode(pending, done_before)
-        seconds = time.perf_counter() - start
-        counts = self.writer.store.counts
-        listed = self._list_unreadable()
-        if not counts["encoded"]:
-            first = next(iter(self.reasons.items()), None)
-            example = f" The first one, {self.crops.path(first[0])}: {first[1]}." if first else ""
-            raise InputError(
-                f"None of the {len(self.crops):,} crops could be read.{example} Expected image files. They are all "
-                f"listed in {listed}; mend them, then run again with --retry-unreadable."
-            )
-        spent = sum(self.seconds.values()) or 1.0
-        return ExtractResult(
-            store=str(self.writer.store.path),
-            rows=len(self.crops),
-            encoded=counts["encoded"],
-            unreadable=counts["unreadable"],
-            encoded_now=len(pending),
-            seconds=seconds,
-            rate=len(pending) / seconds if len(pending) else 0.0,
-            shares={stage: value / spent for stage, value in self.seconds.items()},
-            converted={mode: n for mode, n in sorted(self.modes.items()) if mode != "RGB"},
-            unreadable_list=str(listed) if listed else None,
-            device=str(self.encoder.device),
-            precision=str(self.encoder.description["precision"]),
-        )
-
-    def _encode(self, pending: npt.NDArray[np.int64], done: int) -> None:
-        """Encode the pending rows batch by batch, committing every few seconds."""
-        waiting: list[tuple[int, npt.NDArray[np.float16], npt.NDArray[np.uint8]]] = []
-        rows_waiting, last_commit = 0, time.monotonic()
-        for rows, decoded in self._decoded_batches(pending):
-            features, status = self._encode_batch(rows, decoded)
-            waiting.append((int(rows[0]), features, status))
-            rows_waiting += len(rows)
-            if rows_waiting >= COMMIT_ROWS or time.monotonic() - last_commit >= COMMIT_SECONDS:
-                self._commit(waiting)
-                rows_waiting, last_commit = 0, time.monotonic()
-            done += len(rows)
-            self.listener.progress(done, len(self.crops), self._where_time_goes())
-        self._commit(waiting)
-
-    def _decoded_batches(
-        self, pending: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[npt.NDArray[np.int64], list[DecodedCrop | None]]]:
-        """Yield (rows, their crops, None where unreadable), decoded ahead of time by a pool of threads."""
-        batches = iter(_consecutive_batches(pending, self._batch_size()))
-        workers = self.settings.workers or min(16, os.cpu_count() or 1)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        ahead: list[tuple[npt.NDArray[np.int64], list[Future[DecodedCrop | None]]]] = []
-        try:
-            while True:
-                for rows in islice(batches, BATCHES_AHEAD - len(ahead)):
-                    ahead.append((rows, [pool.submit(self._read, int(row)) for row in rows]))
-                if not ahead:
-                    return
-                rows, futures = ahead.pop(0)
-                start = time.perf_counter()
-                decoded = [future.result() for future in futures]
-                self.seconds["decode"] += time.perf_counter() - start
-                yield rows, decoded
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _batch_size(self) -> int:
-        return self.settings.batch_size or (256 if self.encoder.device.type == "cuda" else 16)
-
-    def _read(self, row: int) -> DecodedCrop | None:
-        """Read and decode one crop; None, with the reason noted, where that can't be done."""
-        path = self.crops.path(row)
-        try:
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                _require_folder(path.parent)
-                raise UnreadableCropError(error.strerror or str(error)) from None
-            decoded = decode_crop(data)
-        except UnreadableCropError as error:
-            self.reasons[row] = str(error)
-            return None
-        self.modes[decoded.mode] += 1
-        return decoded
-
-    def _encode_batch(
-        self, rows: npt.NDArray[np.int64], decoded: list[DecodedCrop | None]
-    ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
-        """Return float16 features (B, D), zero where unreadable, and status (B,)."""
-        start = time.perf_counter()
-        features = np.zeros((len(rows), self.encoder.width), dtype=np.float16)
-        readable = np.array([crop is not None for crop in decoded])
-        if readable.any():
-            embeddings = self.encoder.encode([crop.pixels for crop in decoded if crop is not None])
-            with np.errstate(over="ignore"):  # an overflow becomes inf, which the writer refuses by row
-                features[readable] = embeddings.numpy().astype(np.float16)
-        self.seconds["encode"] += time.perf_counter() - start
-        return features, np.where(readable, ENCODED, UNREADABLE).astype(np.uint8)
-
-    def _commit(self, waiting: list[tuple[int, npt.NDArray[np.float16], npt.NDArray[np.uint8]]]) -> None:
-        """Commit the waiting batches, joined where they are consecutive, and empty the list."""
-        start = time.perf_counter()
-        while waiting:
-            first_row = next_row = waiting[0][0]
-            together: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]] = []
-            while waiting and waiting[0][0] == next_row:
-                _, features, status = waiting.pop(0)
-                together.append((features, status))
-                next_row += len(status)
-            self.writer.commit(
-                first_row,
-                np.concatenate([features for features, _ in together]),
-                np.concatenate([status for _, status in together]),
-            )
-        self.seconds["write"] += time.perf_counter() - start
-
-    def _where_time_goes(self) -> str:
-        spent = sum(self.seconds.values()) or 1.0
-        return ", ".join(f"{stage} {value / spent:.0%}" for stage, value in self.seconds.items())
-
-    def _list_unreadable(self) -> Path | None:
-        """Name every unreadable crop, with the reason, in a text file beside the store; remove a list of none."""
-        store = self.writer.store
-        path = store.path.with_name(store.path.name + ".unreadable.txt")
-        known = _known_reasons(path)
-        rows = np.flatnonzero(store.status == UNREADABLE)
-        if not len(rows):
-            path.unlink(missing_ok=True)
-            return None
-        lines = []
-        for row in map(int, rows):
-            crop = str(self.crops.path(row))
-            lines.append(f"{crop}\t{self.reasons.get(row) or known.get(crop, 'unreadable')}\n")
-        path.write_text("".join(lines), encoding="utf-8")
-        return path
-
-
-def _consecutive_batches(rows: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Cut rising rows into batches of consecutive rows that start at multiples of ``size``.
-
-    A batch is then the same set of rows in a continued run as in an uninterrupted one.
-    """
-    starts_anew = np.flatnonzero((np.diff(rows) != 1) | (np.diff(rows // size) != 0)) + 1
-    yield from np.split(rows, starts_anew)
-
-
-def _require_folder(folder: Path) -> None:
-    """Raise InputError when a crop is gone because its folder is: a lost connection, not a bad file."""
-    try:
-        with os.scandir(folder):
-            return
-    except OSError as error:
-        raise InputError(
-            f"The crops folder {folder} can't be read any more ({error.strerror}). Expected it to stay while crops are "
-            "encoded. Reconnect it and run the same command again: it continues at the last committed row."
-        ) from None
-
-
-def _known_reasons(path: Path) -> dict[str, str]:
-    """Read the list that an earlier run left: crop -> reason."""
-    if not path.is_file():
-        return {}
-    return dict(line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if "\t" in line)
+def _list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, str]) -> Path | None:
+    """Name every unreadable crop, with the reason, in a text file beside the store; remove a list of none."""
+    path = store.path.with_name(store.path.name + ".unreadable.txt")
+    rows = np.flatnonzero(store.status == UNREADABLE)
+    if not len(rows):
+        path.unlink(missing_ok=True)
+        return None
+    known: dict[str, str] = {}  # from the list that an earlier run left
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        known = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    named = [(str(crops.path(int(row))), reasons.get(int(row))) for row in rows]
+    text = "".join(f"{crop}\t{reason or known.get(crop, 'unreadable')}\n" for crop, reason in named)
+    path.write_text(text, encoding="utf-8")
+    return path

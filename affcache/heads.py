@@ -35,4 +35,4 @@ class MLPHead(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return logits (B, C) for float embeddings (B, D)."""
         hidden = self.layers(embeddings)  # (B, hidden_width)
-        return self.output_layer(hidden)  # type: ignore[no-any-return]  # (B, C)
+        return self.output_layer(hidden)  # (B, C)

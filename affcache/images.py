@@ -89,7 +89,7 @@ class Preprocessing:
             resized = _resize_pixels(images, target_height, int(target_height * width / height), self.interpolation)
         else:
             resized = _resize_pixels(images, int(target_width * height / width), target_width, self.interpolation)
-        return torchvision_functional.center_crop(resized, [target_height, target_width])  # type: ignore[no-any-return]
+        return torchvision_functional.center_crop(resized, [target_height, target_width])
 
     def normalise(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Turn resized uint8 images (B, 3, H, W) into the encoder's input of the same shape in ``dtype``."""

@@ -19,8 +19,8 @@ from affcache.metrics import Scores
 from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
 from affcache.settings import RUNS, ScoreSettings
 from affcache.store import EmbeddingStore
-from affcache.tasks import Task
-from affcache.training import Frames, build_head, find_task, predict
+from affcache.tasks import Task, find_task
+from affcache.training import Frames, build_head, predict
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FORMAT = "affcache-embeddings"
 FORMAT_VERSION = 1
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
-NUMERIC_DATASETS = {
+NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
     "features": np.dtype("<f2"),
     "status": np.dtype("u1"),
     "frame_number": np.dtype("<i4"),

@@ -210,7 +210,7 @@ class StoreWriter:
         bytes_per_entry = target.strides[0]
         try:
             self._file.seek(target.offset + first * bytes_per_entry)
-            remaining = memoryview(np.ascontiguousarray(values)).cast("B")
+            remaining = memoryview(np.ascontiguousarray(values).tobytes())
             while remaining:
                 remaining = remaining[self._file.write(remaining) :]
             os.fsync(self._file.fileno())

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from affcache.errors import ConfigError, did_you_mean
 from affcache.losses import binary_cross_entropy, cross_entropy, cvar
 from affcache.metrics import Scores, multiclass_scores, multilabel_scores
 
@@ -83,3 +84,15 @@ AU = Task(
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in (EXPR, AU)}
+
+
+def find_task(name: str) -> Task:
+    """Return a task by name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in TASKS:
+        known = "; ".join(f"{task.name}: {task.description}" for task in TASKS.values())
+        raise ConfigError(f"--task {name!r} is unknown{did_you_mean(name, TASKS)}. Expected one of: {known}.")
+    return TASKS[name]

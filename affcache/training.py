@@ -1,55 +1,25 @@
-"""Stage two: a light head trained on a store with CVaR in the loss and SAM as optimiser, resumable per epoch."""
+"""The training loop: a light head over frames in memory, CVaR in the loss, SAM as optimiser, resumable per epoch."""
 
 import math
-import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-import affcache
-from affcache.annotations import JoinedLabels, find_label_files, join_labels
-from affcache.config import build
-from affcache.encoder import resolve_device
-from affcache.errors import ConfigError, InputError, did_you_mean
+from affcache.annotations import JoinedLabels
+from affcache.errors import ConfigError
 from affcache.heads import MLPHead
 from affcache.listener import Listener
-from affcache.losses import tail_size
-from affcache.runs import RunFolder, claim_run, describe_store, read_tensors, settings_to_json, write_tensors
+from affcache.runs import RunFolder, read_tensors, write_tensors
 from affcache.sam import SAM, frozen_batch_norm
-from affcache.settings import RUNS, FitSettings, default_store
+from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
-from affcache.tasks import TASKS, Task
+from affcache.tasks import Task
 
-SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 EVALUATION_BATCH = 8192  # frames per forward pass without gradients
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a training run found."""
-
-    run: str
-    task: str
-    metric: str
-    value: float  # the metric on the validation split at the best epoch
-    best_epoch: int  # counted from 1
-    epochs: int
-    frames: int  # training frames
-    validation_frames: int
-    tail: float  # losses per batch that CVaR averages
-    seconds: float
-    device: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -67,64 +37,6 @@ class Frames:
         """Copy the joined rows of a store to a device."""
         embeddings = torch.from_numpy(np.asarray(store.features[joined.rows]))
         return cls(embeddings.to(device), torch.from_numpy(joined.labels).to(device))
-
-
-def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> FitResult:
-    """Train a head on a store and labels, keeping the best epoch by the validation metric.
-
-    Args:
-        settings: all settings, or none and single ones by name, for instance ``fit(task="au", store=path)``.
-        listener: receives messages and progress.
-
-    Raises:
-        InputError: labels that can't be read or that join to no crop.
-        StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
-        ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
-    """
-    settings = settings or build(FitSettings, values)
-    listener = listener or Listener()
-    task = find_task(settings.task)
-    device = resolve_device(settings.device)
-    store = EmbeddingStore.open(settings.store or default_store())
-    store.require_complete()
-    train, validation = join_splits(store, settings.annotations, task, listener)
-    _say_tail(settings, task, len(train), listener)
-    folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
-    with _own_random_numbers(settings.seed, device):
-        training = _Training(settings, task, store, device, folder)
-        if settings.resume and folder.last.exists():
-            training.restore()
-        return training.run(Frames.load(store, train, device), Frames.load(store, validation, device), listener)
-
-
-def find_task(name: str) -> Task:
-    """Return a task by name.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name not in TASKS:
-        known = "; ".join(f"{task.name}: {task.description}" for task in TASKS.values())
-        raise ConfigError(f"--task {name!r} is unknown{did_you_mean(name, TASKS)}. Expected one of: {known}.")
-    return TASKS[name]
-
-
-def join_splits(
-    store: EmbeddingStore, annotations: Path, task: Task, listener: Listener
-) -> tuple[JoinedLabels, JoinedLabels]:
-    """Join the labels of both splits to a store and say what was left out."""
-    both = set(find_label_files(annotations, task, "train")) & set(find_label_files(annotations, task, "validation"))
-    if both:
-        examples = ", ".join(sorted(both)[:3])
-        listener.warning(f"{len(both)} videos are in both splits, so validation flatters: {examples}")
-    train = join_labels(store, annotations, task, "train")
-    validation = join_labels(store, annotations, task, "validation")
-    listener.message(train.account.sentence("train"))
-    listener.message(validation.account.sentence("validation"))
-    if len(train) < 2:
-        raise InputError(f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels.")
-    return train, validation
 
 
 def predict(head: MLPHead, embeddings: torch.Tensor, normalize: str) -> torch.Tensor:
@@ -158,45 +70,48 @@ def learning_rate(settings: FitSettings, epoch: int) -> float:
     return settings.lr_minimum + (settings.lr - settings.lr_minimum) * (1 + math.cos(phase)) / 2
 
 
-class _Training:
-    """The state of one run: head, optimiser, finished epochs and the best of them."""
+class Training:
+    """The state of one run: head, optimiser, finished epochs and the best of them.
+
+    Draws from torch's global generators (initial weights, order of frames, dropout): seed them first.
+
+    Args:
+        settings: the recipe.
+        task: what is predicted.
+        width: D, the width of an embedding.
+        device: where the head trains; the frames must lie there.
+        folder: the claimed run folder.
+        identity: goes into the header of every saved head: task, settings, and the store's description.
+    """
 
     def __init__(
-        self, settings: FitSettings, task: Task, store: EmbeddingStore, device: torch.device, folder: RunFolder
+        self,
+        settings: FitSettings,
+        task: Task,
+        width: int,
+        device: torch.device,
+        folder: RunFolder,
+        identity: dict[str, Any],
     ) -> None:
         self.settings = settings
         self.task = task
         self.device = device
         self.folder = folder
-        self.identity = {"task": task.name, "store": describe_store(store), "settings": settings_to_json(settings)}
-        self.head = build_head(settings, store.width, task).to(device)
+        self.identity = identity
+        self.head = build_head(settings, width, task).to(device)
         base = torch.optim.AdamW(self.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.optimiser = SAM(base, settings.rho)
         self.epoch = 0  # finished ones
         self.best_value = -math.inf
         self.best_epoch = 0
 
-    def run(self, train: Frames, validation: Frames, listener: Listener) -> FitResult:
-        """Train the epochs that are left and say what was found."""
-        start = time.perf_counter()
+    def run(self, train: Frames, validation: Frames, listener: Listener) -> None:
+        """Train the epochs that are left."""
         while self.epoch < self.settings.epochs:
             entry = self._one_epoch(train, validation)
             self._save(entry)
             words = f"{self.task.metric} {entry[self.task.metric]:.3f}, best {self.best_value:.3f}"
             listener.progress(self.epoch, self.settings.epochs, words)
-        return FitResult(
-            run=str(self.folder.path),
-            task=self.task.name,
-            metric=self.task.metric,
-            value=self.best_value,
-            best_epoch=self.best_epoch,
-            epochs=self.epoch,
-            frames=len(train),
-            validation_frames=len(validation),
-            tail=_tail(self.settings, self.task, len(train)),
-            seconds=time.perf_counter() - start,
-            device=str(self.device),
-        )
 
     def _one_epoch(self, train: Frames, validation: Frames) -> dict[str, Any]:
         """Train one epoch, evaluate, and return its line of history."""
@@ -287,43 +202,3 @@ def _batches(frames: int, size: int) -> Iterator[torch.Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return iter(batches)
-
-
-@contextmanager
-def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators, and give the caller's own back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _tail(settings: FitSettings, task: Task, frames: int) -> float:
-    return tail_size(min(settings.batch_size, frames) * task.losses_per_frame, settings.alpha)
-
-
-def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener) -> None:
-    """Say how many losses CVaR averages per step, and warn when they are few."""
-    if settings.alpha == 1:
-        return
-    tail = _tail(settings, task, frames)
-    listener.message(f"CVaR at alpha {settings.alpha:g} averages the worst {tail:g} losses of each batch")
-    if tail < SMALLEST_TAIL:
-        listener.warning(
-            f"CVaR's tail is {tail:g} losses a batch, fewer than {SMALLEST_TAIL}: its gradient will be noisy. Raise "
-            "--batch-size or --alpha."
-        )
-
-
-def _describe_run(
-    settings: FitSettings, store: EmbeddingStore, task: Task, train: JoinedLabels, validation: JoinedLabels
-) -> dict[str, Any]:
-    """Return what config.json keeps: everything that decides the run, resolved."""
-    return {
-        "affcache": affcache.__version__,
-        "task": task.name,
-        "classes": list(task.classes),
-        "settings": settings_to_json(settings),
-        "store": describe_store(store),
-        "labels": {"train": train.account.to_json(), "validation": validation.account.to_json()},
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
-    }

@@ -1,0 +1,141 @@
+"""Stage two as a whole: store and labels joined, a run folder claimed, a head trained, the best epoch kept."""
+
+import platform
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import affcache
+from affcache.annotations import JoinedLabels, find_label_files, join_labels
+from affcache.config import build
+from affcache.encoder import resolve_device
+from affcache.errors import InputError
+from affcache.listener import Listener
+from affcache.losses import tail_size
+from affcache.runs import RunFolder, claim_run, describe_store, settings_to_json
+from affcache.settings import RUNS, FitSettings, default_store
+from affcache.store import EmbeddingStore
+from affcache.tasks import Task, find_task
+from affcache.training import Frames, Training
+
+SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run found."""
+
+    run: str
+    task: str
+    metric: str
+    value: float  # the metric on the validation split at the best epoch
+    best_epoch: int  # counted from 1
+    epochs: int
+    frames: int  # training frames
+    validation_frames: int
+    tail: float  # losses per batch that CVaR averages
+    seconds: float
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return asdict(self)
+
+
+def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> FitResult:
+    """Train a head on a store and labels, keeping the best epoch by the validation metric.
+
+    Args:
+        settings: all settings, or none and single ones by name, for instance ``fit(task="au", store=path)``.
+        listener: receives messages and progress.
+
+    Raises:
+        InputError: labels that can't be read or that join to no crop.
+        StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
+        ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
+    """
+    settings = settings or build(FitSettings, values)
+    listener = listener or Listener()
+    task = find_task(settings.task)
+    device = resolve_device(settings.device)
+    store = EmbeddingStore.open(settings.store or default_store())
+    store.require_complete()
+    train, validation = join_splits(store, settings.annotations, task, listener)
+    _say_tail(settings, task, len(train), listener)
+    folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
+    identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's numbers stay his own
+        torch.manual_seed(settings.seed)
+        training = Training(settings, task, store.width, device, folder, identity)
+        if settings.resume and folder.last.exists():
+            training.restore()
+        start = time.perf_counter()
+        training.run(Frames.load(store, train, device), Frames.load(store, validation, device), listener)
+    return FitResult(
+        run=str(folder.path),
+        task=task.name,
+        metric=task.metric,
+        value=training.best_value,
+        best_epoch=training.best_epoch,
+        epochs=training.epoch,
+        frames=len(train),
+        validation_frames=len(validation),
+        tail=_tail(settings, task, len(train)),
+        seconds=time.perf_counter() - start,
+        device=str(device),
+    )
+
+
+def join_splits(
+    store: EmbeddingStore, annotations: Path, task: Task, listener: Listener
+) -> tuple[JoinedLabels, JoinedLabels]:
+    """Join the labels of both splits to a store and say what was left out."""
+    both = set(find_label_files(annotations, task, "train")) & set(find_label_files(annotations, task, "validation"))
+    if both:
+        examples = ", ".join(sorted(both)[:3])
+        listener.warning(f"{len(both)} videos are in both splits, so validation flatters: {examples}")
+    train = join_labels(store, annotations, task, "train")
+    validation = join_labels(store, annotations, task, "validation")
+    listener.message(train.account.sentence("train"))
+    listener.message(validation.account.sentence("validation"))
+    if len(train) < 2:
+        raise InputError(f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels.")
+    return train, validation
+
+
+def _tail(settings: FitSettings, task: Task, frames: int) -> float:
+    return tail_size(min(settings.batch_size, frames) * task.losses_per_frame, settings.alpha)
+
+
+def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener) -> None:
+    """Say how many losses CVaR averages per step, and warn when they are few."""
+    if settings.alpha == 1:
+        return
+    tail = _tail(settings, task, frames)
+    listener.message(f"CVaR at alpha {settings.alpha:g} averages the worst {tail:g} losses of each batch")
+    if tail < SMALLEST_TAIL:
+        listener.warning(
+            f"CVaR's tail is {tail:g} losses a batch, fewer than {SMALLEST_TAIL}: its gradient will be noisy. Raise "
+            "--batch-size or --alpha."
+        )
+
+
+def _describe_run(
+    settings: FitSettings, store: EmbeddingStore, task: Task, train: JoinedLabels, validation: JoinedLabels
+) -> dict[str, Any]:
+    """Return what config.json keeps: everything that decides the run, resolved."""
+    return {
+        "affcache": affcache.__version__,
+        "task": task.name,
+        "classes": list(task.classes),
+        "settings": settings_to_json(settings),
+        "store": describe_store(store),
+        "labels": {"train": train.account.to_json(), "validation": validation.account.to_json()},
+        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+    }

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from affcache.demonstration import DemoResult, demo
     from affcache.encoder import Encoder, load_encoder
     from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
     from affcache.extraction import ExtractResult, extract
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from affcache.sam import SAM
     from affcache.sample import write_sample
     from affcache.scoring import ScoreResult, score
-    from affcache.settings import ExtractSettings, FitSettings, ScoreSettings
+    from affcache.settings import DemoSettings, ExtractSettings, FitSettings, ScoreSettings
     from affcache.store import EmbeddingStore
     from affcache.tasks import TASKS, Task
 
@@ -31,6 +32,8 @@ _MODULE_OF = {
     "AffcacheError": "errors",
     "ConfigError": "errors",
     "EmbeddingStore": "store",
+    "DemoResult": "demonstration",
+    "DemoSettings": "settings",
     "Encoder": "encoder",
     "ExtractResult": "extraction",
     "ExtractSettings": "settings",
@@ -46,6 +49,7 @@ _MODULE_OF = {
     "TASKS": "tasks",
     "Task": "tasks",
     "cvar": "losses",
+    "demo": "demonstration",
     "extract": "extraction",
     "fit": "fitting",
     "load_encoder": "encoder",
@@ -58,6 +62,8 @@ __all__ = [
     "TASKS",
     "AffcacheError",
     "ConfigError",
+    "DemoResult",
+    "DemoSettings",
     "EmbeddingStore",
     "Encoder",
     "ExtractResult",
@@ -72,6 +78,7 @@ __all__ = [
     "StoreError",
     "Task",
     "cvar",
+    "demo",
     "extract",
     "fit",
     "load_encoder",

@@ -127,7 +127,9 @@ def _encode_pending(pipeline: Pipeline, *, retry_unreadable: bool) -> ExtractRes
 def _list_crops(settings: ExtractSettings, listener: Listener) -> CropList:
     # the second default folder came with later editions: not everybody has it
     roots = [r for r in settings.crops if r.is_dir()] if settings.crops == CROPS else list(settings.crops)
-    crops = find_crops(roots or settings.crops[:1], lambda done, total: listener.progress(done, total, "listing"))
+    crops = find_crops(
+        roots or settings.crops[:1], lambda done, total: listener.progress(done, total, "video", "listing")
+    )
     listener.message(f"{len(crops):,} crops in {len(crops.video_names):,} videos")
     if crops.ignored_files:
         listener.message(f"{crops.ignored_files:,} other files ignored: not images, or without a frame number")

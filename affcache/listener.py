@@ -18,5 +18,5 @@ class Listener:
         """Something the user should know before trusting the result."""
         logger.warning(text)
 
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """Report that ``done`` of ``total`` units are finished; ``note`` is a few words on the state of the work."""
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Report that ``done`` of ``total`` units ("crop", "epoch") are finished; ``note`` says how the work stands."""

@@ -57,7 +57,7 @@ class Pipeline:
                 waiting.append(self._encode_batch(rows, decoded))
                 next_row = int(rows[-1]) + 1
                 done += len(rows)
-                self.listener.progress(done, len(self.crops), self._note())
+                self.listener.progress(done, len(self.crops), "crop", self._note())
         except KeyboardInterrupt:
             self._commit(first_row, waiting)
             raise

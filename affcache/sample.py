@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,10 @@ class SampleSummary:
     def crops(self) -> int:
         """Number of JPEG files."""
         return self.train.crops + self.validation.crops
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as one JSON object."""
+        return {"folder": str(self.folder), "train": asdict(self.train), "validation": asdict(self.validation)}
 
 
 @dataclass(frozen=True)

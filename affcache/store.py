@@ -7,7 +7,7 @@ writes just once, into a temporary file that is renamed when it is whole.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,21 @@ class EmbeddingStore:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def summary(self) -> dict[str, Any]:
+        """Return what the store holds and how it was made, as one JSON object."""
+        return {
+            "store": str(self.path),
+            "format_version": FORMAT_VERSION,
+            "rows": len(self),
+            "width": self.width,
+            "videos": len(self.video_names),
+            **self.counts,
+            "bytes": self.path.stat().st_size,
+            "complete": self.counts["pending"] == 0,
+            "encoder_fingerprint": self.encoder_fingerprint,
+            "encoder": self.encoder,
+        }
+
     def require_complete(self) -> None:
         """Raise StoreError unless every row is encoded or known to be unreadable. Reads no features."""
         counts = self.counts
@@ -104,8 +119,11 @@ class EmbeddingStore:
                 "continues where it stopped."
             )
 
-    def verify(self) -> None:
+    def verify(self, on_block: Callable[[int, int], None] | None = None) -> None:
         """Read everything and check it.
+
+        Args:
+            on_block: called with (blocks read, blocks in all) after each block.
 
         Raises:
             StoreError: names the first bad block: features that don't match their checksum, rows with an impossible
@@ -121,6 +139,8 @@ class EmbeddingStore:
                     f"{self.path}: block {block} (rows {first} to {last - 1}) is corrupt: {problem}. The disk or a "
                     "copy damaged the file. Delete it and extract again, or restore it from a sound copy."
                 )
+            if on_block is not None:
+                on_block(block + 1, len(self.block_checksum))
 
     def _problem_of_block(self, first: int, last: int, checksum: int) -> str:
         features, status = self.features[first:last], self.status[first:last]

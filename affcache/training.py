@@ -111,7 +111,7 @@ class Training:
             entry = self._one_epoch(train, validation)
             self._save(entry)
             words = f"{self.task.metric} {entry[self.task.metric]:.3f}, best {self.best_value:.3f}"
-            listener.progress(self.epoch, self.settings.epochs, words)
+            listener.progress(self.epoch, self.settings.epochs, "epoch", words)
 
     def _one_epoch(self, train: Frames, validation: Frames) -> dict[str, Any]:
         """Train one epoch, evaluate, and return its line of history."""

@@ -1,0 +1,107 @@
+"""The command ``affcache``: what its subcommands are called, what they take, and their examples."""
+
+import os
+
+# Threads that wait should sleep: on a shared machine, spinning ones slow small training steps tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+import affcache
+from affcache.settings import DemoSettings, ExtractSettings, FitSettings, SampleSettings, ScoreSettings
+
+from . import commands
+from .options import add, add_command, argument
+
+app = typer.Typer(
+    name="affcache",
+    help="Cache CLIP embeddings of face crops once, then train and score facial affect heads in minutes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """Cache CLIP embeddings of face crops once, then train and score facial affect heads in minutes."""
+    if version:
+        print(f"affcache {affcache.__version__}")
+        raise typer.Exit
+
+
+add_command(
+    app,
+    "extract",
+    ExtractSettings,
+    commands.extract,
+    """
+    affcache extract --crops data/Aff-Wild2/cropped_aligned
+    affcache extract --crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k
+    """,
+)
+add_command(
+    app,
+    "fit",
+    FitSettings,
+    commands.fit,
+    """
+    affcache fit --task expr
+    affcache fit --task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1
+    """,
+)
+add_command(
+    app,
+    "score",
+    ScoreSettings,
+    commands.score,
+    """
+    affcache score
+    affcache score runs/au-rho01 --split train --json
+    """,
+    positional=("run",),
+)
+store_argument = argument("store", "The embedding store.")
+add(
+    app,
+    "info",
+    "Say what an embedding store holds and how it was made.",
+    commands.info,
+    "affcache info data/features/ViT-L-14-openai.h5\naffcache info my/faces.h5 --json",
+    [store_argument],
+)
+add(
+    app,
+    "verify",
+    "Read a whole embedding store and check every block against its checksum.",
+    commands.verify,
+    "affcache verify data/features/ViT-L-14-openai.h5\naffcache verify my/faces.h5 --json",
+    [store_argument],
+)
+add_command(
+    app,
+    "sample",
+    SampleSettings,
+    commands.sample,
+    """
+    affcache sample practice
+    affcache sample practice --videos 200 --frames 300 --seed 7
+    """,
+    further=(argument("folder", "Folder to write; new or empty."),),
+)
+add_command(
+    app,
+    "demo",
+    DemoSettings,
+    commands.demo,
+    """
+    affcache demo
+    affcache demo --out demo-clip --model ViT-B-32 --pretrained openai
+    """,
+)

@@ -1,0 +1,173 @@
+"""What each command does: resolve its settings, call one library function, print what that returns."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+import affcache
+from affcache.config import ConfigFile, find_config, resolve
+from affcache.errors import AffcacheError
+from affcache.settings import DemoSettings, ExtractSettings, FitSettings, SampleSettings, ScoreSettings
+
+from .console import ConsoleListener, rate_text
+from .tables import METRIC_NAMES, fact_table, score_table
+
+INPUT_ERROR, INTERRUPTED = 2, 130
+
+Work = Callable[[ConsoleListener, ConfigFile], Any]
+
+
+def run(as_json: bool, work: Work, show: Callable[[Any], None]) -> None:
+    """Do a command's work, print its result, and turn what went wrong into a message and an exit code."""
+    with ConsoleListener() as listener:
+        try:
+            result = work(listener, find_config(Path.cwd()))
+        except AffcacheError as error:
+            listener.message(f"Error: {error}")
+            if as_json:
+                print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+            raise typer.Exit(INPUT_ERROR) from None
+        except KeyboardInterrupt:
+            listener.message("Interrupted. What was finished is kept: the same command continues where it can.")
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(json.dumps(result if isinstance(result, dict) else result.to_json()))
+    else:
+        show(result)
+
+
+def out(*things: Any) -> None:
+    """Print for people on standard output."""
+    console = Console(highlight=False)
+    for thing in things:
+        console.print(thing, soft_wrap=isinstance(thing, str))
+
+
+def extract(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache extract``."""
+
+    def show(result: Any) -> None:
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in result.shares.items())
+        facts = {
+            "store": result.store,
+            "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable",
+            "this run": f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate_text(result.rate, 'crop')}",
+            "time": shares,
+        }
+        if result.converted:
+            facts["converted"] = ", ".join(f"{count:,} {mode}" for mode, count in result.converted.items())
+        if result.unreadable_list:
+            facts["unreadable"] = f"listed in {result.unreadable_list}"
+        out(fact_table(facts), f"next: affcache fit --task expr --store {result.store}")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.extract(resolve(ExtractSettings, "extract", given, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def fit(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache fit``."""
+
+    def show(result: Any) -> None:
+        metric = METRIC_NAMES.get(result.metric, result.metric)
+        facts = {
+            "run": result.run,
+            "best": f"{metric} {result.value:.3f} on validation, epoch {result.best_epoch} of {result.epochs}",
+            "time": f"{result.seconds:.1f} s on {result.device}",
+        }
+        out(fact_table(facts), f"next: affcache score {result.run}")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        store = {} if "store" in given or "store" in config.of("fit") else {"store": config.store}
+        return affcache.fit(resolve(FitSettings, "fit", {**given, **store}, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def score(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache score``."""
+
+    def show(result: Any) -> None:
+        title = f"{result.task} on {result.split}: {result.run}, epoch {result.epoch}, {result.frames:,} frames"
+        out(score_table(result.scores, title), f"written: {result.run}/scores.json, {result.run}/predictions.h5")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.score(resolve(ScoreSettings, "score", given, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def demo(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache demo``."""
+
+    def show(result: Any) -> None:
+        for task, scored in result.scores.items():
+            out(score_table(scored.scores, f"{task}: {scored.frames:,} validation frames of the sample"))
+        out(f"[yellow]{result.notice}[/yellow]", f"written: {result.out}")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.demo(resolve(DemoSettings, "demo", given, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def sample(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache sample``."""
+    folder = given.pop("folder")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        settings = resolve(SampleSettings, "sample", given, config)
+        return affcache.write_sample(
+            folder,
+            videos=settings.videos,
+            frames=settings.frames,
+            seed=settings.seed,
+            progress=lambda done, total: listener.progress(done, total, "frame"),
+        )
+
+    def show(result: Any) -> None:
+        facts = {
+            "folder": result.folder,
+            "train": f"{result.train.crops:,} crops of {result.train.videos} videos",
+            "validation": f"{result.validation.crops:,} crops of {result.validation.videos} videos",
+        }
+        crops, annotations = folder / "cropped_aligned", folder / "annotations"
+        out(
+            fact_table(facts),
+            f"next: affcache extract --crops {crops} --store {folder / 'store.h5'}",
+            f"      affcache fit --task expr --store {folder / 'store.h5'} --annotations {annotations}",
+        )
+
+    run(as_json, work, show)
+
+
+def info(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache info``."""
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.EmbeddingStore.open(given["store"]).summary()
+
+    def show(result: dict[str, Any]) -> None:
+        encoder = result.pop("encoder")
+        out(fact_table(result), "encoder", fact_table({f"  {name}": value for name, value in encoder.items()}))
+
+    run(as_json, work, show)
+
+
+def verify(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache verify``."""
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        store = affcache.EmbeddingStore.open(given["store"])
+        store.verify(lambda done, total: listener.progress(done, total, "block"))
+        return {"store": str(store.path), "rows": len(store), "sound": True, **store.counts}
+
+    def show(result: dict[str, Any]) -> None:
+        out(f"{result['store']} is sound: {result['rows']:,} rows, every block matches its checksum")
+
+    run(as_json, work, show)

@@ -1,0 +1,95 @@
+"""What a person sees: messages and progress on standard error, results on standard output."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from affcache.listener import Listener
+
+SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
+
+
+class RateColumn(ProgressColumn):
+    """Units a second, or seconds a unit where that reads better."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Return the rate of the last half minute."""
+        return Text(rate_text(task.finished_speed or task.speed, self.unit))
+
+
+def rate_text(speed: float | None, unit: str) -> str:
+    """Write a rate for people: 57 crops/s, 3.1 s/epoch."""
+    if not speed:
+        return ""
+    return f"{speed:,.1f} {unit}s/s" if speed >= 1 else f"{1 / speed:,.1f} s/{unit}"
+
+
+class ConsoleListener(Listener):
+    """Shows messages, warnings and a progress bar with rate and time left on standard error."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._shown = (-1, "")
+        self._last_line = 0.0
+
+    def __enter__(self) -> "ConsoleListener":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_bar()
+
+    def message(self, text: str) -> None:
+        """Print one line."""
+        self._end_bar()
+        self.console.print(escape(text), soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """Print one line that stands out."""
+        self._end_bar()
+        self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Move the bar, or print a line now and then where there is no terminal."""
+        if not self.console.is_terminal:
+            if done == total or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+                self._last_line = time.monotonic()
+                self.console.print(escape(f"{done:,} of {total:,} {unit}s  {note}"), soft_wrap=True)
+            return
+        if self._bar is None or (total, unit) != self._shown:
+            self._end_bar()
+            self._bar = self._begin_bar(done, total, unit)
+        self._bar.update(self._bar.task_ids[0], completed=done, note=note)
+        if done >= total:
+            self._end_bar()
+
+    def _begin_bar(self, done: int, total: int, unit: str) -> Progress:
+        bar = Progress(
+            BarColumn(),
+            TextColumn("{task.completed:,}/{task.total:,}"),
+            RateColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.console,
+        )
+        bar.add_task("", total=total, completed=done, note="")
+        bar.start()
+        self._shown = (total, unit)
+        return bar
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

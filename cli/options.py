@@ -1,0 +1,111 @@
+"""Typer commands made from settings classes, so that a setting's name, default and help stand in one place."""
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from affcache.settings import Settings, flag
+
+Handler = Callable[[dict[str, Any], bool], None]  # (flags as given, --json)
+
+
+def add_command(
+    app: typer.Typer,
+    name: str,
+    settings: type[Settings],
+    handler: Handler,
+    examples: str,
+    *,
+    positional: tuple[str, ...] = (),
+    further: tuple[inspect.Parameter, ...] = (),
+) -> None:
+    """Add a command that takes every field of a settings class as a flag.
+
+    Args:
+        app: the application.
+        name: the command's name.
+        settings: the class; its docstring is the command's help.
+        handler: called with the flags that were given and whether --json was.
+        examples: two runnable lines for the end of the help.
+        positional: fields that are arguments instead of flags.
+        further: parameters that are no settings.
+    """
+    parameters = [
+        _parameter(declared, typing.get_type_hints(settings)[declared.name], positional=declared.name in positional)
+        for declared in dataclasses.fields(settings)  # type: ignore[arg-type]  # subclasses are dataclasses
+    ]
+    add(app, name, f"{inspect.getdoc(settings)}", handler, examples, [*further, *parameters])
+
+
+def add(
+    app: typer.Typer,
+    name: str,
+    sentence: str,
+    handler: Handler,
+    examples: str,
+    parameters: list[inspect.Parameter],
+) -> None:
+    """Add a command with the given parameters, and --json."""
+    json = inspect.Parameter(
+        "json",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else."),
+        annotation=bool,
+    )
+
+    def command(**values: Any) -> None:
+        as_json = values.pop("json")
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        handler({key: value for key, value in given.items() if value is not None and value != ()}, as_json)
+
+    every = sorted([*parameters, json], key=lambda p: not isinstance(p.default, typer.models.ArgumentInfo))
+    command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+    epilog = "Examples:\n\n" + "\n\n".join(line.strip() for line in examples.strip().splitlines())
+    app.command(name, help=sentence, epilog=epilog)(command)
+
+
+def argument(name: str, sentence: str, kind: Any = Path) -> inspect.Parameter:
+    """Return a required positional parameter."""
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Argument(..., help=sentence, show_default=False, metavar=name.upper()),
+        annotation=kind,
+    )
+
+
+def _parameter(declared: "dataclasses.Field[Any]", kind: Any, *, positional: bool) -> inspect.Parameter:
+    """Turn one settings field into an option; None stands for "not given", so that affcache.toml can speak."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is tuple:
+        kind = list[typing.get_args(kind)[0]]  # type: ignore[misc]  # a type made at run time
+    sentence = declared.metadata["help"]
+    choices = declared.metadata["choices"]
+    options: dict[str, Any] = {"show_default": False}
+    if choices:
+        options["metavar"] = "|".join(choices)
+    if kind is not bool:
+        sentence += f" [default: {_default_text(declared)}]"
+    if positional:
+        default = typer.Argument(None, help=sentence, metavar=f"[{declared.name.upper()}]", **options)
+    else:
+        default = typer.Option(None, flag(declared.name), help=sentence, **options)
+    return inspect.Parameter(
+        declared.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=typing.Optional[kind],  # noqa: UP045
+    )
+
+
+def _default_text(declared: "dataclasses.Field[Any]") -> str:
+    text = declared.metadata["default_text"]
+    return text or (f"{declared.default:g}" if isinstance(declared.default, float) else str(declared.default) or "none")

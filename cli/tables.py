@@ -1,0 +1,40 @@
+"""Results as tables for people."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
+    from affcache.metrics import Scores
+
+METRIC_NAMES = {"macro_f1": "macro F1", "mean_f1": "mean F1"}
+
+
+def score_table(scores: "Scores", title: str) -> Table:
+    """Lay out the scores of one split: a row a class, then the task's metric."""
+    columns = list(scores.classes[0].values)
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_footer=True)
+    metric = METRIC_NAMES.get(scores.metric, scores.metric)
+    footers = {columns[-1]: f"{scores.value:.3f}"}
+    table.add_column("class", footer=metric)
+    for column in columns:
+        table.add_column(column, justify="right", footer=footers.get(column, ""))
+    table.add_column("support", justify="right", footer=f"{sum(c.support for c in scores.classes):,}")
+    for row in scores.classes:
+        values = [f"{row.values[column]:.3f}" for column in columns]
+        table.add_row(row.name, *values, f"{row.support:,}", style="dim" if row.support == 0 else None)
+    table.caption = ", ".join(f"{name} {value:.3f}" for name, value in scores.further.items())
+    table.caption_justify = "left"
+    return table
+
+
+def fact_table(facts: Mapping[str, Any]) -> Table:
+    """Lay out names and values, a row each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    return table

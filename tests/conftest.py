@@ -1,0 +1,120 @@
+"""What tests share: a tiny real encoder, small folders of crops, stores and labels with known contents."""
+
+import json
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: waiting threads sleep
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from affcache.frames import CropList
+from affcache.store import ENCODED, EmbeddingStore
+from affcache.store_writer import StoreWriter, create_store
+from affcache.tasks import TASKS
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+TINY_CONFIG = {
+    "model_cfg": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},
+        "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model name, local-dir:..., of a tiny open_clip vision transformer with seeded weights (D = 24)."""
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    return write_tiny_encoder(folder, seed=0)
+
+
+def write_tiny_encoder(folder: Path, seed: int) -> str:
+    """Write a tiny open_clip model folder and return its model name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**TINY_CONFIG["model_cfg"])
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY_CONFIG))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def write_crops(root: Path, videos: dict[str, Sequence[int]], size: tuple[int, int] = (40, 40), seed: int = 0) -> Path:
+    """Write crops of noise, <root>/<video>/NNNNN.jpg, for the given frame numbers; return the root."""
+    random = np.random.default_rng(seed)
+    for video, frames in videos.items():
+        (root / video).mkdir(parents=True, exist_ok=True)
+        for frame in frames:
+            pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / video / f"{frame:05d}.jpg", quality=90)
+    return root
+
+
+def crop_list(videos: dict[str, Sequence[int]]) -> CropList:
+    """Return the list of crops that a folder with these videos and frames would give; no files are made."""
+    names = sorted(videos)
+    return CropList(
+        folders=tuple(Path("crops") / name for name in names),
+        video_names=tuple(names),
+        video_start=np.cumsum([0, *(len(videos[name]) for name in names)], dtype=np.int64),
+        frame_number=np.concatenate([np.asarray(videos[name], dtype=np.int32) for name in names]),
+    )
+
+
+def write_store(
+    path: Path, videos: dict[str, Sequence[int]], features: npt.NDArray[np.float16], unreadable: Sequence[int] = ()
+) -> EmbeddingStore:
+    """Write a complete store with the given features (N, D), without an encoder; some rows may be unreadable."""
+    encoder = {"model": "made-up", "pretrained": "", "weights_sha256": "0" * 64, "precision": "fp32"}
+    create_store(path, crop_list(videos), features.shape[1], encoder, "f" * 64)
+    status = np.full(len(features), ENCODED, dtype=np.uint8)
+    status[list(unreadable)] = 2
+    with StoreWriter(path) as writer:
+        writer.commit(0, np.where(status[:, None] == ENCODED, features, 0).astype(np.float16), status)
+    return EmbeddingStore.open(path)
+
+
+def write_labels(annotations: Path, task: str, split: str, videos: dict[str, Sequence[object]]) -> Path:
+    """Write one label file a video; each entry is a line's text or its single value. Returns the annotations folder."""
+    folder = annotations / TASKS[task].folders[0] / {"train": "Train_Set", "validation": "Validation_Set"}[split]
+    folder.mkdir(parents=True, exist_ok=True)
+    for video, lines in videos.items():
+        (folder / f"{video}.txt").write_text("\n".join([TASKS[task].header, *map(str, lines)]) + "\n")
+    return annotations
+
+
+MakeData = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture
+def learnable(tmp_path: Path) -> MakeData:
+    """Make a store and labels that a head can learn: returns (store path, annotations folder)."""
+
+    def make(task: str = "expr", videos: int = 6, frames: int = 40, width: int = 16, seed: int = 0) -> tuple[Path, Path]:
+        random = np.random.default_rng(seed)
+        names = [f"{index}-30-640x360" for index in range(videos)]
+        listing = {name: range(1, frames + 1) for name in names}
+        classes = random.integers(0, 8, videos * frames)
+        patterns = random.normal(size=(8, width))
+        features = (patterns[classes] + random.normal(scale=0.5, size=(videos * frames, width))).astype(np.float16)
+        store = tmp_path / f"{task}.h5"
+        write_store(store, listing, features)
+        units = (np.arange(12)[None, :] + classes[:, None]) % 3 == 0
+        lines = [",".join(map(str, row.astype(int))) for row in units] if task == "au" else list(classes)
+        # the stored order is by name; names sort as written here as long as there are at most ten videos
+        for index, name in enumerate(names):
+            split = "validation" if index % 3 == 2 else "train"
+            write_labels(tmp_path / "labels", task, split, {name: lines[index * frames : (index + 1) * frames]})
+        return store, tmp_path / "labels"
+
+    return make

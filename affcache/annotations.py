@@ -71,7 +71,7 @@ def find_label_files(annotations: Path, task: Task, split: str) -> dict[str, Pat
     tried: list[Path] = []
     for name in task.folders:
         inside = sorted(annotations.glob(f"*/{name}")) if annotations.is_dir() else []
-        itself = [annotations] if annotations.name == name else []
+        itself = [annotations] if name in (annotations.name, annotations.resolve().name) else []  # resolved: "."
         for folder in (annotations / name, *itself, *inside):
             tried.append(folder / wanted)
             files = {
@@ -106,12 +106,12 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
             f"{path}, line 1: the header is {header[:80]!r}, expected {task.header!r}. Is this a label file of task "
             f"{task.name}? Correct the file, or point --annotations at the right folder."
         )
-    try:
-        values = np.loadtxt(lines, dtype=task.label_dtype, delimiter=",", comments=None, ndmin=2)
-    except ValueError:
-        values = np.empty((0, 0), dtype=task.label_dtype)
-    if not lines:
-        values = np.empty((0, task.values_per_line), dtype=task.label_dtype)
+    values = np.empty((0, task.values_per_line), dtype=task.label_dtype)
+    if lines:
+        try:
+            values = np.loadtxt(lines, dtype=task.label_dtype, delimiter=",", comments=None, ndmin=2)
+        except ValueError:
+            raise InputError(_first_bad_line(path, lines, task)) from None
     invalid = (values == task.invalid_value).any(axis=1)
     low, high = task.valid_range
     in_range = ((values >= low) & (values <= high)).all(axis=1) | invalid
@@ -129,7 +129,7 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
     for index, text in enumerate(lines):
         number, line = index + 2, text
         fields = line.split(",")
-        if len(fields) != task.values_per_line:
+        if len(fields) != task.values_per_line or not line.strip():
             problem = f"{len(fields) if line.strip() else 'no'} values"
             break
         try:

@@ -16,7 +16,7 @@ from affcache.scoring import ScoreResult, score
 from affcache.settings import DemoSettings, ExtractSettings, FitSettings, ScoreSettings
 
 TASKS_SHOWN = ("expr", "au")
-RANDOM_ENCODER = ("ViT-M-32", "random:0")  # the smallest ViT of open_clip whose random features keep faces apart
+RANDOM_WEIGHTS = "random:0"
 RECIPE: dict[str, Any] = {  # for some 700 frames; the recipe "paper" is made for hundreds of thousands
     "hidden_layers": 2,
     "dropout": 0.3,
@@ -67,11 +67,13 @@ def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None =
             f"{out} already holds something. Expected an empty or new folder for the demo. Choose another with "
             "--out DIR, or delete that one."
         )
-    model, pretrained = (settings.model, settings.pretrained) if settings.model else RANDOM_ENCODER
     store = out / "store.h5"
     scores: dict[str, ScoreResult] = {}
-    with shipped_sample() as sample:
-        listener.message(f"1. extract: the sample's crops through {model}")
+    with shipped("sample") as sample, shipped("practice_encoder") as practice_encoder:
+        model, pretrained = settings.model, settings.pretrained
+        if model is None:
+            model, pretrained = f"local-dir:{practice_encoder}", RANDOM_WEIGHTS
+        listener.message(f"1. extract: the sample's crops through {settings.model or 'a small random encoder'}")
         crops = (sample / "cropped_aligned",)
         extraction = extract(
             ExtractSettings(crops=crops, store=store, model=model, pretrained=pretrained), listener=listener
@@ -90,7 +92,7 @@ def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None =
 
 
 @contextmanager
-def shipped_sample() -> Iterator[Path]:
-    """Give the folder of the sample that ships with affcache, in Aff-Wild2's layout."""
-    with as_file(files("affcache.data") / "sample") as folder:
+def shipped(name: str) -> Iterator[Path]:
+    """Give a folder that ships with affcache: "sample", in Aff-Wild2's layout, or "practice_encoder"."""
+    with as_file(files("affcache.data") / name) as folder:
         yield folder

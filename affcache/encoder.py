@@ -18,7 +18,7 @@ import torchvision
 
 from affcache.errors import ConfigError
 from affcache.images import Preprocessing
-from affcache.open_clip_models import OWN_WEIGHTS, build_network, preprocessing_of
+from affcache.open_clip_models import OWN_WEIGHTS, RANDOM_WEIGHTS, build_network, preprocessing_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions")
@@ -102,7 +102,7 @@ def load_encoder(
     Args:
         model: an open_clip model name, ``hf-hub:owner/name`` or ``local-dir:path``.
         pretrained: a pretrained tag of that model, the path of a checkpoint file, or ``random:SEED`` for seeded random
-            weights. Must be empty for hf-hub: and local-dir:, which bring their own.
+            weights. Tags and files are not looked at for hf-hub: and local-dir:, which bring their own.
         activation: ``quick_gelu`` or ``gelu``; ``auto`` takes what the tag or the model's own configuration says, and
             is refused for a checkpoint file whose activation can't be known.
         precision: ``fp32``, ``bf16``, ``fp16``; ``auto`` is bf16 on a GPU that has it, fp16 on older ones, fp32 else.
@@ -114,7 +114,7 @@ def load_encoder(
     """
     device = torch.device(device)
     precision = _resolve_precision(precision, device)
-    if model.startswith(OWN_WEIGHTS):
+    if model.startswith(OWN_WEIGHTS) and not pretrained.startswith(RANDOM_WEIGHTS):
         pretrained = ""
     network, config = build_network(model, pretrained, activation)
     preprocessing = preprocessing_of(network)

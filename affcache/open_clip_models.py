@@ -101,7 +101,9 @@ def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Mod
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_random_seed(pretrained))
             with _quiet():
-                network: torch.nn.Module = open_clip.create_model(model, pretrained_text=False, **options)
+                network: torch.nn.Module = open_clip.create_model(
+                    model, load_weights=False, pretrained_text=False, **options
+                )
         return network
     if pretrained and Path(pretrained).is_file():
         options = {**options, "force_preprocess_cfg": _common_preprocessing(model)}

@@ -57,7 +57,8 @@ def flag(name: str) -> str:
 def default_store(model: str = MODEL, pretrained: str = PRETRAINED) -> Path:
     """Return where the store of an encoder lies unless said otherwise: data/features/<model>-<pretrained>.h5."""
     if model.startswith(("hf-hub:", "local-dir:")):
-        parts = [model.partition(":")[2].rstrip("/").rpartition("/")[2]]
+        own = model.partition(":")[2].rstrip("/").rpartition("/")[2]
+        parts = [own, pretrained if pretrained.startswith("random:") else ""]
     else:
         parts = [model, Path(pretrained).stem if Path(pretrained).suffix else pretrained]
     name = "-".join(part.replace("/", "-").replace(":", "-") for part in parts if part)

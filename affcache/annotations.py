@@ -1,5 +1,6 @@
 """Label files of Aff-Wild2 and ABAW, and their join to the rows of a store by (video, frame number)."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class JoinedLabels:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the account, and a sha256 over rows and labels to recognise them by, as one JSON object."""
+        digest = hashlib.sha256(self.rows.tobytes() + self.labels.tobytes()).hexdigest()
+        return {**self.account.to_json(), "sha256": digest}
 
 
 def find_label_files(annotations: Path, task: Task, split: str) -> dict[str, Path]:

@@ -17,13 +17,6 @@ from affcache.settings import DemoSettings, ExtractSettings, FitSettings, ScoreS
 
 TASKS_SHOWN = ("expr", "au")
 RANDOM_WEIGHTS = "random:0"
-RECIPE: dict[str, Any] = {  # for some 700 frames; the recipe "paper" is made for hundreds of thousands
-    "hidden_layers": 2,
-    "dropout": 0.3,
-    "rho": 0.05,
-    "epochs": 64,
-    "lr_half_period": 1.0,
-}
 RANDOM_NOTICE = (
     "The encoder of this demo has random weights: it never saw a face. The faces are rendered. These scores show that "
     "the pipeline works, and say nothing about Aff-Wild2 or about CLIP."
@@ -83,7 +76,7 @@ def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None =
             run = out / "runs" / task
             annotations = sample / "annotations"
             fit(
-                FitSettings(task=task, store=store, annotations=annotations, run=run, seed=settings.seed, **RECIPE),
+                FitSettings(task=task, store=store, annotations=annotations, run=run, seed=settings.seed),
                 listener=listener,
             )
             scores[task] = score(ScoreSettings(run=run, annotations=annotations), listener=listener)

@@ -73,7 +73,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's numbers stay his own
         torch.manual_seed(settings.seed)
         training = Training(settings, task, store.width, device, folder, identity)
-        if settings.resume and folder.last.exists():
+        if settings.resume:
             training.restore()
         start = time.perf_counter()
         training.run(Frames.load(store, train, device), Frames.load(store, validation, device), listener)
@@ -136,6 +136,6 @@ def _describe_run(
         "classes": list(task.classes),
         "settings": settings_to_json(settings),
         "store": describe_store(store),
-        "labels": {"train": train.account.to_json(), "validation": validation.account.to_json()},
+        "labels": {"train": train.to_json(), "validation": validation.to_json()},
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
     }

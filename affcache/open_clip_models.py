@@ -91,7 +91,7 @@ def _needs_quick_gelu(model: str, pretrained: str, activation: str) -> bool:
     raise ConfigError(
         f"The checkpoint {pretrained} doesn't say whether it needs QuickGELU, and published weights of {model} exist "
         "with either; the wrong one gives wrong embeddings without an error. Say --activation quick_gelu (weights of "
-        "OpenAI, DFN, MetaCLIP) or --activation gelu (LAION, DataComp)."
+        "OpenAI, DFN, MetaCLIP) or --activation gelu (LAION-2B, DataComp)."
     )
 
 

@@ -63,8 +63,12 @@ class RunFolder:
             InputError: this is no run folder, or its config.json is damaged.
         """
         try:
-            return dict(json.loads(self.config.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            config = json.loads(self.config.read_text(encoding="utf-8"))
+            missing = {"task", "settings", "store", "labels"}.difference(config)
+            if missing:  # other programs write a config.json too
+                raise ValueError(f"config.json doesn't have {', '.join(sorted(missing))}")
+            return dict(config)
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{self.path} is no run folder that can be read ({error}). Expected a folder that 'affcache fit' "
                 "wrote, with config.json in it. Name one with 'affcache score RUN'."
@@ -191,7 +195,7 @@ def _require_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]
         if before["settings"].get(name) != value and name not in ("annotations", "device")
     ]
     if before["labels"] != json.loads(json.dumps(now["labels"])):  # tuples read back as lists
-        changed.append("the labels that join to the store")
+        changed.append(f"the labels in {now['settings']['annotations']}")
     if changed:
         raise ConfigError(
             f"Run {folder.path} can't be continued: {'; '.join(changed)}. Say the same settings again, or begin a new "

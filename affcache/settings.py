@@ -139,6 +139,8 @@ class FitSettings(Settings):
             yield f"--alpha is {self.alpha}; expected more than 0 and at most 1."
         if not 0 <= self.dropout < 1:
             yield f"--dropout is {self.dropout}; expected at least 0 and less than 1."
+        if self.resume and self.run is None:
+            yield "--resume doesn't say which run to continue; expected --run DIR with it."
 
 
 @dataclass(frozen=True)

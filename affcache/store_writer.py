@@ -84,10 +84,14 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
                 f"No space for the store {path}: {rows:,} rows of {width} values need {needed / 1e9:.3f} GB, "
                 f"{free / 1e9:.3f} GB are free. Free some space, or choose another disk with --store FILE."
             ) from None
-        raise StoreError(
-            f"The store {path} can't be created: {error.strerror or error}. Expected a folder that can be written. "
-            "Choose another place with --store FILE."
-        ) from None
+        raise _cannot_create(path, error) from None
+
+
+def _cannot_create(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"The store {path} can't be written: {error.strerror or error}. Expected a folder that can be written. "
+        "Choose another place with --store FILE."
+    )
 
 
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -96,6 +100,7 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the reserved room reads as zeros already
+    properties.set_obj_track_times(False)  # the same crops and encoder give the same bytes
     space = h5py.h5s.create_simple(shape)
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, properties)
 
@@ -122,11 +127,11 @@ def writing_lock(path: Path) -> Iterator[None]:
     """Hold the right to create or write the store at ``path``; the system lets go of it when the process ends.
 
     Raises:
-        StoreError: another process holds it.
+        StoreError: another process holds it, or the folder can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise StoreError(
@@ -134,6 +139,8 @@ def writing_lock(path: Path) -> Iterator[None]:
             "command again: it continues at the last committed row. To extract something else at the same time, "
             "choose another --store FILE."
         ) from None
+    except OSError as error:
+        raise _cannot_create(path, error) from None
     try:
         yield
     finally:

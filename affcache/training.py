@@ -122,26 +122,32 @@ class Training:
         self.head.train()
         losses = [self._step(train, batch) for batch in _batches(len(train), self.settings.batch_size)]
         train_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(train_loss):
-            raise ConfigError(
-                f"The training diverged in epoch {self.epoch + 1}: the loss is {train_loss}. Expected a finite loss. "
-                "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
-                f"{self.folder.path}."
-            )
+        self._require_finite(train_loss)
         trained = time.perf_counter()
         logits = predict(self.head, validation.embeddings, self.settings.normalize)  # (n, C)
+        validation_loss = float(self.task.loss(logits, validation.labels, 1.0))
+        self._require_finite(validation_loss)  # the last step may have broken the head
         decided = self.task.decide(self.task.probabilities(logits).cpu().numpy())
         scores = self.task.score(validation.labels.cpu().numpy(), decided, self.task.classes)
         self.epoch += 1
         return {
             "epoch": self.epoch,
             "train_loss": train_loss,
-            "validation_loss": float(self.task.loss(logits, validation.labels, 1.0)),
+            "validation_loss": validation_loss,
             self.task.metric: scores.value,
             "learning_rate": rate,
             "seconds": round(time.perf_counter() - start, 3),
             "training_seconds": round(trained - start, 3),
         }
+
+    def _require_finite(self, loss: float) -> None:
+        """Refuse to go on with, or to keep, a head that diverged."""
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"The training diverged in epoch {self.epoch + 1}: the loss is {loss}. Expected a finite loss. "
+                "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
+                f"{self.folder.path}."
+            )
 
     def _step(self, train: Frames, batch: torch.Tensor) -> torch.Tensor:
         """Make one step on the frames of a batch; return the loss of its first pass, not yet waited for."""
@@ -176,6 +182,9 @@ class Training:
 
     def restore(self) -> None:
         """Continue from the last finished epoch, as if there had been no interruption."""
+        if not self.folder.last.exists():  # killed in the first one
+            self.folder.keep_history(0)
+            return
         tensors, progress = read_tensors(self.folder.last)
         self.head.load_state_dict(_with_prefix(tensors, "head."))
         state: dict[int, dict[str, torch.Tensor]] = {}

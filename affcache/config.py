@@ -79,7 +79,14 @@ def build(settings: type[AnySettings], values: Mapping[str, Any]) -> AnySettings
     unknown = [f"Unknown setting {name!r}{did_you_mean(name, known)}." for name in values if name not in known]
     if unknown:
         raise ConfigError("\n".join([*unknown, f"Expected some of: {', '.join(known)}."]))
-    return settings(**values)
+    kinds = typing.get_type_hints(settings)
+    converted: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in values.items():
+        problems += _put(converted, name, value, kinds[name], Path())
+    if problems:
+        raise ConfigError("\n".join(f"{problem}." for problem in problems))
+    return settings(**converted)
 
 
 def _read_config(path: Path) -> ConfigFile:
@@ -117,7 +124,7 @@ def _read_config(path: Path) -> ConfigFile:
 
 
 def _put(values: dict[str, Any], name: str, value: Any, kind: Any, folder: Path) -> list[str]:
-    """Store one TOML value in the type of its setting, or return what is wrong with it."""
+    """Store one value in the type of its setting, or return what is wrong with it."""
     try:
         values[name] = _convert(value, kind, folder)
     except TypeError as error:
@@ -128,15 +135,17 @@ def _put(values: dict[str, Any], name: str, value: Any, kind: Any, folder: Path)
 def _convert(value: Any, kind: Any, folder: Path) -> Any:
     """Convert to ``kind``; paths become absolute from ``folder``. Raises TypeError saying what was expected."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if typing.get_origin(kind) is tuple:
-        entries = value if isinstance(value, list) else [value]
+        entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
-    if kind is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, (str, Path)):
         return folder / Path(value).expanduser()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        words = {Path: "a path in quotes", str: "a text in quotes", int: "a whole number", float: "a number"}
+        words = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
         raise TypeError(words.get(kind, "true or false"))
     return value

@@ -172,9 +172,9 @@ def _list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, 
         return None
     known: dict[str, str] = {}  # from the list that an earlier run left
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         known = dict(line.split("\t", 1) for line in lines if "\t" in line)
     named = [(str(crops.path(int(row))), reasons.get(int(row))) for row in rows]
     text = "".join(f"{crop}\t{reason or known.get(crop, 'unreadable')}\n" for crop, reason in named)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names may be any bytes
     return path

@@ -97,11 +97,22 @@ def _video_folders(roots: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
         with os.scandir(root) as entries:
             found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
         for name in found:
+            _require_unicode(root, name)
             if name in folders:
                 shadowed.append(root / name)
             else:
                 folders[name] = root / name
     return folders, shadowed
+
+
+def _require_unicode(root: Path, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"The name of the folder {os.fsencode(name)!r} in {root} is not valid UTF-8, so a store can't keep it. "
+            "Expected a name in UTF-8. Rename the folder and its label file, then run the same command again."
+        ) from None
 
 
 def _frames_of_video(folder: Path) -> tuple[list[tuple[int, str]], int]:

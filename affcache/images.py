@@ -1,7 +1,6 @@
 """Bytes to pixels: decoding one crop, and resizing a batch exactly as open_clip's own transform would."""
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,16 +34,14 @@ def decode_crop(data: bytes) -> DecodedCrop:
     if not data:
         raise UnreadableCropError("the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata in files that it reads well
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if min(width, height) < SMALLEST_SIDE or width * height > LARGEST_PIXELS:
-                    raise UnreadableCropError(
-                        f"{width}x{height} pixels; a face crop has at least {SMALLEST_SIDE} on a side "
-                        f"and at most {LARGEST_PIXELS:,} in all"
-                    )
-                return DecodedCrop(np.array(_to_rgb(image)), image.mode)
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if min(width, height) < SMALLEST_SIDE or width * height > LARGEST_PIXELS:
+                raise UnreadableCropError(
+                    f"{width}x{height} pixels; a face crop has at least {SMALLEST_SIDE} on a side "
+                    f"and at most {LARGEST_PIXELS:,} in all"
+                )
+            return DecodedCrop(np.array(_to_rgb(image)), image.mode)
     except UnreadableCropError:
         raise
     except UnidentifiedImageError:

@@ -133,8 +133,10 @@ def _common_preprocessing(model: str) -> dict[str, Any] | None:
 
 def _random_seed(pretrained: str) -> int:
     text = pretrained.removeprefix(RANDOM_WEIGHTS)
-    if not text.isdecimal():
-        raise ConfigError(f"--pretrained {pretrained}: expected random:SEED with a whole number, for example random:0.")
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise ConfigError(
+            f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example random:0."
+        )
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,11 @@ class Pipeline:
 
     def run(self, pending: Rows) -> None:
         """Encode the rows, which rise, batch by batch. What is committed stays, whatever happens to the process."""
+        with warnings.catch_warnings():  # here: threads that each did this would undo one another's filters
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata in files it reads well
+            self._run(pending)
+
+    def _run(self, pending: Rows) -> None:
         done = len(self.crops) - len(pending)
         waiting: list[Encoded] = []  # consecutive batches that are not committed yet
         first_row = next_row = -1

@@ -77,7 +77,13 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     joined = join_labels(store, settings.annotations or fitted.annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
     head: MLPHead = build_head(fitted, store.width, task).to(device)
-    head.load_state_dict(tensors)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError:
+        raise StoreError(
+            f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
+            "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
+        ) from None
     frames = Frames.load(store, joined, device)
     logits = predict(head, frames.embeddings, fitted.normalize)  # (n, C)
     probabilities = task.probabilities(logits).cpu().numpy()

@@ -158,7 +158,7 @@ class EmbeddingStore:
         within_video = np.ones(len(self), dtype=bool)
         if sound:
             within_video[starts[:-1]] = False
-            sound = bool((np.diff(self.frame_number)[within_video[1:]] > 0).all())
+            sound = bool((np.diff(self.frame_number)[within_video[1:]] > 0).all() and (self.frame_number >= 0).all())
         if not sound or len(starts) != len(self.video_names) + 1:
             raise StoreError(
                 f"{self.path}: the index of videos and frames is corrupt (rows must be grouped by video, frame "

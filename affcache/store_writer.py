@@ -84,10 +84,10 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
                 f"No space for the store {path}: {rows:,} rows of {width} values need {needed / 1e9:.3f} GB, "
                 f"{free / 1e9:.3f} GB are free. Free some space, or choose another disk with --store FILE."
             ) from None
-        raise _cannot_create(path, error) from None
+        raise _cannot_write(path, error) from None
 
 
-def _cannot_create(path: Path, error: OSError) -> StoreError:
+def _cannot_write(path: Path, error: OSError) -> StoreError:
     return StoreError(
         f"The store {path} can't be written: {error.strerror or error}. Expected a folder that can be written. "
         "Choose another place with --store FILE."
@@ -140,7 +140,7 @@ def writing_lock(path: Path) -> Iterator[None]:
             "choose another --store FILE."
         ) from None
     except OSError as error:
-        raise _cannot_create(path, error) from None
+        raise _cannot_write(path, error) from None
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import affcache
 from affcache.config import ConfigFile, find_config, resolve
@@ -42,7 +43,7 @@ def run(as_json: bool, work: Work, show: Callable[[Any], None]) -> None:
 
 def out(*things: Any) -> None:
     """Print for people on standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets] and :colons:
     for thing in things:
         console.print(thing, soft_wrap=isinstance(thing, str))
 
@@ -108,7 +109,7 @@ def demo(given: dict[str, Any], as_json: bool) -> None:
     def show(result: Any) -> None:
         for task, scored in result.scores.items():
             out(score_table(scored.scores, f"{task}: {scored.frames:,} validation frames of the sample"))
-        out(f"[yellow]{result.notice}[/yellow]", f"written: {result.out}")
+        out(Text(result.notice, style="yellow"), f"written: {result.out}")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.demo(resolve(DemoSettings, "demo", given, config), listener=listener)

@@ -36,7 +36,7 @@ class ConsoleListener(Listener):
     """Shows messages, warnings and a progress bar with rate and time left on standard error."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False)
         self._bar: Progress | None = None
         self._shown = (-1, "")
         self._last_line = 0.0

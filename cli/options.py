@@ -67,7 +67,8 @@ def add(
     every = sorted([*parameters, json], key=lambda p: not isinstance(p.default, typer.models.ArgumentInfo))
     command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
-    epilog = "Examples:\n\n" + "\n\n".join(line.strip() for line in examples.strip().splitlines())
+    lines = "\n  ".join(line.strip() for line in examples.strip().splitlines())
+    epilog = f"Examples:\n\n\b\n  {lines}"  # \b: lines stay as they are, to be pasted into a shell
     app.command(name, help=sentence, epilog=epilog)(command)
 
 

@@ -100,7 +100,9 @@ MakeData = Callable[..., tuple[Path, Path]]
 def learnable(tmp_path: Path) -> MakeData:
     """Make a store and labels that a head can learn: returns (store path, annotations folder)."""
 
-    def make(task: str = "expr", videos: int = 6, frames: int = 40, width: int = 16, seed: int = 0) -> tuple[Path, Path]:
+    def make(
+        task: str = "expr", videos: int = 6, frames: int = 40, width: int = 16, seed: int = 0
+    ) -> tuple[Path, Path]:
         random = np.random.default_rng(seed)
         names = [f"{index}-30-640x360" for index in range(videos)]
         listing = {name: range(1, frames + 1) for name in names}

@@ -1,0 +1,150 @@
+"""The registered tasks, and that a further one needs an entry in TASKS and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from affcache.cli.app import app
+from affcache.errors import ConfigError
+from affcache.fitting import fit
+from affcache.losses import cvar
+from affcache.metrics import ClassScores, Scores
+from affcache.scoring import score
+from affcache.store import EmbeddingStore
+from affcache.tasks import TASKS, Task, find_task
+from tests.conftest import MakeData, write_labels
+
+
+def ccc(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    """The concordance correlation coefficient, 2 cov / (var + var + (difference of means)^2)."""
+    covariance = ((x - x.mean()) * (y - y.mean())).mean()
+    return float(2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
+
+
+def ccc_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: tuple[str, ...]) -> Scores:
+    values = [ccc(labels[:, i], decided[:, i]) for i in range(len(classes))]
+    parts = (ClassScores(name, {"ccc": value}, len(labels)) for name, value in zip(classes, values, strict=True))
+    return Scores("mean_ccc", float(np.mean(values)), tuple(parts))
+
+
+TOY_VA = Task(
+    name="va",
+    description="Valence and arousal, by the mean of two CCC",
+    classes=("valence", "arousal"),
+    folders=("VA_Estimation_Challenge",),
+    values_per_line=2,
+    label_dtype="float64",
+    valid_range=(-1, 1),
+    invalid_value=-5,
+    loss=lambda logits, labels, alpha: cvar((logits - labels.to(logits.dtype)).square(), alpha),
+    losses_per_frame=2,
+    probabilities=lambda logits: logits,
+    decide=lambda values: np.clip(values, -1, 1),
+    score=ccc_scores,
+    metric="mean_ccc",
+)
+
+
+@pytest.fixture
+def va_data(learnable: MakeData, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A store and valence-arousal labels that follow from its embeddings, with -5 on every tenth frame."""
+    monkeypatch.setitem(TASKS, "va", TOY_VA)
+    path, annotations = learnable()
+    store = EmbeddingStore.open(path)
+    values = np.tanh(store.features[:, :2].astype(float))
+    values[::10] = -5
+    for index, name in enumerate(store.video_names):
+        rows = values[store.video_start[index] : store.video_start[index + 1]]
+        split = "validation" if index % 3 == 2 else "train"
+        write_labels(annotations, "va", split, {name: [f"{v:.3f},{a:.3f}" for v, a in rows]})
+    return path, annotations
+
+
+def test_a_further_task_fits_and_scores(va_data: tuple[Path, Path], tmp_path: Path) -> None:
+    store, annotations = va_data
+    run = tmp_path / "run"
+    recipe = {"epochs": 8, "hidden_layers": 1, "hidden_width": 32, "dropout": 0, "rho": 0.02, "lr": 0.01}
+    fitted = fit(task="va", store=store, annotations=annotations, run=run, **recipe)
+    assert fitted.metric == "mean_ccc"
+    assert fitted.value > 0.8
+    assert fitted.frames == 4 * 40 * 9 / 10
+    assert fitted.tail == 32 * 2 * 0.5
+    assert "mean_ccc" in json.loads((run / "history.jsonl").read_text().splitlines()[0])
+
+    scored = score(run=run).to_json()
+    assert scored["value"] == fitted.value
+    assert [c["name"] for c in scored["classes"]] == ["valence", "arousal"]
+    assert all(c.keys() == {"name", "ccc", "support"} for c in scored["classes"])
+    with h5py.File(run / "predictions.h5") as file:
+        labels, decided = file["labels"][:], file["decided"][:]
+    assert labels.min() >= -1
+    assert scored["value"] == pytest.approx(np.mean([ccc(labels[:, i], decided[:, i]) for i in range(2)]))
+
+
+def test_a_further_task_works_from_the_command_line(va_data: tuple[Path, Path], tmp_path: Path) -> None:
+    store, annotations = va_data
+    run = str(tmp_path / "run")
+    flags = ["--epochs", "1", "--hidden-width", "8", "--store", str(store), "--annotations", str(annotations)]
+    fitted = CliRunner().invoke(app, ["fit", "--task", "va", "--run", run, *flags])
+    assert fitted.exit_code == 0, fitted.output
+    table = CliRunner().invoke(app, ["score", run])
+    assert table.exit_code == 0, table.output
+    for word in ("valence", "arousal", "ccc", "mean_ccc"):
+        assert word in table.stdout
+
+
+def test_an_unknown_task_is_refused_with_a_suggestion_and_the_choices() -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_task("exprs")
+    message = str(caught.value)
+    assert "--task 'exprs' is unknown (did you mean 'expr'?)" in message
+    for task in TASKS.values():
+        assert f"{task.name}: {task.description}" in message
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_the_parts_of_a_task_fit_together(task: Task) -> None:
+    logits = torch.randn(6, task.outputs, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    probabilities = task.probabilities(logits.detach()).numpy()
+    labels = task.decide(probabilities)
+    assert TASKS[task.name] is task
+    assert len(labels) == 6
+    assert labels.size == 6 * task.values_per_line
+    assert labels.min() >= task.valid_range[0]
+    assert labels.max() <= task.valid_range[1]
+    assert not task.valid_range[0] <= task.invalid_value <= task.valid_range[1]
+    loss = task.loss(logits, torch.from_numpy(labels), 0.5)
+    loss.backward()
+    assert loss.shape == ()
+    assert logits.grad.abs().sum() > 0
+    scores = task.score(labels, labels, task.classes)
+    assert scores.metric == task.metric
+    assert [c.name for c in scores.classes] == list(task.classes)
+
+
+def test_the_tasks_are_the_challenges() -> None:
+    expr, au = TASKS["expr"], TASKS["au"]
+    assert expr.header == "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other"
+    assert au.header == "AU1,AU2,AU4,AU6,AU7,AU10,AU12,AU15,AU23,AU24,AU25,AU26"
+    probabilities = np.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], dtype=np.float32)
+    assert expr.decide(probabilities).tolist() == [1, 2]
+    assert au.decide(probabilities).tolist() == [[0, 1, 0], [0, 0, 1]], "0.5 is present"
+    logits = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    assert expr.probabilities(logits).sum(dim=1).tolist() == pytest.approx([1, 1])
+    assert au.probabilities(logits)[0].tolist() == pytest.approx([0.5, 1 / (1 + np.exp(-2))])
+
+
+def test_cvar_of_action_units_runs_over_all_pairs_of_the_batch() -> None:
+    logits = torch.zeros(2, 12)
+    logits[1, :6] = 4.0  # six wrong ones of 24, all in one frame
+    labels = torch.zeros(2, 12, dtype=torch.long)
+    loss = TASKS["au"].loss(logits, labels, 0.25)
+    assert float(loss) == pytest.approx(np.log(1 + np.exp(4)), rel=1e-5)
+    assert TASKS["au"].losses_per_frame == 12

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,7 +77,8 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
         _reserve_and_flush(partial)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where its folder can't be had, it isn't there either
+            partial.unlink()
         if _is_full(error):
             free = shutil.disk_usage(_existing_parent(path)).free
             raise StoreError(

@@ -1,4 +1,4 @@
-"""Fitting as a whole: the same seed gives the same bits, a killed run continues to the same bits, bad input is named."""
+"""Fitting as a whole: a seed decides every bit, a killed run continues to the same bits, bad input is named."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -24,10 +24,11 @@ def test_initial_weights_are_kaiming_uniform_and_biases_as_linear() -> None:
     torch.manual_seed(0)
     head = MLPHead(300, 12, hidden_layers=2, hidden_width=200)
     for linear in (m for m in head.modules() if isinstance(m, nn.Linear)):
+        weight, bias = linear.weight.detach(), linear.bias.detach()
         bound = math.sqrt(6 / linear.in_features)
-        assert 0.95 * bound < float(linear.weight.abs().max()) <= bound
-        assert float(linear.weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
-        assert 0 < float(linear.bias.abs().max()) <= 1 / math.sqrt(linear.in_features)
+        assert 0.95 * bound < float(weight.abs().max()) <= bound
+        assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert 0 < float(bias.abs().max()) <= 1 / math.sqrt(linear.in_features)
 
 
 def test_sizes_follow_the_arguments() -> None:

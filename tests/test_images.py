@@ -149,7 +149,7 @@ FILES = tuple(whole_files())
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=12),
     kept=st.just(1.0) | st.floats(0, 1),
 )
-@pytest.mark.filterwarnings("default::UserWarning:PIL", "ignore::UserWarning")  # as the pipeline does
+@pytest.mark.filterwarnings(r"ignore:::PIL\.")  # as the pipeline does
 def test_any_damage_gives_pixels_or_a_reason(which: int, flips: list[tuple[float, int]], kept: float) -> None:
     damaged = bytearray(FILES[which])
     for position, difference in flips:
@@ -201,50 +201,49 @@ def difference_to_open_clip(
     return (ours - theirs).abs() * torch.tensor(preprocessing.std).view(3, 1, 1) * 255
 
 
-PLACES = [
-    pytest.param(on_the_cpu, id="cpu"),
-    pytest.param(as_elsewhere, id="elsewhere"),
-    pytest.param(
-        lambda images: images.cuda(),
-        id="cuda",
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    ),
-]
+PLACES = [on_the_cpu, as_elsewhere]
 SIZES = [(112, 112), (500, 333), (333, 500), (224, 224), (57, 91), (91, 57), (200, 201), (256, 256), (9, 400)]
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_shortest_equals_open_clips_transform(
+def test_resizing_equals_open_clips_transform(
     shape: tuple[int, int], interpolation: str, place: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     for size in (224, 64):
-        preprocessing = Preprocessing((size, size), "shortest", interpolation, MEAN, STD)
-        difference = difference_to_open_clip(noise_pixels(*shape), preprocessing, place)
-        assert difference.max() < 2.01
-        assert difference.mean() < 0.05
-        smooth = difference_to_open_clip(smooth_pixels(*shape), preprocessing, place)
-        assert smooth.max() < 1.01
-        assert smooth.mean() < 0.05
+        for pixels in (noise_pixels(*shape), smooth_pixels(*shape)):
+            preprocessing = Preprocessing((size, size), "shortest", interpolation, MEAN, STD)
+            difference = difference_to_open_clip(pixels, preprocessing, place)
+            assert difference.max() < 2.01
+            assert difference.mean() < 0.08
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_squash_equals_open_clips_transform(
+def test_squashing_equals_open_clips_transform(
     shape: tuple[int, int], interpolation: str, place: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Pillow may resize a tall image down before across, which rounds differently; a square one never."""
     for size in (224, 64):
         preprocessing = Preprocessing((size, size), "squash", interpolation, MEAN, STD)
-        smooth = difference_to_open_clip(smooth_pixels(*shape), preprocessing, place)
-        assert smooth.max() < 2.01
-        assert smooth.mean() < 0.2
+        difference = difference_to_open_clip(smooth_pixels(*shape), preprocessing, place)
+        assert difference.max() < 2.01
+        assert difference.mean() < 0.16  # Pillow 13 takes some tall images down before across, and rounds between
         if shape[0] == shape[1]:
             difference = difference_to_open_clip(noise_pixels(*shape), preprocessing, place)
-            assert difference.max() < 1.01
-            assert difference.mean() < 0.05
+            assert difference.max() < 2.01
+            assert difference.mean() < 0.08
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_resizing_on_a_gpu_equals_open_clips_transform() -> None:
+    for shape in SIZES:
+        for interpolation in ("bicubic", "bilinear"):
+            preprocessing = Preprocessing((224, 224), "shortest", interpolation, MEAN, STD)
+            difference = difference_to_open_clip(noise_pixels(*shape), preprocessing, lambda images: images.cuda())
+            assert difference.max() < 2.01
+            assert difference.mean() < 0.08
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -109,7 +109,7 @@ def test_rows_of_a_matrix_count_as_single_losses() -> None:
 
 @pytest.mark.parametrize("alpha", [0, -0.5, 1.0001, math.nan, math.inf])
 def test_alpha_out_of_range_is_refused(alpha: float) -> None:
-    with pytest.raises(ValueError, match="alpha is .*; expected more than 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"alpha is .*; expected more than 0 and at most 1"):
         cvar(torch.ones(3), alpha)
 
 

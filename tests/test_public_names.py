@@ -1,4 +1,4 @@
-"""What ``import affcache`` promises: its names, their docstrings, how light it is, and which module may import which."""
+"""What ``import affcache`` promises: its names, their docstrings, how light it is, and who may import whom."""
 
 import ast
 import importlib

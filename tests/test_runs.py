@@ -112,7 +112,7 @@ def test_no_run_says_where_it_looked(tmp_path: Path) -> None:
 def test_a_folder_without_a_runs_config_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match="is no run folder that can be read .*config.json") as caught:
+    with pytest.raises(InputError, match=r"is no run folder that can be read .*config\.json") as caught:
         RunFolder(tmp_path).read_config()
     assert "Expected a folder that 'affcache fit' wrote" in str(caught.value)
 

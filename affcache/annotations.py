@@ -71,19 +71,22 @@ def find_label_files(annotations: Path, task: Task, split: str) -> dict[str, Pat
     its name doesn't matter.
 
     Raises:
-        InputError: no such folder, or no label files in it; says where it looked.
+        InputError: no such folder, no label files in it (says where it looked), or those of several releases.
     """
-    wanted = SPLIT_FOLDERS[split]
     tried: list[Path] = []
     for name in task.folders:
         inside = sorted(annotations.glob(f"*/{name}")) if annotations.is_dir() else []
         itself = [annotations] if name in (annotations.name, annotations.resolve().name) else []  # resolved: "."
-        for folder in (annotations / name, *itself, *inside):
-            tried.append(folder / wanted)
-            files = {
-                path.stem: path for path in sorted((folder / wanted).glob("*.txt")) if not path.name.startswith(".")
-            }
-            if files:
+        for places in ([annotations / name, *itself], inside):
+            folders = [place / SPLIT_FOLDERS[split] for place in places]
+            tried += folders
+            found = {folder: files for folder in folders if (files := _text_files(folder))}
+            if len(found) > 1:
+                raise InputError(
+                    f"{annotations} holds {len(found)} releases of the {split} labels of task {task.name}: "
+                    f"{', '.join(map(str, found))}. Expected one. Say which with --annotations DIR."
+                )
+            for files in found.values():
                 return files
     raise InputError(
         f"No {split} labels of task {task.name} found: looked for <video>.txt in "
@@ -91,6 +94,10 @@ def find_label_files(annotations: Path, task: Task, split: str) -> dict[str, Pat
         'annotations = "..." in affcache.toml: the folder that holds '
         f"{' or '.join(task.folders)}."
     )
+
+
+def _text_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.txt")) if not path.name.startswith(".")}
 
 
 def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:

@@ -19,6 +19,10 @@ else:
 
 CONFIG_NAME = "affcache.toml"
 SHARED_KEYS = ("crops", "annotations", "store", "model", "pretrained", "device", "seed")
+NOT_SHARED = {
+    "score": ("store", "annotations"),  # a run is scored on what it was trained on, unless said for score itself
+    "demo": SHARED_KEYS,  # brings its own data and encoder
+}
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -99,11 +103,13 @@ def _read_config(path: Path) -> ConfigFile:
     shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     for key, value in shared.items():
-        if key not in SHARED_KEYS:
+        if key in COMMANDS:
+            problems.append(f"{key} is {value!r}, expected a table [{key}]")
+        elif key not in SHARED_KEYS:
             problems.append(f"unknown key {key!r}{did_you_mean(key, [*SHARED_KEYS, *COMMANDS])}")
         for command, settings in COMMANDS.items():
             kinds = typing.get_type_hints(settings)
-            if key in SHARED_KEYS and key in kinds and command != "demo":  # the demo brings its own data
+            if key in SHARED_KEYS and key in kinds and key not in NOT_SHARED.get(command, ()):
                 problems += _put(values[command], key, value, kinds[key], path.parent)
     for command, table in tables.items():  # after the shared keys, over which a command's own table wins
         if command not in COMMANDS:

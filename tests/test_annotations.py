@@ -341,3 +341,11 @@ def test_rows_rise_even_where_files_sort_otherwise_than_the_store(tmp_path: Path
     joined = join(tmp_path, store_in_memory({"a": [1], "a-b": [1]}), {"a": [1], "a-b": [2]})
     assert joined.rows.tolist() == [0, 1]
     assert joined.labels.tolist() == [1, 2]
+
+
+def test_two_releases_below_one_folder_are_refused(tmp_path: Path) -> None:
+    for release in ("5th ABAW Annotations", "6th ABAW Annotations"):
+        write_labels(tmp_path / release, "expr", "train", {"1": [0]})
+    with pytest.raises(InputError, match=r"holds 2 releases of the train labels.*5th ABAW.*6th ABAW.*--annotations"):
+        find_label_files(tmp_path, TASKS["expr"], "train")
+    assert set(find_label_files(tmp_path / "6th ABAW Annotations", TASKS["expr"], "train")) == {"1"}

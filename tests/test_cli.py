@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from typer.testing import CliRunner, Result
+
+import affcache
 from affcache.cli.app import app
 from affcache.cli.commands import out
 from affcache.cli.console import ConsoleListener, rate_text
 from affcache.cli.tables import fact_table
-from typer.testing import CliRunner, Result
-
-import affcache
 from affcache.settings import COMMANDS, flag
 from affcache.store_writer import create_store
 from affcache.tasks import TASKS

@@ -86,7 +86,8 @@ def test_shared_keys_count_for_every_command_that_has_them(toml: Toml, tmp_path:
     assert (extract.store, extract.model, extract.device) == (tmp_path / "s.h5", "ViT-B-32", "cpu")
     fit = resolve(FitSettings, "fit", {}, config)
     assert (fit.store, fit.annotations, fit.seed) == (tmp_path / "s.h5", tmp_path / "l", 9)
-    assert resolve(ScoreSettings, "score", {}, config).annotations == tmp_path / "l"
+    score = resolve(ScoreSettings, "score", {}, config)
+    assert (score.device, score.store, score.annotations) == ("cpu", None, None), "the run says what it is scored on"
     assert resolve(SampleSettings, "sample", {}, config).seed == 9
     assert resolve(DemoSettings, "demo", {}, config) == DemoSettings(), "the demo brings its own data"
     known = {f.name for kind in COMMANDS.values() for f in dataclasses.fields(kind)}
@@ -200,3 +201,8 @@ def test_build_names_unknown_settings() -> None:
     assert "Unknown setting 'learning'" in message
     assert "Expected some of: task, store," in message
     assert "'rho'" not in message
+
+
+def test_a_command_name_must_be_a_table(toml: Toml) -> None:
+    with pytest.raises(ConfigError, match=r"fit is 3, expected a table \[fit\]"):
+        toml("fit = 3\n")

@@ -289,9 +289,8 @@ def test_a_store_below_a_file_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         StoreError, match=r"^The store .* can't be written: .* Choose another place with --store FILE.$"
-    ):
-        with writing_lock(tmp_path / "file" / "s.h5"):
-            pytest.fail("nobody can write there")
+    ), writing_lock(tmp_path / "file" / "s.h5"):
+        pytest.fail("nobody can write there")
     with pytest.raises(StoreError, match=r"can't be written: .* Expected a folder that can be written."):
         create_store(tmp_path / "file" / "s.h5", crop_list({"a": [1]}), 3, {}, "f" * 64)
 

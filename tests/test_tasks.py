@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from affcache.cli.app import app
 from typer.testing import CliRunner
 
+from affcache.cli.app import app
 from affcache.errors import ConfigError
 from affcache.fitting import fit
 from affcache.losses import cvar

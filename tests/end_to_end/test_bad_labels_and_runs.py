@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from affcache.cli.app import app
 from typer.testing import CliRunner
 
+from affcache.cli.app import app
 from affcache.store import EmbeddingStore
 from affcache.tasks import TASKS
 from tests.conftest import MakeData, write_labels, write_store

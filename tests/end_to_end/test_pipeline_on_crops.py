@@ -7,10 +7,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from affcache.cli.app import app
 from typer.testing import CliRunner
 
 import affcache
+from affcache.cli.app import app
 from affcache.sample import SampleSummary
 from affcache.tasks import TASKS
 

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -194,6 +195,16 @@ def test_a_finished_store_is_left_as_it_is(settings: ExtractSettings, tmp_path: 
     assert (tmp_path / "s.h5").read_bytes() == before
 
 
+def test_a_checksum_that_a_kill_left_out_is_made_up_for(settings: ExtractSettings, tmp_path: Path) -> None:
+    extract(settings)
+    before = (tmp_path / "s.h5").read_bytes()
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        file["block_checksum"][0] = 0
+    assert extract(settings).encoded_now == 0
+    EmbeddingStore.open(tmp_path / "s.h5").verify()
+    assert (tmp_path / "s.h5").read_bytes() == before
+
+
 def test_no_crop_could_be_read(settings: ExtractSettings, crops: Path) -> None:
     for path in crops.rglob("*.jpg"):
         path.write_bytes(b"")
@@ -359,7 +370,7 @@ def test_a_store_in_use_is_refused(settings: ExtractSettings) -> None:
 
 def test_no_crops_leaves_no_store(again: Callable[..., ExtractSettings], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="^No crops found in"):
+    with pytest.raises(InputError, match=r"^No crops found in"):
         extract(again(crops=(tmp_path / "empty",)))
     assert not (tmp_path / "s.h5").exists()
 

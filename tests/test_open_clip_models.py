@@ -130,7 +130,7 @@ def test_a_checkpoint_file_that_is_none(tiny_name: str, tmp_path: Path) -> None:
 
 def test_a_checkpoint_file_of_another_model(tiny_name: str, tmp_path: Path) -> None:
     torch.save({"visual.proj": torch.zeros(3, 3)}, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match="could not be loaded .RuntimeError: Error"):
+    with pytest.raises(InputError, match=r"could not be loaded \(RuntimeError: Error"):
         build_network(tiny_name, str(tmp_path / "weights.pt"), "auto")
 
 

@@ -326,6 +326,12 @@ def test_verify_finds_a_changed_frame_number(copy: Path, row: int, byte: int) ->
     assert "the index of videos and frames is corrupt" in found_by_verify(copy)
 
 
+def test_verify_finds_a_negative_frame_number(tmp_path: Path) -> None:
+    write_store(tmp_path / "s.h5", {"a": [4], "b": [1]}, features_of(2, 2))
+    flip(tmp_path / "s.h5", "frame_number", 3, 0x80)
+    assert "the index of videos and frames is corrupt" in found_by_verify(tmp_path / "s.h5")
+
+
 @pytest.mark.parametrize("starts", [[1, 6000, 8000, 8003], [0, 6000, 6000, 8003], [0, 6000, 8000, 8002]])
 def test_verify_finds_changed_borders_of_videos(copy: Path, starts: Sequence[int]) -> None:
     with h5py.File(copy, "r+") as file:

@@ -1,4 +1,4 @@
-"""Writing a store: what is committed survives a kill at any moment, and two runs with the same input give the same bytes."""
+"""Writing a store: what is committed survives a kill at any moment, and the same input gives the same bytes."""
 
 import errno
 import os
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_pieces_and_their_order_leave_no_trace(
     folder = tmp_path_factory.mktemp("pieces")
     features = np.arange(30, dtype=np.float16).reshape(10, 3)
     borders = [0, *sorted(cuts), 10]
-    pieces = list(zip(borders[:-1], borders[1:], strict=True))
+    pieces = list(pairwise(borders))
     order.shuffle(pieces)
     for name, commits in (("whole.h5", [(0, 10)]), ("pieces.h5", pieces)):
         create_store(folder / name, crop_list({"a": range(6), "b": range(4)}), 3, {"model": "m"}, "f" * 64)
@@ -287,9 +288,8 @@ def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path: Path) -> 
 
 def test_a_store_below_a_file_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        StoreError, match=r"^The store .* can't be written: .* Choose another place with --store FILE.$"
-    ), writing_lock(tmp_path / "file" / "s.h5"):
+    message = r"^The store .* can't be written: .* Choose another place with --store FILE.$"
+    with pytest.raises(StoreError, match=message), writing_lock(tmp_path / "file" / "s.h5"):
         pytest.fail("nobody can write there")
     with pytest.raises(StoreError, match=r"can't be written: .* Expected a folder that can be written."):
         create_store(tmp_path / "file" / "s.h5", crop_list({"a": [1]}), 3, {}, "f" * 64)
@@ -377,10 +377,9 @@ def test_a_real_disk_without_room(tiny_disk: Path, monkeypatch: pytest.MonkeyPat
 def test_a_store_that_was_made_can_be_filled_on_a_full_disk(tiny_disk: Path) -> None:
     path = tiny_disk / "s.h5"
     create_store(path, crop_list({"a": range(100)}), 2000, {"model": "m"}, "f" * 64)  # 0.4 MB
-    with pytest.raises(OSError, match="No space left"), (tiny_disk / "junk").open("wb", buffering=0) as junk:
-        for _ in range(2000):
-            junk.write(bytes(1024))
-        os.fsync(junk.fileno())
+    with pytest.raises(OSError, match="No space left"):
+        (tiny_disk / "junk").write_bytes(bytes(2_000_000))
+    assert os.statvfs(tiny_disk).f_bavail == 0
     features = np.random.default_rng(0).normal(size=(100, 2000)).astype(np.float16)
     with StoreWriter(path) as writer:
         writer.commit(0, features, np.ones(100, np.uint8))

@@ -1,4 +1,4 @@
-"""What people meet on the command line: bad crops, bad stores, full disks and Ctrl-C; a message each, and exit code 2."""
+"""What people meet on the command line: bad crops, bad stores, a full disk, Ctrl-C; a message and an exit code each."""
 
 import io
 import json

@@ -73,8 +73,10 @@ def resolve(settings: type[AnySettings], command: str, given: Mapping[str, Any],
     return build(settings, {**config.of(command), **named})
 
 
-def build(settings: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
+def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySettings | None = None) -> AnySettings:
     """Build settings from names and values, with a suggestion for a name that doesn't exist.
+
+    What ``over`` has stays where no value is given.
 
     Raises:
         ConfigError: unknown names or values out of range.
@@ -90,7 +92,7 @@ def build(settings: type[AnySettings], values: Mapping[str, Any]) -> AnySettings
         problems += _put(converted, name, value, kinds[name], Path())
     if problems:
         raise ConfigError("\n".join(f"{problem}." for problem in problems))
-    return settings(**converted)
+    return settings(**converted) if over is None else dataclasses.replace(over, **converted)  # type: ignore[type-var]
 
 
 def _read_config(path: Path) -> ConfigFile:

@@ -52,7 +52,7 @@ def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None =
         ConfigError: the output folder already holds something.
         InputError: the weights of --model can't be loaded.
     """
-    settings = settings or build(DemoSettings, values)
+    settings = build(DemoSettings, values, over=settings)
     listener = listener or Listener()
     out = settings.out
     if out.exists() and any(out.iterdir()):

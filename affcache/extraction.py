@@ -55,7 +55,7 @@ def extract(
         StoreError: the store is of other crops or another encoder, damaged, in use, or out of disk space.
         ConfigError: a setting is unknown or out of range.
     """
-    settings = settings or build(ExtractSettings, values)
+    settings = build(ExtractSettings, values, over=settings)
     listener = listener or Listener()
     path = settings.store or default_store(settings.model, settings.pretrained)
     device = resolve_device(settings.device)

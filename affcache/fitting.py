@@ -59,7 +59,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
         ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
     """
-    settings = settings or build(FitSettings, values)
+    settings = build(FitSettings, values, over=settings)
     listener = listener or Listener()
     task = find_task(settings.task)
     device = resolve_device(settings.device)

@@ -10,7 +10,7 @@ import torchvision.transforms.functional as torchvision_functional
 from PIL import Image, UnidentifiedImageError
 
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
-LARGEST_PIXELS = 64_000_000  # no face crop is larger; keeps a damaged header from asking for gigabytes
+LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
 
 
 class UnreadableCropError(Exception):
@@ -36,13 +36,12 @@ def decode_crop(data: bytes) -> DecodedCrop:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if min(width, height) < SMALLEST_SIDE or width * height > LARGEST_PIXELS:
+            if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
                 raise UnreadableCropError(
-                    f"{width}x{height} pixels; a face crop has at least {SMALLEST_SIDE} on a side "
-                    f"and at most {LARGEST_PIXELS:,} in all"
+                    f"{width}x{height} pixels; a face crop has {SMALLEST_SIDE} to {LARGEST_SIDE} on a side"
                 )
             return DecodedCrop(np.array(_to_rgb(image)), image.mode)
-    except UnreadableCropError:
+    except (UnreadableCropError, MemoryError):  # want of memory is no fault of the crop
         raise
     except UnidentifiedImageError:
         raise UnreadableCropError("not an image") from None

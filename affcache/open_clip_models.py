@@ -99,7 +99,7 @@ def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Mod
     """Build the network and load its weights, or explain why that failed."""
     if pretrained.startswith(RANDOM_WEIGHTS):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_random_seed(pretrained))
+            torch.default_generator.manual_seed(_random_seed(pretrained))  # the CPU's alone
             with _quiet():
                 network: torch.nn.Module = open_clip.create_model(
                     model, load_weights=False, pretrained_text=False, **options

@@ -62,7 +62,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         InputError: no run, or labels that can't be read or that join to no crop.
         StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
     """
-    settings = settings or build(ScoreSettings, values)
+    settings = build(ScoreSettings, values, over=settings)
     listener = listener or Listener()
     folder = RunFolder(settings.run) if settings.run else newest_run(RUNS)
     config = folder.read_config()

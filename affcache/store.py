@@ -211,6 +211,11 @@ def read_layout(path: Path) -> Layout:
                 encoder=json.loads(file.attrs["encoder"]),
                 encoder_fingerprint=str(file.attrs["encoder_fingerprint"]),
             )
+    except PermissionError as error:
+        raise StoreError(
+            f"The store {path} can't be opened: {error.strerror}. Expected a file that may be read. Give yourself the "
+            "right to read it, or name another with --store FILE."
+        ) from None
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise StoreError(
             f"{path} can't be read as an embedding store: it is cut short, damaged or no HDF5 file at all "

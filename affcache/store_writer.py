@@ -153,7 +153,10 @@ class StoreWriter:
 
     def __init__(self, path: Path) -> None:
         self.store = EmbeddingStore.open(path)
-        self._file = path.open("r+b", buffering=0)
+        try:
+            self._file = path.open("r+b", buffering=0)
+        except OSError as error:
+            raise _cannot_write(path, error) from None
 
     def __enter__(self) -> "StoreWriter":
         return self

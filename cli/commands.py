@@ -18,6 +18,10 @@ from .console import ConsoleListener, rate_text
 from .tables import METRIC_NAMES, fact_table, score_table
 
 INPUT_ERROR, INTERRUPTED = 2, 130
+INTERRUPTED_MESSAGE = (
+    "Interrupted. What was finished is kept: 'affcache extract' continues with the same command, 'affcache fit' with "
+    "--run DIR --resume."
+)
 
 Work = Callable[[ConsoleListener, ConfigFile], Any]
 
@@ -33,7 +37,9 @@ def run(as_json: bool, work: Work, show: Callable[[Any], None]) -> None:
                 print(json.dumps({"error": type(error).__name__, "message": str(error)}))
             raise typer.Exit(INPUT_ERROR) from None
         except KeyboardInterrupt:
-            listener.message("Interrupted. What was finished is kept: the same command continues where it can.")
+            listener.message(INTERRUPTED_MESSAGE)
+            if as_json:
+                print(json.dumps({"error": "Interrupted", "message": INTERRUPTED_MESSAGE}))
             raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print(json.dumps(result if isinstance(result, dict) else result.to_json()))

@@ -74,7 +74,7 @@ def spoil(crops: Path) -> dict[Path, str]:
         empty: "the file is empty (0 bytes)",
         text: "not an image",
         half: "damaged: image file is truncated",
-        small: "1x1 pixels; a face crop has at least 8 on a side",
+        small: "1x1 pixels; a face crop has 8 to 8000 on a side",
     }
 
 
@@ -386,3 +386,10 @@ def test_names_of_any_bytes_can_be_listed(settings: ExtractSettings, crops: Path
         Path(f"{settings.store}.unreadable.txt").read_bytes().endswith(b"bad\xff99.jpg\tthe file is empty (0 bytes)\n")
     )
     assert extract(settings).unreadable == 1
+
+
+def test_names_go_over_settings(again: Callable[..., ExtractSettings], tmp_path: Path) -> None:
+    result = extract(again(), store=tmp_path / "elsewhere.h5")
+    assert result.store == str(tmp_path / "elsewhere.h5")
+    with pytest.raises(ConfigError, match=r"Unknown setting 'stor' \(did you mean 'store'\?\)"):
+        extract(again(), stor=tmp_path / "s.h5")

@@ -61,6 +61,7 @@ def extract(
     device = resolve_device(settings.device)
     crops = _list_crops(settings, listener)
     with writing_lock(path):
+        listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
         encoder = load_encoder(
             settings.model,
             settings.pretrained,

@@ -146,13 +146,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence open_clip's remarks on choices that are made on purpose here."""
-    root = logging.getLogger()
-    previous = root.level
-    root.setLevel(logging.CRITICAL)
+    """Silence open_clip's remarks on choices that are made on purpose here, and the hub client's on each retry."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.setLevel(previous)
+        logging.disable(previous)

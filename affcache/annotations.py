@@ -64,7 +64,7 @@ class JoinedLabels:
         return {**self.account.to_json(), "sha256": digest}
 
 
-def find_label_files(annotations: Path, task: Task, split: str) -> dict[str, Path]:
+def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[str, Path]:
     """Map each labelled video of a split to its label file.
 
     ``annotations`` may be the folder that holds the challenge folders, one above it, or a challenge folder itself;
@@ -73,6 +73,7 @@ def find_label_files(annotations: Path, task: Task, split: str) -> dict[str, Pat
     Raises:
         InputError: no such folder, no label files in it (says where it looked), or those of several releases.
     """
+    annotations = Path(annotations)
     tried: list[Path] = []
     for name in task.folders:
         inside = sorted(annotations.glob(f"*/{name}")) if annotations.is_dir() else []
@@ -161,7 +162,7 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
     )
 
 
-def join_labels(store: EmbeddingStore, annotations: Path, task: Task, split: str) -> JoinedLabels:
+def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task, split: str) -> JoinedLabels:
     """Join the labels of a split to the rows of a store by (video, frame number).
 
     Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop.

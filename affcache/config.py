@@ -76,12 +76,19 @@ def resolve(settings: type[AnySettings], command: str, given: Mapping[str, Any],
 def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySettings | None = None) -> AnySettings:
     """Build settings from names and values, with a suggestion for a name that doesn't exist.
 
-    What ``over`` has stays where no value is given.
+    What ``over`` has stays where no value is given. Paths may be given as text.
 
     Raises:
         ConfigError: unknown names or values out of range.
     """
     known = [f.name for f in dataclasses.fields(settings)]  # type: ignore[arg-type]  # subclasses are dataclasses
+    if over is not None:
+        if not isinstance(over, settings):
+            raise ConfigError(
+                f"{over!r} was given as settings. Expected a {settings.__name__}, or settings by name, such as "
+                f"{known[0]}=..."
+            )
+        values = {**{name: getattr(over, name) for name in known}, **values}
     unknown = [f"Unknown setting {name!r}{did_you_mean(name, known)}." for name in values if name not in known]
     if unknown:
         raise ConfigError("\n".join([*unknown, f"Expected some of: {', '.join(known)}."]))
@@ -92,7 +99,7 @@ def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySe
         problems += _put(converted, name, value, kinds[name], Path())
     if problems:
         raise ConfigError("\n".join(f"{problem}." for problem in problems))
-    return settings(**converted) if over is None else dataclasses.replace(over, **converted)  # type: ignore[type-var]
+    return settings(**converted)
 
 
 def _read_config(path: Path) -> ConfigFile:
@@ -108,7 +115,9 @@ def _read_config(path: Path) -> ConfigFile:
         if key in COMMANDS:
             problems.append(f"{key} is {value!r}, expected a table [{key}]")
         elif key not in SHARED_KEYS:
-            problems.append(f"unknown key {key!r}{did_you_mean(key, [*SHARED_KEYS, *COMMANDS])}")
+            tables_with_it = [f"[{c}]" for c, s in COMMANDS.items() if key in typing.get_type_hints(s)]
+            hint = f" (it belongs in {' or '.join(tables_with_it)})" if tables_with_it else ""
+            problems.append(f"unknown key {key!r}{hint or did_you_mean(key, [*SHARED_KEYS, *COMMANDS])}")
         for command, settings in COMMANDS.items():
             kinds = typing.get_type_hints(settings)
             if key in SHARED_KEYS and key in kinds and key not in NOT_SHARED.get(command, ()):

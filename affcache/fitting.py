@@ -17,7 +17,7 @@ from affcache.encoder import resolve_device
 from affcache.errors import InputError
 from affcache.listener import Listener
 from affcache.losses import tail_size
-from affcache.runs import RunFolder, claim_run, describe_store, settings_to_json
+from affcache.runs import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.settings import RUNS, FitSettings, default_store
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task, find_task
@@ -63,11 +63,14 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     listener = listener or Listener()
     task = find_task(settings.task)
     device = resolve_device(settings.device)
+    folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    if not settings.resume:
+        require_free(folder)  # before the labels are read, which takes a while
     store = EmbeddingStore.open(settings.store or default_store())
     store.require_complete()
     train, validation = join_splits(store, settings.annotations, task, listener)
     _say_tail(settings, task, len(train), listener)
-    folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    listener.message(f"run folder: {folder.path}")
     claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
     identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's numbers stay his own

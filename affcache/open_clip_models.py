@@ -31,6 +31,11 @@ def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.n
         InputError: the weights can't be loaded.
     """
     options: dict[str, Any] = {}
+    if model.startswith("local-dir:") and not (Path(model.partition(":")[2]) / "open_clip_config.json").is_file():
+        raise InputError(
+            f"There is no open_clip_config.json in the folder of --model {model}. Expected an open_clip model folder: "
+            "that file and the weights. Check the path."
+        )
     if not model.startswith(OWN_WEIGHTS):
         options["quick_gelu"] = _needs_quick_gelu(model, pretrained, activation)
     elif activation != "auto":

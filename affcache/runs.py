@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from affcache.config import build
 from affcache.errors import ConfigError, InputError, StoreError
@@ -69,10 +69,25 @@ class RunFolder:
                 raise ValueError(f"config.json doesn't have {', '.join(sorted(missing))}")
             return dict(config)
         except (OSError, ValueError, TypeError) as error:
+            reason = "no config.json in it" if isinstance(error, FileNotFoundError) else error
             raise InputError(
-                f"{self.path} is no run folder that can be read ({error}). Expected a folder that 'affcache fit' "
-                "wrote, with config.json in it. Name one with 'affcache score RUN'."
+                f"{self.path} is no run folder that can be read ({reason}). Expected a folder that 'affcache fit' "
+                "wrote, with config.json in it. Check the path: runs lie under runs/ unless --run said otherwise."
             ) from None
+
+    def of_split(self, path: Path, split: str) -> Path:
+        """Return where a file of scores goes: the plain name for validation, with the split's name for others."""
+        return path if split == "validation" else path.with_name(f"{path.stem}-{split}{path.suffix}")
+
+    def finished_epochs(self) -> int:
+        """Count the epochs in the history."""
+        return len(self.history.read_text(encoding="utf-8").splitlines()) if self.history.exists() else 0
+
+    def drop_scores(self) -> None:
+        """Remove what ``score`` wrote: it is out of date once the training goes on."""
+        for pattern in ("scores*.json", "predictions*.h5"):
+            for path in self.path.glob(pattern):
+                path.unlink()
 
     def append_history(self, entry: dict[str, Any]) -> None:
         """Add one epoch's line."""
@@ -117,7 +132,8 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> Non
     """Write tensors as safetensors with JSON metadata in the header."""
     partial = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={"affcache": json.dumps(metadata)})
+    # as bytes: the library's own file writing leaves a file that nobody else may read
+    partial.write_bytes(save(contiguous, metadata={"affcache": json.dumps(metadata)}))
     partial.replace(path)
 
 
@@ -141,7 +157,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 def describe_store(store: EmbeddingStore) -> dict[str, Any]:
     """Return what a run keeps of its store, to recognise it by."""
     return {
-        "path": str(store.path),
+        "path": str(store.path.absolute()),
         "fingerprint": store.fingerprint(),
         "encoder": store.encoder,
         "encoder_fingerprint": store.encoder_fingerprint,
@@ -153,7 +169,7 @@ def describe_store(store: EmbeddingStore) -> dict[str, Any]:
 def settings_to_json(settings: FitSettings) -> dict[str, Any]:
     """Return the settings that decide a run; its folder, its store and whether it was resumed stand elsewhere."""
     values = {name: value for name, value in asdict(settings).items() if name not in ("run", "resume", "store")}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def settings_from_json(values: dict[str, Any]) -> FitSettings:
@@ -171,14 +187,20 @@ def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> Non
     """
     if resume:
         _require_same(folder, folder.read_config(), config)
+        folder.drop_scores()
         return
+    require_free(folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.config, config)
+
+
+def require_free(folder: RunFolder) -> None:
+    """Raise ConfigError when a run folder already holds something."""
     if folder.path.exists() and any(folder.path.iterdir()):
         raise ConfigError(
             f"{folder.path} already holds something. Expected an empty or new folder. Continue an interrupted run "
             f"with --run {folder.path} --resume, choose another --run DIR, or delete that folder."
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.config, config)
 
 
 def _require_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from affcache.heads import MLPHead
 from affcache.listener import Listener
 from affcache.metrics import Scores
 from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
-from affcache.settings import RUNS, ScoreSettings
+from affcache.settings import RUNS, FitSettings, ScoreSettings
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task, find_task
 from affcache.training import Frames, build_head, predict
@@ -35,6 +35,8 @@ class ScoreResult:
     frames: int
     account: JoinAccount
     scores: Scores
+    scores_file: str  # the file these scores were written to
+    predictions_file: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -45,6 +47,7 @@ class ScoreResult:
             "frames": self.frames,
             "epoch": self.epoch,
             "run": self.run,
+            "predictions": self.predictions_file,
             "store": self.store,
             "classes_without_support": list(self.scores.without_support),
             "labels": self.account.to_json(),
@@ -52,7 +55,7 @@ class ScoreResult:
 
 
 def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> ScoreResult:
-    """Score a run's best head on a split, and write scores.json and predictions.h5 into the run folder.
+    """Score a run's best head on a split, and write the scores and the predictions into the run folder.
 
     Args:
         settings: all settings, or none and single ones by name, for instance ``score(run=Path("runs/a"))``.
@@ -69,23 +72,17 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     task = find_task(config["task"])
     fitted = settings_from_json(config["settings"])
     device = resolve_device(settings.device)
-    tensors, best = read_tensors(folder.head)
-    store = EmbeddingStore.open(settings.store or Path(config["store"]["path"]))
-    store.require_complete()
-    _require_store(store, config["store"], folder, chosen=settings.store is not None)
-
+    store = _open_store(settings, config, folder)
+    head, epoch = _load_head(folder, fitted, store.width, task)
+    if folder.finished_epochs() < fitted.epochs:
+        listener.warning(
+            f"run {folder.path} is unfinished: {folder.finished_epochs()} of {fitted.epochs} epochs. Finish it with "
+            f"'affcache fit --run {folder.path} --resume' and the settings it began with."
+        )
     joined = join_labels(store, settings.annotations or fitted.annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
-    head: MLPHead = build_head(fitted, store.width, task).to(device)
-    try:
-        head.load_state_dict(tensors)
-    except RuntimeError:
-        raise StoreError(
-            f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
-            "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
-        ) from None
     frames = Frames.load(store, joined, device)
-    logits = predict(head, frames.embeddings, fitted.normalize)  # (n, C)
+    logits = predict(head.to(device), frames.embeddings, fitted.normalize)  # (n, C)
     probabilities = task.probabilities(logits).cpu().numpy()
     decided = task.decide(probabilities)
     scores = task.score(joined.labels, decided, task.classes)
@@ -99,14 +96,44 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         store=str(store.path),
         task=task.name,
         split=settings.split,
-        epoch=best["epoch"],
+        epoch=epoch,
         frames=len(joined),
         account=joined.account,
         scores=scores,
+        scores_file=str(folder.of_split(folder.scores, settings.split)),
+        predictions_file=str(folder.of_split(folder.predictions, settings.split)),
     )
-    _write_predictions(folder.predictions, result, task, store, joined, probabilities, decided)
-    write_json(folder.scores, result.to_json())
+    _write_predictions(Path(result.predictions_file), result, task, store, joined, probabilities, decided)
+    write_json(Path(result.scores_file), result.to_json())
     return result
+
+
+def _open_store(settings: ScoreSettings, config: dict[str, Any], folder: RunFolder) -> EmbeddingStore:
+    """Open the store to score on: the run's own, which must not have changed, or the one that was chosen."""
+    path = settings.store or Path(config["store"]["path"])
+    if settings.store is None and not path.exists():
+        raise StoreError(
+            f"The store that run {folder.path} was trained on is not at {path} any more. Say where it is with "
+            "--store FILE."
+        )
+    store = EmbeddingStore.open(path)
+    store.require_complete()
+    _require_store(store, config["store"], folder, chosen=settings.store is not None)
+    return store
+
+
+def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -> tuple[MLPHead, int]:
+    """Return the run's best head and its epoch."""
+    tensors, best = read_tensors(folder.head)
+    head = build_head(fitted, width, task)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError:
+        raise StoreError(
+            f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
+            "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
+        ) from None
+    return head, int(best["epoch"])
 
 
 def _require_store(store: EmbeddingStore, trained_on: dict[str, Any], folder: RunFolder, *, chosen: bool) -> None:

@@ -104,7 +104,7 @@ class ExtractSettings(Settings):
 class FitSettings(Settings):
     """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
 
-    task: str = setting("expr", "What to predict: the name of a task in affcache.TASKS.")
+    task: str = setting("expr", "What to predict, such as expr or au.")
     store: Path | None = setting(None, "The embedding store.", default_text="data/features/<model>-<pretrained>.h5")
     annotations: Path = setting(ANNOTATIONS, "Folder with the label files, as the organisers lay them out.")
     run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")

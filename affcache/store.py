@@ -219,7 +219,8 @@ def read_layout(path: Path) -> Layout:
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise StoreError(
             f"{path} can't be read as an embedding store: it is cut short, damaged or no HDF5 file at all "
-            f"({type(error).__name__}: {error}). Delete it and extract again, or restore it from a sound copy."
+            f"({type(error).__name__}: {error}). Check the path. Restore the store from a sound copy, or delete it and "
+            "extract again."
         ) from None
     needed = max(place.end for place in layout.places.values())
     size = path.stat().st_size

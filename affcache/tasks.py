@@ -93,6 +93,6 @@ def find_task(name: str) -> Task:
         ConfigError: there is none of that name.
     """
     if name not in TASKS:
-        known = "; ".join(f"{task.name}: {task.description}" for task in TASKS.values())
+        known = " or ".join(f"{task.name} ({task.description})" for task in TASKS.values())
         raise ConfigError(f"--task {name!r} is unknown{did_you_mean(name, TASKS)}. Expected one of: {known}.")
     return TASKS[name]

@@ -62,14 +62,19 @@ def extract(given: dict[str, Any], as_json: bool) -> None:
         facts = {
             "store": result.store,
             "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable",
-            "this run": f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate_text(result.rate, 'crop')}",
-            "time": shares,
         }
+        if result.encoded_now:
+            facts["this run"] = (
+                f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate_text(result.rate, 'crop')}"
+            )
+            facts["time"] = shares
+        else:
+            facts["this run"] = "nothing to do: the store is complete"
         if result.converted:
             facts["converted"] = ", ".join(f"{count:,} {mode}" for mode, count in result.converted.items())
         if result.unreadable_list:
             facts["unreadable"] = f"listed in {result.unreadable_list}"
-        out(fact_table(facts), f"next: affcache fit --task expr --store {result.store}")
+        out(fact_table(facts), f"next: affcache fit --task expr --store {result.store} --annotations DIR")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.extract(resolve(ExtractSettings, "extract", given, config), listener=listener)
@@ -101,7 +106,7 @@ def score(given: dict[str, Any], as_json: bool) -> None:
 
     def show(result: Any) -> None:
         title = f"{result.task} on {result.split}: {result.run}, epoch {result.epoch}, {result.frames:,} frames"
-        out(score_table(result.scores, title), f"written: {result.run}/scores.json, {result.run}/predictions.h5")
+        out(title, score_table(result.scores), f"written: {result.scores_file}, {result.predictions_file}")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.score(resolve(ScoreSettings, "score", given, config), listener=listener)
@@ -114,7 +119,7 @@ def demo(given: dict[str, Any], as_json: bool) -> None:
 
     def show(result: Any) -> None:
         for task, scored in result.scores.items():
-            out(score_table(scored.scores, f"{task}: {scored.frames:,} validation frames of the sample"))
+            out(f"{task}: {scored.frames:,} validation frames of the sample", score_table(scored.scores))
         out(Text(result.notice, style="yellow"), f"written: {result.out}")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
 METRIC_NAMES = {"macro_f1": "macro F1", "mean_f1": "mean F1"}
 
 
-def score_table(scores: "Scores", title: str) -> Table:
+def score_table(scores: "Scores") -> Table:
     """Lay out the scores of one split: a row a class, then the task's metric."""
     columns = list(scores.classes[0].values)
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_footer=True)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
     metric = METRIC_NAMES.get(scores.metric, scores.metric)
     footers = {columns[-1]: f"{scores.value:.3f}"}
     table.add_column("class", footer=metric)

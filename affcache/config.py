@@ -85,7 +85,7 @@ def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySe
     if over is not None:
         if not isinstance(over, settings):
             raise ConfigError(
-                f"{over!r} was given as settings. Expected a {settings.__name__}, or settings by name, such as "
+                f"{over!r} was given as settings. Expected {settings.__name__}, or settings by name, such as "
                 f"{known[0]}=..."
             )
         values = {**{name: getattr(over, name) for name in known}, **values}

@@ -206,3 +206,15 @@ def test_build_names_unknown_settings() -> None:
 def test_a_command_name_must_be_a_table(toml: Toml) -> None:
     with pytest.raises(ConfigError, match=r"fit is 3, expected a table \[fit\]"):
         toml("fit = 3\n")
+
+
+def test_settings_objects_take_paths_as_text_and_nothing_else_is_taken_for_settings() -> None:
+    settings = build(FitSettings, {"rho": 0.1}, over=FitSettings(task="au", store="a.h5"))  # type: ignore[arg-type]
+    assert (settings.task, settings.store, settings.rho) == ("au", Path("a.h5"), 0.1)
+    with pytest.raises(ConfigError, match=r"'my/faces' was given as settings. Expected ExtractSettings"):
+        build(ExtractSettings, {}, over="my/faces")  # type: ignore[type-var]
+
+
+def test_a_key_that_belongs_in_a_table_is_told_so(toml: Toml) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'epochs' \(it belongs in \[fit\]\)"):
+        toml("epochs = 3\n")

@@ -170,13 +170,14 @@ def test_a_settings_object_and_single_values_are_the_same(quick_fit: Fit, tmp_pa
 # What it says
 
 
-def test_it_says_the_join_and_the_tail(quick_fit: Fit) -> None:
+def test_it_says_the_join_the_tail_and_the_folder(quick_fit: Fit) -> None:
     listener = Recorder()
-    quick_fit(listener=listener)
+    result = quick_fit(listener=listener)
     assert listener.messages == [
         "train: 160 frames of 4 videos; left out: nothing",
         "validation: 80 frames of 2 videos; left out: nothing",
         "CVaR at alpha 0.5 averages the worst 8 losses of each batch",
+        f"run folder: {result.run}",
     ]
     assert listener.warnings == []
 
@@ -196,7 +197,7 @@ def test_the_tail_counts_all_losses_of_a_batch_and_no_more_than_there_are(learna
     values = {**QUICK, "epochs": 1, "batch_size": 1000, "listener": listener}
     result = fit(task="au", store=store, annotations=annotations, run=tmp_path / "run", **values)
     assert result.tail == 160 * 12 * 0.5
-    assert "the worst 960 losses" in listener.messages[-1]
+    assert "CVaR at alpha 0.5 averages the worst 960 losses of each batch" in listener.messages
 
 
 def test_videos_in_both_splits_are_warned_of(quick_fit: Fit, tmp_path: Path) -> None:

@@ -118,7 +118,9 @@ def test_a_folder_without_a_runs_config_is_refused(tmp_path: Path, content: str 
 
 
 def test_settings_come_back_from_json() -> None:
-    settings = FitSettings(task="au", annotations=Path("my labels"), alpha=0.3, rho=0.0, epochs=5, normalize="l2")
+    settings = FitSettings(
+        task="au", annotations=Path("my labels").absolute(), alpha=0.3, rho=0.0, epochs=5, normalize="l2"
+    )
     kept = json.loads(json.dumps(settings_to_json(settings)))
     assert settings_from_json(kept) == settings
     assert kept.keys() & {"run", "resume", "store"} == set()

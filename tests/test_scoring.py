@@ -14,6 +14,7 @@ from affcache.errors import InputError, StoreError
 from affcache.fitting import fit
 from affcache.listener import Listener
 from affcache.scoring import score
+from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
 from affcache.tasks import TASKS
 from tests.conftest import MakeData, write_labels, write_store
@@ -116,7 +117,9 @@ def test_the_training_split_can_be_scored(run: Path) -> None:
     result = score(run=run, split="train")
     assert (result.split, result.frames) == ("train", 160)
     assert result.account.used == 160
-    with h5py.File(run / "predictions.h5") as file:
+    assert not (run / "predictions.h5").exists(), "the plain names are the validation split's"
+    assert json.loads((run / "scores-train.json").read_text())["value"] == result.scores.value
+    with h5py.File(run / "predictions-train.h5") as file:
         assert file.attrs["split"] == "train"
         assert len(file["rows"]) == 160
         assert not set(file["rows"][:]) & {*range(80, 120), *range(200, 240)}
@@ -191,7 +194,7 @@ def test_a_store_of_another_encoder_is_refused_with_the_fields(run: Path, tmp_pa
 
 def test_a_store_that_is_gone_is_a_named_error(run: Path, tmp_path: Path) -> None:
     moved = (tmp_path / "expr.h5").rename(tmp_path / "moved.h5")
-    with pytest.raises(StoreError, match=r"no embedding store at .*expr\.h5.*--store FILE"):
+    with pytest.raises(StoreError, match=r"was trained on is not at .*expr\.h5 any more.*--store FILE"):
         score(run=run)
     assert score(run=run, store=moved).frames == 80, "the same embeddings elsewhere"
 
@@ -221,3 +224,28 @@ def test_a_head_of_another_run_is_a_named_error(learnable: MakeData, run: Path, 
     (run / "head.safetensors").write_bytes((other / "head.safetensors").read_bytes())
     with pytest.raises(StoreError, match=r"head\.safetensors .*doesn't fit"):
         score(run=run)
+
+
+def test_an_unfinished_run_is_warned_of_and_its_scores_go_when_it_continues(
+    learnable: MakeData, tmp_path: Path
+) -> None:
+    store, annotations = learnable()
+    settings = FitSettings(
+        store=store, annotations=annotations, run=tmp_path / "run", epochs=3, hidden_layers=1, hidden_width=8
+    )
+
+    class Impatient(Listener):
+        def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings, listener=Impatient())
+    listener = Warnings()
+    score(run=tmp_path / "run", listener=listener)
+    assert listener.texts[0].startswith(f"run {tmp_path / 'run'} is unfinished: 1 of 3 epochs.")
+    fit(settings, resume=True)
+    assert not (tmp_path / "run" / "scores.json").exists()
+    assert not (tmp_path / "run" / "predictions.h5").exists()
+    listener = Warnings()
+    score(run=tmp_path / "run", listener=listener)
+    assert [text for text in listener.texts if "unfinished" in text] == []

@@ -106,7 +106,7 @@ def test_an_unknown_task_is_refused_with_a_suggestion_and_the_choices() -> None:
     message = str(caught.value)
     assert "--task 'exprs' is unknown (did you mean 'expr'?)" in message
     for task in TASKS.values():
-        assert f"{task.name}: {task.description}" in message
+        assert f"{task.name} ({task.description})" in message
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

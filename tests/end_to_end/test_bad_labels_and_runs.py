@@ -99,7 +99,7 @@ def test_an_unknown_key_in_the_file(data: tuple[Path, Path], tmp_path: Path) -> 
 
 def test_an_unknown_task(data: tuple[Path, Path]) -> None:
     message = refusal(*fit_arguments(data, task="exprs"))
-    assert "--task 'exprs' is unknown (did you mean 'expr'?). Expected one of: expr: Facial expression" in message
+    assert "--task 'exprs' is unknown (did you mean 'expr'?). Expected one of: expr (Facial expression" in message
 
 
 def test_several_settings_out_of_range(data: tuple[Path, Path]) -> None:

@@ -100,7 +100,8 @@ def test_version() -> None:
 
 @pytest.mark.parametrize("arguments", [["fits"], ["fit", "--epoch", "3"], ["fit", "--epochs", "many"], ["info"]])
 def test_what_cannot_be_parsed_exits_2(arguments: list[str]) -> None:
-    call(*arguments, code=2)
+    result = call(*arguments, code=2)
+    assert "Usage: affcache" in result.stderr
 
 
 # Bare commands

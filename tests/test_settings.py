@@ -54,7 +54,8 @@ def test_values_out_of_range_are_refused_by_flag(kind: type[Settings], name: str
      {"batch_size": 2}, {"weight_decay": 0}],
 )  # fmt: skip
 def test_the_ends_of_the_ranges_are_fine(values: dict[str, Any]) -> None:
-    FitSettings(**values)
+    settings = FitSettings(**values)
+    assert {name: getattr(settings, name) for name in values} == values
 
 
 def test_every_problem_is_reported_at_once() -> None:

@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from affcache.demonstration import DemoResult, demo
-    from affcache.encoder import Encoder, load_encoder
+    from affcache.encoder import Encoder
+    from affcache.encoder_loading import load_encoder
     from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
     from affcache.extraction import ExtractResult, extract
     from affcache.fitting import FitResult, fit
     from affcache.heads import MLPHead
+    from affcache.interop.exporting import ExportResult, export_embeddings
+    from affcache.interop.importing import ImportResult, import_embeddings
     from affcache.listener import Listener
     from affcache.losses import cvar
     from affcache.sam import SAM
     from affcache.sample import write_sample
     from affcache.scoring import ScoreResult, score
-    from affcache.settings import DemoSettings, ExtractSettings, FitSettings, ScoreSettings
+    from affcache.settings import (
+        DemoSettings,
+        ExportSettings,
+        ExtractSettings,
+        FitSettings,
+        ImportSettings,
+        ScoreSettings,
+    )
     from affcache.store import EmbeddingStore
     from affcache.tasks import TASKS, Task
 
@@ -35,10 +45,14 @@ _MODULE_OF = {
     "DemoResult": "demonstration",
     "DemoSettings": "settings",
     "Encoder": "encoder",
+    "ExportResult": "interop.exporting",
+    "ExportSettings": "settings",
     "ExtractResult": "extraction",
     "ExtractSettings": "settings",
     "FitResult": "fitting",
     "FitSettings": "settings",
+    "ImportResult": "interop.importing",
+    "ImportSettings": "settings",
     "InputError": "errors",
     "Listener": "listener",
     "MLPHead": "heads",
@@ -50,9 +64,11 @@ _MODULE_OF = {
     "Task": "tasks",
     "cvar": "losses",
     "demo": "demonstration",
+    "export_embeddings": "interop.exporting",
     "extract": "extraction",
     "fit": "fitting",
-    "load_encoder": "encoder",
+    "import_embeddings": "interop.importing",
+    "load_encoder": "encoder_loading",
     "score": "scoring",
     "write_sample": "sample",
 }
@@ -66,10 +82,14 @@ __all__ = [
     "DemoSettings",
     "EmbeddingStore",
     "Encoder",
+    "ExportResult",
+    "ExportSettings",
     "ExtractResult",
     "ExtractSettings",
     "FitResult",
     "FitSettings",
+    "ImportResult",
+    "ImportSettings",
     "InputError",
     "Listener",
     "MLPHead",
@@ -79,8 +99,10 @@ __all__ = [
     "Task",
     "cvar",
     "demo",
+    "export_embeddings",
     "extract",
     "fit",
+    "import_embeddings",
     "load_encoder",
     "score",
     "write_sample",

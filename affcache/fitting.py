@@ -13,7 +13,7 @@ import torch
 import affcache
 from affcache.annotations import JoinedLabels, find_label_files, join_labels
 from affcache.config import build
-from affcache.encoder import resolve_device
+from affcache.encoder_loading import resolve_device
 from affcache.errors import InputError
 from affcache.listener import Listener
 from affcache.losses import tail_size

@@ -1,108 +1,214 @@
-"""Finding face crops on disk: one folder per video, one file per frame, as Aff-Wild2 lays them out."""
+"""Finding face crops: one folder per video, one file per frame, as Aff-Wild2 lays them out, on disk or in archives."""
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
+from affcache.archives import ARCHIVE_SUFFIXES, MEMBER_DTYPE, Archive, Member, open_archive
+from affcache.crop_list import ArchivedFrames, CropList, Naming
 from affcache.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LARGEST_FRAME_NUMBER = 2**31 - 1  # the store keeps frame numbers as int32
+OTHER_ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+LISTING_THREADS = 8  # hide a network file system's latency
 _FRAME_NUMBER = re.compile(r"\d+$", re.ASCII)
+_MEMBER = struct.Struct("<qqqIB")  # one entry of MEMBER_DTYPE
+
+OnListed = Callable[[int, int, str], None]  # (done, total, unit)
 
 
-@dataclass(frozen=True)
-class CropList:
-    """Every crop found, in the order in which a store keeps them: by video name, then by frame number.
+@dataclass
+class FrameFiles:
+    """The files of one video as they are met: frame numbers, names in short, and places in an archive."""
 
-    The rows of video v are ``video_start[v]:video_start[v + 1]``.
-    """
+    folder: Path
+    archive: Archive | None = None
+    format: str = ""
+    exceptions: dict[int, str] = field(default_factory=dict)
+    numbers: "array[int]" = field(default_factory=lambda: array("i"))
+    members: bytearray = field(default_factory=bytearray)
+    ignored: int = 0
 
-    folders: tuple[Path, ...]  # (V,) where the crops of each video lie
-    video_names: tuple[str, ...]  # (V,)
-    video_start: npt.NDArray[np.int64]  # (V + 1,)
-    frame_number: npt.NDArray[np.int32]  # (N,) the number in the file name
-    unusual_names: Mapping[int, str] = field(default_factory=dict)  # row -> file name, where it is not NNNNN.jpg
-    ignored_files: int = 0  # files in video folders that are no crops: other suffixes, names without a number
-    shadowed_folders: tuple[Path, ...] = ()  # folders of a video that an earlier root already has
+    def add(self, name: str, member: Member | None = None) -> None:
+        """Take one file, or count it as ignored when it is no crop."""
+        stem, suffix = os.path.splitext(name)
+        match = _FRAME_NUMBER.search(stem)
+        if suffix.lower() not in IMAGE_SUFFIXES or match is None or int(match.group()) > LARGEST_FRAME_NUMBER:
+            self.ignored += 1
+            return
+        number = int(match.group())
+        if not self.format:
+            self.format = _format_of(stem[: match.start()], match.group(), suffix)
+        if self.format.format(number) != name:
+            self._keep_exception(number, name)
+        self.numbers.append(number)
+        if member is not None:
+            self.members += _MEMBER.pack(*member)
 
-    def __len__(self) -> int:
-        return len(self.frame_number)
+    def _keep_exception(self, number: int, name: str) -> None:
+        if number in self.exceptions:
+            raise self._twice(number, self.exceptions[number], name)
+        self.exceptions[number] = name
 
-    def path(self, row: int) -> Path:
-        """Return the file of one row, 0 <= row < N."""
-        video = int(np.searchsorted(self.video_start, row, side="right")) - 1
-        name = self.unusual_names.get(row) or f"{self.frame_number[row]:05d}.jpg"
-        return self.folders[video] / name
+    def in_order(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.void]]:
+        """Return frame numbers (n,), rising, and archive members (n,) in that order.
+
+        Raises:
+            InputError: two files have the same frame number.
+        """
+        numbers = np.frombuffer(self.numbers, dtype=np.intc).astype(np.int32)
+        order = np.argsort(numbers, kind="stable")
+        numbers = numbers[order]
+        repeated = np.flatnonzero(np.diff(numbers) == 0)
+        if len(repeated):
+            number = int(numbers[repeated[0]])
+            usual = self.format.format(number)
+            raise self._twice(number, usual, self.exceptions.get(number, usual))
+        if self.archive is None:
+            return numbers, np.empty(0, MEMBER_DTYPE)
+        return numbers, np.frombuffer(bytes(self.members), dtype=MEMBER_DTYPE)[order]
+
+    def _twice(self, number: int, one: str, other: str) -> InputError:
+        first, second = sorted((one, other))
+        return InputError(
+            f"Two crops of frame {number} in {self.folder}: {first} and {second}. Expected one file per frame. "
+            "Remove or rename one of them, then run the same command again."
+        )
 
 
-def find_crops(roots: Sequence[Path], on_video: Callable[[int, int], None] | None = None) -> CropList:
-    """List the crops below one or several root folders, each ``<root>/<video>/NNNNN.jpg``.
+def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> CropList:
+    """List the crops below one or several roots, each ``<root>/<video>/NNNNN.jpg``.
 
-    The frame number is the run of digits that ends the file name's stem; gaps are kept as they are. Hidden entries
-    are skipped; other files that are no crops are counted. A video that stands under two roots is taken from the
-    first one.
+    A root is a folder, or a .zip or .tar archive that holds such folders (or one video's crops at its top; its own
+    name is then the video's). Archives that lie in a root folder are read as roots too. The frame number is the run of
+    digits that ends the file name's stem; gaps are kept as they are. Hidden entries are skipped; other files that are
+    no crops are counted. A video that stands under two roots is taken from the first one.
 
     Args:
-        roots: folders that hold one folder per video.
-        on_video: called with (videos listed, videos in all) after each video.
+        roots: folders that hold one folder per video, and archives.
+        on_listed: called with (done, in all, unit) on the way, where the unit is "video" or "archived MB".
 
     Raises:
-        InputError: a root is missing, no crop was found, or two files of a video have the same frame number.
+        InputError: a root is missing, no crop was found, two files of a video have the same frame number, or an
+            archive is damaged.
     """
-    folders, shadowed = _video_folders(roots)
-    kept_folders: list[Path] = []
-    numbers: list[npt.NDArray[np.int32]] = []
-    unusual_names: dict[int, str] = {}
-    ignored = row = 0
-    for done, name in enumerate(sorted(folders), start=1):
-        files, ignored_here = _frames_of_video(folders[name])
-        ignored += ignored_here
-        if on_video is not None:
-            on_video(done, len(folders))
-        if not files:
-            continue
-        kept_folders.append(folders[name])
-        numbers.append(np.fromiter((number for number, _ in files), dtype=np.int32, count=len(files)))
-        unusual_names.update({row + i: file for i, (number, file) in enumerate(files) if file != f"{number:05d}.jpg"})
-        row += len(files)
-    if row == 0:
+    videos: dict[str, FrameFiles] = {}
+    shadowed: list[Path] = []
+    ignored = 0
+    for root in roots:
+        for files in _videos_of(root, on_listed or (lambda done, total, unit: None)):
+            ignored += files.ignored
+            name = files.folder.name
+            if files.archive and files.folder == files.archive.path:  # crops at the top of an archive
+                name = files.folder.stem
+            if name in videos:
+                shadowed.append(files.folder)
+            elif len(files.numbers):
+                _require_unicode(files.folder.parent, name)
+                videos[name] = files
+    if not videos:
         raise InputError(_nothing_found(roots))
+    return _crop_list(videos, ignored, tuple(shadowed))
+
+
+def _crop_list(videos: dict[str, FrameFiles], ignored: int, shadowed: tuple[Path, ...]) -> CropList:
+    names = sorted(videos)
+    numbers: list[npt.NDArray[np.int32]] = []
+    namings: dict[int, Naming] = {}
+    archived: dict[int, ArchivedFrames] = {}
+    for index, name in enumerate(names):
+        files = videos[name]
+        ordered, members = files.in_order()
+        numbers.append(ordered)
+        naming = Naming(files.format, files.exceptions)
+        if naming != Naming():
+            namings[index] = naming
+        if files.archive is not None:
+            archived[index] = ArchivedFrames(files.archive, members)
     return CropList(
-        folders=tuple(kept_folders),
-        video_names=tuple(folder.name for folder in kept_folders),
+        folders=tuple(videos[name].folder for name in names),
+        video_names=tuple(names),
         video_start=np.cumsum([0, *(len(n) for n in numbers)], dtype=np.int64),
         frame_number=np.concatenate(numbers),
-        unusual_names=unusual_names,
+        namings=namings,
+        archived=archived,
         ignored_files=ignored,
-        shadowed_folders=tuple(shadowed),
+        shadowed_folders=shadowed,
     )
 
 
-def _video_folders(roots: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
-    """Map each video's name to its folder, and list the folders hidden by an earlier root."""
-    folders: dict[str, Path] = {}
-    shadowed: list[Path] = []
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(
-                f"The crops folder {root} does not exist or is not a folder. Expected a folder that holds one folder "
-                "of crops per video. Say where it is with --crops DIR, or with crops = [...] in affcache.toml."
-            )
-        with os.scandir(root) as entries:
-            found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-        for name in found:
-            _require_unicode(root, name)
-            if name in folders:
-                shadowed.append(root / name)
-            else:
-                folders[name] = root / name
-    return folders, shadowed
+def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:
+    """Yield the videos of one root: those of a folder by name, then those of archives."""
+    if root.suffix.lower() in ARCHIVE_SUFFIXES and not root.is_dir():
+        yield from _videos_of_archive(root, on_listed)
+        return
+    if root.is_file() and root.suffix.lower() in OTHER_ARCHIVES:
+        open_archive(root)  # says why it can't be read in place
+    if not root.is_dir():
+        raise InputError(
+            f"The crops folder {root} does not exist or is not a folder. Expected a folder that holds one folder "
+            "of crops per video, or a .zip or .tar archive of one. Say where it is with --crops DIR, or with "
+            "crops = [...] in affcache.toml."
+        )
+    with os.scandir(root) as entries:
+        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    folders = [root / name for name, is_folder in visible if is_folder]
+    with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="list") as pool:
+        for done, files in enumerate(pool.map(_video_of_folder, folders), start=1):
+            on_listed(done, len(folders), "video")
+            yield files
+    for name, is_folder in visible:
+        if not is_folder and Path(name).suffix.lower() in ARCHIVE_SUFFIXES:
+            yield from _videos_of_archive(root / name, on_listed)
+
+
+def _video_of_folder(folder: Path) -> FrameFiles:
+    files = FrameFiles(folder)
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  # a Path for each of millions of names takes minutes
+    except OSError as error:
+        raise InputError(
+            f"The folder {folder} can't be listed: {error.strerror}. Expected a folder of crops that may be read. Give "
+            "yourself the right to read it, or reconnect its disk, then run the same command again."
+        ) from None
+    for name in names:
+        if not name.startswith("."):
+            files.add(name)
+    return files
+
+
+def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
+    archive = open_archive(path)
+    folders: dict[str, FrameFiles] = {}
+    entries = archive.entries(lambda done, total: on_listed(done >> 20, max(total >> 20, 1), "archived MB"))
+    for entry, member in entries:
+        folder, _, name = entry.rpartition("/")
+        if any(part.startswith(".") or part == "__MACOSX" for part in (*folder.split("/"), name) if part):
+            continue
+        files = folders.get(folder)
+        if files is None:
+            files = folders[folder] = FrameFiles(path / PurePosixPath(folder) if folder else path, archive)
+        files.add(name, member)
+    videos = [folders[folder] for folder in sorted(folders)]
+    if videos:
+        videos[0].ignored += archive.unsafe + archive.links
+    return videos
+
+
+def _format_of(prefix: str, digits: str, suffix: str) -> str:
+    """Return the format of names such as ``prefix00012.suffix``."""
+    before, after = (text.replace("{", "{{").replace("}", "}}") for text in (prefix, suffix))
+    padded = digits[0] == "0" or len(digits) >= 5  # 12.jpg may be one of 1.jpg to 99.jpg
+    return f"{before}{{:0{len(digits) if padded else 1}d}}{after}"
 
 
 def _require_unicode(root: Path, name: str) -> None:
@@ -115,34 +221,11 @@ def _require_unicode(root: Path, name: str) -> None:
         ) from None
 
 
-def _frames_of_video(folder: Path) -> tuple[list[tuple[int, str]], int]:
-    """List (frame number, file name) of one video in frame order, and count the files that are no crops."""
-    frames: dict[int, str] = {}
-    ignored = 0
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        match = _FRAME_NUMBER.search(stem)
-        if suffix.lower() not in IMAGE_SUFFIXES or match is None or int(match.group()) > LARGEST_FRAME_NUMBER:
-            ignored += 1
-            continue
-        number = int(match.group())
-        if number in frames:
-            first, second = sorted((frames[number], name))
-            raise InputError(
-                f"Two crops of frame {number} in {folder}: {first} and {second}. Expected one file per frame. "
-                "Remove or rename one of them, then run the same command again."
-            )
-        frames[number] = name
-    return sorted(frames.items()), ignored
-
-
 def _nothing_found(roots: Sequence[Path]) -> str:
     """Say where crops were looked for, and guess what was meant."""
     looked = ", ".join(str(root) for root in roots)
     for root in roots:
-        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.iterdir()):
+        if root.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.iterdir()):
             hint = f"{root} itself holds images: pass its parent folder, which holds one folder per video."
             break
         if (root / "cropped_aligned").is_dir():

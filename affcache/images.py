@@ -8,9 +8,11 @@ import numpy.typing as npt
 import torch
 import torchvision.transforms.functional as torchvision_functional
 from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import InterpolationMode
 
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
 LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not all of Pillow's: some run other programs
 
 
 class UnreadableCropError(Exception):
@@ -34,7 +36,7 @@ def decode_crop(data: bytes) -> DecodedCrop:
     if not data:
         raise UnreadableCropError("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
                 raise UnreadableCropError(
@@ -47,6 +49,11 @@ def decode_crop(data: bytes) -> DecodedCrop:
         raise UnreadableCropError("not an image") from None
     except Exception as error:  # damaged bytes make Pillow's plugins raise nearly anything
         raise UnreadableCropError(f"damaged: {error}") from None
+
+
+def mirrored(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return an image (height, width, 3) with left and right changed over."""
+    return np.ascontiguousarray(pixels[:, ::-1])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -66,6 +73,19 @@ class Preprocessing:
     interpolation: str  # "bicubic" or "bilinear", with antialiasing
     mean: tuple[float, ...]  # (3,) of values in [0, 1]
     std: tuple[float, ...]  # (3,)
+
+    def resize_large(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resize one image (height, width, 3) if it is far larger than the encoder's input; else return it as it is.
+
+        It is then done by Pillow, where the crop was decoded, so that waiting crops stay small in memory.
+        """
+        height, width = self.size
+        if pixels.size <= 4 * 3 * height * width:
+            return pixels
+        image = Image.fromarray(pixels)
+        size = [height, width] if self.resize_mode == "squash" else [min(height, width)]
+        image = torchvision_functional.resize(image, size, InterpolationMode(self.interpolation))
+        return np.array(torchvision_functional.center_crop(image, [height, width]))
 
     def resize(self, images: torch.Tensor) -> torch.Tensor:
         """Resize and crop a batch of equally large images, on whatever device it lies.
@@ -87,11 +107,23 @@ class Preprocessing:
             resized = _resize_pixels(images, int(target_width * height / width), target_width, self.interpolation)
         return torchvision_functional.center_crop(resized, [target_height, target_width])
 
-    def normalise(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Turn resized uint8 images (B, 3, H, W) into the encoder's input of the same shape in ``dtype``."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
-        return images.float().div_(255).sub_(mean).div_(std).to(dtype)
+
+class Normalise(torch.nn.Module):
+    """Turns resized uint8 images (B, 3, H, W) into the encoder's inputs of the same shape, in its number format."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        # kept on the device: making them for each batch would make the host wait for a GPU
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale to [0, 1], subtract the mean, divide by the standard deviation, in float32; then cast."""
+        return images.float().div_(255).sub_(self.mean).div_(self.std).to(self.dtype)
 
 
 def _resize_pixels(images: torch.Tensor, height: int, width: int, interpolation: str) -> torch.Tensor:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from affcache.annotations import JoinAccount, JoinedLabels, join_labels
 from affcache.config import build
-from affcache.encoder import differing_fields, resolve_device
+from affcache.encoder_loading import resolve_device
 from affcache.errors import StoreError
+from affcache.fingerprint import differing_fields
 from affcache.heads import MLPHead
 from affcache.listener import Listener
 from affcache.metrics import Scores

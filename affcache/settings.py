@@ -71,8 +71,13 @@ class ExtractSettings(Settings):
 
     crops: tuple[Path, ...] = setting(
         CROPS,
-        "Folder that holds one folder of crops per video; may be given several times.",
+        "Folder that holds one folder of crops per video, or a .zip or .tar of it; may be given several times over.",
         default_text="data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it",
+    )
+    crop_list: Path | None = setting(
+        None,
+        "Encode only the crops that this text file names, a path a line; s-Aff-Wild2's label files serve as they are.",
+        default_text="every crop found",
     )
     store: Path | None = setting(
         None, "The embedding store to make or to continue.", default_text="data/features/<model>-<pretrained>.h5"
@@ -84,12 +89,24 @@ class ExtractSettings(Settings):
     )
     precision: str = setting(
         "auto",
-        "Number format of the encoder: auto is bf16 (or fp16) on a GPU and fp32 on the CPU.",
+        "Number format of the encoder: auto is the fastest of the device that agrees with fp32, or the store's own.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    batch_size: int | None = setting(None, "Crops per encoder call.", default_text="256 on a GPU, 16 on the CPU")
+    batch_size: int | None = setting(
+        None, "Crops per encoder call.", default_text="the store's own; what fits up to 512 on a GPU, 16 on the CPU"
+    )
     workers: int | None = setting(None, "Threads that read and decode crops.", default_text="one per core, at most 16")
     device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")
+    compile: str = setting(
+        "auto",
+        "Let torch compile the encoder: auto does on a GPU from 50,000 crops on.",
+        choices=("auto", "on", "off"),
+    )
+    view: str = setting(
+        "plain",
+        "What to encode: the crops as they are, or (flip) mirrored ones too, into a second matrix beside the first.",
+        choices=("plain", "flip"),
+    )
     retry_unreadable: bool = setting(False, "Try crops again that could not be read before.")
 
     def problems(self) -> Iterator[str]:
@@ -182,10 +199,52 @@ class DemoSettings(Settings):
     seed: int = setting(0, "Seed of the heads' training.")
 
 
+@dataclass(frozen=True)
+class ImportSettings(Settings):
+    """Make an embedding store of embeddings that another tool, or affcache export, wrote."""
+
+    sources: tuple[Path, ...] = setting(
+        (),
+        "What to import: HDF5 files, folders with img_emb/ and metadata/, or what affcache export wrote.",
+        default_text="none; at least one is needed",
+    )
+    list: tuple[Path, ...] = setting(
+        (),
+        "List of frames, path<TAB>label, of each HDF5 file, in the order of the files; may be given several times.",
+        default_text="none",
+    )
+    store: Path | None = setting(
+        None, "The embedding store to make.", default_text="data/features/<model>-<pretrained>.h5"
+    )
+    model: str | None = setting(
+        None, "Encoder that made the embeddings, as open_clip names it.", default_text="what an export says, or unknown"
+    )
+    pretrained: str = setting("", "Pretrained tag of that encoder.")
+
+
+@dataclass(frozen=True)
+class ExportSettings(Settings):
+    """Write the embeddings of a store, with their frames and provenance, for other tools."""
+
+    store: Path | None = setting(
+        None, "The embedding store to export.", default_text="data/features/<model>-<pretrained>.h5"
+    )
+    format: str = setting(
+        "npy",
+        "What to write: npy is a folder, the others are one file.",
+        choices=("npy", "parquet", "safetensors"),
+    )
+    out: Path | None = setting(
+        None, "Where it goes: a folder for npy, else a file.", default_text="beside the store, named after it"
+    )
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "extract": ExtractSettings,
     "fit": FitSettings,
     "score": ScoreSettings,
     "sample": SampleSettings,
     "demo": DemoSettings,
+    "import": ImportSettings,
+    "export": ExportSettings,
 }

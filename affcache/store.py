@@ -6,30 +6,23 @@ writes just once, into a temporary file that is renamed when it is whole.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import StoreError
+from affcache.fingerprint import fingerprint
+from affcache.store_layout import FORMAT_VERSION, Place, read_layout
 
-FORMAT = "affcache-embeddings"
-FORMAT_VERSION = 1
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
-NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
-    "features": np.dtype("<f2"),
-    "status": np.dtype("u1"),
-    "frame_number": np.dtype("<i4"),
-    "video_start": np.dtype("<i8"),
-    "block_checksum": np.dtype("<u4"),
-}
+VIEWS = ("flip",)  # further matrices that may lie beside a store
 
 
 @dataclass(frozen=True)
@@ -105,18 +98,48 @@ class EmbeddingStore:
             **self.counts,
             "bytes": self.path.stat().st_size,
             "complete": self.counts["pending"] == 0,
+            "views": [view for view in VIEWS if view_path(self.path, view).is_file()],
             "encoder_fingerprint": self.encoder_fingerprint,
             "encoder": self.encoder,
         }
 
-    def require_complete(self) -> None:
+    def view(self, name: str) -> "EmbeddingStore":
+        """Open the matrix of another view of the same crops, such as "flip", which lies beside this store.
+
+        Raises:
+            StoreError: there is none, or it is of other crops or another encoder.
+        """
+        path = view_path(self.path, name)
+        if not path.is_file():
+            raise StoreError(
+                f"{self.path} has no view {name!r}: expected it in {path}. Make it with the command that made the "
+                f"store, and --view {name}."
+            )
+        other = EmbeddingStore.open(path)
+        plain = {key: value for key, value in other.encoder.items() if key != "view"}
+        if fingerprint(plain) != self.encoder_fingerprint or not self.same_frames(other):
+            raise StoreError(
+                f"{path} is no view of {self.path}: it is of other crops or another encoder. Delete it, and make it "
+                f"with the command that made the store, and --view {name}."
+            )
+        return other
+
+    def same_frames(self, other: "EmbeddingStore") -> bool:
+        """Say whether another store has the same videos and frames in its rows."""
+        return (
+            self.video_names == other.video_names
+            and np.array_equal(self.video_start, other.video_start)
+            and np.array_equal(self.frame_number, other.frame_number)
+        )
+
+    def require_complete(self, remark: str = "") -> None:
         """Raise StoreError unless every row is encoded or known to be unreadable. Reads no features."""
         counts = self.counts
         if counts["pending"]:
             raise StoreError(
-                f"{self.path} is incomplete: {counts['pending']:,} of {len(self):,} rows are still to be encoded. "
-                "An extraction is running on it, or one was interrupted: run the same 'affcache extract' again and it "
-                "continues where it stopped."
+                f"{self.path} is incomplete: {counts['pending']:,} of {len(self):,} rows are still to be encoded."
+                f"{remark} An extraction is running on it, or one was interrupted: run the same 'affcache extract' "
+                "again and it continues where it stopped."
             )
 
     def verify(self, on_block: Callable[[int, int], None] | None = None) -> None:
@@ -127,30 +150,25 @@ class EmbeddingStore:
 
         Raises:
             StoreError: names the first bad block: features that don't match their checksum, rows with an impossible
-                status, an unreadable row that isn't zero, or rows that are still pending.
+                status, an unreadable row that isn't zero. Else, when rows are still pending, says how many, and how
+                many blocks are whole.
         """
-        self.require_complete()
         self._verify_index()
-        for block, checksum in enumerate(self.block_checksum):
-            first, last = block_bounds(block, len(self))
-            problem = self._problem_of_block(first, last, int(checksum))
-            if problem:
-                raise StoreError(
-                    f"{self.path}: block {block} (rows {first} to {last - 1}) is corrupt: {problem}. The disk or a "
-                    "copy damaged the file. Delete it and extract again, or restore it from a sound copy."
-                )
-            if on_block is not None:
-                on_block(block + 1, len(self.block_checksum))
-
-    def _problem_of_block(self, first: int, last: int, checksum: int) -> str:
-        features, status = self.features[first:last], self.status[first:last]
-        if (status > UNREADABLE).any():
-            return f"a row has status {status.max()}, expected 0, 1 or 2"
-        if block_crc(features) != checksum:
-            return "its features don't match their checksum"
-        if features[status == UNREADABLE].any():
-            return "a row that is marked unreadable holds features"
-        return ""
+        whole = 0
+        with self.path.open("rb", buffering=0) as file:
+            for block, checksum in enumerate(self.block_checksum):
+                first, last = block_bounds(block, len(self))
+                features = read_rows(file, self.features, first, last)
+                problem = problem_of_block(features, self.status[first:last], int(checksum))
+                if problem:
+                    raise StoreError(
+                        f"{self.path}: block {block} (rows {first} to {last - 1}) is corrupt: {problem}. The disk or a "
+                        "copy damaged the file. Delete it and extract again, or restore it from a sound copy."
+                    )
+                whole += bool((self.status[first:last] != PENDING).all())
+                if on_block is not None:
+                    on_block(block + 1, len(self.block_checksum))
+        self.require_complete(f" What is there is sound: {whole:,} of {len(self.block_checksum):,} blocks are whole.")
 
     def _verify_index(self) -> None:
         starts = self.video_start
@@ -166,95 +184,41 @@ class EmbeddingStore:
             )
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one dataset's bytes lie in the file."""
-
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        """The first byte after the dataset."""
-        return self.offset + self.dtype.itemsize * int(np.prod(self.shape))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the HDF5 structure of a store says; everything a reader or a writer needs besides the bytes."""
-
-    places: Mapping[str, Place]
-    video_names: tuple[str, ...]
-    encoder: dict[str, Any]
-    encoder_fingerprint: str
-
-
-def read_layout(path: Path) -> Layout:
-    """Read the structure of a store file and check that every byte it promises is there.
-
-    Raises:
-        StoreError: no such file, not a store, of another format version, or cut short.
-    """
-    if not path.is_file():
-        raise StoreError(
-            f"There is no embedding store at {path}. Make one with 'affcache extract --store {path}', or say where "
-            'it is with --store FILE or with store = "..." in affcache.toml.'
-        )
-    try:
-        # no HDF5 lock: a store may be looked at while it is written
-        with h5py.File(path, "r", locking=False) as file:
-            _check_format(path, file)
-            layout = Layout(
-                places={name: _place(file[name], dtype) for name, dtype in NUMERIC_DATASETS.items()},
-                video_names=tuple(file["video_name"].asstr()[:]),
-                encoder=json.loads(file.attrs["encoder"]),
-                encoder_fingerprint=str(file.attrs["encoder_fingerprint"]),
-            )
-    except PermissionError as error:
-        raise StoreError(
-            f"The store {path} can't be opened: {error.strerror}. Expected a file that may be read. Give yourself the "
-            "right to read it, or name another with --store FILE."
-        ) from None
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise StoreError(
-            f"{path} can't be read as an embedding store: it is cut short, damaged or no HDF5 file at all "
-            f"({type(error).__name__}: {error}). Check the path. Restore the store from a sound copy, or delete it and "
-            "extract again."
-        ) from None
-    needed = max(place.end for place in layout.places.values())
-    size = path.stat().st_size
-    if size < needed:
-        raise StoreError(
-            f"{path} is cut short: {size:,} bytes, expected at least {needed:,}. A copy or download broke off. "
-            "Copy it again, or delete it and extract again."
-        )
-    return layout
-
-
-def _check_format(path: Path, file: h5py.File) -> None:
-    found, version = file.attrs.get("format"), file.attrs.get("format_version")
-    if found != FORMAT:
-        raise StoreError(
-            f"{path} is an HDF5 file but no embedding store: its attribute 'format' is {found!r}, expected "
-            f"{FORMAT!r}. Make a store with 'affcache extract --store FILE'."
-        )
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{path} has store format version {version}; this affcache reads version {FORMAT_VERSION}. Use the "
-            "affcache version that wrote it, or delete it and extract again."
-        )
-
-
-def _place(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Place:
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.dtype != dtype:
-        raise ValueError(f"{dataset.name} is {dataset.dtype} and not one contiguous {dtype}")
-    return Place(int(offset), dtype, tuple(dataset.shape))
-
-
 def _memory_map(path: Path, place: Place) -> npt.NDArray[Any]:
     return np.memmap(path, dtype=place.dtype, mode="r", offset=place.offset, shape=place.shape)
+
+
+def view_path(path: Path, view: str) -> Path:
+    """Return where the matrix of another view lies beside a store: faces.h5 and "flip" give faces.flip.h5."""
+    return path.with_name(f"{path.stem}.{view}{path.suffix}")
+
+
+def read_rows(file: RawIOBase, features: npt.NDArray[np.float16], first: int, last: int) -> npt.NDArray[np.float16]:
+    """Read rows first:last of the memory-mapped features through the file instead.
+
+    Pages of a map count as the process's memory; a whole store read that way would look like gigabytes in use.
+    """
+    assert isinstance(features, np.memmap)
+    file.seek(features.offset + first * features.strides[0])
+    rows = np.empty((last - first, features.shape[1]), dtype="<f2")
+    view = memoryview(rows.view(np.uint8).data).cast("B")
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise StoreError(f"{features.filename} is cut short. Copy it again, or delete it and extract again.")
+        view = view[count:]
+    return rows
+
+
+def problem_of_block(features: npt.NDArray[np.float16], status: npt.NDArray[np.uint8], checksum: int) -> str:
+    """Say what is wrong with a block's rows, or nothing. While rows are pending, its checksum says nothing yet."""
+    if (status > UNREADABLE).any():
+        return f"a row has status {status.max()}, expected 0, 1 or 2"
+    if features[status == UNREADABLE].any():
+        return "a row that is marked unreadable holds features"
+    if (status != PENDING).all() and block_crc(features) != checksum:
+        return "its features don't match their checksum"
+    return ""
 
 
 def block_bounds(block: int, rows: int) -> tuple[int, int]:

@@ -11,28 +11,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
+from affcache.crop_list import CropList
 from affcache.errors import StoreError
-from affcache.frames import CropList
 from affcache.store import (
     BLOCK_ROWS,
     ENCODED,
-    FORMAT,
-    FORMAT_VERSION,
-    NUMERIC_DATASETS,
     PENDING,
     UNREADABLE,
     EmbeddingStore,
     block_bounds,
     block_crc,
+    read_rows,
 )
+from affcache.store_layout import FORMAT, FORMAT_VERSION, NUMERIC_DATASETS
 
+RESERVE_BYTES = 1 << 24
+CAN_NOT_RESERVE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # said by the file system
 PAGE = 4096  # bytes; datasets start on page borders so that they can be memory-mapped
 
 
@@ -109,9 +110,23 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
 def _reserve_and_flush(path: Path) -> None:
     """Make the file system set every byte aside now, so that a disk fills at the start or not at all."""
     with path.open("r+b") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in CAN_NOT_RESERVE:
+                raise
+            _write_over(file, size)  # a system, or a file system, that can't reserve
         os.fsync(file.fileno())
+
+
+def _write_over(file: BinaryIO, size: int) -> None:
+    """Write every byte of a file again as it is, so that holes in it become room on the disk."""
+    for offset in range(0, size, RESERVE_BYTES):
+        file.seek(offset)
+        contents = file.read(min(RESERVE_BYTES, size - offset))
+        file.seek(offset)
+        file.write(contents)
 
 
 def _existing_parent(path: Path) -> Path:
@@ -212,7 +227,7 @@ class StoreWriter:
     def _finish_block(self, block: int) -> None:
         first, last = block_bounds(block, len(self.store))
         if (self.store.status[first:last] != PENDING).all():
-            checksum = block_crc(self.store.features[first:last])
+            checksum = block_crc(read_rows(self._file, self.store.features, first, last))
             self._write(self.store.block_checksum, np.array([checksum], "<u4"), block)
 
     def _write(self, target: npt.NDArray[Any], values: npt.NDArray[Any], first: int) -> None:

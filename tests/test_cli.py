@@ -86,8 +86,8 @@ def test_help_ends_with_two_examples_that_parse(name: str) -> None:
 def test_help_names_every_setting_with_its_sentence_and_default(name: str) -> None:
     shown = " ".join(call(name, "--help").stdout.split())
     for declared in dataclasses.fields(COMMANDS[name]):
-        positional = name == "score" and declared.name == "run"
-        assert ("[RUN]" if positional else flag(declared.name)) in shown
+        positional = (name, declared.name) in {("score", "run"), ("import", "sources"), ("export", "store")}
+        assert (f"[{declared.name.upper()}]" if positional else flag(declared.name)) in shown
         assert " ".join(declared.metadata["help"].split()) in shown
         if declared.metadata["default_text"]:
             assert f"[default: {declared.metadata['default_text']}]" in shown

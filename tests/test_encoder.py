@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from affcache.encoder import Encoder, differing_fields, fingerprint, load_encoder, resolve_device
+from affcache.encoder import DTYPES, Encoder
+from affcache.encoder_loading import load_encoder, resolve_device
+from affcache.fingerprint import differing_fields, fingerprint
 from affcache.errors import ConfigError, InputError
 from tests.conftest import TINY_CONFIG, write_tiny_encoder
 
@@ -30,7 +32,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: str) -> Encoder:
-    return load_encoder(tiny_encoder)
+    return load_encoder(tiny_encoder, precision="fp32")
 
 
 def test_embeddings_equal_open_clips_own(tiny_encoder: str, encoder: Encoder) -> None:
@@ -49,12 +51,12 @@ def test_embeddings_equal_open_clips_own(tiny_encoder: str, encoder: Encoder) ->
 def test_the_activation_reaches_the_embeddings(tiny_encoder: str) -> None:
     """The trap that this package closes: the same weights with QuickGELU are open_clip's with QuickGELU."""
     crops = crops_of(SIZES[:3])
-    ours = load_encoder(tiny_encoder, activation="quick_gelu").encode(crops)
+    ours = load_encoder(tiny_encoder, activation="quick_gelu", precision="fp32").encode(crops)
     model, preprocess = open_clip.create_model_from_pretrained(tiny_encoder, force_quick_gelu=True)
     with torch.inference_mode():
         expected = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(crop)) for crop in crops]))
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
-    assert (ours - load_encoder(tiny_encoder).encode(crops)).abs().max() > 1e-3
+    assert (ours - load_encoder(tiny_encoder, precision="fp32").encode(crops)).abs().max() > 1e-3
 
 
 def test_a_batch_of_mixed_sizes_keeps_its_order(encoder: Encoder) -> None:
@@ -74,17 +76,12 @@ def test_nothing_is_left_to_train(encoder: Encoder) -> None:
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("fp16", 0.9999)])
 def test_lower_precision_stays_close(tiny_encoder: str, encoder: Encoder, precision: str, least: float) -> None:
     low = load_encoder(tiny_encoder, precision=precision)
-    assert {parameter.dtype for parameter in low.network.parameters()} == {low.dtype}
+    assert {parameter.dtype for parameter in low.network.parameters()} == {DTYPES[precision]}
     crops = crops_of(SIZES)
     embeddings = low.encode(crops)
     assert embeddings.dtype == torch.float32
     assert cosine(embeddings, encoder.encode(crops)).min() > least
     assert (embeddings != encoder.encode(crops)).any()
-
-
-def test_auto_precision_on_the_cpu_is_fp32(encoder: Encoder) -> None:
-    assert encoder.description["precision"] == "fp32"
-    assert encoder.dtype == torch.float32
 
 
 def test_coca_gives_its_pooled_embedding(tmp_path: Path) -> None:
@@ -101,11 +98,11 @@ def test_coca_gives_its_pooled_embedding(tmp_path: Path) -> None:
     config["model_cfg"]["custom_text"] = True
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
-    encoder = load_encoder(f"local-dir:{tmp_path}")
+    encoder = load_encoder(f"local-dir:{tmp_path}", precision="fp32")
     crops = crops_of([(32, 32), (32, 32)])
     with torch.inference_mode():
         pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        expected = model.eval().encode_image(encoder.preprocessing.normalise(pixels, torch.float32), normalize=False)
+        expected = model.eval().encode_image(encoder.network.normalise(pixels), normalize=False)
     torch.testing.assert_close(encoder.encode(crops), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -126,7 +123,7 @@ def test_the_same_weights_have_the_same_fingerprint_wherever_they_lie(
     tmp_path: Path, tiny_encoder: str, encoder: Encoder
 ) -> None:
     shutil.copytree(tiny_encoder.removeprefix("local-dir:"), tmp_path / "copy")
-    copy = load_encoder(f"local-dir:{tmp_path / 'copy'}")
+    copy = load_encoder(f"local-dir:{tmp_path / 'copy'}", precision="fp32")
     assert copy.description["model"] != encoder.description["model"]
     assert copy.fingerprint == encoder.fingerprint
     assert differing_fields(copy.description, encoder.description) == []
@@ -156,14 +153,14 @@ def test_fingerprint_does_not_hang_on_the_order_of_fields(encoder: Encoder) -> N
 def test_options_that_change_the_numbers(
     tiny_encoder: str, encoder: Encoder, options: dict[str, str], field: str
 ) -> None:
-    other = load_encoder(tiny_encoder, **options)
+    other = load_encoder(tiny_encoder, **{"precision": "fp32", **options})
     assert other.fingerprint != encoder.fingerprint
     differences = [line.partition(":")[0] for line in differing_fields(encoder.description, other.description)]
     assert differences == [field]
 
 
 def test_other_weights_change_the_fingerprint(tmp_path: Path, encoder: Encoder) -> None:
-    other = load_encoder(write_tiny_encoder(tmp_path, seed=1))
+    other = load_encoder(write_tiny_encoder(tmp_path, seed=1), precision="fp32")
     (line,) = differing_fields(encoder.description, other.description)
     assert line.startswith("weights_sha256: '")
     assert other.fingerprint != encoder.fingerprint
@@ -171,13 +168,13 @@ def test_other_weights_change_the_fingerprint(tmp_path: Path, encoder: Encoder) 
 
 def test_one_changed_weight_changes_the_fingerprint(tmp_path: Path, encoder: Encoder) -> None:
     name = write_tiny_encoder(tmp_path, seed=0)
-    assert load_encoder(name).fingerprint == encoder.fingerprint
+    assert load_encoder(name, precision="fp32").fingerprint == encoder.fingerprint
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = open_clip.CLIP(**TINY_CONFIG["model_cfg"]).state_dict()
     state["visual.proj"][0, 0] = torch.nextafter(state["visual.proj"][0, 0], torch.tensor(9.0))
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "open_clip_model.safetensors")
-    assert load_encoder(name).fingerprint != encoder.fingerprint
+    assert load_encoder(name, precision="fp32").fingerprint != encoder.fingerprint
 
 
 def test_weights_of_the_text_tower_do_not_matter(tmp_path: Path, encoder: Encoder) -> None:
@@ -187,7 +184,7 @@ def test_weights_of_the_text_tower_do_not_matter(tmp_path: Path, encoder: Encode
         state = open_clip.CLIP(**TINY_CONFIG["model_cfg"]).state_dict()
     state["token_embedding.weight"] += 1
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "open_clip_model.safetensors")
-    assert load_encoder(name).fingerprint == encoder.fingerprint
+    assert load_encoder(name, precision="fp32").fingerprint == encoder.fingerprint
 
 
 def test_missing_weights_are_an_input_error(tmp_path: Path) -> None:

@@ -51,7 +51,13 @@ def crops(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, crops: Path, tiny_encoder: str) -> ExtractSettings:
     return ExtractSettings(
-        crops=(crops,), store=tmp_path / "s.h5", model=tiny_encoder, batch_size=4, workers=2, device="cpu"
+        crops=(crops,),
+        store=tmp_path / "s.h5",
+        model=tiny_encoder,
+        precision="fp32",
+        batch_size=4,
+        workers=2,
+        device="cpu",
     )
 
 
@@ -95,7 +101,8 @@ def test_a_run_and_what_it_says(settings: ExtractSettings, tiny_encoder: str) ->
     assert store.frame_number[:6].tolist() == [1, 2, 3, 5, 8, 13]
     assert store.encoder["model"] == tiny_encoder
     loading = f"loading the encoder {tiny_encoder}; its weights are fetched if they are not here yet"
-    assert recorder.messages == ["46 crops in 3 videos", loading]
+    chosen = "encoding on cpu in fp32, 4 crops a call"
+    assert recorder.messages == ["46 crops in 3 videos", loading, chosen]
     assert recorder.warnings == []
     listing = [step for step in recorder.steps if step[2] == "video"]
     assert listing == [(1, 3, "video", "listing"), (2, 3, "video", "listing"), (3, 3, "video", "listing")]

@@ -37,7 +37,7 @@ def test_gaps_are_kept(tmp_path: Path) -> None:
     assert crops.frame_number.dtype == np.int32
     assert len(crops) == 4
     assert crops.ignored_files == 0
-    assert not crops.unusual_names
+    assert not crops.namings
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_a_video_under_two_roots_is_taken_from_the_first(tmp_path: Path) -> None
 def test_progress_counts_every_video_folder(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "00001.jpg", tmp_path / "b" / "00001.jpg")
     (tmp_path / "c").mkdir()
-    seen: list[tuple[int, int]] = []
-    find_crops([tmp_path], lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    seen: list[tuple[int, int, str]] = []
+    find_crops([tmp_path], lambda done, total, unit: seen.append((done, total, unit)))
+    assert seen == [(1, 3, "video"), (2, 3, "video"), (3, 3, "video")]
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file"])
@@ -129,7 +129,8 @@ def test_a_root_that_is_no_folder(tmp_path: Path, kind: str) -> None:
         find_crops([tmp_path / "sound", root])
     assert str(caught.value) == (
         f"The crops folder {root} does not exist or is not a folder. Expected a folder that holds one folder of crops "
-        "per video. Say where it is with --crops DIR, or with crops = [...] in affcache.toml."
+        "per video, or a .zip or .tar archive of one. Say where it is with --crops DIR, or with crops = [...] in "
+        "affcache.toml."
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
 
-from affcache.images import Preprocessing, UnreadableCropError, decode_crop
+from affcache.images import Normalise, Preprocessing, UnreadableCropError, decode_crop
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 GREY_RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16  # 0 to 65520
@@ -195,7 +195,7 @@ def difference_to_open_clip(
     )
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     resized = preprocessing.resize(place(images)).as_subclass(torch.Tensor).cpu()
-    ours = preprocessing.normalise(resized, torch.float32)[0]
+    ours = Normalise(preprocessing.mean, preprocessing.std, torch.float32)(resized)[0]
     theirs = peer(Image.fromarray(pixels))
     assert ours.shape == theirs.shape
     return (ours - theirs).abs() * torch.tensor(preprocessing.std).view(3, 1, 1) * 255
@@ -276,9 +276,8 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_normalise_in_the_encoders_number_format(dtype: torch.dtype) -> None:
-    preprocessing = Preprocessing((8, 8), "shortest", "bicubic", MEAN, STD)
     levels = torch.arange(192, dtype=torch.uint8).reshape(1, 3, 8, 8)
-    ours = preprocessing.normalise(levels, dtype)
+    ours = Normalise(MEAN, STD, dtype)(levels)
     expected = (levels.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert ours.dtype == dtype
     assert (ours.double() - expected).abs().max() < 4 * torch.finfo(dtype).eps

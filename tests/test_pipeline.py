@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from affcache import pipeline as pipeline_module
-from affcache.encoder import Encoder, load_encoder
+from affcache import committer as committer_module
+from affcache.encoder import Encoder
+from affcache.encoder_loading import load_encoder
 from affcache.errors import InputError
 from affcache.frames import find_crops
 from affcache.images import decode_crop
 from affcache.listener import Listener
-from affcache.pipeline import Pipeline, _consecutive_batches
+from affcache.pipeline import Pipeline, consecutive_batches
 from affcache.store import EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from tests.conftest import write_crops
@@ -38,7 +39,7 @@ class StopAfter(Listener):
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: str) -> Encoder:
-    return load_encoder(tiny_encoder)
+    return load_encoder(tiny_encoder, precision="fp32")
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def run(
 @given(rows=st.sets(st.integers(0, 200)), size=st.integers(1, 40))
 def test_batches_are_runs_of_rows_within_multiples_of_their_size(rows: set[int], size: int) -> None:
     pending = np.array(sorted(rows), dtype=np.int64)
-    batches = list(_consecutive_batches(pending, size))
+    batches = list(consecutive_batches(pending, size))
     assert [row for batch in batches for row in batch] == sorted(rows)
     for batch in batches:
         assert (np.diff(batch) == 1).all()
@@ -70,8 +71,8 @@ def test_batches_are_runs_of_rows_within_multiples_of_their_size(rows: set[int],
 
 @given(total=st.integers(1, 200), size=st.integers(1, 40), done=st.integers(0, 20))
 def test_a_continued_run_has_the_same_batches(total: int, size: int, done: int) -> None:
-    whole = [batch.tolist() for batch in _consecutive_batches(np.arange(total), size)]
-    rest = [batch.tolist() for batch in _consecutive_batches(np.arange(min(done * size, total), total), size)]
+    whole = [batch.tolist() for batch in consecutive_batches(np.arange(total), size)]
+    rest = [batch.tolist() for batch in consecutive_batches(np.arange(min(done * size, total), total), size)]
     assert rest == whole[done:]
 
 
@@ -97,12 +98,12 @@ def test_rows_are_committed_on_the_way(
     tmp_path: Path, crops: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a kill may cost is bounded by rows, and by time."""
-    monkeypatch.setattr(pipeline_module, "COMMIT_ROWS", 8)
+    monkeypatch.setattr(committer_module, "COMMIT_ROWS", 8)
     with pytest.raises(Stopped):
         run(tmp_path / "rows.h5", crops, encoder, StopAfter(24, Stopped))
     assert EmbeddingStore.open(tmp_path / "rows.h5").counts["encoded"] == 16
     monkeypatch.undo()
-    monkeypatch.setattr(pipeline_module, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(committer_module, "COMMIT_SECONDS", 0.0)
     with pytest.raises(Stopped):
         run(tmp_path / "time.h5", crops, encoder, StopAfter(24, Stopped))
     assert EmbeddingStore.open(tmp_path / "time.h5").counts["encoded"] == 20
@@ -135,8 +136,8 @@ def test_account_of_modes_reasons_and_time(tmp_path: Path, crops: Path, encoder:
     pipeline = run(tmp_path / "s.h5", crops, encoder)
     assert pipeline.unreadable == {1: "the file is empty (0 bytes)", 2: "Is a directory"}
     assert pipeline.modes == {"RGB": 38}
-    shares = pipeline.shares()
-    assert set(shares) == {"decode", "encode", "write"}
+    shares = pipeline.clock.shares()
+    assert set(shares) == {"decode", "copy", "encode", "write"}
     assert sum(shares.values()) == pytest.approx(1)
     assert all(share > 0 for share in shares.values())
     store = EmbeddingStore.open(tmp_path / "s.h5")

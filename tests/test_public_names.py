@@ -23,6 +23,7 @@ DESIGNED = {
 FURTHER = {
     "DemoResult", "DemoSettings", "Encoder", "ExtractResult", "ExtractSettings", "FitResult", "FitSettings", "Listener",
     "ScoreResult", "ScoreSettings", "Task", "demo", "load_encoder", "write_sample",
+    "ExportResult", "ExportSettings", "ImportResult", "ImportSettings", "export_embeddings", "import_embeddings",
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import StoreError
-from affcache.store import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc, read_layout
+from affcache.store import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc
+from affcache.store_layout import read_layout
 from affcache.store_writer import StoreWriter, create_store
 from tests.conftest import crop_list, write_store
 
@@ -159,14 +160,16 @@ def test_an_incomplete_store(pending: Path) -> None:
     store = EmbeddingStore.open(pending)
     assert store.counts == {"pending": 7, "encoded": 0, "unreadable": 3}
     assert store.summary()["complete"] is False
-    message = (
-        f"{pending} is incomplete: 7 of 10 rows are still to be encoded. An extraction is running on it, or one was "
-        "interrupted: run the same 'affcache extract' again and it continues where it stopped."
+    start = f"{pending} is incomplete: 7 of 10 rows are still to be encoded."
+    forward = (
+        " An extraction is running on it, or one was interrupted: run the same 'affcache extract' again and it "
+        "continues where it stopped."
     )
-    for check in (store.require_complete, store.verify):
+    whole = " What is there is sound: 0 of 1 blocks are whole."
+    for check, said in ((store.require_complete, ""), (store.verify, whole)):
         with pytest.raises(StoreError) as caught:
             check()
-        assert str(caught.value) == message
+        assert str(caught.value) == start + said + forward
 
 
 def test_no_such_file(tmp_path: Path) -> None:

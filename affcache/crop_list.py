@@ -1,0 +1,106 @@
+"""The list of crops that a store is made of: which video, which frame, and where its bytes lie."""
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.archives import LARGEST_FILE, Archive, Member
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the files of one video are called; one format for nearly all keeps three million names small."""
+
+    format: str = "{:05d}.jpg"
+    exceptions: Mapping[int, str] = field(default_factory=dict)  # frame number -> file name
+
+    def file_name(self, frame: int) -> str:
+        """Return the name of one frame's file."""
+        return self.exceptions.get(frame) or self.format.format(frame)
+
+
+@dataclass(frozen=True)
+class ArchivedFrames:
+    """Where the crops of one video lie in an archive."""
+
+    archive: Archive
+    members: npt.NDArray[Any]  # (frames of the video,) of MEMBER_DTYPE, in frame order
+
+
+@dataclass(frozen=True)
+class CropList:
+    """Every crop found, in the order in which a store keeps them: by video name, then by frame number.
+
+    The rows of video v are ``video_start[v]:video_start[v + 1]``.
+    """
+
+    folders: tuple[Path, ...]  # (V,) where the crops of each video lie; below the archive's path for archived ones
+    video_names: tuple[str, ...]  # (V,)
+    video_start: npt.NDArray[np.int64]  # (V + 1,)
+    frame_number: npt.NDArray[np.int32]  # (N,) the number in the file name
+    namings: Mapping[int, Naming] = field(default_factory=dict)  # video -> naming, where it is not NNNNN.jpg
+    archived: Mapping[int, ArchivedFrames] = field(default_factory=dict)  # video -> its place in an archive
+    ignored_files: int = 0  # files that are no crops: other suffixes, names without a number, links, unsafe names
+    shadowed_folders: tuple[Path, ...] = ()  # folders of a video that an earlier root already has
+
+    def __len__(self) -> int:
+        return len(self.frame_number)
+
+    def video(self, row: int) -> int:
+        """Return the index of the video that a row belongs to."""
+        return int(np.searchsorted(self.video_start, row, side="right")) - 1
+
+    def path(self, row: int) -> Path:
+        """Return the file of one row, 0 <= row < N; for an archived one, the archive's path and the name in it."""
+        video = self.video(row)
+        naming = self.namings.get(video) or Naming()
+        return self.folders[video] / naming.file_name(int(self.frame_number[row]))
+
+    def read(self, row: int) -> bytes:
+        """Read the file of one row. Safe to call from several threads.
+
+        Raises:
+            OSError: the file can't be read, or is larger than 64 MiB, which no crop is.
+            DamagedMemberError: the archive's member is damaged.
+        """
+        archived = self.archived.get(self.video(row))
+        if archived is not None:
+            index = row - int(self.video_start[self.video(row)])
+            return archived.archive.read(Member(*archived.members[index].tolist()))
+        with self.path(row).open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise OSError(errno.EFBIG, f"the file is larger than {LARGEST_FILE >> 20} MiB, which no face crop is")
+            return file.readall()
+
+    def container(self, row: int) -> Path:
+        """Return what must be there for the crops of a row's video to be read: its folder, or the archive."""
+        archived = self.archived.get(self.video(row))
+        return archived.archive.path if archived else self.folders[self.video(row)]
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> "CropList":
+        """Return the list of the rows where ``kept``, bool (N,), is true; videos without a row are dropped."""
+        counts = np.add.reduceat(kept, self.video_start[:-1], dtype=np.int64)
+        videos = np.flatnonzero(counts)
+        new_index = {int(video): index for index, video in enumerate(videos)}
+
+        def members(video: int) -> ArchivedFrames:
+            archived = self.archived[video]
+            of_video = kept[self.video_start[video] : self.video_start[video + 1]]
+            return ArchivedFrames(archived.archive, archived.members[of_video])
+
+        return CropList(
+            folders=tuple(self.folders[v] for v in videos),
+            video_names=tuple(self.video_names[v] for v in videos),
+            video_start=np.cumsum([0, *counts[videos]], dtype=np.int64),
+            frame_number=self.frame_number[kept],
+            namings={new_index[v]: naming for v, naming in self.namings.items() if v in new_index},
+            archived={new_index[v]: members(v) for v in self.archived if v in new_index},
+            ignored_files=self.ignored_files,
+            shadowed_folders=self.shadowed_folders,
+        )

@@ -1,0 +1,100 @@
+"""Loading an encoder: its weights, their hash, its description, its number format, and the device it runs on."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import torch
+import torchvision
+
+from affcache.encoder import Encoder, ImageTower
+from affcache.errors import ConfigError
+from affcache.open_clip_models import OWN_WEIGHTS, RANDOM_WEIGHTS, build_network, preprocessing_of
+from affcache.precision import choose_precision
+
+
+def load_encoder(
+    model: str,
+    pretrained: str = "",
+    *,
+    activation: str = "auto",
+    precision: str = "auto",
+    device: torch.device | str = "cpu",
+) -> Encoder:
+    """Build an open_clip image tower with its weights.
+
+    Args:
+        model: an open_clip model name, ``hf-hub:owner/name`` or ``local-dir:path``.
+        pretrained: a pretrained tag of that model, the path of a checkpoint file, or ``random:SEED`` for seeded random
+            weights. Tags and files are not looked at for hf-hub: and local-dir:, which bring their own.
+        activation: ``quick_gelu`` or ``gelu``; ``auto`` takes what the tag or the model's own configuration says, and
+            is refused for a checkpoint file whose activation can't be known.
+        precision: ``fp32``, ``bf16``, ``fp16``; ``auto`` takes the fastest one of this device that agrees with fp32
+            on a few faces (see ``affcache.precision``).
+        device: where to run.
+
+    Raises:
+        ConfigError: unknown model or tag, or an activation that has to be said.
+        InputError: the weights can't be loaded.
+    """
+    device = torch.device(device)
+    if model.startswith(OWN_WEIGHTS) and not pretrained.startswith(RANDOM_WEIGHTS):
+        pretrained = ""
+    network, config = build_network(model, pretrained, activation)
+    preprocessing = preprocessing_of(network)
+    tower = network.visual  # the image half; the text half would double the memory
+    assert isinstance(tower, torch.nn.Module)
+    description = {
+        "model": model,
+        "pretrained": pretrained,
+        "architecture": {"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
+        "weights_sha256": _weights_sha256(tower),
+        "activation": "quick_gelu" if config["quick_gelu"] else "gelu",
+        "image_size": list(preprocessing.size),
+        "resize": f"{preprocessing.resize_mode} {preprocessing.interpolation} antialias",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "precision": "fp32",
+        "projected": True,
+        "normalised": False,
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "open_clip": open_clip.__version__,
+        },
+    }
+    tower = ImageTower(tower.eval().requires_grad_(False), preprocessing, torch.float32).to(device)
+    encoder = Encoder(tower, preprocessing, device, description)
+    width = encoder.encode([np.zeros((*preprocessing.size, 3), dtype=np.uint8)]).shape[1]
+    encoder = replace(encoder, description={**description, "width": width})
+    return choose_precision(encoder) if precision == "auto" else encoder.in_precision(precision)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that is there.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Unknown --device {name!r}. Expected auto, cpu, cuda, or cuda:1 and so on.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use --device cpu or "
+            "auto, or check the driver with nvidia-smi."
+        )
+    return device
+
+
+def _weights_sha256(tower: torch.nn.Module) -> str:
+    """Hash the names, shapes and values of all weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,32 @@
+"""Whether a store may be continued: it must be of the same crops, through the same encoder."""
+
+from affcache.crop_list import CropList
+from affcache.encoder import Encoder
+from affcache.errors import StoreError
+from affcache.fingerprint import differing_fields
+from affcache.store import EmbeddingStore
+
+
+def require_same(store: EmbeddingStore, crops: CropList, encoder: Encoder) -> None:
+    """Refuse to continue a store that was made with another encoder or of other crops, saying what differs."""
+    forward = "Choose another --store FILE for these, or delete that store to make it anew."
+    if store.encoder_fingerprint != encoder.fingerprint:
+        lines = "\n  ".join(differing_fields(store.encoder, encoder.description))
+        raise StoreError(
+            f"{store.path} was made with another encoder. Expected the same one; these differ (store against now):\n"
+            f"  {lines}\n{forward}"
+        )
+    differences = []
+    if store.video_names != crops.video_names:
+        gone = sorted(set(store.video_names) - set(crops.video_names))
+        new = sorted(set(crops.video_names) - set(store.video_names))
+        differences += [f"{len(v)} videos {what} (first: {v[0]})" for v, what in ((gone, "gone"), (new, "new")) if v]
+    elif len(store) != len(crops):
+        differences.append(f"{len(store):,} crops in the store, {len(crops):,} now")
+    elif (store.frame_number != crops.frame_number).any() or (store.video_start != crops.video_start).any():
+        differences.append("the frame numbers")
+    if differences:
+        raise StoreError(
+            f"{store.path} was made of other crops. Expected the same ones; these differ: {'; '.join(differences)}. "
+            f"{forward}"
+        )

@@ -1,0 +1,60 @@
+"""How an encoder is run on its device: crops per call, and whether torch compiles it.
+
+Both change embeddings by rounding alone, but a continued store must equal an uninterrupted one to the byte. So neither
+depends on a clock: the batch size is what fits the memory, and a store keeps what it was begun with.
+"""
+
+import numpy as np
+import torch
+
+from affcache.encoder import Encoder
+from affcache.listener import Listener
+from affcache.precision import AGREEMENT, check_faces, smallest_cosine
+
+LARGEST_BATCH = 512  # beyond it a GPU gains nothing more
+CPU_BATCH = 16  # within 5 % of the best for the transformers and the convolutional network tried
+ROWS_WORTH_COMPILING = 50_000  # compiling takes about a minute, which fewer crops don't win back
+
+
+def find_batch_size(encoder: Encoder) -> int:
+    """Return the crops per encoder call: on a GPU the largest power of two, up to 512, that its memory takes.
+
+    Raises:
+        torch.OutOfMemoryError: not even one crop fits.
+    """
+    if encoder.device.type != "cuda":
+        return CPU_BATCH
+    crop = np.zeros((*encoder.preprocessing.size, 3), dtype=np.uint8)
+    size = LARGEST_BATCH
+    while size > 1:
+        try:
+            encoder.submit([crop] * size).wait()
+            return size
+        except torch.OutOfMemoryError:
+            size //= 2
+        torch.cuda.empty_cache()  # outside the handler, which keeps the failed call's tensors alive
+    return size
+
+
+def compile_encoder(encoder: Encoder, batch_size: int, listener: Listener) -> Encoder:
+    """Compile an encoder with torch, and go back to the plain one where that fails or changes the embeddings.
+
+    Args:
+        encoder: the plain one.
+        batch_size: crops per call.
+        listener: hears when compiling didn't work.
+    """
+    listener.message("compiling the encoder; this takes about a minute (--compile off does without)")
+    faces = check_faces()[:batch_size]
+    expected = encoder.encode(faces)
+    compiled = encoder.compile(batch_size)
+    try:
+        cosine = smallest_cosine(compiled.encode(faces), expected)
+    except Exception as error:  # a missing compiler, a driver, a graph it can't take: torch raises nearly anything
+        reason = next(iter(str(error).strip().splitlines()), "")
+        listener.warning(f"torch.compile failed ({type(error).__name__}: {reason}); going on without it")
+        return encoder
+    if not cosine >= AGREEMENT:
+        listener.warning(f"the compiled encoder agrees with the plain one to {cosine:.5f} only; going on without it")
+        return encoder
+    return compiled

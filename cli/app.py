@@ -8,7 +8,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 import affcache
-from affcache.settings import DemoSettings, ExtractSettings, FitSettings, SampleSettings, ScoreSettings
+from affcache.settings import (
+    DemoSettings,
+    ExportSettings,
+    ExtractSettings,
+    FitSettings,
+    ImportSettings,
+    SampleSettings,
+    ScoreSettings,
+)
 
 from . import commands
 from .options import add, add_command, argument
@@ -104,4 +112,26 @@ add_command(
     affcache demo
     affcache demo --out demo-clip --model ViT-B-32 --pretrained openai
     """,
+)
+add_command(
+    app,
+    "import",
+    ImportSettings,
+    commands.import_,
+    """
+    affcache import train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai
+    affcache import embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai
+    """,
+    positional=("sources",),
+)
+add_command(
+    app,
+    "export",
+    ExportSettings,
+    commands.export,
+    """
+    affcache export data/features/ViT-L-14-openai.h5 --format npy --out embeddings
+    affcache export my/faces.h5 --format parquet --out my/faces.parquet
+    """,
+    positional=("store",),
 )

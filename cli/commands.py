@@ -12,7 +12,15 @@ from rich.text import Text
 import affcache
 from affcache.config import ConfigFile, find_config, resolve
 from affcache.errors import AffcacheError
-from affcache.settings import DemoSettings, ExtractSettings, FitSettings, SampleSettings, ScoreSettings
+from affcache.settings import (
+    DemoSettings,
+    ExportSettings,
+    ExtractSettings,
+    FitSettings,
+    ImportSettings,
+    SampleSettings,
+    ScoreSettings,
+)
 
 from .console import ConsoleListener, rate_text
 from .tables import METRIC_NAMES, fact_table, score_table
@@ -153,6 +161,50 @@ def sample(given: dict[str, Any], as_json: bool) -> None:
             fact_table(facts),
             f"next: affcache extract --crops {crops} --store {folder / 'store.h5'}",
             f"      affcache fit --task expr --store {folder / 'store.h5'} --annotations {annotations}",
+        )
+
+    run(as_json, work, show)
+
+
+def import_(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache import``."""
+
+    def show(result: Any) -> None:
+        facts = {
+            "store": result.store,
+            "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable",
+            "videos": f"{result.videos:,}",
+            "width": result.width,
+            "from": result.imported_from,
+        }
+        if result.normalised is not None:
+            facts["embeddings"] = "of length 1" if result.normalised else "not normalised"
+        if result.same_as_exported:
+            facts["export"] = "the same rows, to the bit, as the store it was made of"
+        out(fact_table(facts), f"next: affcache fit --task expr --store {result.store} --annotations DIR")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.import_embeddings(resolve(ImportSettings, "import", given, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def export(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache export``."""
+
+    def show(result: Any) -> None:
+        facts = {
+            "out": f"{result.out} ({result.format}, {result.bytes / 1e6:,.1f} MB)",
+            "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable",
+            "videos": f"{result.videos:,}",
+            "width": result.width,
+        }
+        out(fact_table(facts), f"back: affcache import {result.out} --store FILE")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        store = {} if "store" in given or "store" in config.of("export") else {"store": config.store}
+        return affcache.export_embeddings(
+            resolve(ExportSettings, "export", {**given, **store}, config), listener=listener
         )
 
     run(as_json, work, show)

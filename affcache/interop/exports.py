@@ -1,0 +1,157 @@
+"""Reading what ``affcache export`` wrote: a folder of npy, a .parquet or a .safetensors file."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.errors import InputError
+from affcache.interop.clip_retrieval import matching_parts, open_npy
+from affcache.interop.keys import FrameKeys, KeyCollector
+from affcache.interop.parquet import parquet_file, require_columns, rows_of
+from affcache.interop.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, read_provenance
+from affcache.interop.sources import Matrix, Part, Source, cannot_read, map_bytes, require_same_length, unpack
+from affcache.store import ENCODED, UNREADABLE
+
+IMPORTED_FROM = "affcache export"
+KEY_COLUMNS = ("video", "frame_number", "status")
+TENSORS = {"features": "<f2", "status": "u1", "frame_number": "<i4", "video_start": "<i8"}
+_NUMPY_OF = {"F16": "<f2", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+
+
+def open_npy_export(folder: Path) -> Source:
+    """Open an exported folder: img_emb/, metadata/ and provenance.json.
+
+    Raises:
+        ConfigError: pyarrow isn't installed.
+        InputError: a file is missing, damaged or not what the export wrote.
+    """
+    try:
+        provenance = read_provenance(folder / NPY_FILE, (folder / NPY_FILE).read_bytes())
+    except OSError as error:
+        raise cannot_read(folder / NPY_FILE, error) from None
+    ((embeddings, metadata),) = matching_parts(folder)[:1]
+    part = open_npy(embeddings)
+    _require_float16(embeddings, part.dtype)
+    keys, status = _keys_and_status(metadata, rows_of(metadata, KEY_COLUMNS))
+    require_same_length(embeddings, part.rows, metadata, len(keys))
+    return Source(folder, (part,), keys, status, IMPORTED_FROM, provenance)
+
+
+def open_parquet_export(path: Path) -> Source:
+    """Open an exported Parquet file.
+
+    Raises:
+        ConfigError: pyarrow isn't installed.
+        InputError: damaged, or not what the export wrote.
+    """
+    with parquet_file(path) as file:
+        provenance = read_provenance(path, (file.schema_arrow.metadata or {}).get(PARQUET_KEY))
+        require_columns(path, file, (*KEY_COLUMNS, "embedding"))
+        kind = getattr(file.schema_arrow.field("embedding").type, "value_type", None)
+        if str(kind) != "float":
+            raise cannot_read(path, TypeError(f"embedding is a {kind or 'single value'}, not a list of float"))
+    keys, status = _keys_and_status(path, rows_of(path, KEY_COLUMNS))
+    shape = (len(keys), int(provenance.get("width", 0)))
+    if 0 in shape:
+        raise cannot_read(path, ValueError("no rows, or embeddings of no width"))
+
+    def matrix(folder: Path) -> Matrix:
+        return unpack(folder, _unpacked_groups(path, shape[1]), np.dtype("<f2"), shape)
+
+    part = Part(path, *shape, np.dtype("<f2"), matrix)
+    return Source(path, (part,), keys, status, IMPORTED_FROM, provenance)
+
+
+def open_safetensors_export(path: Path) -> Source:
+    """Open an exported safetensors file.
+
+    Raises:
+        InputError: damaged, or not what the export wrote.
+    """
+    header, first = _safetensors_header(path)
+    described = header.get("__metadata__", {})
+    provenance = read_provenance(path, described.get(SAFETENSORS_KEY))
+    maps: dict[str, npt.NDArray[Any]] = {}
+    try:
+        names = [str(name) for name in json.loads(described["video_name"])]
+        for name, dtype in TENSORS.items():
+            entry = header[name]
+            if _NUMPY_OF.get(entry["dtype"]) != dtype:
+                raise ValueError(f"{name} is {entry['dtype']}")
+            maps[name] = map_bytes(path, first + entry["data_offsets"][0], np.dtype(dtype), tuple(entry["shape"]))
+        video = np.repeat(np.arange(len(names)), np.diff(maps["video_start"]))
+        if len({len(video), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
+            raise ValueError("its tensors differ in length")
+    except (KeyError, TypeError, ValueError) as error:
+        raise cannot_read(path, error) from None
+    rows, width = maps["features"].shape
+    triples = zip(
+        (names[index] for index in video), maps["frame_number"].tolist(), maps["status"].tolist(), strict=True
+    )
+    keys, status = _keys_and_status(path, triples)
+    part = Part(path, rows, width, np.dtype("<f2"), lambda folder: maps["features"])
+    return Source(path, (part,), keys, status, IMPORTED_FROM, provenance)
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header, checked by the safetensors library against the file, and where the data begin."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass  # checks sizes and offsets
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return json.loads(file.read(length)), 8 + length
+    except (OSError, SafetensorError, ValueError) as error:
+        raise cannot_read(path, error) from None
+
+
+def _keys_and_status(path: Path, rows: Iterable[tuple[Any, ...]]) -> tuple[FrameKeys, npt.NDArray[np.uint8]]:
+    """Collect video, frame number and status of every row."""
+    collector, statuses = KeyCollector(), bytearray()
+    for video, frame, status in rows:
+        try:
+            if status not in (ENCODED, UNREADABLE):
+                raise ValueError(f"has the status {status!r}, not 1 (encoded) or 2 (unreadable)")
+            if not isinstance(frame, int) or not isinstance(video, str):
+                raise ValueError(f"has the video {video!r} and the frame number {frame!r}")
+            collector.add(video, frame)
+        except ValueError as error:
+            raise InputError(
+                f"{path}, row {len(collector)} (counted from 0) {error}. Expected the columns that 'affcache export' "
+                "writes. Export the store again."
+            ) from None
+        statuses.append(status)
+    return collector.keys(), np.frombuffer(bytes(statuses), dtype=np.uint8)
+
+
+def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:
+    """Yield the embeddings of each row group as float16 (n, D)."""
+    first = 0
+    with parquet_file(path) as file:
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, columns=["embedding"]).column("embedding")
+            rows = len(column)
+            values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
+            if column.null_count or values.size != rows * width:
+                raise cannot_read(path, ValueError(f"embeddings of row group {group} are not {width} values each"))
+            with np.errstate(over="ignore"):
+                features = values.astype("<f2")
+            wrong = np.flatnonzero(features != values)  # also where a value is not a number
+            if len(wrong):
+                raise InputError(
+                    f"{path}, row {first + int(wrong[0]) // width} (counted from 0) holds {values[wrong[0]]}, which is "
+                    "no finite float16. Expected the embeddings that 'affcache export' wrote. Export the store again."
+                )
+            first += rows
+            yield features.reshape(rows, width)
+
+
+def _require_float16(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype != np.dtype("<f2"):
+        raise cannot_read(path, ValueError(f"an export holds float16, this is {dtype}"))

@@ -1,0 +1,224 @@
+"""Import as a whole: sources opened and checked, their rows put in order, a store written and renamed into place."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.config import build
+from affcache.crop_list import CropList
+from affcache.errors import ConfigError, StoreError
+from affcache.fingerprint import fingerprint
+from affcache.interop.keys import join_keys, stored_order
+from affcache.interop.opening import open_sources
+from affcache.interop.sources import Matrix, Part, Source, blocks_of, read_rows
+from affcache.interop.survey import Survey, survey
+from affcache.listener import Listener
+from affcache.settings import ImportSettings, default_store
+from affcache.store import EmbeddingStore
+from affcache.store_writer import StoreWriter, create_store, writing_lock
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What an import did."""
+
+    store: str
+    imported_from: str  # "published code", "clip-retrieval" or "affcache export"
+    sources: int
+    rows: int  # N
+    encoded: int  # rows with an embedding
+    unreadable: int  # rows that an export marks as unreadable
+    videos: int
+    width: int  # D
+    labels_not_used: int  # labels met in lists
+    values: int  # numbers read, N * D without unreadable rows
+    changed_values: int  # numbers that float16 can't hold exactly, and that were rounded
+    largest_relative_change: float  # of a number that isn't 0, as a fraction of it
+    largest_change: float  # in the unit of the embeddings
+    normalised: bool | None  # whether every embedding has length 1; None for exports, whose encoder says it
+    encoder_fingerprint: str
+    same_as_exported: bool | None  # whether the store equals the exported one; None unless it is one whole export
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return asdict(self)
+
+
+def import_embeddings(
+    settings: ImportSettings | None = None, /, *, listener: Listener | None = None, **values: Any
+) -> ImportResult:
+    """Make an embedding store of embeddings that another tool, or ``export_embeddings``, wrote.
+
+    Sources are HDF5 files of the code published with arXiv 2403.09915, with a list of frames each; folders of
+    clip-retrieval; and exports. Several of one kind go into one store. The store keeps float16 (N, D), ordered by video
+    and frame; float32 and float64 are rounded to it, and the result says by how much.
+
+    Args:
+        settings: all settings, or none and single ones by name, such as ``import_embeddings(sources="faces.parquet")``.
+        listener: receives messages and progress.
+
+    Raises:
+        InputError: a source is missing, damaged or ambiguous, or holds a number that float16 can't.
+        StoreError: the store exists already, is in use, or has no room; or the sources are of two encoders.
+        ConfigError: a setting is unknown or missing, or pyarrow isn't installed.
+    """
+    settings = build(ImportSettings, values, over=settings)
+    listener = listener or Listener()
+    start = time.perf_counter()
+    sources = open_sources(settings.sources, settings.list)
+    path = settings.store or _default_store(settings, sources)
+    _require_new(path)
+    parts = tuple(part for source in sources for part in source.parts)
+    crops, order = stored_order(join_keys([source.keys for source in sources]), lambda row: _place(parts, row))
+    listener.message(f"{len(crops):,} frames in {len(crops.video_names):,} videos, from {sources[0].imported_from}")
+    with writing_lock(path), _temporary_folder(path) as folder:
+        _require_new(path)  # another process may have made it while this one waited
+        rows = Rows(parts, [part.open(folder) for part in parts], order, np.concatenate([s.status for s in sources]))
+        found = survey(parts, rows.matrices, rows.status, listener)
+        encoder, encoder_fingerprint = _encoder(sources, settings, found, listener)
+        _write(folder / path.name, crops, rows, encoder, encoder_fingerprint, listener)
+        written = EmbeddingStore.open(folder / path.name)
+        same = _compare(sources, written, listener)
+        counts = written.counts
+        (folder / path.name).replace(path)
+    if found.changed_values:
+        listener.message(
+            f"{found.changed_values:,} of {found.values:,} values were rounded to float16, by at most "
+            f"{found.largest_change:.2g}, or {found.largest_relative_change:.2g} of the value"
+        )
+    labels = sum(source.labels for source in sources)
+    if labels:
+        listener.message(f"{labels:,} labels in the lists are not used: 'affcache fit' reads them from --annotations")
+    return ImportResult(
+        store=str(path),
+        imported_from=sources[0].imported_from,
+        sources=len(sources),
+        rows=len(crops),
+        encoded=counts["encoded"],
+        unreadable=counts["unreadable"],
+        videos=len(crops.video_names),
+        width=parts[0].width,
+        labels_not_used=labels,
+        values=found.values,
+        changed_values=found.changed_values,
+        largest_relative_change=found.largest_relative_change,
+        largest_change=found.largest_change,
+        normalised=None if sources[0].provenance else found.normalised,
+        encoder_fingerprint=encoder_fingerprint,
+        same_as_exported=same,
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All embeddings of all sources, and the order in which the store keeps them."""
+
+    parts: tuple[Part, ...]
+    matrices: list[Matrix]
+    order: npt.NDArray[np.int64]  # (N,) the row of the sources that each row of the store is
+    status: npt.NDArray[np.uint8]  # (N,) in the order of the sources
+
+
+def _place(parts: tuple[Part, ...], row: int) -> str:
+    """Name one row, counted over all parts together."""
+    for part in parts:
+        if row < part.rows:
+            break
+        row -= part.rows
+    return part.place(row)
+
+
+def _default_store(settings: ImportSettings, sources: list[Source]) -> Path:
+    said = sources[0].provenance.get("encoder", {})
+    if settings.model:
+        return default_store(settings.model, settings.pretrained)
+    if said.get("model"):
+        return default_store(said["model"], said.get("pretrained", ""))
+    raise ConfigError(
+        "Nothing says where the store goes. Expected --store FILE, or --model and --pretrained, which name it."
+    )
+
+
+def _require_new(path: Path) -> None:
+    if path.exists():
+        raise StoreError(
+            f"{path} exists already. Expected a new file, since an import never adds to a store. Choose another "
+            "--store FILE, delete that one, or import all sources together."
+        )
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside the store that goes away with all it holds; messages name the store, not the folder."""
+    with tempfile.TemporaryDirectory(prefix=path.name + ".partial-", dir=path.parent) as name:
+        try:
+            yield Path(name)
+        except StoreError as error:
+            raise StoreError(str(error).replace(str(Path(name) / path.name), str(path))) from None
+        except OSError as error:
+            raise StoreError(
+                f"The store {path} can't be written: {error.strerror or error}. Expected a folder that can be written, "
+                "with room for the embeddings. Choose another place with --store FILE."
+            ) from None
+
+
+def _encoder(
+    sources: list[Source], settings: ImportSettings, found: Survey, listener: Listener
+) -> tuple[Mapping[str, Any], str]:
+    """Return the store's encoder description and fingerprint: an export's own, else what can be known."""
+    provenance = sources[0].provenance
+    if provenance:
+        if settings.model:
+            listener.message("--model and --pretrained are not looked at: the export says its encoder itself")
+        return provenance["encoder"], provenance["encoder_fingerprint"]
+    if settings.model is None:
+        listener.warning(
+            "--model isn't said, so these embeddings can't be told from those of another encoder of the same width"
+        )
+    encoder = {
+        "model": settings.model,
+        "pretrained": settings.pretrained,
+        "said_to_be": [
+            settings.model,
+            settings.pretrained,
+        ],  # counts in the fingerprint; nothing else tells encoders apart
+        "weights_sha256": None,
+        "imported_from": sources[0].imported_from,
+        "normalised": found.normalised,
+        "width": sources[0].parts[0].width,
+    }
+    return encoder, fingerprint(encoder)
+
+
+def _write(
+    path: Path, crops: CropList, rows: Rows, encoder: Mapping[str, Any], encoder_fingerprint: str, listener: Listener
+) -> None:
+    """Write a whole store, a block of rows in memory at a time."""
+    create_store(path, crops, rows.parts[0].width, encoder, encoder_fingerprint)
+    with StoreWriter(path) as writer:
+        for block in blocks_of(len(crops)):
+            wanted = rows.order[block]
+            writer.commit(block.start, read_rows(rows.parts, rows.matrices, wanted), rows.status[wanted])
+            listener.progress(block.stop, len(crops), "row", "writing")
+
+
+def _compare(sources: list[Source], written: EmbeddingStore, listener: Listener) -> bool | None:
+    """Say whether a store that was exported is back as it was; None unless it is one whole export."""
+    if len(sources) != 1 or not sources[0].provenance:
+        return None
+    same = written.fingerprint() == sources[0].provenance["store_fingerprint"]
+    if not same:
+        listener.warning(
+            f"{sources[0].path} was changed after its export, or was damaged: the embeddings, frames or statuses are "
+            "not those of the store that it names"
+        )
+    return same

@@ -1,0 +1,123 @@
+"""What the published code of arXiv 2403.09915 keeps: an HDF5 file of features, and a list of its frames and labels."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from affcache.errors import InputError
+from affcache.interop.keys import FrameKeys, KeyCollector
+from affcache.interop.sources import (
+    Matrix,
+    Part,
+    Source,
+    blocks_of,
+    cannot_read,
+    map_bytes,
+    require_floats,
+    require_same_length,
+    unpack,
+)
+from affcache.store import ENCODED
+
+IMPORTED_FROM = "published code"
+STORE_FORMAT = "affcache-embeddings"
+DATASETS = ("train_features", "val_features")
+_LABEL = re.compile(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?)*", re.ASCII)  # 4, or 0,1,1,0,...
+
+
+def open_published_code(features: Path, listing: Path) -> Source:
+    """Read which frames a pair of files holds, and where the features lie.
+
+    Args:
+        features: HDF5, with the dataset ``train_features`` or ``val_features``, float (n, D).
+        listing: text, n lines ``path<TAB>label`` in the order of the features.
+
+    Raises:
+        InputError: a file is missing or damaged, a line is malformed, or the two differ in length.
+    """
+    name, shape, dtype = _dataset_of(features)
+    keys = read_list(listing)
+    require_same_length(features, shape[0], listing, len(keys))
+
+    def matrix(folder: Path) -> Matrix:
+        return _open_matrix(features, name, folder)
+
+    part = Part(features, shape[0], shape[1], dtype, matrix, named_by=listing)
+    status = np.full(len(keys), ENCODED, dtype=np.uint8)
+    return Source(features, (part,), keys, status, IMPORTED_FROM, labels=len(keys))
+
+
+def read_list(path: Path) -> FrameKeys:
+    """Read the frames of a list. Its labels are checked for their form alone: they show when a line is malformed.
+
+    Raises:
+        InputError: missing, not text, or a line that would shift the rows after it; names the line.
+    """
+    collector = KeyCollector()
+    blank = 0  # the first of a run of blank lines, which may end the file
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    blank = blank or number
+                    continue
+                if blank:
+                    raise _malformed(path, blank, "is blank, with more lines after it")
+                crop, tab, label = line.rstrip("\n").rpartition("\t")
+                if not tab or not _LABEL.fullmatch(label.strip()):
+                    raise _malformed(path, number, f"is {line.rstrip()!r}")
+                try:
+                    collector.add_path(crop.strip())
+                except ValueError as error:
+                    raise _malformed(path, number, str(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise cannot_read(path, error) from None
+    return collector.keys()
+
+
+def _malformed(path: Path, number: int, problem: str) -> InputError:
+    return InputError(
+        f"{path}, line {number} {problem}. Expected <video>/<frame>.jpg, a tab and a label on every line, since line n "
+        "names row n of the features. Restore the list that was written with them."
+    )
+
+
+def _dataset_of(path: Path) -> tuple[str, tuple[int, ...], "np.dtype[Any]"]:
+    """Return name, shape and dtype of the features in an HDF5 file."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") == STORE_FORMAT:
+                raise InputError(
+                    f"{path} is an embedding store of affcache already. Expected features of the published code. Use "
+                    f"it as it is, with --store {path}."
+                )
+            found = [name for name in DATASETS if isinstance(file.get(name), h5py.Dataset)]
+            if len(found) != 1:
+                raise InputError(
+                    f"{path} holds {' and '.join(found) or 'neither ' + ' nor '.join(DATASETS)} (it has "
+                    f"{', '.join(sorted(file)) or 'nothing'}). Expected one of the datasets {' and '.join(DATASETS)} "
+                    "in a file. Name the file that holds one of them, or split this one."
+                )
+            dataset = file[found[0]]
+            shape, dtype = tuple(dataset.shape), dataset.dtype
+    except (OSError, RuntimeError, KeyError) as error:
+        raise cannot_read(path, error) from None
+    require_floats(path, f"The dataset {found[0]}", dtype, shape)
+    return found[0], shape, dtype
+
+
+def _open_matrix(path: Path, name: str, folder: Path) -> Matrix:
+    """Map a contiguous dataset into memory; unpack a chunked or compressed one block by block."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            dataset = file[name]
+            offset = dataset.id.get_offset()
+            if offset is not None and not dataset.external:
+                return map_bytes(path, int(offset), dataset.dtype, dataset.shape)
+            blocks = (dataset[rows] for rows in blocks_of(len(dataset)))
+            return unpack(folder, blocks, dataset.dtype, dataset.shape)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise cannot_read(path, error) from None

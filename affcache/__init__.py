@@ -11,6 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from affcache.bench.extraction import BenchExtractResult, bench_extract
+    from affcache.bench.store import BenchStoreResult, bench_store
+    from affcache.checkup import DoctorResult, doctor
     from affcache.demonstration import DemoResult, demo
     from affcache.encoder import Encoder
     from affcache.encoder_loading import load_encoder
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
     from affcache.sample import write_sample
     from affcache.scoring import ScoreResult, score
     from affcache.settings import (
+        BenchExtractSettings,
+        BenchStoreSettings,
         DemoSettings,
+        DoctorSettings,
         ExportSettings,
         ExtractSettings,
         FitSettings,
@@ -40,10 +46,16 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "AffcacheError": "errors",
+    "BenchExtractResult": "bench.extraction",
+    "BenchExtractSettings": "settings",
+    "BenchStoreResult": "bench.store",
+    "BenchStoreSettings": "settings",
     "ConfigError": "errors",
-    "EmbeddingStore": "store",
     "DemoResult": "demonstration",
     "DemoSettings": "settings",
+    "DoctorResult": "checkup",
+    "DoctorSettings": "settings",
+    "EmbeddingStore": "store",
     "Encoder": "encoder",
     "ExportResult": "interop.exporting",
     "ExportSettings": "settings",
@@ -62,8 +74,11 @@ _MODULE_OF = {
     "StoreError": "errors",
     "TASKS": "tasks",
     "Task": "tasks",
+    "bench_extract": "bench.extraction",
+    "bench_store": "bench.store",
     "cvar": "losses",
     "demo": "demonstration",
+    "doctor": "checkup",
     "export_embeddings": "interop.exporting",
     "extract": "extraction",
     "fit": "fitting",
@@ -77,9 +92,15 @@ __all__ = [
     "SAM",
     "TASKS",
     "AffcacheError",
+    "BenchExtractResult",
+    "BenchExtractSettings",
+    "BenchStoreResult",
+    "BenchStoreSettings",
     "ConfigError",
     "DemoResult",
     "DemoSettings",
+    "DoctorResult",
+    "DoctorSettings",
     "EmbeddingStore",
     "Encoder",
     "ExportResult",
@@ -97,8 +118,11 @@ __all__ = [
     "ScoreSettings",
     "StoreError",
     "Task",
+    "bench_extract",
+    "bench_store",
     "cvar",
     "demo",
+    "doctor",
     "export_embeddings",
     "extract",
     "fit",

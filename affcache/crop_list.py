@@ -25,6 +25,9 @@ class Naming:
         return self.exceptions.get(frame) or self.format.format(frame)
 
 
+USUAL_NAMING = Naming()
+
+
 @dataclass(frozen=True)
 class ArchivedFrames:
     """Where the crops of one video lie in an archive."""
@@ -58,9 +61,7 @@ class CropList:
 
     def path(self, row: int) -> Path:
         """Return the file of one row, 0 <= row < N; for an archived one, the archive's path and the name in it."""
-        video = self.video(row)
-        naming = self.namings.get(video) or Naming()
-        return self.folders[video] / naming.file_name(int(self.frame_number[row]))
+        return self.folders[self.video(row)] / self._file_name(row, self.video(row))
 
     def read(self, row: int) -> bytes:
         """Read the file of one row. Safe to call from several threads.
@@ -69,14 +70,19 @@ class CropList:
             OSError: the file can't be read, or is larger than 64 MiB, which no crop is.
             DamagedMemberError: the archive's member is damaged.
         """
-        archived = self.archived.get(self.video(row))
+        video = self.video(row)
+        archived = self.archived.get(video)
         if archived is not None:
-            index = row - int(self.video_start[self.video(row)])
-            return archived.archive.read(Member(*archived.members[index].tolist()))
-        with self.path(row).open("rb", buffering=0) as file:
+            member = archived.members[row - int(self.video_start[video])]
+            return archived.archive.read(Member(*member.tolist()))
+        path = os.path.join(self.folders[video], self._file_name(row, video))  # noqa: PTH118  # a Path takes as long
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # as reading the file
             if os.fstat(file.fileno()).st_size > LARGEST_FILE:
                 raise OSError(errno.EFBIG, f"the file is larger than {LARGEST_FILE >> 20} MiB, which no face crop is")
             return file.readall()
+
+    def _file_name(self, row: int, video: int) -> str:
+        return self.namings.get(video, USUAL_NAMING).file_name(int(self.frame_number[row]))
 
     def container(self, row: int) -> Path:
         """Return what must be there for the crops of a row's video to be read: its folder, or the archive."""

@@ -105,6 +105,11 @@ class Encoder:
         submission.mark("copy")
         return submission
 
+    @torch.inference_mode()
+    def prepare(self, crops: Crops) -> torch.Tensor:
+        """Return a batch resized and on the device, uint8 (B, 3, H, W): what the network takes."""
+        return self._resize(copy_to_device(crops, self.device), len(crops))
+
     def _resize(self, groups: list[tuple[list[int], torch.Tensor]], count: int) -> torch.Tensor:
         """Resize each group of equally large crops (b, height, width, 3) in one go, and put them in order."""
         resized = [(indices, self.preprocessing.resize(crops.permute(0, 3, 1, 2))) for indices, crops in groups]

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def extract(
     resolve_device(settings.device)
     crops = list_crops(settings, listener)
     with writing_lock(path):
-        encoder = prepare_encoder(settings, path, len(crops), listener)
+        recorded = EmbeddingStore.open(path).encoder if path.exists() else {}
+        encoder = prepare_encoder(settings, recorded, len(crops), listener)
         result = _extract_view(settings, path, path, "plain", crops, encoder, listener)
         if settings.view != "plain":
             flipped = replace(encoder, description={**encoder.description, "view": settings.view})
@@ -81,19 +83,18 @@ def extract(
     return result
 
 
-def prepare_encoder(settings: ExtractSettings, path: Path, rows: int, listener: Listener) -> Encoder:
-    """Load the encoder, and settle how it is run: as the store at ``path`` was begun, else as suits the device.
+def prepare_encoder(settings: ExtractSettings, recorded: Mapping[str, Any], rows: int, listener: Listener) -> Encoder:
+    """Load the encoder, and settle how it is run: as the store was begun, else as suits the device.
 
     Args:
         settings: model, weights, precision, device, batch size, compile.
-        path: the store; it need not be there.
+        recorded: the encoder that the store to continue was begun with; empty for a new one.
         rows: N, for how many crops the encoder is to be used.
         listener: hears what was chosen.
 
     Returns:
         The encoder; its description carries ``batch_size`` and ``compiled`` for a store to keep.
     """
-    recorded = EmbeddingStore.open(path).encoder if path.exists() else {}
     precision = settings.precision
     if precision == "auto":
         precision = recorded.get("precision", "auto")

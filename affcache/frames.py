@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.archives import ARCHIVE_SUFFIXES, MEMBER_DTYPE, Archive, Member, open_archive
-from affcache.crop_list import ArchivedFrames, CropList, Naming
+from affcache.crop_list import USUAL_NAMING, ArchivedFrames, CropList, Naming
 from affcache.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -130,7 +130,7 @@ def _crop_list(videos: dict[str, FrameFiles], ignored: int, shadowed: tuple[Path
         ordered, members = files.in_order()
         numbers.append(ordered)
         naming = Naming(files.format, files.exceptions)
-        if naming != Naming():
+        if naming != USUAL_NAMING:
             namings[index] = naming
         if files.archive is not None:
             archived[index] = ArchivedFrames(files.archive, members)

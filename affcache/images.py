@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 import torchvision.transforms.functional as torchvision_functional
 from PIL import Image, UnidentifiedImageError
@@ -12,6 +13,8 @@ from torchvision.transforms import InterpolationMode
 
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
 LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
+JPEG_START = b"\xff\xd8\xff"
+JPEG_MODES = {"YCbCr": "RGB", "Gray": "L"}  # colours in the file -> Pillow's name for what it decodes to
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not all of Pillow's: some run other programs
 
 
@@ -35,6 +38,10 @@ def decode_crop(data: bytes) -> DecodedCrop:
     """
     if not data:
         raise UnreadableCropError("the file is empty (0 bytes)")
+    if data.startswith(JPEG_START):
+        crop = _decode_plain_jpeg(data)
+        if crop is not None:
+            return crop
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -49,6 +56,19 @@ def decode_crop(data: bytes) -> DecodedCrop:
         raise UnreadableCropError("not an image") from None
     except Exception as error:  # damaged bytes make Pillow's plugins raise nearly anything
         raise UnreadableCropError(f"damaged: {error}") from None
+
+
+def _decode_plain_jpeg(data: bytes) -> DecodedCrop | None:
+    """Decode a flawless grey or colour JPEG: to Pillow's pixels in half its time, and beside other threads.
+
+    Anything else, and anything that libjpeg so much as warns of, is Pillow's to judge.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        plain = colours in JPEG_MODES and min(width, height) >= SMALLEST_SIDE and max(width, height) <= LARGEST_SIDE
+        return DecodedCrop(simplejpeg.decode_jpeg(data, "RGB"), JPEG_MODES[colours]) if plain else None
+    except ValueError:
+        return None
 
 
 def mirrored(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

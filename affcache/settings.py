@@ -239,12 +239,65 @@ class ExportSettings(Settings):
     )
 
 
+@dataclass(frozen=True)
+class DoctorSettings(ExtractSettings):
+    """Check device, model, crops and disk for an extraction with these settings, and say how long it will take."""
+
+
+@dataclass(frozen=True)
+class BenchExtractSettings(Settings):
+    """Measure the extraction pipeline's rate against the bare encoder's."""
+
+    crops: tuple[Path, ...] = setting(
+        (), "Folder or archive of crops; may be given several times.", default_text="the shipped practice faces"
+    )
+    model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
+    pretrained: str = setting("random:0", "Weights, as for extract; random ones are as fast as any.")
+    precision: str = setting(
+        "auto", "Number format of the encoder, as for extract.", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    batch_size: int | None = setting(
+        None, "Crops per encoder call.", default_text="what fits up to 512 on a GPU, 16 on the CPU"
+    )
+    workers: int | None = setting(None, "Threads that read and decode crops.", default_text="one per core, at most 16")
+    device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")
+    compile: str = setting("auto", "Let torch compile the encoder: auto does on a GPU.", choices=("auto", "on", "off"))
+    seconds: float = setting(20.0, "How long each measurement takes, in seconds, about.")
+    rounds: int = setting(3, "Measurements of each, bare and pipeline in turn.")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        for name in ("batch_size", "workers", "rounds"):
+            yield from self.at_least(name, 1)
+        yield from self.at_least("seconds", 0, excluded=True)
+
+
+@dataclass(frozen=True)
+class BenchStoreSettings(Settings):
+    """Measure a store's reads and writes against plain files and chunked HDF5."""
+
+    rows: int = setting(200_000, "Rows of the matrix.")
+    width: int = setting(768, "Values in a row.")
+    reads: int = setting(20, "Random reads of 4,096 rows from each layout.")
+    folder: Path | None = setting(
+        None, "Folder on the disk to measure, for temporary files.", default_text="the system's temporary folder"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        for name in ("rows", "width", "reads"):
+            yield from self.at_least(name, 1)
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "extract": ExtractSettings,
     "fit": FitSettings,
     "score": ScoreSettings,
     "sample": SampleSettings,
     "demo": DemoSettings,
+    "doctor": DoctorSettings,
+    "bench extract": BenchExtractSettings,
+    "bench store": BenchStoreSettings,
     "import": ImportSettings,
     "export": ExportSettings,
 }

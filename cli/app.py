@@ -9,7 +9,10 @@ import typer
 
 import affcache
 from affcache.settings import (
+    BenchExtractSettings,
+    BenchStoreSettings,
     DemoSettings,
+    DoctorSettings,
     ExportSettings,
     ExtractSettings,
     FitSettings,
@@ -18,7 +21,7 @@ from affcache.settings import (
     ScoreSettings,
 )
 
-from . import commands
+from . import commands, measuring
 from .options import add, add_command, argument
 
 app = typer.Typer(
@@ -134,4 +137,38 @@ add_command(
     affcache export my/faces.h5 --format parquet --out my/faces.parquet
     """,
     positional=("store",),
+)
+add_command(
+    app,
+    "doctor",
+    DoctorSettings,
+    measuring.doctor,
+    """
+    affcache doctor
+    affcache doctor --crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k
+    """,
+)
+bench = typer.Typer(
+    help="Measure a rate, and the bare limit in the same run.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(bench, name="bench")
+add_command(
+    bench,
+    "extract",
+    BenchExtractSettings,
+    measuring.bench_extract,
+    """
+    affcache bench extract
+    affcache bench extract --model ViT-B-32 --crops my/faces --device cpu --seconds 10
+    """,
+)
+add_command(
+    bench,
+    "store",
+    BenchStoreSettings,
+    measuring.bench_store,
+    """
+    affcache bench store
+    affcache bench store --rows 400000 --folder /scratch --json
+    """,
 )

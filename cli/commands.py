@@ -67,15 +67,17 @@ def extract(given: dict[str, Any], as_json: bool) -> None:
 
     def show(result: Any) -> None:
         shares = ", ".join(f"{stage} {share:.0%}" for stage, share in result.shares.items())
+        view = "" if result.view == "plain" else f" (view {result.view}, in {result.view_store})"
         facts = {
             "store": result.store,
-            "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable",
+            "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable{view}",
         }
         if result.encoded_now:
             facts["this run"] = (
                 f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate_text(result.rate, 'crop')}"
             )
             facts["time"] = shares
+            facts["bottleneck"] = result.bottleneck
         else:
             facts["this run"] = "nothing to do: the store is complete"
         if result.converted:

@@ -72,7 +72,7 @@ def test_all_commands_are_there_and_the_bare_command_shows_them() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help_ends_with_two_examples_that_parse(name: str) -> None:
-    lines = call(name, "--help").stdout.rstrip().splitlines()
+    lines = call(*name.split(), "--help").stdout.rstrip().splitlines()
     assert lines[-3:-2] == [""]
     assert lines[-4].strip() == "Examples:"
     command = typer.main.get_command(app).commands[name]
@@ -84,13 +84,16 @@ def test_help_ends_with_two_examples_that_parse(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_names_every_setting_with_its_sentence_and_default(name: str) -> None:
-    shown = " ".join(call(name, "--help").stdout.split())
+    def squeezed(text: str) -> str:  # lines are broken at spaces and after hyphens
+        return "".join(text.split())
+
+    shown = squeezed(call(*name.split(), "--help").stdout)
     for declared in dataclasses.fields(COMMANDS[name]):
         positional = (name, declared.name) in {("score", "run"), ("import", "sources"), ("export", "store")}
         assert (f"[{declared.name.upper()}]" if positional else flag(declared.name)) in shown
-        assert " ".join(declared.metadata["help"].split()) in shown
+        assert squeezed(declared.metadata["help"]) in shown
         if declared.metadata["default_text"]:
-            assert f"[default: {declared.metadata['default_text']}]" in shown
+            assert squeezed(f"[default: {declared.metadata['default_text']}]") in shown
     assert "--json" in shown
 
 

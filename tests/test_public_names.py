@@ -21,9 +21,11 @@ DESIGNED = {
     "extract", "fit", "score",
 }  # fmt: skip
 FURTHER = {
-    "DemoResult", "DemoSettings", "Encoder", "ExtractResult", "ExtractSettings", "FitResult", "FitSettings", "Listener",
-    "ScoreResult", "ScoreSettings", "Task", "demo", "load_encoder", "write_sample",
-    "ExportResult", "ExportSettings", "ImportResult", "ImportSettings", "export_embeddings", "import_embeddings",
+    "BenchExtractResult", "BenchExtractSettings", "BenchStoreResult", "BenchStoreSettings", "DemoResult",
+    "DemoSettings", "DoctorResult", "DoctorSettings", "Encoder", "ExportResult", "ExportSettings",
+    "ExtractResult", "ExtractSettings", "FitResult", "FitSettings", "ImportResult", "ImportSettings",
+    "Listener", "ScoreResult", "ScoreSettings", "Task", "bench_extract", "bench_store", "demo", "doctor",
+    "export_embeddings", "import_embeddings", "load_encoder", "write_sample",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: each measures a rate and its bare limit in one run, and gives their ratio."""

@@ -1,0 +1,170 @@
+"""The extraction pipeline against the bare encoder: crops per second of both, in turn, in one run."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from affcache.bench.machine import describe_machine
+from affcache.config import build
+from affcache.crop_list import CropList
+from affcache.demonstration import shipped
+from affcache.encoder import Encoder
+from affcache.encoder_loading import resolve_device
+from affcache.extraction import default_workers, prepare_encoder
+from affcache.frames import find_crops
+from affcache.images import decode_crop
+from affcache.listener import Listener
+from affcache.pipeline import Pipeline
+from affcache.settings import BenchExtractSettings, ExtractSettings
+from affcache.store_writer import StoreWriter, create_store
+from affcache.tuning import ROWS_WORTH_COMPILING
+
+
+@dataclass(frozen=True)
+class BenchExtractResult:
+    """The rates of pipeline and bare encoder; medians over rounds in which both took their turn."""
+
+    rate: float  # crops per second: files on disk to committed rows of a store
+    bare: float  # crops per second of the encoder alone, on a batch that is already on the device
+    ratio: float  # median over the rounds of rate / bare
+    unit: str
+    rates: list[float]  # of each round
+    bares: list[float]
+    shares: dict[str, float]  # of the last round: fraction of the time held up by decode, copy, encode, write
+    bottleneck: str
+    crops: int  # encoded in each round
+    model: str
+    precision: str
+    batch_size: int
+    workers: int
+    compiled: bool
+    device: str
+    machine: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return asdict(self)
+
+
+def bench_extract(
+    settings: BenchExtractSettings | None = None, /, *, listener: Listener | None = None, **values: Any
+) -> BenchExtractResult:
+    """Measure the pipeline's rate, the bare encoder's, and their ratio.
+
+    Each round encodes the same number of batches bare, and through the pipeline into a temporary store. What the bare
+    encoder leaves out is everything around it: reading, decoding, copying, resizing, normalising (but for a compiled
+    encoder, which does that itself), fetching, writing.
+
+    Raises:
+        InputError, ConfigError: as for ``extract``.
+    """
+    settings = build(BenchExtractSettings, values, over=settings)
+    listener = listener or Listener()
+    device = resolve_device(settings.device)
+    like_extract = ExtractSettings(
+        model=settings.model,
+        pretrained=settings.pretrained,
+        precision=settings.precision,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        compile=settings.compile,
+    )
+    encoder = prepare_encoder(like_extract, {}, ROWS_WORTH_COMPILING, listener)
+    workers = settings.workers or default_workers()
+    with shipped("sample") as sample:
+        found = find_crops(list(settings.crops) or [sample / "cropped_aligned"])
+        bare = bare_encoder(encoder, found)
+        batches = max(2, round(settings.seconds / seconds_of(lambda: bare(1))))
+        crops = repeated(found, batches * batch_size_of(encoder))
+        measure_pipeline(encoder, repeated(found, 2 * batch_size_of(encoder)), workers)  # warms everything up
+        rates, bares = [], []
+        for done in range(settings.rounds):
+            listener.progress(done, settings.rounds, "round")
+            bares.append(len(crops) / seconds_of(lambda: bare(batches)))
+            pipeline, seconds = measure_pipeline(encoder, crops, workers)
+            rates.append(len(crops) / seconds)
+        listener.progress(settings.rounds, settings.rounds, "round")
+    return BenchExtractResult(
+        rate=statistics.median(rates),
+        bare=statistics.median(bares),
+        ratio=statistics.median(rate / alone for rate, alone in zip(rates, bares, strict=True)),
+        unit="crops/s",
+        rates=rates,
+        bares=bares,
+        shares=pipeline.clock.shares(),
+        bottleneck=pipeline.bottleneck(),
+        crops=len(crops),
+        model=settings.model,
+        precision=encoder.precision,
+        batch_size=batch_size_of(encoder),
+        workers=workers,
+        compiled=encoder.compiled is not None,
+        device=str(device),
+        machine=describe_machine(device),
+    )
+
+
+def bare_encoder(encoder: Encoder, crops: CropList) -> Callable[[int], None]:
+    """Return a function that encodes one batch, which lies on the device ready to use, so many times, and waits."""
+    rows = np.arange(batch_size_of(encoder)) % len(crops)
+    pixels = encoder.prepare([decode_crop(crops.read(int(row))).pixels for row in rows])
+
+    @torch.inference_mode()
+    def run(batches: int) -> None:
+        for _ in range(batches):
+            if encoder.compiled is not None:
+                encoder.compiled(pixels)
+            else:
+                encoder.network.encode_inputs(inputs)
+        if encoder.device.type == "cuda":
+            torch.cuda.synchronize(encoder.device)
+
+    with torch.inference_mode():
+        inputs = encoder.network.normalise(pixels)
+    run(2)  # the first calls choose algorithms
+    return run
+
+
+def measure_pipeline(encoder: Encoder, crops: CropList, workers: int) -> tuple[Pipeline, float]:
+    """Encode crops into a temporary store; return the pipeline that did it, and its seconds."""
+    with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder:
+        path = Path(folder) / "store.h5"
+        create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
+        with StoreWriter(path) as writer:
+            pipeline = Pipeline(crops, encoder, writer, Listener(), batch_size_of(encoder), workers)
+            return pipeline, seconds_of(lambda: pipeline.run(writer.pending_rows()))
+
+
+def batch_size_of(encoder: Encoder) -> int:
+    """Return the crops per call that ``prepare_encoder`` settled on."""
+    return int(encoder.description["batch_size"])
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    """Return how long some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def repeated(crops: CropList, rows: int) -> CropList:
+    """Return a list of so many rows, in which the same crops come again as other videos."""
+    copies = -(-rows // len(crops))
+    starts = [crops.video_start[:-1] + copy * len(crops) for copy in range(copies)]
+    videos = len(crops.video_names)
+    longer = CropList(
+        folders=crops.folders * copies,
+        video_names=tuple(f"{copy:06d}-{name}" for copy in range(copies) for name in crops.video_names),
+        video_start=np.concatenate([*starts, [copies * len(crops)]]).astype(np.int64),
+        frame_number=np.tile(crops.frame_number, copies),
+        namings={copy * videos + v: naming for copy in range(copies) for v, naming in crops.namings.items()},
+        archived={copy * videos + v: frames for copy in range(copies) for v, frames in crops.archived.items()},
+    )
+    return longer.only(np.arange(len(longer)) < rows)

@@ -1,0 +1,249 @@
+"""The doctor: what an extraction would meet on this machine, checked beforehand, and how long it would take."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+
+from affcache.archives import DamagedMemberError
+from affcache.bench.extraction import bare_encoder, batch_size_of, seconds_of
+from affcache.bench.machine import describe_machine
+from affcache.config import build
+from affcache.crop_list import CropList
+from affcache.encoder import Encoder
+from affcache.encoder_loading import resolve_device
+from affcache.errors import AffcacheError
+from affcache.extraction import default_workers, list_crops, prepare_encoder
+from affcache.images import UnreadableCropError, decode_crop
+from affcache.listener import Listener
+from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
+from affcache.settings import DoctorSettings, ExtractSettings, default_store
+from affcache.store import EmbeddingStore
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+CROPS_TO_DECODE = 10
+BYTES_A_VALUE = 2  # float16
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    state: str  # ok, warning or problem
+    finding: str  # what was found; for a problem also what was expected and what to do
+
+
+@dataclass(frozen=True)
+class DoctorResult:
+    """What the doctor found."""
+
+    checks: tuple[Check, ...]
+    rows: int  # N, crops found; 0 where none were
+    pending: int  # rows still to be encoded
+    projected_seconds: float | None  # for the pending rows, on this machine as busy as it is now
+    machine: dict[str, Any]
+
+    @property
+    def healthy(self) -> bool:
+        """Say whether an extraction with these settings would start."""
+        return all(check.state != PROBLEM for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return {**asdict(self), "healthy": self.healthy}
+
+
+def doctor(
+    settings: DoctorSettings | None = None, /, *, listener: Listener | None = None, **values: Any
+) -> DoctorResult:
+    """Check environment, device, model, crops, disk and store, and project the duration of an extraction.
+
+    Nothing is written. A check that fails doesn't stop the others.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    settings = build(DoctorSettings, values, over=settings)
+    examination = Examination(settings, listener or Listener())
+    for name, look in examination.looks():
+        examination.check(name, look)
+    return DoctorResult(
+        checks=tuple(examination.checks),
+        rows=len(examination.crops) if examination.crops else 0,
+        pending=examination.pending,
+        projected_seconds=examination.projected_seconds,
+        machine=describe_machine(torch.device("cpu")),
+    )
+
+
+class Examination:
+    """One visit: the checks in order, each with what the earlier ones found."""
+
+    def __init__(self, settings: DoctorSettings, listener: Listener) -> None:
+        self.settings, self.listener = settings, listener
+        self.path = settings.store or default_store(settings.model, settings.pretrained)
+        self.checks: list[Check] = []
+        self.device = torch.device("cpu")
+        self.crops: CropList | None = None
+        self.encoder: Encoder | None = None
+        self.recorded: dict[str, Any] = {}
+        self.pending = 0
+        self.decode_seconds = 0.0  # a crop, in one thread
+        self.projected_seconds: float | None = None
+
+    def looks(self) -> list[tuple[str, Callable[[], tuple[str, str]]]]:
+        """Return the checks in the order in which they build on one another."""
+        return [
+            ("environment", self.environment),
+            ("device", self.find_device),
+            ("precision", self.precision),
+            ("crops", self.find_crops),
+            ("decoding", self.decode),
+            ("store", self.look_at_store),
+            ("model", self.load_model),
+            ("agreement", self.agreement),
+            ("disk", self.disk),
+            ("duration", self.duration),
+        ]
+
+    def check(self, name: str, look: Callable[[], tuple[str, str]]) -> None:
+        """Do one check, and keep what it found; an error of the user's input is a finding."""
+        try:
+            state, finding = look()
+        except AffcacheError as error:
+            state, finding = PROBLEM, str(error)
+        if finding:
+            self.checks.append(Check(name, state, finding))
+            self.listener.progress(len(self.checks), len(self.looks()), "check", name)
+
+    def environment(self) -> tuple[str, str]:
+        """Versions of what embeddings depend on."""
+        python = ".".join(map(str, sys.version_info[:3]))
+        return OK, f"Python {python}, torch {torch.__version__}, open_clip {open_clip.__version__}"
+
+    def find_device(self) -> tuple[str, str]:
+        """The device that --device names, and what else is there."""
+        self.device = resolve_device(self.settings.device)
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            name = torch.cuda.get_device_name(self.device)
+            return OK, f"{self.device}: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        machine = describe_machine(self.device)
+        finding = f"cpu: {machine['processor']}, {machine['cores']} cores"
+        if self.settings.device == "auto":
+            return WARNING, f"{finding}; torch sees no GPU, which would be far faster"
+        return OK, finding
+
+    def precision(self) -> tuple[str, str]:
+        """Number formats that are fast here."""
+        fast = fast_precisions(self.device)
+        if not fast:
+            return WARNING, "this device has no number format that is faster than fp32"
+        return OK, f"faster than fp32 on this device: {', '.join(fast)}"
+
+    def find_crops(self) -> tuple[str, str]:
+        """How many crops there are."""
+        start = time.perf_counter()
+        self.crops = list_crops(self.settings, Listener())
+        self.pending = len(self.crops)
+        seconds = time.perf_counter() - start
+        return OK, f"{len(self.crops):,} in {len(self.crops.video_names):,} videos, listed in {seconds:.1f} s"
+
+    def decode(self) -> tuple[str, str]:
+        """Whether some crops, spread over all, can be read, and how fast."""
+        if self.crops is None:
+            return OK, ""
+        rows = np.unique(np.linspace(0, len(self.crops) - 1, CROPS_TO_DECODE).astype(np.int64))
+        start = time.perf_counter()
+        bad = [row for row in rows if not readable(self.crops, int(row))]
+        self.decode_seconds = (time.perf_counter() - start) / len(rows)
+        if bad:
+            state = PROBLEM if len(bad) == len(rows) else WARNING
+            return state, (
+                f"{len(bad)} of {len(rows)} crops can't be read, such as {self.crops.path(int(bad[0]))}. Expected "
+                "image files. An extraction marks such crops and goes on; mend them first if they are many."
+            )
+        return OK, f"{len(rows)} crops read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
+
+    def look_at_store(self) -> tuple[str, str]:
+        """What an extraction would continue."""
+        if not self.path.exists():
+            return OK, f"{self.path} is not there yet; it will be made"
+        store = EmbeddingStore.open(self.path)
+        self.recorded = store.encoder
+        if self.crops is not None:
+            self.pending = store.counts["pending"]
+        return OK, f"{self.path}: {store.counts['pending']:,} of {len(store):,} rows are still to be encoded"
+
+    def load_model(self) -> tuple[str, str]:
+        """Whether the weights can be had, and how the encoder would be run."""
+        start = time.perf_counter()
+        self.encoder = prepare_encoder(self._settings_of_extract(), self.recorded, 0, Listener())
+        return OK, (
+            f"{self.settings.model} loads in {time.perf_counter() - start:.1f} s: D = {self.encoder.width}, "
+            f"{self.encoder.precision}, {batch_size_of(self.encoder)} crops a call"
+        )
+
+    def agreement(self) -> tuple[str, str]:
+        """How far the embeddings in this precision are from those in fp32."""
+        if self.encoder is None or self.encoder.precision == "fp32":
+            return OK, ""
+        exact = prepare_encoder(replace(self._settings_of_extract(), precision="fp32"), {}, 0, Listener())
+        cosine = smallest_cosine(self.encoder.encode(check_faces()), exact.encode(check_faces()))
+        finding = f"{self.encoder.precision} agrees with fp32 to a cosine of {cosine:.5f} or better on practice faces"
+        return (OK, finding) if cosine >= AGREEMENT else (WARNING, f"{finding}; --precision fp32 is exact")
+
+    def disk(self) -> tuple[str, str]:
+        """Whether the store fits."""
+        if self.crops is None or self.encoder is None or self.path.exists():
+            return OK, ""
+        folder = next(parent for parent in self.path.absolute().parents if parent.exists())
+        needed = len(self.crops) * self.encoder.width * BYTES_A_VALUE
+        free = shutil.disk_usage(folder).free
+        finding = f"the store takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {folder}"
+        if needed > free:
+            return PROBLEM, f"{finding}. Expected room for all of it. Free some, or choose another disk with --store."
+        return OK, finding
+
+    def duration(self) -> tuple[str, str]:
+        """How long the encoder, or the decoding threads, would take for what is pending."""
+        if self.crops is None or self.encoder is None:
+            return OK, ""
+        size = batch_size_of(self.encoder)
+        bare = bare_encoder(self.encoder, self.crops)
+        encode = seconds_of(lambda: bare(2)) / 2 / size
+        decode = self.decode_seconds / (self.settings.workers or default_workers())
+        slower = max(encode, decode)
+        self.projected_seconds = self.pending * slower
+        limit = "the encoder" if encode >= decode else "decoding; raise --workers"
+        return OK, (
+            f"about {duration_text(self.projected_seconds)} for {self.pending:,} crops at {1 / slower:,.1f} crops/s; "
+            f"the limit is {limit}"
+        )
+
+    def _settings_of_extract(self) -> ExtractSettings:
+        return replace(self.settings, compile="off")  # compiling takes a minute, and is no question of health
+
+
+def readable(crops: CropList, row: int) -> bool:
+    """Say whether one crop can be read and decoded."""
+    try:
+        decode_crop(crops.read(row))
+    except (OSError, UnreadableCropError, DamagedMemberError):
+        return False
+    return True
+
+
+def duration_text(seconds: float) -> str:
+    """Write a duration for people: 40 s, 12 min, 3.4 h, 2.1 days."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}" if length > 60 else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -12,8 +12,10 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -47,25 +49,23 @@ def link_crops(root: Path, rows: int) -> None:
 def run(words: list[str], kill_when: "tuple[Path, int] | None" = None) -> dict[str, float]:
     """Run a Python process to its end, or kill it once a store has so many rows; return its cost."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    if kill_when is not None:
-        store, rows = kill_when
-        while process.poll() is None:
-            time.sleep(0.2)
-            if (
-                store.exists()
-                and len(EmbeddingStore.open(store)) - EmbeddingStore.open(store).counts["pending"] >= rows
-            ):
-                process.kill()
-                break
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, -9):
-        raise SystemExit(f"{words} ended with {process.returncode}")
-    cost = {"seconds": round(time.perf_counter() - start, 1), "peak_mb": round(usage.ru_maxrss / 1024)}
-    result = json.loads(output) if output.startswith(b"{") else {}
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.DEVNULL)
+        ended = 0
+        while not ended:
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG if kill_when else 0)
+            if kill_when and not ended:
+                time.sleep(0.2)
+                store, rows = kill_when
+                if store.exists() and EmbeddingStore.open(store).counts["encoded"] >= rows:
+                    process.kill()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in (0, -signal.SIGKILL):
+            raise SystemExit(f"{words} ended with {process.returncode}")
+        cost = {"seconds": round(time.perf_counter() - start, 1), "peak_mb": round(usage.ru_maxrss / 1024)}
+        output.seek(0)
+        text = output.read()
+    result = json.loads(text) if text.startswith(b"{") else {}
     if result.get("encoded_now"):
         cost["microseconds_a_crop"] = round(1e6 / result["rate"])
         cost |= {stage: round(share, 3) for stage, share in result["shares"].items()}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import affcache
-from affcache.encoder import load_encoder
+from affcache.encoder_loading import load_encoder
 from affcache.frames import find_crops
 from affcache.store import EmbeddingStore
 from tests.conftest import REAL

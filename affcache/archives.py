@@ -113,7 +113,6 @@ class Archive(ABC):
             DamagedMemberError: they are damaged, encrypted, cut short, over LARGEST_FILE or packed in another way.
             OSError: the file can't be read.
         """
-        member = Member(*map(int, member))  # numpy's integers would overflow
         if max(member.stored, member.size) > LARGEST_FILE:
             raise DamagedMemberError(f"{max(member.stored, member.size):,} bytes; at most {LARGEST_FILE:,} are read")
         data = self._unpack(member)
@@ -246,7 +245,10 @@ class ZipArchive(Archive):
                 yield read - len(buffer) + at, self._length, name, member
         # older packers count modulo 65,536
         if at < len(buffer) or (seen if self._zip64 else seen % 2**16) != self._count:
-            raise self._broken(f"its directory declares {self._count:,} entries, of which {seen:,} are whole")
+            raise self._broken(
+                f"its directory declares {self._count:,} entries, of which {seen:,} are whole, and "
+                f"{len(buffer) - at:,} bytes more follow"
+            )
 
     def _unpack(self, member: Member) -> bytes:
         if member.method not in (0, 8):

@@ -571,6 +571,7 @@ def test_a_zip_whose_64_bit_end_is_damaged(tmp_path: Path) -> None:
 
 def test_counts_modulo_65536_are_accepted_without_zip64(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "crops.zip", {f"{number}": b"" for number in range(65_540)})
+    assert sum(1 for _ in open_archive(path).entries()) == 65_540
     whole = path.read_bytes()
     end64, end = whole.rindex(b"PK\6\6"), whole.rindex(b"PK\5\6")
     path.write_bytes(whole[:end64] + whole[end : end + 8] + b"\4\0\4\0" + whole[end + 12 :])

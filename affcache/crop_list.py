@@ -49,7 +49,8 @@ class CropList:
     frame_number: npt.NDArray[np.int32]  # (N,) the number in the file name
     namings: Mapping[int, Naming] = field(default_factory=dict)  # video -> naming, where it is not NNNNN.jpg
     archived: Mapping[int, ArchivedFrames] = field(default_factory=dict)  # video -> its place in an archive
-    ignored_files: int = 0  # files that are no crops: other suffixes, names without a number, links, unsafe names
+    ignored_files: int = 0  # files that are no crops: other suffixes, names without a number
+    unsafe_members: int = 0  # of archives: links, and names that lead out; never followed
     shadowed_folders: tuple[Path, ...] = ()  # folders of a video that an earlier root already has
 
     def __len__(self) -> int:
@@ -108,5 +109,6 @@ class CropList:
             namings={new_index[v]: naming for v, naming in self.namings.items() if v in new_index},
             archived={new_index[v]: members(v) for v in self.archived if v in new_index},
             ignored_files=self.ignored_files,
+            unsafe_members=self.unsafe_members,
             shadowed_folders=self.shadowed_folders,
         )

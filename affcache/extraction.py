@@ -208,6 +208,10 @@ def list_crops(settings: ExtractSettings, listener: Listener) -> CropList:
     listener.message(f"{len(crops):,} crops in {len(crops.video_names):,} videos")
     if crops.ignored_files:
         listener.message(f"{crops.ignored_files:,} other files ignored: not images, or without a frame number")
+    if crops.unsafe_members:
+        listener.warning(
+            f"{crops.unsafe_members:,} links, or names that lead out of their archive, are left out: none is followed"
+        )
     for folder in crops.shadowed_folders:
         listener.warning(f"{folder} is left out: an earlier --crops folder has a video of that name")
     if settings.crop_list is not None:

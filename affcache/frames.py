@@ -6,7 +6,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -37,6 +37,7 @@ class FrameFiles:
     numbers: "array[int]" = field(default_factory=lambda: array("i"))
     members: bytearray = field(default_factory=bytearray)
     ignored: int = 0
+    unsafe: int = 0
 
     def add(self, name: str, member: Member | None = None) -> None:
         """Take one file, or count it as ignored when it is no crop."""
@@ -103,10 +104,11 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
     """
     videos: dict[str, FrameFiles] = {}
     shadowed: list[Path] = []
-    ignored = 0
+    ignored = unsafe = 0
     for root in roots:
         for files in _videos_of(root, on_listed or (lambda done, total, unit: None)):
             ignored += files.ignored
+            unsafe += files.unsafe
             name = files.folder.name
             if files.archive and files.folder == files.archive.path:  # crops at the top of an archive
                 name = files.folder.stem
@@ -117,10 +119,11 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
                 videos[name] = files
     if not videos:
         raise InputError(_nothing_found(roots))
-    return _crop_list(videos, ignored, tuple(shadowed))
+    found = _crop_list(videos)
+    return replace(found, ignored_files=ignored, unsafe_members=unsafe, shadowed_folders=tuple(shadowed))
 
 
-def _crop_list(videos: dict[str, FrameFiles], ignored: int, shadowed: tuple[Path, ...]) -> CropList:
+def _crop_list(videos: dict[str, FrameFiles]) -> CropList:
     names = sorted(videos)
     numbers: list[npt.NDArray[np.int32]] = []
     namings: dict[int, Naming] = {}
@@ -141,8 +144,6 @@ def _crop_list(videos: dict[str, FrameFiles], ignored: int, shadowed: tuple[Path
         frame_number=np.concatenate(numbers),
         namings=namings,
         archived=archived,
-        ignored_files=ignored,
-        shadowed_folders=shadowed,
     )
 
 
@@ -200,7 +201,7 @@ def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
         files.add(name, member)
     videos = [folders[folder] for folder in sorted(folders)]
     if videos:
-        videos[0].ignored += archive.unsafe + archive.links
+        videos[0].unsafe = archive.unsafe + archive.links
     return videos
 
 

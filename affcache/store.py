@@ -98,10 +98,15 @@ class EmbeddingStore:
             **self.counts,
             "bytes": self.path.stat().st_size,
             "complete": self.counts["pending"] == 0,
-            "views": [view for view in VIEWS if view_path(self.path, view).is_file()],
+            "views": self.views,
             "encoder_fingerprint": self.encoder_fingerprint,
             "encoder": self.encoder,
         }
+
+    @property
+    def views(self) -> list[str]:
+        """The names of the further views that lie beside this store, such as "flip"."""
+        return [name for name in VIEWS if view_path(self.path, name).is_file()]
 
     def view(self, name: str) -> "EmbeddingStore":
         """Open the matrix of another view of the same crops, such as "flip", which lies beside this store.
@@ -117,7 +122,8 @@ class EmbeddingStore:
             )
         other = EmbeddingStore.open(path)
         plain = {key: value for key, value in other.encoder.items() if key != "view"}
-        if fingerprint(plain) != self.encoder_fingerprint or not self.same_frames(other):
+        same_encoder = fingerprint(plain) == self.encoder_fingerprint and other.encoder.get("view") == name
+        if not (same_encoder and self.same_frames(other)):
             raise StoreError(
                 f"{path} is no view of {self.path}: it is of other crops or another encoder. Delete it, and make it "
                 f"with the command that made the store, and --view {name}."

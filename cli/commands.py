@@ -230,10 +230,12 @@ def verify(given: dict[str, Any], as_json: bool) -> None:
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         store = affcache.EmbeddingStore.open(given["store"])
-        store.verify(lambda done, total: listener.progress(done, total, "block"))
-        return {"store": str(store.path), "rows": len(store), "sound": True, **store.counts}
+        for checked in (store, *(store.view(name) for name in store.views)):
+            checked.verify(lambda done, total: listener.progress(done, total, "block"))
+        return {"store": str(store.path), "rows": len(store), "sound": True, "views": store.views, **store.counts}
 
     def show(result: dict[str, Any]) -> None:
-        out(f"{result['store']} is sound: {result['rows']:,} rows, every block matches its checksum")
+        views = f", in view {', '.join(result['views'])} too" if result["views"] else ""
+        out(f"{result['store']} is sound: {result['rows']:,} rows, every block matches its checksum{views}")
 
     run(as_json, work, show)

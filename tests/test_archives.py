@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache import archives
-from affcache.archives import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member, open_archive
+from affcache.archives import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member, open_archive, zip_archive
+from affcache.archives import archive as archive_module
 from affcache.errors import InputError
 
 CROPS = {f"{video}/{frame:05d}.jpg": os.urandom(40) * (frame + 1) for video in ("a", "b-left") for frame in range(3)}
@@ -113,7 +114,7 @@ def test_a_zip_reads_as_zipfile_reads_it(
                 with archive.open(info, "w", force_zip64=zip64 != "as needed") as file:
                     file.write(data)
         path.write_bytes(before + path.read_bytes())
-        with zipfile.ZipFile(path) as expected, mock.patch.object(archives, "_DIRECTORY_CHUNK", chunk):
+        with zipfile.ZipFile(path) as expected, mock.patch.object(zip_archive, "_DIRECTORY_CHUNK", chunk):
             found = open_archive(path)
             assert contents(found) == [(info.filename, expected.read(info)) for info in expected.infolist()]
             sizes = [(info.compress_size, info.file_size, info.CRC, info.compress_type) for info in expected.infolist()]
@@ -333,7 +334,7 @@ def test_short_reads_are_continued(tmp_path: Path, suffix: str, monkeypatch: pyt
 
 @both
 def test_progress(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_REPORT_EVERY", 2)
+    monkeypatch.setattr(archive_module, "_REPORT_EVERY", 2)
     seen: list[tuple[int, int]] = []
     found = open_archive(write(tmp_path / f"crops{suffix}", dict(list(CROPS.items())[:5])))
     list(found.entries(lambda done, total: seen.append((done, total))))

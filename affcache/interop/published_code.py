@@ -115,7 +115,7 @@ def _open_matrix(path: Path, name: str, folder: Path) -> Matrix:
         with h5py.File(path, "r", locking=False) as file:
             dataset = file[name]
             offset = dataset.id.get_offset()
-            if offset is not None and not dataset.external:
+            if offset is not None:
                 return map_bytes(path, int(offset), dataset.dtype, dataset.shape)
             blocks = (dataset[rows] for rows in blocks_of(len(dataset)))
             return unpack(folder, blocks, dataset.dtype, dataset.shape)

@@ -155,6 +155,7 @@ def test_ends_of_a_list_do_not_matter(tmp_path: Path, end: str) -> None:
     ("text", "line", "problem"),
     [
         ("a/1.jpg\t0\n\na/2.jpg\t0\n", 2, "is blank, with more lines after it"),
+        ("a/1.jpg\t0\n\n \na/2.jpg\t0\n", 2, "is blank, with more lines after it"),
         ("a/1.jpg\t0\na/2.jpg 3\n", 2, "is 'a/2.jpg 3'"),
         ("a/1.jpg\t0\na/2.jpg\t\n", 2, "is 'a/2.jpg'"),
         ("a/1.jpg\t0\na/2.jpg\thappy\n", 2, "is 'a/2.jpg\\thappy'"),
@@ -211,6 +212,27 @@ def test_numbers_that_float16_cannot_hold_are_named(
     source, listing = write_published(tmp_path, features, SHUFFLED, **options)
     message = refused(tmp_path, sources=source, list=listing)
     assert message.startswith(f"{listing}, line 3: value 1 (counted from 0) {problem}")
+
+
+def test_a_block_after_the_first_is_checked_as_the_first(tmp_path: Path) -> None:
+    features = np.ones((20_000, 1), dtype="float32")
+    features[:2], features[-1] = [[2049.0], [4098.0]], 0.1
+    paths = [f"a/{frame}.jpg" for frame in range(20_000)]
+    source, listing = write_published(tmp_path, features, paths)
+    result = affcache.import_embeddings(sources=source, list=listing, store=tmp_path / "x.h5")
+    assert (result.values, result.changed_values, result.largest_change) == (20_000, 3, 2.0)
+    assert result.largest_relative_change == pytest.approx(1 / 2049, rel=1e-6)
+    features[-1] = np.nan
+    source, listing = write_published(tmp_path, features, paths)
+    assert refused(tmp_path, sources=source, list=listing).startswith(f"{listing}, line 20000: value 0 ")
+
+
+def test_features_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
+    features = matrix(4)
+    features.tofile(tmp_path / "raw.bin")
+    source, listing = write_published(tmp_path, features, SHUFFLED, external=[(tmp_path / "raw.bin", 0, 24)])
+    affcache.import_embeddings(sources=source, list=listing, store=tmp_path / "x.h5")
+    check_frames(EmbeddingStore.open(tmp_path / "x.h5"), features)
 
 
 def test_what_is_no_matrix_of_features_is_refused(tmp_path: Path) -> None:

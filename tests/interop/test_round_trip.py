@@ -266,6 +266,13 @@ def test_a_parquet_file_in_another_order_is_the_same_store(store: EmbeddingStore
     assert (tmp_path / "back.h5").read_bytes() == store.path.read_bytes()
 
 
+def test_an_exported_folder_of_other_numbers_than_float16_is_refused(store: EmbeddingStore, tmp_path: Path) -> None:
+    out = Path(affcache.export_embeddings(store=store.path).out)
+    np.save(out / "img_emb/img_emb_0.npy", np.array(store.features, dtype=np.float32))
+    with pytest.raises(InputError, match="an export holds float16, this is float32"):
+        affcache.import_embeddings(sources=out, store=tmp_path / "back.h5")
+
+
 @pytest.mark.parametrize("cut", [4, 60, -1])
 def test_a_safetensors_file_that_is_cut_short_is_refused(store: EmbeddingStore, tmp_path: Path, cut: int) -> None:
     path = Path(affcache.export_embeddings(store=store.path, format="safetensors").out)

@@ -1,6 +1,7 @@
 """Loading an encoder: its weights, their hash, its description, its number format, and the device it runs on."""
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,11 @@ def resolve_device(name: str) -> torch.device:
             "auto, or check the driver with nvidia-smi."
         )
     return device
+
+
+def on_device(device: torch.device) -> AbstractContextManager[None]:
+    """Make a GPU the current one for a while, so that nothing is set up on another: --device cuda:1 is obeyed."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _weights_sha256(tower: torch.nn.Module) -> str:

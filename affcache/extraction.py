@@ -10,7 +10,7 @@ from typing import Any
 from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.encoder import Encoder
-from affcache.encoder_loading import load_encoder, resolve_device
+from affcache.encoder_loading import load_encoder, on_device, resolve_device
 from affcache.errors import InputError
 from affcache.frames import find_crops
 from affcache.listed_crops import keep_listed
@@ -69,9 +69,9 @@ def extract(
     settings = build(ExtractSettings, values, over=settings)
     listener = listener or Listener()
     path = settings.store or default_store(settings.model, settings.pretrained)
-    resolve_device(settings.device)
+    device = resolve_device(settings.device)
     crops = list_crops(settings, listener)
-    with writing_lock(path):
+    with writing_lock(path), on_device(device):
         recorded = EmbeddingStore.open(path).encoder if path.exists() else {}
         encoder = prepare_encoder(settings, recorded, len(crops), listener)
         result = _extract_view(settings, path, path, "plain", crops, encoder, listener)

@@ -16,7 +16,7 @@ from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.demonstration import shipped
 from affcache.encoder import Encoder
-from affcache.encoder_loading import resolve_device
+from affcache.encoder_loading import on_device, resolve_device
 from affcache.extraction import default_workers, prepare_encoder
 from affcache.frames import find_crops
 from affcache.images import decode_crop
@@ -68,6 +68,11 @@ def bench_extract(
     settings = build(BenchExtractSettings, values, over=settings)
     listener = listener or Listener()
     device = resolve_device(settings.device)
+    with on_device(device):
+        return _bench(settings, device, listener)
+
+
+def _bench(settings: BenchExtractSettings, device: torch.device, listener: Listener) -> BenchExtractResult:
     like_extract = ExtractSettings(
         model=settings.model,
         pretrained=settings.pretrained,

@@ -1,0 +1,70 @@
+"""How far embeddings drift with number format and batch size, against fp32 one crop at a time.
+
+    python benchmarks/tolerance.py --crops my/faces --model ViT-B-32 --pretrained random:0
+
+Prints one JSON object: for each format and batch size the smallest and the mean cosine, and the largest relative
+difference in length, over the crops. Random weights drift as trained ones of the same network do, or less: say which
+were used.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from affcache.encoder import Encoder
+from affcache.encoder_loading import load_encoder, resolve_device
+from affcache.frames import find_crops
+from affcache.images import decode_crop
+
+
+def embed(encoder: Encoder, crops: Sequence[np.ndarray], batch_size: int) -> torch.Tensor:
+    """Encode the crops so many at a time; float64 (n, D)."""
+    batches = [crops[i : i + batch_size] for i in range(0, len(crops), batch_size)]
+    return torch.cat([encoder.encode(batch) for batch in batches]).double()
+
+
+def main() -> None:
+    """Measure one encoder, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--crops", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--pretrained", default="")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--count", type=int, default=256, help="crops, spread evenly over all that are found")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "fp16"])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32, 256])
+    arguments = parser.parse_args()
+    found = find_crops([arguments.crops])
+    rows = np.linspace(0, len(found) - 1, arguments.count).astype(int)
+    crops = [decode_crop(found.read(int(row))).pixels for row in rows]
+    device = resolve_device(arguments.device)
+    exact = load_encoder(arguments.model, arguments.pretrained, precision="fp32", device=device)
+    expected = embed(exact, crops, 1)
+    table = []
+    for precision in arguments.precisions:
+        encoder = exact.in_precision(precision)
+        for batch_size in arguments.batch_sizes:
+            start = time.perf_counter()
+            ours = embed(encoder, crops, batch_size)
+            cosine = torch.nn.functional.cosine_similarity(ours, expected, dim=1)
+            length = (ours.norm(dim=1) / expected.norm(dim=1) - 1).abs().max()
+            table.append(
+                {
+                    "precision": precision,
+                    "batch_size": batch_size,
+                    "smallest_cosine": float(cosine.min()),
+                    "mean_cosine": float(cosine.mean()),
+                    "largest_length_difference": float(length),
+                    "crops_a_second": len(crops) / (time.perf_counter() - start),
+                }
+            )
+    print(json.dumps({"model": arguments.model, "device": str(device), "crops": len(crops), "table": table}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The benchmarks give what docs promise; how fast anything is, is no matter of tests."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from affcache import BenchExtractSettings, BenchStoreSettings, bench_extract, bench_store
+from affcache.bench.extraction import repeated
+from affcache.cli.app import app
+from affcache.errors import ConfigError
+from affcache.frames import find_crops
+from tests.conftest import write_crops
+
+
+def test_extract(tiny_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = bench_extract(model=tiny_encoder, pretrained="", seconds=0.05, rounds=3, batch_size=8, device="cpu")
+    assert len(result.rates) == len(result.bares) == 3
+    assert result.rate == sorted(result.rates)[1]
+    assert result.bare == sorted(result.bares)[1]
+    assert result.ratio == sorted(a / b for a, b in zip(result.rates, result.bares, strict=True))[1]
+    assert result.crops % 8 == 0
+    assert result.crops >= 16
+    assert sum(result.shares.values()) == pytest.approx(1)
+    assert result.bottleneck
+    assert (result.unit, result.batch_size, result.device, result.compiled) == ("crops/s", 8, "cpu", False)
+    assert {"processor", "cores", "torch", "date"} <= result.machine.keys()
+    assert list(tmp_path.iterdir()) == []  # the stores are gone
+
+
+def test_a_list_can_be_made_longer(tmp_path: Path) -> None:
+    root = write_crops(tmp_path / "crops", {"a": [1, 2], "b": [5]})
+    (root / "b" / "00005.jpg").rename(root / "b" / "face_5.jpg")
+    found = find_crops([root])
+    longer = repeated(found, 7)
+    assert len(longer) == 7
+    assert longer.video_start.tolist() == [0, 2, 3, 5, 6, 7]
+    assert len(set(longer.video_names)) == 5
+    assert [longer.path(row) for row in range(7)] == [found.path(row % 3) for row in range(7)]
+    np.testing.assert_array_equal(repeated(found, 2).frame_number, [1, 2])
+
+
+def test_store(tmp_path: Path) -> None:
+    result = bench_store(rows=9_000, width=16, reads=3, folder=tmp_path)
+    layouts = {"HDF5, chunks of 4,096 rows", "HDF5, chunks of 16 rows"}
+    assert set(result.random) == set(result.sequential) == {"store", "numpy.memmap", *layouts}
+    assert set(result.write) == {"store", "plain file", *layouts}
+    for measured in (result.random, result.sequential, result.write):
+        assert all(value > 0 for value in measured.values())
+    assert result.rate == pytest.approx(4096 / result.random["store"] * 1e3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands(tmp_path: Path, tiny_encoder: str) -> None:
+    words = ["bench", "store", "--rows", "5000", "--width", "8", "--reads", "1", "--folder", str(tmp_path)]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0, shown.output
+    assert "of a plain numpy.memmap's rate" in shown.stdout
+    words = ["bench", "extract", "--model", tiny_encoder, "--pretrained", "", "--seconds", "0.05", "--rounds", "1"]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert {"rate", "bare", "ratio", "unit"} <= found.keys()
+    assert "bottleneck" in CliRunner().invoke(app, words).stdout
+
+
+def test_what_is_out_of_range() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--rounds is 0; expected at least 1\.\n--seconds is 0; expected more than 0"
+    ):
+        BenchExtractSettings(rounds=0, seconds=0)
+    with pytest.raises(ConfigError, match=r"--rows is 0"):
+        BenchStoreSettings(rows=0)

@@ -6,7 +6,7 @@ writes just once, into a temporary file that is renamed when it is whole.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -42,6 +42,7 @@ class EmbeddingStore:
     block_checksum: npt.NDArray[np.uint32]  # (ceil(N / 4096),) CRC-32 of finished blocks of features, 0 while pending
     encoder: dict[str, Any]  # how the embeddings were made
     encoder_fingerprint: str  # sha256 over the fields of ``encoder`` that change the numbers
+    index_sha256: str  # over video names, borders and frame numbers; empty in stores that were made without it
 
     @classmethod
     def open(cls, path: Path | str) -> "EmbeddingStore":
@@ -59,6 +60,7 @@ class EmbeddingStore:
             video_names=layout.video_names,
             encoder=layout.encoder,
             encoder_fingerprint=layout.encoder_fingerprint,
+            index_sha256=layout.index_sha256,
         )
 
     def __len__(self) -> int:
@@ -183,11 +185,23 @@ class EmbeddingStore:
         if sound:
             within_video[starts[:-1]] = False
             sound = bool((np.diff(self.frame_number)[within_video[1:]] > 0).all() and (self.frame_number >= 0).all())
+        if self.index_sha256:
+            sound = sound and self.index_sha256 == index_sha256(self.video_names, starts, self.frame_number)
         if not sound or len(starts) != len(self.video_names) + 1:
             raise StoreError(
                 f"{self.path}: the index of videos and frames is corrupt (rows must be grouped by video, frame "
                 "numbers rising). Delete the file and extract again, or restore it from a sound copy."
             )
+
+
+def index_sha256(
+    video_names: Sequence[str], video_start: npt.NDArray[np.int64], frame_number: npt.NDArray[np.int32]
+) -> str:
+    """Return a sha256 over what says which row is which frame."""
+    digest = hashlib.sha256("\n".join(video_names).encode())
+    digest.update(np.ascontiguousarray(video_start, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(frame_number, dtype="<i4").tobytes())
+    return digest.hexdigest()
 
 
 def _memory_map(path: Path, place: Place) -> npt.NDArray[Any]:

@@ -44,6 +44,7 @@ class Layout:
     video_names: tuple[str, ...]
     encoder: dict[str, Any]
     encoder_fingerprint: str
+    index_sha256: str  # empty in stores made before this was kept
 
 
 def read_layout(path: Path) -> Layout:
@@ -66,6 +67,7 @@ def read_layout(path: Path) -> Layout:
                 video_names=tuple(file["video_name"].asstr()[:]),
                 encoder=json.loads(file.attrs["encoder"]),
                 encoder_fingerprint=str(file.attrs["encoder_fingerprint"]),
+                index_sha256=str(file.attrs.get("index_sha256", "")),
             )
     except PermissionError as error:
         raise StoreError(

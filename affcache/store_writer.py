@@ -28,6 +28,7 @@ from affcache.store import (
     EmbeddingStore,
     block_bounds,
     block_crc,
+    index_sha256,
     read_rows,
 )
 from affcache.store_layout import FORMAT, FORMAT_VERSION, NUMERIC_DATASETS
@@ -63,6 +64,7 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["encoder"] = json.dumps(encoder, sort_keys=True, separators=(",", ":"))
             file.attrs["encoder_fingerprint"] = encoder_fingerprint
+            file.attrs["index_sha256"] = index_sha256(crops.video_names, crops.video_start, crops.frame_number)
             file.create_dataset("video_name", data=list(crops.video_names), dtype=h5py.string_dtype())
             shapes = {
                 "features": (rows, width),

@@ -66,7 +66,7 @@ def test_format_1_seen_with_plain_h5py(sound: Path) -> None:
     features = features_of(ROWS, WIDTH)
     features[list(UNREADABLE_ROWS)] = 0
     with h5py.File(sound, "r") as file:
-        assert set(file.attrs) == {"format", "format_version", "encoder", "encoder_fingerprint"}
+        assert set(file.attrs) == {"format", "format_version", "encoder", "encoder_fingerprint", "index_sha256"}
         assert file.attrs["format"] == "affcache-embeddings"
         assert file.attrs["format_version"] == 1
         assert json.loads(file.attrs["encoder"])["model"] == "made-up"
@@ -329,6 +329,22 @@ def test_verify_finds_a_checksum_that_was_never_written(copy: Path) -> None:
 def test_verify_finds_a_changed_frame_number(copy: Path, row: int, byte: int) -> None:
     flip(copy, "frame_number", row * 4 + byte, 0x80)
     assert "the index of videos and frames is corrupt" in found_by_verify(copy)
+
+
+@pytest.mark.parametrize(("row", "byte", "difference"), [(0, 0, 1), (5999, 0, 8), (8002, 1, 1)])
+def test_verify_finds_a_frame_number_that_changed_but_still_rises(
+    copy: Path, row: int, byte: int, difference: int
+) -> None:
+    """Only the sum over the index can: such a row would get another frame's label."""
+    flip(copy, "frame_number", row * 4 + byte, difference)
+    assert "the index of videos and frames is corrupt" in found_by_verify(copy)
+
+
+def test_a_store_without_a_sum_over_its_index_is_still_read(copy: Path) -> None:
+    with h5py.File(copy, "r+") as file:
+        del file.attrs["index_sha256"]
+    assert EmbeddingStore.open(copy).index_sha256 == ""
+    EmbeddingStore.open(copy).verify()
 
 
 def test_verify_finds_a_negative_frame_number(tmp_path: Path) -> None:

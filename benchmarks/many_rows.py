@@ -58,7 +58,7 @@ def run(words: list[str], kill_when: "tuple[Path, int] | None" = None) -> dict[s
                 time.sleep(0.2)
                 store, rows = kill_when
                 if store.exists() and EmbeddingStore.open(store).counts["encoded"] >= rows:
-                    process.kill()
+                    os.kill(process.pid, signal.SIGKILL)  # Popen.kill might reap it
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode not in (0, -signal.SIGKILL):
             raise SystemExit(f"{words} ended with {process.returncode}")

@@ -19,12 +19,11 @@ import torch
 
 from affcache.archives import DamagedMemberError
 from affcache.committer import Committer, Encoded
-from affcache.crop_list import CropList
+from affcache.crop_list import CropList, require_source
 from affcache.encoder import Encoder
 from affcache.errors import ConfigError, InputError
 from affcache.images import DecodedCrop, UnreadableCropError, decode_crop, mirrored
 from affcache.listener import Listener
-from affcache.lost_connection import require_source
 from affcache.store import ENCODED, UNREADABLE
 from affcache.store_writer import StoreWriter
 from affcache.submission import Submission

@@ -1,6 +1,7 @@
 """The number format of the encoder: the fastest one that a device has, held against fp32 before it is used."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from affcache.encoder import Encoder
 from affcache.images import decode_crop
 
 AGREEMENT = 0.999  # smallest cosine to fp32's embeddings that counts as the same
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 CHECK_FACES = 4  # shipped practice faces that are encoded in both formats
 
 
@@ -17,8 +19,17 @@ def fast_precisions(device: torch.device) -> tuple[str, ...]:
     """Return the formats that are faster than fp32 on a device, the preferred one first."""
     if device.type == "cuda":
         return ("bf16", "fp16") if torch.cuda.is_bf16_supported() else ("fp16",)
-    # elsewhere bf16 is emulated; fp16 is slow on every CPU tried
-    return ("bf16",) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
+    # without instructions for it bf16 is emulated, and slower; fp16 is slow on every CPU tried
+    return ("bf16",) if torch.backends.mkldnn.is_available() and BF16_FLAGS & processor_flags() else ()
+
+
+def processor_flags() -> frozenset[str]:
+    """Return what Linux says that the processor can do; nothing on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def choose_precision(encoder: Encoder) -> Encoder:

@@ -55,7 +55,7 @@ def run(words: list[str], kill_when: "tuple[Path, int] | None" = None) -> dict[s
         while not ended:
             ended, status, usage = os.wait4(process.pid, os.WNOHANG if kill_when else 0)
             if kill_when and not ended:
-                time.sleep(0.2)
+                time.sleep(0.5)
                 store, rows = kill_when
                 if store.exists() and EmbeddingStore.open(store).counts["encoded"] >= rows:
                     os.kill(process.pid, signal.SIGKILL)  # Popen.kill might reap it

@@ -1,6 +1,7 @@
 """Decoding: pixels or a reason, never anything else. Resizing: open_clip's own transform is the peer."""
 
 import io
+import random
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
 
+from affcache import images as images_module
 from affcache.images import Normalise, Preprocessing, UnreadableCropError, decode_crop
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -165,6 +167,53 @@ def test_any_damage_gives_pixels_or_a_reason(which: int, flips: list[tuple[float
         assert crop.pixels.ndim == 3
         assert crop.pixels.shape[2] == 3
         assert min(crop.pixels.shape[:2]) >= 8
+
+
+def verdict(data: bytes) -> tuple[object, ...] | None:
+    """Mode, shape and pixels of a crop, or None where it can't be read."""
+    try:
+        crop = decode_crop(data)
+    except UnreadableCropError:
+        return None
+    return crop.mode, crop.pixels.shape, crop.pixels.tobytes()
+
+
+@pytest.mark.filterwarnings(r"ignore:::PIL\.")
+def test_both_decoders_of_jpegs_judge_damage_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast one takes what it can; Pillow alone must come to the same verdicts and pixels."""
+    generator = random.Random(0)
+    jpegs = [data for data in FILES if data.startswith(b"\xff\xd8")]
+    damaged = []
+    for _ in range(3000):
+        data = bytearray(generator.choice(jpegs))
+        if generator.random() < 0.3:
+            del data[generator.randrange(len(data)) :]
+        else:
+            reach = generator.choice((40, len(data)))
+            for _ in range(generator.choice((0, 1, 2, 20))):
+                data[generator.randrange(reach)] ^= generator.randrange(1, 256)
+        damaged.append(bytes(data))
+    taken = sum(images_module._decode_plain_jpeg(data) is not None for data in damaged)
+    together = [verdict(data) for data in damaged]
+    monkeypatch.setattr(images_module, "JPEG_START", b"no file starts so")
+    assert together == [verdict(data) for data in damaged]
+    assert 300 < taken < 2700
+    assert 300 < sum(found is None for found in together) < 2700
+
+
+def test_far_too_large_crops_are_made_small_as_open_clip_would() -> None:
+    for mode, shape in (("shortest", (700, 500)), ("squash", (500, 700)), ("shortest", (500, 700))):
+        preprocessing = Preprocessing((64, 64), mode, "bicubic", MEAN, STD)
+        pixels = smooth_pixels(*shape)
+        small = preprocessing.resize_large(pixels)
+        assert small.shape == (64, 64, 3)
+        peer = image_transform(64, is_train=False, mean=MEAN, std=STD, resize_mode=mode, interpolation="bicubic")
+        expected = peer(Image.fromarray(pixels))
+        images = torch.from_numpy(small).permute(2, 0, 1)[None]
+        torch.testing.assert_close(preprocessing.resize(images), images, rtol=0, atol=0)
+        torch.testing.assert_close(Normalise(MEAN, STD, torch.float32)(images)[0], expected, rtol=1e-5, atol=1e-5)
+    pixels = smooth_pixels(100, 100)
+    assert preprocessing.resize_large(pixels) is pixels
 
 
 class ElsewhereTensor(torch.Tensor):

@@ -54,6 +54,13 @@ def test_without_a_faster_format_fp32_stays(exact: Encoder, monkeypatch: pytest.
     assert choose_precision(exact) is exact
 
 
+def test_bf16_on_a_cpu_needs_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for flags, expected in (({"avx512f", "avx512_bf16"}, ("bf16",)), ({"amx_bf16"}, ("bf16",)), ({"avx512f"}, ())):
+        monkeypatch.setattr(precision_module, "processor_flags", lambda flags=flags: frozenset(flags))
+        assert fast_precisions(cpu) == expected
+
+
 def test_auto_is_what_the_processor_has(tiny_encoder: str) -> None:
     expected = "bf16" if "bf16" in fast_precisions(torch.device("cpu")) else "fp32"
     assert load_encoder(tiny_encoder).precision == expected

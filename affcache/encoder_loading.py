@@ -36,7 +36,7 @@ def load_encoder(
         device: where to run.
 
     Raises:
-        ConfigError: unknown model or tag, or an activation that has to be said.
+        ConfigError: unknown model or tag, an activation that has to be said, or a device with too little memory.
         InputError: the weights can't be loaded.
     """
     device = torch.device(device)
@@ -46,11 +46,12 @@ def load_encoder(
     preprocessing = preprocessing_of(network)
     tower = network.visual  # the image half; the text half would double the memory
     assert isinstance(tower, torch.nn.Module)
+    weights_sha256 = _weights_sha256(tower)
     description = {
         "model": model,
         "pretrained": pretrained,
         "architecture": {"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
-        "weights_sha256": _weights_sha256(tower),
+        "weights_sha256": weights_sha256,
         "activation": "quick_gelu" if config["quick_gelu"] else "gelu",
         "image_size": list(preprocessing.size),
         "resize": f"{preprocessing.resize_mode} {preprocessing.interpolation} antialias",
@@ -65,11 +66,17 @@ def load_encoder(
             "open_clip": open_clip.__version__,
         },
     }
-    tower = ImageTower(tower.eval().requires_grad_(False), preprocessing, torch.float32).to(device)
-    encoder = Encoder(tower, preprocessing, device, description)
-    width = encoder.encode([np.zeros((*preprocessing.size, 3), dtype=np.uint8)]).shape[1]
-    encoder = replace(encoder, description={**description, "width": width})
-    return choose_precision(encoder) if precision == "auto" else encoder.in_precision(precision)
+    try:
+        tower = ImageTower(tower.eval().requires_grad_(False), preprocessing, torch.float32).to(device)
+        encoder = Encoder(tower, preprocessing, device, description)
+        width = encoder.encode([np.zeros((*preprocessing.size, 3), dtype=np.uint8)]).shape[1]
+        encoder = replace(encoder, description={**description, "width": width})
+        return choose_precision(encoder) if precision == "auto" else encoder.in_precision(precision)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{model} doesn't fit the memory of {device}. Expected room for its weights, in fp32 at first, "
+            "and one crop. Free the device, or use another --device or a smaller --model."
+        ) from None
 
 
 def resolve_device(name: str) -> torch.device:

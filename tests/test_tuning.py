@@ -102,6 +102,15 @@ def test_a_store_keeps_how_it_was_begun(tmp_path: Path, tiny_encoder: str) -> No
     assert extract(settings, batch_size=8).batch_size == 8  # a flag wins; it changes rounding alone
 
 
+def test_a_model_that_does_not_fit_the_device(tiny_encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Encoder, crops: Crops) -> Submission:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Encoder, "submit", full)
+    with pytest.raises(ConfigError, match=r"^local-dir:.* doesn't fit the memory of cpu\. Expected room"):
+        load_encoder(tiny_encoder)
+
+
 class Compiled:
     """Stands for what torch.compile returns: checks the shape it was made for."""
 

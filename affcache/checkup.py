@@ -217,7 +217,7 @@ class Examination:
         if self.crops is None or self.encoder is None:
             return OK, ""
         size = batch_size_of(self.encoder)
-        bare = bare_encoder(self.encoder, self.crops)
+        bare = bare_encoder(self.encoder)
         encode = seconds_of(lambda: bare(2)) / 2 / size
         decode = self.decode_seconds / (self.settings.workers or default_workers())
         slower = max(encode, decode)
@@ -229,7 +229,8 @@ class Examination:
         )
 
     def _settings_of_extract(self) -> ExtractSettings:
-        return replace(self.settings, compile="off")  # compiling takes a minute, and is no question of health
+        # compiling takes a minute, and is no question of health; a device that isn't there was said already
+        return replace(self.settings, compile="off", device=str(self.device))
 
 
 def readable(crops: CropList, row: int) -> bool:

@@ -103,6 +103,7 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
             archive is damaged.
     """
     videos: dict[str, FrameFiles] = {}
+    seen: set[str] = set()
     shadowed: list[Path] = []
     ignored = unsafe = 0
     for root in roots:
@@ -112,11 +113,14 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
             name = files.folder.name
             if files.archive and files.folder == files.archive.path:  # crops at the top of an archive
                 name = files.folder.stem
-            if name in videos:
+            if files.archive and not files.numbers:  # a folder above the videos
+                continue
+            _require_unicode(files.folder.parent, name)
+            if name in seen:
                 shadowed.append(files.folder)
-            elif len(files.numbers):
-                _require_unicode(files.folder.parent, name)
+            elif files.numbers:
                 videos[name] = files
+            seen.add(name)
     if not videos:
         raise InputError(_nothing_found(roots))
     found = _crop_list(videos)

@@ -1,7 +1,9 @@
 """Bytes to pixels: decoding one crop, and resizing a batch exactly as open_clip's own transform would."""
 
 import io
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
 LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
+LARGE_PIXELS = 4_000_000
 JPEG_START = b"\xff\xd8\xff"
 JPEG_MODES = {"YCbCr": "RGB", "Gray": "L"}  # colours in the file -> Pillow's name for what it decodes to
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not all of Pillow's: some run other programs
@@ -30,8 +33,13 @@ class DecodedCrop:
     mode: str  # Pillow's name: RGB, L, CMYK, I;16, ...
 
 
-def decode_crop(data: bytes) -> DecodedCrop:
+def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop:
     """Decode one image file's bytes as RGB. Grey, CMYK, palette, alpha and 16-bit images are converted.
+
+    Args:
+        data: the file.
+        large: held while an image of more than 4 million pixels is decoded. Threads that share a lock here decode such
+            images one at a time, since each takes hundreds of megabytes.
 
     Raises:
         UnreadableCropError: empty, truncated, not an image, or of a size that no face crop has; says which.
@@ -39,7 +47,7 @@ def decode_crop(data: bytes) -> DecodedCrop:
     if not data:
         raise UnreadableCropError("the file is empty (0 bytes)")
     if data.startswith(JPEG_START):
-        crop = _decode_plain_jpeg(data)
+        crop = _decode_plain_jpeg(data, large)
         if crop is not None:
             return crop
     try:
@@ -49,7 +57,8 @@ def decode_crop(data: bytes) -> DecodedCrop:
                 raise UnreadableCropError(
                     f"{width}x{height} pixels; a face crop has {SMALLEST_SIDE} to {LARGEST_SIDE} on a side"
                 )
-            return DecodedCrop(np.array(_to_rgb(image)), image.mode)
+            with _held(large, width * height):
+                return DecodedCrop(np.array(_to_rgb(image)), image.mode)
     except (UnreadableCropError, MemoryError):  # want of memory is no fault of the crop
         raise
     except UnidentifiedImageError:
@@ -58,15 +67,21 @@ def decode_crop(data: bytes) -> DecodedCrop:
         raise UnreadableCropError(f"damaged: {error}") from None
 
 
-def _decode_plain_jpeg(data: bytes) -> DecodedCrop | None:
+def _held(large: AbstractContextManager[Any] | None, pixels: int) -> AbstractContextManager[Any]:
+    return large if large is not None and pixels > LARGE_PIXELS else nullcontext()
+
+
+def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop | None:
     """Decode a flawless grey or colour JPEG: to Pillow's pixels in half its time, and beside other threads.
 
     Anything else, and anything that libjpeg so much as warns of, is Pillow's to judge.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        plain = colours in JPEG_MODES and min(width, height) >= SMALLEST_SIDE and max(width, height) <= LARGEST_SIDE
-        return DecodedCrop(simplejpeg.decode_jpeg(data, "RGB"), JPEG_MODES[colours]) if plain else None
+        if colours not in JPEG_MODES or min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+            return None
+        with _held(large, width * height):
+            return DecodedCrop(simplejpeg.decode_jpeg(data, "RGB"), JPEG_MODES[colours])
     except ValueError:
         return None
 
@@ -81,7 +96,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which some Pillow versions open as 32-bit integers
         samples = np.asarray(image).astype(np.float64) / 257.0  # 65535 / 255
         return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)

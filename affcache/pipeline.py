@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,7 @@ class Pipeline:
     clock: StageClock = field(default_factory=StageClock)
     unreadable: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
     modes: Counter[str] = field(default_factory=Counter)  # crops read, by Pillow's mode
+    large_images: Lock = field(default_factory=Lock)  # they are decoded one at a time
     largest_call: int = 0  # crops per encoder call: the batch size, until the device runs out of memory
 
     def run(self, pending: Rows) -> None:
@@ -110,7 +112,7 @@ class Pipeline:
 
     def _decode_one(self, row: int) -> DecodedCrop | str:
         try:
-            crop = decode_crop(self.crops.read(row))
+            crop = decode_crop(self.crops.read(row), self.large_images)
         except OSError as error:
             require_source(self.crops.container(row), error)
             return error.strerror or str(error)

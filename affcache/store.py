@@ -42,7 +42,7 @@ class EmbeddingStore:
     block_checksum: npt.NDArray[np.uint32]  # (ceil(N / 4096),) CRC-32 of finished blocks of features, 0 while pending
     encoder: dict[str, Any]  # how the embeddings were made
     encoder_fingerprint: str  # sha256 over the fields of ``encoder`` that change the numbers
-    index_sha256: str  # over video names, borders and frame numbers; empty in stores that were made without it
+    index_sha256: str = ""  # over video names, borders and frame numbers; empty in stores that were made without it
 
     @classmethod
     def open(cls, path: Path | str) -> "EmbeddingStore":

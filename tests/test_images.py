@@ -216,6 +216,24 @@ def test_far_too_large_crops_are_made_small_as_open_clip_would() -> None:
     assert preprocessing.resize_large(pixels) is pixels
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_large_images_are_decoded_one_at_a_time(kind: str) -> None:
+    class Held:
+        entered = 0
+
+        def __enter__(self) -> None:
+            self.entered += 1
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    held = Held()
+    decode_crop(encoded(Image.new("RGB", (2000, 1999)), kind), held)
+    assert held.entered == 0
+    crop = decode_crop(encoded(Image.new("RGB", (2001, 2000)), kind), held)
+    assert (held.entered, crop.pixels.shape) == (1, (2000, 2001, 3))
+
+
 class ElsewhereTensor(torch.Tensor):
     """A CPU tensor that says it lies elsewhere, so that the arithmetic for other devices runs without one."""
 

@@ -1,5 +1,6 @@
 """The doctor: what an extraction would meet on this machine, checked beforehand, and how long it would take."""
 
+import os
 import shutil
 import sys
 import time
@@ -118,7 +119,7 @@ class Examination:
         try:
             state, finding = look()
         except AffcacheError as error:
-            state, finding = PROBLEM, str(error)
+            state, finding = PROBLEM, str(error).splitlines()[0]
         if finding:
             self.checks.append(Check(name, state, finding))
             self.listener.progress(len(self.checks), len(self.looks()), "check", name)
@@ -173,8 +174,14 @@ class Examination:
         return OK, f"{len(rows)} crops read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
 
     def look_at_store(self) -> tuple[str, str]:
-        """What an extraction would continue."""
+        """What an extraction would continue, or where it would begin."""
         if not self.path.exists():
+            folder = next(parent for parent in self.path.absolute().parents if parent.exists())
+            if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+                return PROBLEM, (
+                    f"{self.path} can't be made: {folder} takes no new files. Expected a folder that can be written. "
+                    "Choose another place with --store FILE."
+                )
             return OK, f"{self.path} is not there yet; it will be made"
         store = EmbeddingStore.open(self.path)
         self.recorded = store.encoder
@@ -185,7 +192,7 @@ class Examination:
     def load_model(self) -> tuple[str, str]:
         """Whether the weights can be had, and how the encoder would be run."""
         start = time.perf_counter()
-        self.encoder = prepare_encoder(self._settings_of_extract(), self.recorded, 0, Listener())
+        self.encoder = prepare_encoder(self._settings_of_extract(), self.recorded, 0, self.listener)
         return OK, (
             f"{self.settings.model} loads in {time.perf_counter() - start:.1f} s: D = {self.encoder.width}, "
             f"{self.encoder.precision}, {batch_size_of(self.encoder)} crops a call"
@@ -216,6 +223,9 @@ class Examination:
         """How long the encoder, or the decoding threads, would take for what is pending."""
         if self.crops is None or self.encoder is None:
             return OK, ""
+        if not self.pending:
+            self.projected_seconds = 0.0
+            return OK, "nothing is left to encode"
         size = batch_size_of(self.encoder)
         bare = bare_encoder(self.encoder)
         encode = seconds_of(lambda: bare(2)) / 2 / size

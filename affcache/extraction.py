@@ -18,7 +18,7 @@ from affcache.listener import Listener
 from affcache.pipeline import Pipeline
 from affcache.settings import CROPS, ExtractSettings, default_store
 from affcache.store import EmbeddingStore, view_path
-from affcache.store_match import require_same
+from affcache.store_match import require_same_crops, require_same_encoder
 from affcache.store_writer import StoreWriter, create_store, writing_lock
 from affcache.tuning import ROWS_WORTH_COMPILING, compile_encoder, find_batch_size
 from affcache.unreadable import list_unreadable
@@ -72,7 +72,11 @@ def extract(
     device = resolve_device(settings.device)
     crops = list_crops(settings, listener)
     with writing_lock(path), on_device(device):
-        recorded = EmbeddingStore.open(path).encoder if path.exists() else {}
+        recorded: Mapping[str, Any] = {}
+        if path.exists():
+            begun = EmbeddingStore.open(path)
+            require_same_crops(begun, crops)  # before the encoder is loaded, which takes a while
+            recorded = begun.encoder
         encoder = prepare_encoder(settings, recorded, len(crops), listener)
         result = _extract_view(settings, path, path, "plain", crops, encoder, listener)
         if settings.view != "plain":
@@ -130,7 +134,9 @@ def _extract_view(
 ) -> ExtractResult:
     """Make or continue the file of one view, and say what was done."""
     if path.exists():
-        require_same(EmbeddingStore.open(path), crops, encoder)
+        begun = EmbeddingStore.open(path)
+        require_same_crops(begun, crops)
+        require_same_encoder(begun, encoder)
     else:
         create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
     with StoreWriter(path) as writer:

@@ -68,6 +68,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         require_free(folder)  # before the labels are read, which takes a while
     store = EmbeddingStore.open(settings.store or default_store())
     store.require_complete()
+    store.verify()  # two seconds for a million rows; a damaged one would train without a word
     train, validation = join_splits(store, settings.annotations, task, listener)
     _say_tail(settings, task, len(train), listener)
     listener.message(f"run folder: {folder.path}")

@@ -89,9 +89,21 @@ def write_sample(
     It is made when missing and must be empty. `videos` (2 or more) is the number of crop folders, a third of them for
     validation; `frames` (8 or more) their typical length; `quality` (1 to 95) is JPEG's. The same arguments give the
     same bytes with the same Pillow. `progress(done, total)` is called after every video with numbers of frames.
-    Raises InputError for values out of range and for a folder that holds something.
+    Raises InputError for values out of range, for a folder that holds something, and for one that can't be written.
     """
     _check(folder, videos, frames, seed, quality)
+    try:
+        return _write(folder, videos, frames, seed, quality, progress)
+    except OSError as error:
+        raise InputError(
+            f"{folder} can't be written: {error.strerror or error}. Expected a new or empty folder, with room for the "
+            "sample. Choose another; what was written so far may be deleted."
+        ) from None
+
+
+def _write(
+    folder: Path, videos: int, frames: int, seed: int, quality: int, progress: Callable[[int, int], None] | None
+) -> SampleSummary:
     plans = plan_sample(videos, frames, np.random.default_rng([seed]))
     total, done = sum(plan.frames for plan in plans), 0
     crops = folder / "cropped_aligned"

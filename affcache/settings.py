@@ -285,7 +285,8 @@ class BenchStoreSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
-        for name in ("rows", "width", "reads"):
+        yield from self.at_least("rows", 4096)  # one random read
+        for name in ("width", "reads"):
             yield from self.at_least(name, 1)
 
 

@@ -142,6 +142,11 @@ class EmbeddingStore:
 
     def require_complete(self, remark: str = "") -> None:
         """Raise StoreError unless every row is encoded or known to be unreadable. Reads no features."""
+        if (self.status > UNREADABLE).any():
+            raise StoreError(
+                f"{self.path} is corrupt: a row has status {self.status.max()}, expected 0, 1 or 2. The disk or a copy "
+                "damaged the file. Delete it and extract again, or restore it from a sound copy."
+            )
         counts = self.counts
         if counts["pending"]:
             raise StoreError(
@@ -176,7 +181,7 @@ class EmbeddingStore:
                 whole += bool((self.status[first:last] != PENDING).all())
                 if on_block is not None:
                     on_block(block + 1, len(self.block_checksum))
-        self.require_complete(f" What is there is sound: {whole:,} of {len(self.block_checksum):,} blocks are whole.")
+        self.require_complete(f" No damage was found, and {whole:,} of {len(self.block_checksum):,} blocks are whole.")
 
     def _verify_index(self) -> None:
         starts = self.video_start

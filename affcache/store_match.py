@@ -6,16 +6,21 @@ from affcache.errors import StoreError
 from affcache.fingerprint import differing_fields
 from affcache.store import EmbeddingStore
 
+FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 
-def require_same(store: EmbeddingStore, crops: CropList, encoder: Encoder) -> None:
-    """Refuse to continue a store that was made with another encoder or of other crops, saying what differs."""
-    forward = "Choose another --store FILE for these, or delete that store to make it anew."
+
+def require_same_encoder(store: EmbeddingStore, encoder: Encoder) -> None:
+    """Raise StoreError when a store was made with another encoder, saying what differs."""
     if store.encoder_fingerprint != encoder.fingerprint:
         lines = "\n  ".join(differing_fields(store.encoder, encoder.description))
         raise StoreError(
             f"{store.path} was made with another encoder. Expected the same one; these differ (store against now):\n"
-            f"  {lines}\n{forward}"
+            f"  {lines}\n{FORWARD}"
         )
+
+
+def require_same_crops(store: EmbeddingStore, crops: CropList) -> None:
+    """Raise StoreError when a store was made of other crops, saying what differs."""
     differences = []
     if store.video_names != crops.video_names:
         gone = sorted(set(store.video_names) - set(crops.video_names))
@@ -28,5 +33,5 @@ def require_same(store: EmbeddingStore, crops: CropList, encoder: Encoder) -> No
     if differences:
         raise StoreError(
             f"{store.path} was made of other crops. Expected the same ones; these differ: {'; '.join(differences)}. "
-            f"{forward}"
+            f"{FORWARD}"
         )

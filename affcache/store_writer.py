@@ -147,11 +147,20 @@ def writing_lock(path: Path) -> Iterator[None]:
     Raises:
         StoreError: another process holds it, or the folder can't be written.
     """
+    if path.exists() and not path.is_file():
+        raise StoreError(
+            f"{path} is {'a folder' if path.is_dir() else 'no file'}. Expected a store, or a new file's name. Choose "
+            "another place with --store FILE."
+        )
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+    except FileExistsError:
+        raise _cannot_write(path, OSError("a folder above it is a file")) from None
     except Timeout:
+        if not Path(lock.lock_file).exists():  # what the lock takes for another's may be a folder that takes no files
+            raise _cannot_write(path, OSError("its folder takes no new files")) from None
         raise StoreError(
             f"{path} is being written by another process. Wait until that is done, or stop it and run the same "
             "command again: it continues at the last committed row. To extract something else at the same time, "

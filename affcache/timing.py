@@ -55,7 +55,7 @@ def bottleneck(shares: Mapping[str, float], *, workers: int, cores: int, device:
         + {
             "decode": _about_decoding(workers, cores),
             "copy": "moving crops to the device takes longest; raise --batch-size, or make the crops smaller",
-            "encode": _about_encoding(device, precision),
+            "encode": _about_encoding(device, precision, waiting=1 - shares[stage]),
             "write": "the encoder waits for the disk; put --store on a faster, local one",
         }[stage]
     )
@@ -70,11 +70,12 @@ def _about_decoding(workers: int, cores: int) -> str:
     )
 
 
-def _about_encoding(device: str, precision: str) -> str:
+def _about_encoding(device: str, precision: str, waiting: float) -> str:
     if device.startswith("cuda"):
         faster = "--precision bf16" if precision == "fp32" else "a smaller --model, or a faster GPU"
     else:
         faster = (
             "--device cuda" if precision != "fp32" else "--device cuda, or --precision bf16 where it is exact enough"
         )
-    return f"the encoder is the limit and never waits; what makes it faster is {faster}"
+    limit = "the encoder is the limit" if waiting < 0.1 else f"the encoder takes longest, though it waits {waiting:.0%}"
+    return f"{limit}; what makes it faster is {faster}"

@@ -33,7 +33,12 @@ def doctor(given: dict[str, Any], as_json: bool) -> None:
         table = Table(box=None, show_header=False, pad_edge=False)
         for check in result.checks:
             table.add_row(Text(check.state, style=STATE_STYLES[check.state]), check.name, Text(check.finding))
-        out(table, "next: affcache extract, with the same flags" if result.healthy else "mend what is marked: problem")
+        out(
+            table,
+            "next: affcache extract, with the same flags"
+            if result.healthy
+            else "extract would stop at what is marked as a problem",
+        )
 
     run(as_json, work, show)
     if not healthy:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -383,3 +384,15 @@ def test_divergence_is_an_error_and_keeps_the_good_epochs(quick_fit: Fit, tmp_pa
     with pytest.raises(ConfigError, match=r"diverged in epoch 1.*Lower --lr"):
         quick_fit(lr=1e38)
     assert not (tmp_path / "run" / "head.safetensors").exists()
+
+
+def test_a_damaged_store_trains_nothing(learnable: MakeData, tmp_path: Path) -> None:
+    store, labels = learnable()
+    for dataset, change in (("features", 0.25), ("status", 63)):
+        damaged = tmp_path / f"{dataset}.h5"
+        damaged.write_bytes(store.read_bytes())
+        with h5py.File(damaged, "r+") as file:
+            file[dataset][7] = file[dataset][7] + change
+        with pytest.raises(StoreError, match="is corrupt"):
+            fit(task="expr", store=damaged, annotations=labels, run=tmp_path / dataset)
+        assert not (tmp_path / dataset).exists()

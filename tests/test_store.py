@@ -165,7 +165,7 @@ def test_an_incomplete_store(pending: Path) -> None:
         " An extraction is running on it, or one was interrupted: run the same 'affcache extract' again and it "
         "continues where it stopped."
     )
-    whole = " What is there is sound: 0 of 1 blocks are whole."
+    whole = " No damage was found, and 0 of 1 blocks are whole."
     for check, said in ((store.require_complete, ""), (store.verify, whole)):
         with pytest.raises(StoreError) as caught:
             check()

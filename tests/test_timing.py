@@ -44,6 +44,9 @@ def test_the_sentence_names_the_stage_and_the_flag() -> None:
     assert "raise --batch-size" in sentence("copy")
     assert "put --store on a faster" in sentence("write")
     assert sentence("encode").endswith("a smaller --model, or a faster GPU")
+    assert "takes longest, though it waits 29%" in sentence("encode")
+    alone = {"decode": 0.02, "copy": 0.0, "encode": 0.97, "write": 0.01}
+    assert "the encoder is the limit;" in bottleneck(alone, workers=1, cores=2, device="cpu", precision="fp32")
     assert sentence("encode", precision="fp32").endswith("--precision bf16")
     assert "--device cuda" in sentence("encode", device="cpu")
     assert "where it is exact enough" in sentence("encode", device="cpu", precision="fp32")

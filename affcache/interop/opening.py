@@ -8,7 +8,7 @@ from affcache.fingerprint import differing_fields
 from affcache.interop.clip_retrieval import open_clip_retrieval
 from affcache.interop.exports import open_npy_export, open_parquet_export, open_safetensors_export
 from affcache.interop.provenance import NPY_FILE
-from affcache.interop.published_code import open_published_code
+from affcache.interop.published_code import open_published_code, refuse_store
 from affcache.interop.sources import Source, cannot_read
 
 HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"
@@ -33,6 +33,9 @@ def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> list[Source]:
     if not paths:
         raise ConfigError(f"No source is given. Expected {EXPECTED}: affcache import SOURCE --store FILE.")
     magics = [_magic(path) for path in paths]
+    for path, magic in zip(paths, magics, strict=True):
+        if magic == HDF5_MAGIC:
+            refuse_store(path)
     files = magics.count(HDF5_MAGIC)
     if files != len(lists):
         raise ConfigError(

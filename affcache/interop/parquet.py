@@ -1,4 +1,4 @@
-"""pyarrow, which is optional, and columns of Parquet files read with it."""
+"""pyarrow, which a few commands need and loading takes long, and columns of Parquet files read with it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError("Parquet files need pyarrow, which isn't here: pip install 'affcache[parquet]'") from None
+        raise ConfigError("Parquet files need pyarrow, which isn't here: pip install pyarrow") from None
     return pyarrow.parquet
 
 

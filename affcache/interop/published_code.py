@@ -85,15 +85,24 @@ def _malformed(path: Path, number: int, problem: str) -> InputError:
     )
 
 
+def refuse_store(path: Path) -> None:
+    """Raise InputError when an HDF5 file is an embedding store already; what can't be read is judged later."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            is_store = file.attrs.get("format") == STORE_FORMAT
+    except (OSError, RuntimeError, KeyError):
+        return
+    if is_store:
+        raise InputError(
+            f"{path} is an embedding store of affcache already. Expected features of the published code. Use it as it "
+            f"is, with --store {path}."
+        )
+
+
 def _dataset_of(path: Path) -> tuple[str, tuple[int, ...], "np.dtype[Any]"]:
     """Return name, shape and dtype of the features in an HDF5 file."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") == STORE_FORMAT:
-                raise InputError(
-                    f"{path} is an embedding store of affcache already. Expected features of the published code. Use "
-                    f"it as it is, with --store {path}."
-                )
             found = [name for name in DATASETS if isinstance(file.get(name), h5py.Dataset)]
             if len(found) != 1:
                 raise InputError(

@@ -123,3 +123,10 @@ def test_precisions_are_compared(settings: DoctorSettings, tmp_path: Path) -> No
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_a_place_where_no_store_can_be(settings: DoctorSettings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = doctor(settings, store=tmp_path / "file" / "s.h5")
+    assert states(result)["store"] == "problem"
+    assert f"{tmp_path / 'file'} takes no new files" in finding(result, "store")

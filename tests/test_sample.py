@@ -225,3 +225,9 @@ def test_the_shipped_sample_is_small_and_whole() -> None:
         for path in label_files(shipped, folder):
             assert path.read_text().splitlines()[0] == HEADERS[challenge]
             assert frame_numbers(shipped, path.stem), f"{path.stem} has labels and no crops"
+
+
+def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/sample can't be written: Not a directory\. Expected a new or empty"):
+        write_sample(tmp_path / "file" / "sample", videos=2, frames=8)

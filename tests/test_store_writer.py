@@ -387,3 +387,21 @@ def test_a_store_that_was_made_can_be_filled_on_a_full_disk(tiny_disk: Path) -> 
     store.verify()
     np.testing.assert_array_equal(store.features, features)
     del store, writer  # their memory maps would keep the disk busy
+
+
+def test_places_where_no_store_can_be_say_why(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for path, reason in (
+        (tmp_path / "folder", "is a folder. Expected a store, or a new file's name."),
+        (tmp_path / "file" / "s.h5", "can't be written: "),
+    ):
+        with pytest.raises(StoreError) as caught, writing_lock(path):
+            pass
+        assert reason in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
+def test_a_folder_that_takes_no_files_is_not_taken_for_a_store_in_use() -> None:
+    with pytest.raises(StoreError, match=r"^The store /proc/s.h5 can't be written: "), writing_lock(Path("/proc/s.h5")):
+        pass

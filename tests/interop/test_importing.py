@@ -467,3 +467,9 @@ def test_fit_and_score_work_on_an_imported_store(learnable: MakeData, tmp_path: 
     assert affcache.score(run=tmp_path / "run1").frames == 40
     with pytest.raises(StoreError, match="encoder"):
         affcache.score(run=tmp_path / "run1", store=path)
+
+
+def test_a_store_needs_no_import(tmp_path: Path) -> None:
+    write_store(tmp_path / "s.h5", {"a": [1, 2]}, np.ones((2, 3), np.float16))
+    with pytest.raises(InputError, match=r"s\.h5 is an embedding store of affcache already\..* with --store "):
+        affcache.import_embeddings(sources=(tmp_path / "s.h5",), store=tmp_path / "new.h5")

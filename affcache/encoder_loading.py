@@ -1,8 +1,10 @@
 """Loading an encoder: its weights, their hash, its description, its number format, and the device it runs on."""
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -11,6 +13,7 @@ import torchvision
 
 from affcache.encoder import Encoder, ImageTower
 from affcache.errors import ConfigError
+from affcache.images import Preprocessing
 from affcache.open_clip_models import OWN_WEIGHTS, RANDOM_WEIGHTS, build_network, preprocessing_of
 from affcache.precision import choose_precision
 
@@ -46,8 +49,25 @@ def load_encoder(
     preprocessing = preprocessing_of(network)
     tower = network.visual  # the image half; the text half would double the memory
     assert isinstance(tower, torch.nn.Module)
-    weights_sha256 = _weights_sha256(tower)
-    description = {
+    description = _describe(model, pretrained, config, preprocessing, _weights_sha256(tower))
+    try:
+        tower = ImageTower(tower.eval().requires_grad_(False), preprocessing, torch.float32).to(device)
+        encoder = Encoder(tower, preprocessing, device, description)
+        width = encoder.encode([np.zeros((*preprocessing.size, 3), dtype=np.uint8)]).shape[1]
+        encoder = replace(encoder, description={**description, "width": width})
+        return choose_precision(encoder) if precision == "auto" else encoder.in_precision(precision)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{model} doesn't fit the memory of {device}. Expected room for its weights, in fp32 at first, "
+            "and one crop. Free the device, or use another --device or a smaller --model."
+        ) from None
+
+
+def _describe(
+    model: str, pretrained: str, config: Mapping[str, Any], preprocessing: Preprocessing, weights_sha256: str
+) -> dict[str, Any]:
+    """Return what a store keeps of an encoder in fp32, but for the width, which shows when it runs."""
+    return {
         "model": model,
         "pretrained": pretrained,
         "architecture": {"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
@@ -66,17 +86,6 @@ def load_encoder(
             "open_clip": open_clip.__version__,
         },
     }
-    try:
-        tower = ImageTower(tower.eval().requires_grad_(False), preprocessing, torch.float32).to(device)
-        encoder = Encoder(tower, preprocessing, device, description)
-        width = encoder.encode([np.zeros((*preprocessing.size, 3), dtype=np.uint8)]).shape[1]
-        encoder = replace(encoder, description={**description, "width": width})
-        return choose_precision(encoder) if precision == "auto" else encoder.in_precision(precision)
-    except torch.OutOfMemoryError:
-        raise ConfigError(
-            f"{model} doesn't fit the memory of {device}. Expected room for its weights, in fp32 at first, "
-            "and one crop. Free the device, or use another --device or a smaller --model."
-        ) from None
 
 
 def resolve_device(name: str) -> torch.device:

@@ -276,7 +276,7 @@ class BenchExtractSettings(Settings):
 class BenchStoreSettings(Settings):
     """Measure a store's reads and writes against plain files and chunked HDF5."""
 
-    rows: int = setting(200_000, "Rows of the matrix.")
+    rows: int = setting(200_000, "Rows of the matrix; 4,096 or more.")
     width: int = setting(768, "Values in a row.")
     reads: int = setting(20, "Random reads of 4,096 rows from each layout.")
     folder: Path | None = setting(

@@ -89,14 +89,8 @@ def import_embeddings(
         same = _compare(sources, written, listener)
         counts = written.counts
         (folder / path.name).replace(path)
-    if found.changed_values:
-        listener.message(
-            f"{found.changed_values:,} of {found.values:,} values were rounded to float16, by at most "
-            f"{found.largest_change:.2g}, or {found.largest_relative_change:.2g} of the value"
-        )
     labels = sum(source.labels for source in sources)
-    if labels:
-        listener.message(f"{labels:,} labels in the lists are not used: 'affcache fit' reads them from --annotations")
+    _say_what_was_left(found, labels, listener)
     return ImportResult(
         store=str(path),
         imported_from=sources[0].imported_from,
@@ -116,6 +110,16 @@ def import_embeddings(
         same_as_exported=same,
         seconds=time.perf_counter() - start,
     )
+
+
+def _say_what_was_left(found: Survey, labels: int, listener: Listener) -> None:
+    if found.changed_values:
+        listener.message(
+            f"{found.changed_values:,} of {found.values:,} values were rounded to float16, by at most "
+            f"{found.largest_change:.2g}, or {found.largest_relative_change:.2g} of the value"
+        )
+    if labels:
+        listener.message(f"{labels:,} labels in the lists are not used: 'affcache fit' reads them from --annotations")
 
 
 @dataclass(frozen=True)
@@ -187,10 +191,8 @@ def _encoder(
     encoder = {
         "model": settings.model,
         "pretrained": settings.pretrained,
-        "said_to_be": [
-            settings.model,
-            settings.pretrained,
-        ],  # counts in the fingerprint; nothing else tells encoders apart
+        # counts in the fingerprint, since nothing else tells encoders apart
+        "said_to_be": [settings.model, settings.pretrained],
         "weights_sha256": None,
         "imported_from": sources[0].imported_from,
         "normalised": found.normalised,

@@ -1,5 +1,6 @@
 """The flipped view: mirrored crops in a second matrix beside the first, row for row, resumable like it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from PIL import Image
 
 from affcache import EmbeddingStore, ExtractSettings, StoreError, extract
+from affcache.fingerprint import fingerprint
 from affcache.images import mirrored
-from tests.conftest import write_crops, write_tiny_encoder
+from affcache.store_writer import create_store
+from tests.conftest import crop_list, write_crops, write_store, write_tiny_encoder
 from tests.test_extraction import Recorder
 
 VIDEOS = {"a": [1, 2, 5], "b": range(1, 26)}  # 28 rows
@@ -94,3 +97,21 @@ def test_a_view_of_something_else_is_refused(settings: ExtractSettings, tmp_path
     extract(settings, view="plain")
     with pytest.raises(StoreError, match=r"is no view of"):
         EmbeddingStore.open(tmp_path / "s.h5").view("flip")
+
+
+def test_a_view_of_other_frames_is_refused(tmp_path: Path) -> None:
+    features = np.ones((3, 4), np.float16)
+    write_store(tmp_path / "s.h5", {"a": [1, 2, 3]}, features)
+    store = EmbeddingStore.open(tmp_path / "s.h5")
+    # the made-up store's own fingerprint isn't that of its description
+    store = replace(store, encoder_fingerprint=fingerprint(store.encoder))
+    for frames, refused in (([1, 2, 4], True), ([1, 2, 3], False)):
+        crops = crop_list({"a": frames})
+        (tmp_path / "s.flip.h5").unlink(missing_ok=True)
+        description = {**store.encoder, "view": "flip"}
+        create_store(tmp_path / "s.flip.h5", crops, 4, description, fingerprint(description))
+        if refused:
+            with pytest.raises(StoreError, match="is no view of"):
+                store.view("flip")
+        else:
+            assert len(store.view("flip")) == 3

@@ -1,6 +1,8 @@
 """The command ``affcache``: what its subcommands are called, what they take, and their examples."""
 
+import json
 import os
+import sys
 
 # Threads that wait should sleep: on a shared machine, spinning ones slow small training steps tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,6 +24,7 @@ from affcache.settings import (
 )
 
 from . import commands, measuring
+from .commands import INPUT_ERROR
 from .options import add, add_command, argument
 
 app = typer.Typer(
@@ -35,8 +38,18 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line. With --json, a wrong flag or value is one JSON object on standard output too."""
+    if "--json" not in sys.argv:
+        app(prog_name="affcache")
+    try:
+        sys.exit(app(prog_name="affcache", standalone_mode=False) or 0)
+    except Exception as error:
+        show, message = getattr(error, "show", None), getattr(error, "format_message", None)
+        if show is None or message is None:  # what Typer raises at words that it can't parse has both
+            raise
+        show()
+        print(json.dumps({"error": "UsageError", "message": message()}))
+        sys.exit(INPUT_ERROR)
 
 
 @app.callback(invoke_without_command=True)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +323,27 @@ def test_the_bar_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
 )
 def test_rates_read_well(speed: float | None, text: str) -> None:
     assert rate_text(speed, "crop") == text
+
+
+@pytest.mark.parametrize("words", [["extract", "--bogus"], ["sample", "p", "--videos", "abc"], ["nothing"]])
+def test_words_that_cannot_be_parsed_give_json_when_asked(words: list[str]) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "affcache.cli", *words, "--json"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    found = json.loads(process.stdout)
+    assert (found["error"], process.stdout.count("\n")) == ("UsageError", 1)
+    assert "Usage: affcache" in process.stderr
+    assert found["message"] in process.stderr
+
+
+def test_json_of_a_command_that_succeeds_is_alone(tmp_path: Path) -> None:
+    write_store(tmp_path / "s.h5", {"a": [1, 2]}, np.ones((2, 3), np.float16))
+    for command, code in (("verify", 0), ("info", 0), ("fit", 2)):
+        words = [command, *(["--store"] if command == "fit" else []), str(tmp_path / "s.h5"), "--json"]
+        process = subprocess.run(
+            [sys.executable, "-m", "affcache.cli", *words], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert process.returncode == code
+        assert len(process.stdout.splitlines()) == 1
+        json.loads(process.stdout)

@@ -18,7 +18,7 @@ from affcache.bench.machine import describe_machine
 from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.encoder import Encoder
-from affcache.encoder_loading import resolve_device
+from affcache.encoder_loading import on_device, resolve_device
 from affcache.errors import AffcacheError
 from affcache.extraction import default_workers, list_crops, prepare_encoder
 from affcache.images import UnreadableCropError, decode_crop
@@ -74,13 +74,14 @@ def doctor(
     settings = build(DoctorSettings, values, over=settings)
     examination = Examination(settings, listener or Listener())
     for name, look in examination.looks():
-        examination.check(name, look)
+        with on_device(examination.device):
+            examination.check(name, look)
     return DoctorResult(
         checks=tuple(examination.checks),
         rows=len(examination.crops) if examination.crops else 0,
         pending=examination.pending,
         projected_seconds=examination.projected_seconds,
-        machine=describe_machine(torch.device("cpu")),
+        machine=describe_machine(examination.device),
     )
 
 

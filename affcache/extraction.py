@@ -133,10 +133,12 @@ def _extract_view(
     listener: Listener,
 ) -> ExtractResult:
     """Make or continue the file of one view, and say what was done."""
+    batch_size = int(encoder.description["batch_size"])
     if path.exists():
         begun = EmbeddingStore.open(path)
         require_same_crops(begun, crops)
         require_same_encoder(begun, encoder)
+        batch_size = settings.batch_size or begun.encoder.get("batch_size", batch_size)  # a view may have its own
     else:
         create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
     with StoreWriter(path) as writer:
@@ -145,7 +147,7 @@ def _extract_view(
             encoder,
             writer,
             listener,
-            batch_size=int(encoder.description["batch_size"]),
+            batch_size=batch_size,
             workers=settings.workers or default_workers(),
             mirror=view == "flip",
         )

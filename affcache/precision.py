@@ -19,7 +19,7 @@ def fast_precisions(device: torch.device) -> tuple[str, ...]:
     """Return the formats that are faster than fp32 on a device, the preferred one first."""
     if device.type == "cuda":
         return ("bf16", "fp16") if torch.cuda.is_bf16_supported() else ("fp16",)
-    # without instructions for it bf16 is emulated, and slower; fp16 is slow on every CPU tried
+    # without instructions for it bf16 is emulated, and slower; fp16 is slow on the CPU tried
     return ("bf16",) if torch.backends.mkldnn.is_available() and BF16_FLAGS & processor_flags() else ()
 
 

@@ -1,7 +1,7 @@
 """One batch on its way through the device: crops there, embeddings back, and how long each part took.
 
 On a GPU nothing here waits: copies go through pinned memory on the stream that also computes. A second stream for
-copies would hide less than a hundredth (10 MB take 0.4 ms, a batch of ViT-L/14 some 60).
+copies would hide less than a hundredth, by arithmetic: 10 MB take 0.4 ms at 25 GB/s, 256 crops of ViT-L/14 some 60.
 """
 
 import time

@@ -11,9 +11,9 @@ from affcache.encoder import Encoder
 from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, smallest_cosine
 
-LARGEST_BATCH = 512  # beyond it a GPU gains nothing more
-CPU_BATCH = 16  # within 5 % of the best for the transformers and the convolutional network tried
-ROWS_WORTH_COMPILING = 50_000  # compiling takes about a minute, which fewer crops don't win back
+LARGEST_BATCH = 512  # not tuned on a GPU yet: bench extract --batch-size compares
+CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
+ROWS_WORTH_COMPILING = 50_000  # compiling is taken to cost a minute, which fewer crops would hardly win back
 
 
 def find_batch_size(encoder: Encoder) -> int:

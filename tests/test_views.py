@@ -65,6 +65,15 @@ def test_it_can_be_made_later_and_leaves_the_store_alone(settings: ExtractSettin
     assert extract(settings).encoded_now == 0
 
 
+def test_a_view_keeps_its_own_batch_size(settings: ExtractSettings, tmp_path: Path) -> None:
+    extract(settings, view="plain")
+    with pytest.raises(KeyboardInterrupt):
+        extract(settings, batch_size=3, listener=Recorder(interrupt_at=9))
+    fields = {name: value for name, value in vars(settings).items() if name != "batch_size"}
+    assert extract(ExtractSettings(**fields)).batch_size == 3
+    assert extract(ExtractSettings(**fields), view="plain").batch_size == 4
+
+
 @pytest.mark.parametrize("stop", [8, 28, 36, 52])  # crops of both views
 def test_an_interrupted_view_continues_to_the_same_bytes(settings: ExtractSettings, tmp_path: Path, stop: int) -> None:
     class StopAfter(Recorder):

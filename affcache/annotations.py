@@ -52,7 +52,7 @@ class JoinedLabels:
     """Labels joined to store rows: entry i of every array belongs to the same frame. Rows rise."""
 
     rows: npt.NDArray[np.int64]  # (n,) rows of the store
-    labels: npt.NDArray[Any]  # (n,) class indices, or (n, C) values
+    labels: npt.NDArray[Any]  # (n,) class indices, or (n, C) values: 0 and 1, or decimals
     account: JoinAccount
 
     def __len__(self) -> int:
@@ -105,7 +105,8 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     """Read one label file.
 
     Returns:
-        The labels, (L,) or (L, values per line), entry i for frame number i + 1; and bool (L,), whether each is valid.
+        The labels, (L,) or (L, values per line) of the task's ``label_dtype``, entry i for frame number i + 1; and
+        bool (L,), whether each is valid.
 
     Raises:
         InputError: a wrong header, a wrong count of values, a value that is no number or out of range; names the line.
@@ -120,10 +121,11 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
             f"{path}, line 1: the header is {header[:80]!r}, expected {task.header!r}. Is this a label file of task "
             f"{task.name}? Correct the file, or point --annotations at the right folder."
         )
-    values = np.empty((0, task.values_per_line), dtype=task.label_dtype)
+    exact = np.float64 if np.dtype(task.label_dtype).kind == "f" else task.label_dtype  # float32 rounds into the range
+    values = np.empty((0, task.values_per_line), dtype=exact)
     if lines:
         try:
-            values = np.loadtxt(lines, dtype=task.label_dtype, delimiter=",", comments=None, ndmin=2)
+            values = np.loadtxt(lines, dtype=exact, delimiter=",", comments=None, ndmin=2)
         except ValueError:
             raise InputError(_first_bad_line(path, lines, task)) from None
     invalid = (values == task.invalid_value).any(axis=1)
@@ -131,6 +133,7 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     in_range = ((values >= low) & (values <= high)).all(axis=1) | invalid
     if values.shape != (len(lines), task.values_per_line) or not in_range.all():
         raise InputError(_first_bad_line(path, lines, task))
+    values = values.astype(task.label_dtype, copy=False)
     return values[:, 0] if task.values_per_line == 1 else values, ~invalid
 
 
@@ -149,6 +152,8 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
         try:
             values = [convert(field) for field in fields]
         except ValueError:
+            values = []
+        if not values or "_" in line or not line.isascii():  # Python reads 1_0 and other scripts' digits, labels don't
             problem = "not a number"
             break
         if task.invalid_value not in values and not all(low <= value <= high for value in values):
@@ -156,9 +161,8 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
             break
     return (
         f"{path}, line {number}: {problem} in {line[:80]!r}. Expected {task.values_per_line} {kind} from "
-        f"{low} to {high} (or {task.invalid_value} where there is no label). Correct that line; "
-        "don't drop it, since line i "
-        "belongs to frame i."
+        f"{low} to {high} (or {task.invalid_value} where there is no label). Correct that line; don't drop it, since "
+        "line i belongs to frame i."
     )
 
 

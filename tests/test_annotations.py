@@ -23,7 +23,7 @@ VA = replace(
     classes=("valence", "arousal"),
     folders=("VA_Estimation_Challenge",),
     values_per_line=2,
-    label_dtype="float64",
+    label_dtype="float32",
     valid_range=(-1, 1),
     invalid_value=-5,
 )
@@ -105,10 +105,11 @@ def test_an_action_unit_row_with_any_mark_is_invalid_as_a_whole(tmp_path: Path) 
 
 
 def test_minus_5_marks_valence_arousal_without_a_label(tmp_path: Path) -> None:
-    path = write_file(tmp_path, lines_of(VA, "0.123,-0.456", "-5,-5", "-5,0.5", "-1,1"))
+    path = write_file(tmp_path, lines_of(VA, "0.123,-0.456", "-5,-5", "-5,0.5", "-5.0,-5.00", "-1,1"))
     labels, valid = read_label_file(path, VA)
-    assert valid.tolist() == [True, False, False, True]
-    assert labels[valid].tolist() == [[0.123, -0.456], [-1.0, 1.0]]
+    assert labels.dtype == np.float32
+    assert valid.tolist() == [True, False, False, False, True]
+    assert np.array_equal(labels[valid], np.float32([[0.123, -0.456], [-1.0, 1.0]]))
 
 
 @pytest.mark.parametrize("task", [EXPR, AU, VA], ids=lambda task: task.name)
@@ -135,6 +136,11 @@ def test_a_header_alone_is_a_file_without_labels(tmp_path: Path, task: Task) -> 
         pytest.param(AU, lines_of(AU, ABSENT, "2" + ",0" * 11), 3, "a value out of range in '2", id="2 in AU"),
         pytest.param(VA, lines_of(VA, "0,0", "0.5,1.01"), 3, "a value out of range", id="too large, VA"),
         pytest.param(VA, lines_of(VA, "0,nan"), 2, "a value out of range", id="nan, VA"),
+        pytest.param(VA, lines_of(VA, "0,0", "1.00000001,0"), 3, "a value out of range", id="1 in float32 alone, VA"),
+        pytest.param(VA, lines_of(VA, "0,-5.0000001", "0,0"), 2, "a value out of range", id="-5 in float32 alone, VA"),
+        pytest.param(VA, lines_of(VA, "0.5 -0.5"), 2, "1 values in '0.5 -0.5'", id="a blank for a comma, VA"),
+        pytest.param(VA, lines_of(VA, "0,0", "", "0,0"), 3, "no values in ''", id="blank line, VA"),
+        pytest.param(VA, lines_of(VA, "0_1,0", "0,0"), 2, "not a number in '0_1,0'", id="a number to Python alone"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, task: Task, text: str, line: int, problem: str) -> None:

@@ -13,19 +13,22 @@ METRIC_NAMES = {"macro_f1": "macro F1", "mean_f1": "mean F1"}
 
 
 def score_table(scores: "Scores") -> Table:
-    """Lay out the scores of one split: a row a class, then the task's metric."""
-    columns = list(scores.classes[0].values)
+    """Lay out the scores of one split: a row a class, a column for each of its values, then the task's metric."""
+    columns = list(scores.classes[0].values)  # precision, recall, f1; or ccc, pearson, rmse
+    classified = "f1" in columns
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
     metric = METRIC_NAMES.get(scores.metric, scores.metric)
-    footers = {columns[-1]: f"{scores.value:.3f}"}
-    table.add_column("class", footer=metric)
+    averaged = scores.metric.rpartition("_")[2]  # macro_f1 stands below f1, mean_ccc below ccc
+    footers = {averaged if averaged in columns else columns[-1]: f"{scores.value:.3f}"}
+    table.add_column("class" if classified else "output", footer=metric)
     for column in columns:
         table.add_column(column, justify="right", footer=footers.get(column, ""))
-    table.add_column("support", justify="right", footer=f"{sum(c.support for c in scores.classes):,}")
+    labelled = sum(c.support for c in scores.classes) if classified else scores.classes[0].support
+    table.add_column("support", justify="right", footer=f"{labelled:,}")  # all frames have all continuous values
     for row in scores.classes:
         values = [f"{row.values[column]:.3f}" for column in columns]
         table.add_row(row.name, *values, f"{row.support:,}", style="dim" if row.support == 0 else None)
-    table.caption = ", ".join(f"{name} {value:.3f}" for name, value in scores.further.items())
+    table.caption = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items())
     table.caption_justify = "left"
     return table
 

@@ -72,6 +72,7 @@ class _VideoLabels:
     expression: NDArray[np.int64]
     action_units: NDArray[np.int64]
     valence_arousal: NDArray[np.float64]
+    """(rows, 2) in [-1, 1], or -5 in both columns of a row without a label."""
 
 
 def write_sample(

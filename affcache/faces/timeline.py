@@ -22,13 +22,20 @@ EXPRESSION_THRESHOLD = 0.4
 
 @dataclass(frozen=True)
 class Prototype:
-    """One way to show an expression: its action units at the apex, after EMFACS, and its place on the circumplex."""
+    """One way to show an expression: its action units at the apex, after EMFACS, and its place on the circumplex.
+
+    Valence and arousal are a rough choice: the quadrants are after Russell, A circumplex model of affect,
+    Journal of Personality and Social Psychology 39, 1980; the numbers are ours. A frame's values are these times its
+    intensity, so Neutral is about (0, 0).
+    """
 
     expression: str
     units: Mapping[str, float]
     """Intensity at the apex, 0 to 1."""
     valence: float
+    """At the apex, -1 (unpleasant) to 1 (pleasant)."""
     arousal: float
+    """At the apex, -1 (calm) to 1 (excited)."""
     motion: Mapping[str, float] = field(default_factory=dict)
     """Fields of UnlabelledMotion at the apex."""
     speaks: bool = False
@@ -76,7 +83,7 @@ class Performance:
     expression: NDArray[np.int64]
     """(frames,) class 0 to 7."""
     valence_arousal: NDArray[np.float64]
-    """(frames, 2) in [-1, 1]."""
+    """(frames, 2) of valence and arousal in [-1, 1]: the prototype's, scaled by the episode's intensity."""
     motions: tuple[UnlabelledMotion, ...]
     poses: tuple[Pose, ...]
 

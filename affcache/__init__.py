@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from affcache.encoder_loading import load_encoder
     from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
     from affcache.extraction import ExtractResult, extract
+    from affcache.fit_settings import FitSettings, ScoreSettings
     from affcache.fitting import FitResult, fit
     from affcache.heads import MLPHead
     from affcache.interop.exporting import ExportResult, export_embeddings
     from affcache.interop.importing import ImportResult, import_embeddings
     from affcache.listener import Listener
-    from affcache.losses import cvar
+    from affcache.risk import cvar
     from affcache.sam import SAM
     from affcache.sample import write_sample
     from affcache.scoring import ScoreResult, score
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
         DoctorSettings,
         ExportSettings,
         ExtractSettings,
-        FitSettings,
         ImportSettings,
-        ScoreSettings,
     )
     from affcache.store import EmbeddingStore
     from affcache.tasks import TASKS, Task
@@ -62,7 +61,7 @@ _MODULE_OF = {
     "ExtractResult": "extraction",
     "ExtractSettings": "settings",
     "FitResult": "fitting",
-    "FitSettings": "settings",
+    "FitSettings": "fit_settings",
     "ImportResult": "interop.importing",
     "ImportSettings": "settings",
     "InputError": "errors",
@@ -70,13 +69,13 @@ _MODULE_OF = {
     "MLPHead": "heads",
     "SAM": "sam",
     "ScoreResult": "scoring",
-    "ScoreSettings": "settings",
+    "ScoreSettings": "fit_settings",
     "StoreError": "errors",
     "TASKS": "tasks",
     "Task": "tasks",
     "bench_extract": "bench.extraction",
     "bench_store": "bench.store",
-    "cvar": "losses",
+    "cvar": "risk",
     "demo": "demonstration",
     "doctor": "checkup",
     "export_embeddings": "interop.exporting",

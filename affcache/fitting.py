@@ -16,7 +16,8 @@ from affcache.config import build
 from affcache.encoder_loading import resolve_device
 from affcache.errors import InputError
 from affcache.listener import Listener
-from affcache.losses import tail_size
+from affcache.objective import ClassCounts
+from affcache.risk import tail_size
 from affcache.runs import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.settings import RUNS, FitSettings, default_store
 from affcache.store import EmbeddingStore
@@ -76,7 +77,10 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's numbers stay his own
         torch.manual_seed(settings.seed)
-        training = Training(settings, task, store.width, device, folder, identity)
+        counts = ClassCounts.of(task, torch.from_numpy(train.labels))
+        training = Training(
+            settings, task, store.width, device, folder, identity, counts, videos=len(store.video_names)
+        )
         if settings.resume:
             training.restore()
         start = time.perf_counter()

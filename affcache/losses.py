@@ -1,72 +1,134 @@
-"""Losses per frame, and CVaR over them. Knows tensors only; nothing here reads files."""
+"""Losses of frames, none of them averaged yet, so that CVaR goes over any; and terms of whole batches.
 
-import math
+Knows tensors only. Shapes may have leading axes, such as H heads side by side; options may then be tensors (H, 1).
+"""
 
 import torch
 from torch.nn import functional
 
+Option = float | torch.Tensor
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    label_smoothing: Option = 0.0,
+    focal_gamma: Option = 0.0,
+    adjustment: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Cross-entropy of each frame.
 
     Args:
-        logits: float tensor (B, C).
-        labels: int64 tensor (B,) of class indices.
+        logits: float tensor (..., B, C).
+        labels: int64 tensor (..., B) of class indices.
+        label_smoothing: in [0, 1): the share of a label that is spread evenly over the C classes.
+        focal_gamma: at least 0: losses are multiplied by ``(1 - p) ** gamma``, p being the label's probability
+            (Lin, Goyal, Girshick, He and Dollar, Focal Loss for Dense Object Detection, 2017).
+        adjustment: (..., C) added to the logits while training, such as ``tau * log(class share)`` (Menon and others,
+            Long-tail learning via logit adjustment, 2021).
 
     Returns:
-        float tensor (B,), each at least 0.
+        float tensor (..., B), each at least 0.
     """
-    return functional.cross_entropy(logits, labels, reduction="none")  # (B,)
+    if adjustment is not None:
+        logits = logits + adjustment.unsqueeze(-2)
+    if _off(label_smoothing) and _off(focal_gamma):
+        flat = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+        return flat.view(labels.shape)  # (..., B)
+    log_probabilities = functional.log_softmax(logits, dim=-1)  # (..., B, C)
+    own = log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # (..., B)
+    losses = -own
+    if not _off(label_smoothing):
+        losses = (1 - label_smoothing) * losses - label_smoothing * log_probabilities.mean(-1)
+    return losses if _off(focal_gamma) else losses * (1 - own.exp()).clamp(min=0) ** focal_gamma
 
 
-def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def binary_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    label_smoothing: Option = 0.0,
+    focal_gamma: Option = 0.0,
+    adjustment: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Binary cross-entropy of each frame and action unit.
 
     Args:
-        logits: float tensor (B, C).
-        labels: tensor (B, C) of 0 and 1.
+        logits: float tensor (..., B, C).
+        labels: tensor (..., B, C) of 0 and 1.
+        label_smoothing: in [0, 1): labels move towards one half by this share.
+        focal_gamma: at least 0, as for ``cross_entropy``.
+        adjustment: (..., C) added to the logits while training, such as ``tau * log(odds of presence)``.
 
     Returns:
-        float tensor (B, C), each at least 0.
+        float tensor (..., B, C), each at least 0.
     """
-    return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")  # (B, C)
+    if adjustment is not None:
+        logits = logits + adjustment.unsqueeze(-2)
+    targets = labels.to(logits.dtype)
+    if not _off(label_smoothing):
+        targets = targets + (0.5 - targets) * _per_element(label_smoothing)
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")  # (..., B, C)
+    if _off(focal_gamma):
+        return losses
+    miss = torch.sigmoid(torch.where(labels > 0, -logits, logits))  # 1 - the label's probability
+    return losses * miss ** _per_element(focal_gamma)
 
 
-def cvar(losses: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Conditional value at risk: the mean of the worst ``alpha * n`` of n losses, the last one by its fraction.
+def squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Squared error (..., B, C) of each frame and value."""
+    return (outputs - labels.to(outputs.dtype)).square()
 
-    Exact and without a search. It equals ``min over t of t + mean(relu(losses - t)) / alpha`` (Rockafellar and
-    Uryasev, Optimization of conditional value-at-risk, Journal of Risk 2, 2000). The gradient is the tail's weights.
+
+def pairwise_auc_loss(
+    logits: torch.Tensor, labels: torch.Tensor, *, margin: float = 0.6, power: float = 2.0
+) -> torch.Tensor:
+    """How far present frames are from scoring higher than absent ones: a smooth stand-in for 1 - AUC.
+
+    The mean over all pairs of a present and an absent frame of ``relu(margin - (s_present - s_absent)) ** power``, then
+    over the action units that have both in the batch; the form, and its defaults, of arXiv 2403.09915.
 
     Args:
-        losses: float tensor of any shape with n >= 1 entries.
-        alpha: in (0, 1]; 1 gives ``losses.mean()`` to the bit, a value of at most 1 / n the largest loss.
+        logits: float tensor (..., B, C).
+        labels: tensor (..., B, C) of 0 and 1.
+        margin, power: of the formula above.
 
     Returns:
-        float scalar tensor.
-
-    Raises:
-        ValueError: no losses, or alpha out of range.
+        float tensor (...), at least 0; 0 where no column has both.
     """
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; expected more than 0 and at most 1")
-    if losses.numel() == 0:
-        raise ValueError("cvar of no losses; expected at least one")
-    if alpha == 1:
-        return losses.mean()
-    tail = tail_size(losses.numel(), alpha)
-    worst = losses.flatten().topk(max(1, math.ceil(tail))).values  # (ceil(tail),) falling
-    if tail <= 1:
-        return worst[0]
-    whole = math.floor(tail)
-    total = worst[:whole].sum()
-    if whole < len(worst):
-        total = total + (tail - whole) * worst[whole]
-    return total / tail
+    positive = labels.to(logits.dtype)  # (..., B, C)
+    gaps = logits.unsqueeze(-2) - logits.unsqueeze(-3)  # (..., B, B, C)
+    pairs = positive.unsqueeze(-2) * (1 - positive).unsqueeze(-3)
+    short = (margin - gaps).clamp(min=0) ** power * pairs
+    count = pairs.sum((-3, -2))  # (..., C)
+    mean = short.sum((-3, -2)) / count.clamp(min=1)
+    both = (count > 0).to(logits.dtype)
+    return (mean * both).sum(-1) / both.sum(-1).clamp(min=1)
 
 
-def tail_size(count: int, alpha: float) -> float:
-    """Return how many of ``count`` losses CVaR at ``alpha`` averages; a product off by rounding alone is made whole."""
-    tail = count * alpha
-    nearest = round(tail)
-    return float(nearest) if math.isclose(tail, nearest, rel_tol=1e-12) else tail
+def concordance(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Concordance correlation coefficient of each column over the frames: 2 cov / (var + var + (mean - mean)^2).
+
+    Lin, A concordance correlation coefficient to evaluate reproducibility, Biometrics 45, 1989; population moments.
+
+    Args:
+        outputs, labels: float tensors (..., B, C).
+
+    Returns:
+        float tensor (..., C) in [-1, 1]; 0 where both are the same constant.
+    """
+    labels = labels.to(outputs.dtype)
+    mean_outputs, mean_labels = outputs.mean(-2, keepdim=True), labels.mean(-2, keepdim=True)
+    covariance = ((outputs - mean_outputs) * (labels - mean_labels)).mean(-2)  # (..., C)
+    variances = (outputs - mean_outputs).square().mean(-2) + (labels - mean_labels).square().mean(-2)
+    spread = variances + (mean_outputs - mean_labels).squeeze(-2).square()
+    return 2 * covariance / spread.clamp(min=torch.finfo(outputs.dtype).tiny)
+
+
+def _off(option: Option) -> bool:
+    return not isinstance(option, torch.Tensor) and option == 0
+
+
+def _per_element(option: Option) -> Option:
+    return option.unsqueeze(-1) if isinstance(option, torch.Tensor) else option  # (H, 1) -> (H, 1, 1)

@@ -1,6 +1,7 @@
 """Sharpness-aware minimisation around any torch optimiser. Knows nothing of files.
 
-Foret, Kleiner, Mobahi and Neyshabur, Sharpness-Aware Minimization for Efficiently Improving Generalization, 2021.
+SAM: Foret, Kleiner, Mobahi and Neyshabur, Sharpness-Aware Minimization for Efficiently Improving Generalization, 2021.
+ASAM: Kwon, Kim, Park and Choi, ASAM: Adaptive Sharpness-Aware Minimization, 2021.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+SMALLEST_NORM = 1e-12  # added to a gradient's norm before dividing by it
 
 
 class SAM(Optimizer):
@@ -23,23 +26,39 @@ class SAM(Optimizer):
         optimiser.step()
         optimiser.zero_grad()
 
-    The perturbation is ``rho * g / |g|`` with one norm over all parameters (formula 2 of the paper). Parameter groups
-    are the base optimiser's own, so learning-rate schedulers work on either; ``state_dict`` includes its state.
+    The perturbation is ``rho * g / |g|`` (SAM's formula 2), with one norm over all parameters; when adaptive,
+    ``rho * w^2 g / |w g|`` (ASAM's formula 8 with the elementwise operator |w|), so that rescaling a layer doesn't
+    change it. Gradients are clipped before ``step``, where they are those of the second pass. Parameter groups are the
+    base optimiser's own, so learning-rate schedulers work on either; each has its ``rho``. ``state_dict`` is complete.
 
     Args:
         base: the optimiser that updates the parameters.
         rho: radius of the perturbation, at least 0. With 0 leave ``perturbed`` out: the rest is the base optimiser.
+        adaptive: whether to scale the perturbation by the size of each parameter (ASAM); rho is then larger, 0.5 to 2.
+        stacked: whether the first axis of every parameter counts H independent heads. The norm is then one per head
+            and group, and a group's ``rho`` may be a tensor (H,).
+
+    Raises:
+        ValueError: rho below 0, or not a number.
     """
 
-    def __init__(self, base: Optimizer, rho: float = 0.5) -> None:
+    def __init__(self, base: Optimizer, rho: float = 0.5, *, adaptive: bool = False, stacked: bool = False) -> None:
         if not rho >= 0:
             raise ValueError(f"rho is {rho}; expected at least 0")
         self.base = base
         self.rho = rho
+        self.adaptive = adaptive
+        self.stacked = stacked
         self._originals: dict[torch.Tensor, torch.Tensor] = {}  # room for the parameters while they are moved
         super().__init__(base.param_groups, {})
-        self.param_groups = base.param_groups  # the very same groups: a scheduler changes both
-        self.state = base.state
+        self._share_with_base()
+
+    def _share_with_base(self) -> None:
+        """Hold the very groups and state of the base: a scheduler on either changes both."""
+        self.param_groups = self.base.param_groups
+        self.state = self.base.state
+        for group in self.param_groups:
+            group.setdefault("rho", self.rho)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -47,37 +66,62 @@ class SAM(Optimizer):
 
         The parameters come back to the bit. Where there is no gradient, nothing moves.
         """
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for parameter in parameters:
-            if parameter not in self._originals:
-                self._originals[parameter] = torch.empty_like(parameter)
-        originals = [self._originals[parameter] for parameter in parameters]
+        moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         with torch.no_grad():
-            if parameters:
-                torch._foreach_copy_(originals, parameters)
-                gradients = [p.grad for p in parameters]
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-                torch._foreach_mul_(gradients, self.rho / (norm + 1e-12))  # they are dropped next
-                torch._foreach_add_(parameters, gradients)
+            for parameter in moved:
+                if parameter not in self._originals:
+                    self._originals[parameter] = torch.empty_like(parameter)
+                self._originals[parameter].copy_(parameter)
+            self._move()
         self.zero_grad()
         try:
             yield
         finally:
-            if parameters:
-                with torch.no_grad():
-                    torch._foreach_copy_(parameters, originals)
+            with torch.no_grad():
+                for parameter in moved:
+                    parameter.copy_(self._originals[parameter])
+
+    def _move(self) -> None:
+        """Add the perturbation to every parameter that has a gradient."""
+        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        norms = [self._norms(parameters) for parameters in groups]
+        if not self.stacked:  # one norm over all groups
+            norms = [torch.cat([n for n in norms if len(n)]).norm().expand(1) for _ in norms] if any(groups) else norms
+        for group, parameters, norm in zip(self.param_groups, groups, norms, strict=True):
+            for parameter in parameters:
+                scale = group["rho"] / (norm + SMALLEST_NORM)  # (H,) or (1,)
+                scale = scale.view(-1, *[1] * (parameter.dim() - 1)).to(parameter) if parameter.dim() else scale[0]
+                assert parameter.grad is not None  # for the type checker
+                if self.adaptive:
+                    parameter.addcmul_(parameter.square().mul_(parameter.grad), scale)
+                else:
+                    parameter.addcmul_(parameter.grad, scale)
+
+    def _norms(self, parameters: list[torch.Tensor]) -> torch.Tensor:
+        """Return the norm (H,) of each head's gradients in a group, or of all of them (1,); (0,) without any."""
+        if not parameters:
+            return torch.empty(0)
+        norms = []
+        for parameter in parameters:
+            gradient = parameter.grad if not self.adaptive else parameter.grad * parameter  # type: ignore[operator]
+            assert gradient is not None
+            norms.append(
+                torch.linalg.vector_norm(gradient.flatten(1) if self.stacked else gradient.reshape(1, -1), dim=1)
+            )
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0) if len(norms) > 1 else norms[0]  # (H,) or (1,)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters with the base optimiser from the gradients as they are.
 
-        With a closure that clears the gradients, computes the loss and calls ``backward``, both passes are made here.
+        With a closure that clears the gradients, computes the loss and calls ``backward``, both passes are made here;
+        where every rho is 0, one.
         """
         if closure is None:
             self.base.step()
             return None
         with torch.enable_grad():
             loss = closure()
-            if self.rho:
+            if any(bool(torch.as_tensor(group["rho"]).any()) for group in self.param_groups):
                 with self.perturbed():
                     closure()
         self.base.step()
@@ -88,15 +132,21 @@ class SAM(Optimizer):
         self.base.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the radius and the base optimiser's whole state."""
-        return {"rho": self.rho, "base": self.base.state_dict()}
+        """Return the base optimiser's whole state, the radius of each group in it."""
+        return {"rho": self.rho, "adaptive": self.adaptive, "base": self.base.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self.rho = state_dict["rho"]
+        self.rho, self.adaptive = state_dict["rho"], state_dict["adaptive"]
         self.base.load_state_dict(state_dict["base"])
-        self.param_groups = self.base.param_groups
-        self.state = self.base.state
+        self._share_with_base()
+
+
+@torch.no_grad()
+def clip_stacked_gradients(gradients: torch.Tensor, limit: float) -> None:
+    """Scale the gradients (H, P) of each head down, in place, to a norm of at most ``limit``."""
+    norm = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)  # (H, 1)
+    gradients.mul_((limit / (norm + SMALLEST_NORM)).clamp(max=1))
 
 
 @contextmanager

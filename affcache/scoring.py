@@ -19,6 +19,7 @@ from affcache.listener import Listener
 from affcache.metrics import Scores
 from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
 from affcache.settings import RUNS, FitSettings, ScoreSettings
+from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task, find_task
 from affcache.training import Frames, build_head, predict
@@ -83,7 +84,8 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     joined = join_labels(store, settings.annotations or fitted.annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
     frames = Frames.load(store, joined, device)
-    logits = predict(head.to(device), frames.embeddings, fitted.normalize)  # (n, C)
+    heads = StackedHeads([head], dropout=[0.0], device=device)
+    (logits,) = predict(heads, frames.embeddings, fitted.normalize)  # (n, C)
     probabilities = task.probabilities(logits).cpu().numpy()
     decided = task.decide(probabilities)
     scores = task.score(joined.labels, decided, task.classes)

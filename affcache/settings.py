@@ -4,65 +4,39 @@ These classes are the only place where a setting's name, default and meaning sta
 them, affcache.toml is checked against them, and the Python functions take the same names.
 """
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from affcache.errors import ConfigError
+from affcache.fit_settings import FitSettings, ScoreSettings
+from affcache.settings_base import (
+    ANNOTATIONS,
+    CROPS,
+    FEATURES,
+    MODEL,
+    PRETRAINED,
+    RUNS,
+    Settings,
+    default_store,
+    flag,
+    setting,
+)
 
-CROPS = (Path("data/Aff-Wild2/cropped_aligned"), Path("data/Aff-Wild2/cropped_aligned_new_50_vids"))
-ANNOTATIONS = Path("data/Aff-Wild2/annotations")
-FEATURES = Path("data/features")
-RUNS = Path("runs")
-MODEL, PRETRAINED = "ViT-L-14", "openai"
-
-
-def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), default_text: str = "") -> Any:
-    """Declare one field: its default, a sentence on what it is (with the unit), and what values it may take."""
-    return field(default=default, metadata={"help": sentence, "choices": choices, "default_text": default_text})
-
-
-class Settings:
-    """Base of the settings classes: checks choices and ranges, and reports every problem at once."""
-
-    def __post_init__(self) -> None:
-        problems = [*self._choice_problems(), *self.problems()]
-        if problems:
-            raise ConfigError("\n".join(problems))
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range. Subclasses add theirs."""
-        yield from ()
-
-    def _choice_problems(self) -> Iterator[str]:
-        for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            choices, value = declared.metadata["choices"], getattr(self, declared.name)
-            if choices and value not in choices:
-                yield f"{flag(declared.name)} is {value!r}; expected one of {', '.join(choices)}."
-
-    def at_least(self, name: str, smallest: float, *, excluded: bool = False) -> Iterator[str]:
-        """Yield a problem unless the number is at least ``smallest`` (or above it, when that is ``excluded``)."""
-        value = getattr(self, name)
-        if value is not None and not (value > smallest if excluded else value >= smallest):
-            yield f"{flag(name)} is {value}; expected {'more than' if excluded else 'at least'} {smallest}."
-
-
-def flag(name: str) -> str:
-    """Return the command-line flag of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def default_store(model: str = MODEL, pretrained: str = PRETRAINED) -> Path:
-    """Return where the store of an encoder lies unless said otherwise: data/features/<model>-<pretrained>.h5."""
-    if model.startswith(("hf-hub:", "local-dir:")):
-        own = model.partition(":")[2].rstrip("/").rpartition("/")[2]
-        parts = [own, pretrained if pretrained.startswith("random:") else ""]
-    else:
-        parts = [model, Path(pretrained).stem if Path(pretrained).suffix else pretrained]
-    name = "-".join(part.replace("/", "-").replace(":", "-") for part in parts if part)
-    return FEATURES / f"{name}.h5"
+__all__ = [
+    "ANNOTATIONS",
+    "COMMANDS",
+    "CROPS",
+    "FEATURES",
+    "MODEL",
+    "PRETRAINED",
+    "RUNS",
+    "FitSettings",
+    "ScoreSettings",
+    "Settings",
+    "default_store",
+    "flag",
+    "setting",
+]
 
 
 @dataclass(frozen=True)
@@ -115,62 +89,6 @@ class ExtractSettings(Settings):
         yield from self.at_least("workers", 1)
         if not self.crops:
             yield "--crops is empty; expected at least one folder."
-
-
-@dataclass(frozen=True)
-class FitSettings(Settings):
-    """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
-
-    task: str = setting("expr", "What to predict, such as expr or au.")
-    store: Path | None = setting(None, "The embedding store.", default_text="data/features/<model>-<pretrained>.h5")
-    annotations: Path = setting(ANNOTATIONS, "Folder with the label files, as the organisers lay them out.")
-    run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
-    resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
-    epochs: int = setting(32, "Passes over the training frames.")
-    batch_size: int = setting(32, "Frames per step.")
-    lr: float = setting(1e-3, "Learning rate of AdamW at the start.")
-    lr_minimum: float = setting(1e-5, "Learning rate at the bottom of the cosine.")
-    lr_half_period: float = setting(0.25, "Epochs from top to bottom of the cosine, as a fraction of all epochs.")
-    weight_decay: float = setting(1e-4, "Decoupled weight decay of AdamW.")
-    alpha: float = setting(0.5, "CVaR level in (0, 1]: the share of worst losses that counts; 1 is the plain mean.")
-    rho: float = setting(0.5, "Radius of SAM's perturbation, in parameter norm; 0 is plain AdamW.")
-    dropout: float = setting(0.6, "Dropout probability after each hidden layer, in [0, 1).")
-    hidden_layers: int = setting(3, "Hidden layers of the head; 0 makes it linear.")
-    hidden_width: int = setting(768, "Units of each hidden layer.")
-    normalize: str = setting(
-        "none", "What to do to an embedding first: nothing, or scale it to length 1.", choices=("none", "l2")
-    )
-    seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
-    device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        for name in ("epochs", "hidden_width"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
-        yield from self.at_least("lr", 0, excluded=True)
-        yield from self.at_least("lr_half_period", 0, excluded=True)
-        for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers", "seed"):
-            yield from self.at_least(name, 0)
-        if not 0 < self.alpha <= 1:
-            yield f"--alpha is {self.alpha}; expected more than 0 and at most 1."
-        if not 0 <= self.dropout < 1:
-            yield f"--dropout is {self.dropout}; expected at least 0 and less than 1."
-        if self.resume and self.run is None:
-            yield "--resume doesn't say which run to continue; expected --run DIR with it."
-
-
-@dataclass(frozen=True)
-class ScoreSettings(Settings):
-    """Score a run on a split."""
-
-    run: Path | None = setting(None, "Run folder to score.", default_text="the newest one under runs/")
-    split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
-    store: Path | None = setting(None, "The embedding store.", default_text="the one the run was trained on")
-    annotations: Path | None = setting(
-        None, "Folder with the label files.", default_text="the one the run was trained on"
-    )
-    device: str = setting("auto", "Where the head runs: auto, cpu, cuda, cuda:1, ...")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, did_you_mean
-from affcache.losses import binary_cross_entropy, cross_entropy, cvar
-from affcache.metrics import Scores, multiclass_scores, multilabel_scores
+from affcache.losses import binary_cross_entropy, concordance, cross_entropy, pairwise_auc_loss, squared_error
+from affcache.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
+from affcache.settings import FitSettings
 
 Labels = npt.NDArray[Any]
 
@@ -31,8 +32,12 @@ class Task:
     label_dtype: str  # numpy dtype of a parsed label
     valid_range: tuple[float, float]  # smallest and largest valid value
     invalid_value: float  # marks a frame without a label
-    loss: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # logits (B, C), labels, alpha -> scalar
+    losses: Callable[..., torch.Tensor]  # logits (..., B, C), labels -> (..., B) or (..., B, C); CVaR goes over them
     losses_per_frame: int  # how many losses of one frame stand in the batch that alpha is a share of
+    class_of: Callable[[torch.Tensor], torch.Tensor] | None  # labels -> the class, of K, of each loss
+    class_count: int  # K
+    batch_term: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None  # logits, labels, margin -> (...)
+    batch_term_weight: Callable[[FitSettings], float]  # its share of the loss
     probabilities: Callable[[torch.Tensor], torch.Tensor]  # logits (n, C) -> (n, C), as predictions.h5 keeps them
     decide: Callable[[npt.NDArray[np.float32]], Labels]  # probabilities (n, C) -> labels in the label files' form
     score: Callable[[Labels, Labels, tuple[str, ...]], Scores]  # labels, decided, classes -> scores
@@ -58,8 +63,12 @@ EXPR = Task(
     label_dtype="int64",
     valid_range=(0, 7),
     invalid_value=-1,
-    loss=lambda logits, labels, alpha: cvar(cross_entropy(logits, labels), alpha),
+    losses=cross_entropy,
     losses_per_frame=1,
+    class_of=lambda labels: labels,
+    class_count=8,
+    batch_term=None,
+    batch_term_weight=lambda settings: 0.0,
     probabilities=lambda logits: torch.softmax(logits, dim=-1),
     decide=lambda probabilities: probabilities.argmax(axis=1),
     score=multiclass_scores,
@@ -75,15 +84,40 @@ AU = Task(
     label_dtype="int64",
     valid_range=(0, 1),
     invalid_value=-1,
-    loss=lambda logits, labels, alpha: cvar(binary_cross_entropy(logits, labels), alpha),
+    losses=binary_cross_entropy,
     losses_per_frame=12,
+    class_of=lambda labels: 2 * torch.arange(labels.shape[-1], device=labels.device) + labels,  # absent, present
+    class_count=24,
+    batch_term=lambda logits, labels, margin: pairwise_auc_loss(logits, labels, margin=margin),
+    batch_term_weight=lambda settings: settings.auc_weight,
     probabilities=torch.sigmoid,
     decide=lambda probabilities: (probabilities >= 0.5).astype(np.int64),
     score=multilabel_scores,
     metric="mean_f1",
 )
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (EXPR, AU)}
+VA = Task(
+    name="va",
+    description="Valence and arousal: two values in [-1, 1] per frame, by the mean of two CCC",
+    classes=("valence", "arousal"),
+    folders=("VA_Estimation_Challenge",),
+    values_per_line=2,
+    label_dtype="float32",
+    valid_range=(-1, 1),
+    invalid_value=-5,
+    losses=squared_error,
+    losses_per_frame=2,
+    class_of=None,
+    class_count=0,
+    batch_term=lambda outputs, labels, margin: 1 - concordance(outputs, labels).mean(-1),
+    batch_term_weight=lambda settings: settings.ccc_weight,
+    probabilities=lambda outputs: outputs.clamp(-1, 1),
+    decide=lambda outputs: outputs,
+    score=regression_scores,
+    metric="mean_ccc",
+)
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (EXPR, AU, VA)}
 
 
 def find_task(name: str) -> Task:

@@ -1,4 +1,4 @@
-"""The training loop: a light head over frames in memory, CVaR in the loss, SAM as optimiser, resumable per epoch."""
+"""The training loop: light heads over frames in memory, CVaR in the loss, SAM as optimiser, resumable per epoch."""
 
 import math
 import time
@@ -13,9 +13,12 @@ from affcache.annotations import JoinedLabels
 from affcache.errors import ConfigError
 from affcache.heads import MLPHead
 from affcache.listener import Listener
+from affcache.objective import ClassCounts, Objective
+from affcache.risk import cvar
 from affcache.runs import RunFolder, read_tensors, write_tensors
-from affcache.sam import SAM, frozen_batch_norm
+from affcache.sam import SAM, clip_stacked_gradients
 from affcache.settings import FitSettings
+from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task
 
@@ -28,6 +31,7 @@ class Frames:
 
     embeddings: torch.Tensor  # (n, D) float16
     labels: torch.Tensor  # (n,) or (n, values)
+    videos: torch.Tensor  # (n,) int64, the video of each
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,21 +40,20 @@ class Frames:
     def load(cls, store: EmbeddingStore, joined: JoinedLabels, device: torch.device) -> "Frames":
         """Copy the joined rows of a store to a device."""
         embeddings = torch.from_numpy(np.asarray(store.features[joined.rows]))
-        return cls(embeddings.to(device), torch.from_numpy(joined.labels).to(device))
+        videos = torch.from_numpy(store.video_of_rows()[joined.rows].astype(np.int64))
+        return cls(embeddings.to(device), torch.from_numpy(joined.labels).to(device), videos.to(device))
 
 
-def predict(head: MLPHead, embeddings: torch.Tensor, normalize: str) -> torch.Tensor:
-    """Return the logits (n, C) of float16 embeddings (n, D), in evaluation mode, without gradients."""
-    head.eval()
-    with torch.inference_mode():
-        batches = embeddings.split(EVALUATION_BATCH)
-        return torch.cat([head(prepare(batch, normalize)) for batch in batches])  # (n, C)
+def predict(heads: StackedHeads, embeddings: torch.Tensor, normalize: str) -> torch.Tensor:
+    """Return the logits (H, n, C) of float16 embeddings (n, D), as trained heads give them."""
+    batches = embeddings.split(EVALUATION_BATCH)
+    return torch.cat([heads.evaluate(prepare(batch, normalize)) for batch in batches], dim=1)  # (H, n, C)
 
 
 def prepare(embeddings: torch.Tensor, normalize: str) -> torch.Tensor:
     """Turn stored float16 embeddings into the head's float32 input, scaled to length 1 for "l2"."""
     prepared = embeddings.float()
-    return torch.nn.functional.normalize(prepared, dim=1) if normalize == "l2" else prepared
+    return torch.nn.functional.normalize(prepared, dim=-1) if normalize == "l2" else prepared
 
 
 def build_head(settings: FitSettings, width: int, task: Task) -> MLPHead:
@@ -82,6 +85,8 @@ class Training:
         device: where the head trains; the frames must lie there.
         folder: the claimed run folder.
         identity: goes into the header of every saved head: task, settings, and the store's description.
+        counts: how often each class stands in the training labels; None for a task without classes.
+        videos: how many videos the store has.
     """
 
     def __init__(
@@ -92,15 +97,23 @@ class Training:
         device: torch.device,
         folder: RunFolder,
         identity: dict[str, Any],
+        counts: ClassCounts | None = None,
+        videos: int = 0,
     ) -> None:
         self.settings = settings
         self.task = task
         self.device = device
         self.folder = folder
         self.identity = identity
-        self.head = build_head(settings, width, task).to(device)
-        base = torch.optim.AdamW(self.head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-        self.optimiser = SAM(base, settings.rho)
+        products = torch.bfloat16 if settings.precision == "bf16" else None
+        initial = [build_head(settings, width, task)]
+        self.heads = StackedHeads(initial, dropout=[settings.dropout], products=products, device=device)
+        self.heads.parameters.grad = self.heads.gradients
+        base = torch.optim.AdamW(
+            [self.heads.parameters], lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        self.optimiser = SAM(base, settings.rho, adaptive=settings.adaptive, stacked=True)
+        self.objective = Objective(task, [settings], counts, self.heads.parameters, videos)
         self.epoch = 0  # finished ones
         self.best_value = -math.inf
         self.best_epoch = 0
@@ -119,13 +132,13 @@ class Training:
         rate = learning_rate(self.settings, self.epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.head.train()
         losses = [self._step(train, batch) for batch in _batches(len(train), self.settings.batch_size)]
         train_loss = float(torch.stack(losses).mean())
         self._require_finite(train_loss)
         trained = time.perf_counter()
-        logits = predict(self.head, validation.embeddings, self.settings.normalize)  # (n, C)
-        validation_loss = float(self.task.loss(logits, validation.labels, 1.0))
+        (logits,) = predict(self.heads, validation.embeddings, self.settings.normalize)  # (n, C)
+        losses_of_validation = self.task.losses(logits, validation.labels)
+        validation_loss = float(losses_of_validation.mean())
         self._require_finite(validation_loss)  # the last step may have broken the head
         decided = self.task.decide(self.task.probabilities(logits).cpu().numpy())
         scores = self.task.score(validation.labels.cpu().numpy(), decided, self.task.classes)
@@ -134,6 +147,7 @@ class Training:
             "epoch": self.epoch,
             "train_loss": train_loss,
             "validation_loss": validation_loss,
+            "validation_cvar": float(cvar(losses_of_validation, self.settings.alpha)),
             self.task.metric: scores.value,
             "learning_rate": rate,
             "seconds": round(time.perf_counter() - start, 3),
@@ -151,16 +165,24 @@ class Training:
 
     def _step(self, train: Frames, batch: torch.Tensor) -> torch.Tensor:
         """Make one step on the frames of a batch; return the loss of its first pass, not yet waited for."""
-        batch = batch.to(self.device)
-        embeddings = prepare(train.embeddings[batch], self.settings.normalize)  # (B, D)
-        labels = train.labels[batch]
-        loss = self.task.loss(self.head(embeddings), labels, self.settings.alpha)
-        loss.backward()
+        batch = batch.to(self.device)[None]  # (1, B)
+        loss = self._gradients(train, batch, first_pass=True)
         if self.settings.rho:
-            with self.optimiser.perturbed(), frozen_batch_norm(self.head):
-                self.task.loss(self.head(embeddings), labels, self.settings.alpha).backward()
+            with self.optimiser.perturbed():
+                self._gradients(train, batch, first_pass=False)
+        if self.settings.clip_norm:
+            clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
         self.optimiser.step()
-        self.optimiser.zero_grad()
+        return loss
+
+    def _gradients(self, train: Frames, batch: torch.Tensor, *, first_pass: bool) -> torch.Tensor:
+        """Compute the gradients on a batch of row numbers (1, B); return the loss (1,)."""
+        embeddings = prepare(train.embeddings[batch], self.settings.normalize)  # (1, B, D)
+        logits = self.heads.forward(embeddings, count_batch=first_pass).requires_grad_()  # (1, B, C)
+        loss = self.objective(logits, train.labels[batch], train.videos[batch], first_pass=first_pass)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        self.heads.backward(gradient)
+        self.heads.parameters.grad = self.heads.gradients
         return loss.detach()
 
     def _save(self, entry: dict[str, Any]) -> None:
@@ -169,9 +191,10 @@ class Training:
         if entry[self.task.metric] > self.best_value:
             self.best_value, self.best_epoch = entry[self.task.metric], self.epoch
             best = {"epoch": self.epoch, self.task.metric: self.best_value}
-            write_tensors(self.folder.head, self.head.state_dict(), {**self.identity, **best})
+            write_tensors(self.folder.head, self.heads.state_dict(0), {**self.identity, **best})
         optimiser = self.optimiser.state_dict()["base"]
-        tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        tensors = {f"head.{name}": tensor for name, tensor in self.heads.state_dict(0).items()}
+        tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state().items()}
         for index, state in optimiser["state"].items():
             tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
         tensors["generator"] = torch.get_rng_state()
@@ -186,13 +209,16 @@ class Training:
             self.folder.keep_history(0)
             return
         tensors, progress = read_tensors(self.folder.last)
-        self.head.load_state_dict(_with_prefix(tensors, "head."))
+        self.heads.load_state_dict(0, _with_prefix(tensors, "head."))
+        self.objective.load_state(_with_prefix(tensors, "objective."))
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _with_prefix(tensors, "optimiser.").items():
             index, _, entry = name.partition(".")
             state.setdefault(int(index), {})[entry] = tensor
         groups = self.optimiser.state_dict()["base"]["param_groups"]
-        self.optimiser.load_state_dict({"rho": self.settings.rho, "base": {"state": state, "param_groups": groups}})
+        self.optimiser.load_state_dict(
+            {**self.optimiser.state_dict(), "base": {"state": state, "param_groups": groups}}
+        )
         torch.set_rng_state(tensors["generator"])
         if self.device.type == "cuda" and "generator.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["generator.cuda"], self.device)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from affcache.losses import binary_cross_entropy, cross_entropy, cvar, tail_size
+from affcache.losses import binary_cross_entropy, cross_entropy
+from affcache.risk import cvar, tail_size
 
 ALPHAS = st.floats(1e-3, 1)
 FEW_VALUES = st.sampled_from([-1.5, 0.0, 0.25, 2.0])  # ties

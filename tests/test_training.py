@@ -14,8 +14,10 @@ from affcache.annotations import join_labels
 from affcache.errors import ConfigError
 from affcache.heads import MLPHead
 from affcache.listener import Listener
+from affcache.risk import cvar
 from affcache.runs import RunFolder, read_tensors
 from affcache.settings import FitSettings
+from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
 from affcache.tasks import TASKS
 from affcache.training import Frames, Training, _batches, build_head, learning_rate, predict, prepare
@@ -95,16 +97,20 @@ def test_training_follows_the_recipe_written_out(
     learnable: MakeData, tmp_path: Path, task: str, recipe: FitSettings
 ) -> None:
     recipe = replace(recipe, epochs=4, seed=3)
+    recipe = replace(recipe, dropout=0)  # what is dropped is drawn otherwise here: tests/test_stacked_heads.py
     train, validation = frames_of(learnable(task), task)
     expected_head, expected = plain_recipe(recipe, task, train)
     torch.manual_seed(recipe.seed)
     training = Training(recipe, TASKS[task], 16, CPU, RunFolder(tmp_path), {})
     entries = [training._one_epoch(train, validation) for _ in range(4)]
     assert [entry["train_loss"] for entry in entries] == pytest.approx(expected, rel=1e-4)
-    logits = predict(training.head, validation.embeddings, "none")
-    torch.testing.assert_close(logits, predict(expected_head, validation.embeddings, "none"), rtol=2e-3, atol=2e-3)
-    loss = TASKS[task].loss(logits, validation.labels, 1.0)
-    assert entries[-1]["validation_loss"] == pytest.approx(float(loss))
+    (logits,) = predict(training.heads, validation.embeddings, "none")
+    with torch.no_grad():
+        expected_logits = expected_head.eval()(validation.embeddings.float())
+    torch.testing.assert_close(logits, expected_logits, rtol=2e-3, atol=2e-3)
+    losses = TASKS[task].losses(logits, validation.labels)
+    assert entries[-1]["validation_loss"] == pytest.approx(float(losses.mean()))
+    assert entries[-1]["validation_cvar"] == pytest.approx(float(cvar(losses, recipe.alpha)))
 
 
 @pytest.mark.parametrize("epochs", [4, 32, 40])
@@ -140,21 +146,21 @@ def test_batches_are_a_shuffle_without_a_last_one_of_one(frames: int, size: int)
 
 def test_a_last_batch_of_one_frame_trains(learnable: MakeData, tmp_path: Path) -> None:
     train, validation = frames_of(learnable(), "expr")
-    odd = Frames(train.embeddings[:33], train.labels[:33])
+    odd = Frames(train.embeddings[:33], train.labels[:33], train.videos[:33])
     training = Training(QUICK, TASKS["expr"], 16, CPU, RunFolder(tmp_path), {})
     assert math.isfinite(training._one_epoch(odd, validation)["train_loss"])
-    assert int(training.head.layers[1].num_batches_tracked) == 2, "batches of 16 and 17"
+    assert training.heads.batches == [2], "batches of 16 and 17"
 
 
 def test_prediction_in_batches_is_the_prediction_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     head = build_head(QUICK, 6, TASKS["au"])
     embeddings = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).half()
-    whole = predict(head, embeddings, "none")
-    assert whole.shape == (50, 12)
-    assert not head.training
+    heads = StackedHeads([head], dropout=[0.3])
+    whole = predict(heads, embeddings, "none")
+    assert whole.shape == (1, 50, 12)
     monkeypatch.setattr("affcache.training.EVALUATION_BATCH", 7)
-    torch.testing.assert_close(predict(head, embeddings, "none"), whole)
-    torch.testing.assert_close(whole, head(embeddings.float()).detach())
+    torch.testing.assert_close(predict(heads, embeddings, "none"), whole)
+    torch.testing.assert_close(whole[0], head.eval()(embeddings.float()).detach())
 
 
 def test_l2_scales_to_length_1_and_none_leaves_as_stored() -> None:
@@ -201,7 +207,7 @@ def test_saved_files_hold_the_best_and_the_last_head(learnable: MakeData, tmp_pa
         def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
             assert (done, total, unit) == (len(states) + 1, 3, "epoch")
             assert note.startswith("macro_f1 0.")
-            states.append({name: tensor.clone() for name, tensor in training.head.state_dict().items()})
+            states.append({name: tensor.clone() for name, tensor in training.heads.state_dict(0).items()})
 
     training.run(train, validation, Keep())
     best, header = read_tensors(folder.head)

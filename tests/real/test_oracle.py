@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from affcache.heads import MLPHead
-from affcache.losses import cross_entropy, cvar
+from affcache.losses import cross_entropy
+from affcache.risk import cvar
 from affcache.sam import SAM, frozen_batch_norm
 from tests.conftest import REAL
 

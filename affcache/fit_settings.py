@@ -1,0 +1,97 @@
+"""The settings of stage two: what a training run and its scoring can be told."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from affcache.settings_base import ANNOTATIONS, Settings, flag, setting
+
+
+@dataclass(frozen=True)
+class FitSettings(Settings):
+    """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
+
+    task: str = setting("expr", "What to predict: expr, au or va.")
+    store: Path | None = setting(None, "The embedding store.", default_text="data/features/<model>-<pretrained>.h5")
+    annotations: Path = setting(ANNOTATIONS, "Folder with the label files, as the organisers lay them out.")
+    run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
+    resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
+    epochs: int = setting(32, "Passes over the training frames.")
+    batch_size: int = setting(32, "Frames per step.")
+    lr: float = setting(1e-3, "Learning rate of AdamW at the start.")
+    lr_minimum: float = setting(1e-5, "Learning rate at the bottom of the cosine.")
+    lr_half_period: float = setting(0.25, "Epochs from top to bottom of the cosine, as a fraction of all epochs.")
+    weight_decay: float = setting(1e-4, "Decoupled weight decay of AdamW.")
+    alpha: float = setting(0.5, "CVaR level in (0, 1]: the share of worst losses that counts; 1 is the plain mean.")
+    cvar_level: str = setting(
+        "batch",
+        "Where CVaR's threshold comes from: each batch's own losses, or (set) tracked over the last 32 batches.",
+        choices=("batch", "set"),
+    )
+    cvar_within: str = setting(
+        "batch",
+        "Whose worst share counts: the batch's, or the mean over the classes or videos in it of each one's own.",
+        choices=("batch", "class", "video"),
+    )
+    class_weights: str = setting(
+        "none",
+        "What a loss stands for: balanced gives every class, or a unit's presence and absence, the same total.",
+        choices=("none", "balanced"),
+    )
+    label_smoothing: float = setting(0.0, "Share of each label spread evenly over the classes, in [0, 1).")
+    focal_gamma: float = setting(0.0, "Exponent of the focal loss; 0 is plain cross-entropy.")
+    logit_adjustment: float = setting(0.0, "Strength of adding the classes' log shares to the logits in training.")
+    auc_weight: float = setting(0.0, "Share of the pairwise AUC term in the loss of au, in [0, 1); published: 0.2.")
+    auc_margin: float = setting(0.6, "Margin of the pairwise AUC term, in logits.")
+    ccc_weight: float = setting(0.5, "Share of 1 - CCC of the batch in the loss of va, in [0, 1).")
+    rho: float = setting(0.5, "Radius of SAM's perturbation, in parameter norm; 0 is plain AdamW.")
+    adaptive: bool = setting(False, "Scale the perturbation by the size of each parameter (ASAM).")
+    clip_norm: float | None = setting(None, "Largest norm of a gradient; larger ones are scaled.", default_text="any")
+    precision: str = setting(
+        "fp32", "Number format of the head's matrix products; all else is fp32.", choices=("fp32", "bf16")
+    )
+    dropout: float = setting(0.6, "Dropout probability after each hidden layer, in [0, 1).")
+    hidden_layers: int = setting(3, "Hidden layers of the head; 0 makes it linear.")
+    hidden_width: int = setting(768, "Units of each hidden layer.")
+    normalize: str = setting(
+        "none", "What to do to an embedding first: nothing, or scale it to length 1.", choices=("none", "l2")
+    )
+    seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
+    device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        for name in ("epochs", "hidden_width"):
+            yield from self.at_least(name, 1)
+        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
+        yield from self.at_least("lr", 0, excluded=True)
+        yield from self.at_least("lr_half_period", 0, excluded=True)
+        for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers", "seed"):
+            yield from self.at_least(name, 0)
+        if not 0 < self.alpha <= 1:
+            yield f"--alpha is {self.alpha}; expected more than 0 and at most 1."
+        if not 0 <= self.dropout < 1:
+            yield f"--dropout is {self.dropout}; expected at least 0 and less than 1."
+        for name in ("focal_gamma", "logit_adjustment", "auc_margin"):
+            yield from self.at_least(name, 0)
+        yield from self.at_least("clip_norm", 0, excluded=True)
+        for name in ("label_smoothing", "auc_weight", "ccc_weight"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{flag(name)} is {getattr(self, name)}; expected at least 0 and less than 1."
+        if self.cvar_within != "batch" and (self.cvar_level == "set" or self.class_weights != "none"):
+            yield "--cvar-within goes with neither --cvar-level set nor --class-weights; expected one of the three."
+        if self.resume and self.run is None:
+            yield "--resume doesn't say which run to continue; expected --run DIR with it."
+
+
+@dataclass(frozen=True)
+class ScoreSettings(Settings):
+    """Score a run on a split."""
+
+    run: Path | None = setting(None, "Run folder to score.", default_text="the newest one under runs/")
+    split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
+    store: Path | None = setting(None, "The embedding store.", default_text="the one the run was trained on")
+    annotations: Path | None = setting(
+        None, "Folder with the label files.", default_text="the one the run was trained on"
+    )
+    device: str = setting("auto", "Where the head runs: auto, cpu, cuda, cuda:1, ...")

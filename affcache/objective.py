@@ -1,0 +1,153 @@
+"""What heads minimise: the losses of a batch, CVaR over them, and a term of the whole batch. Knows tensors only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from affcache.losses import Option
+from affcache.risk import TailThreshold, stacked_rank_weights, tail_within, weighted_tail
+from affcache.settings import FitSettings
+from affcache.tasks import Task
+
+WINDOW = 32  # batches whose losses the threshold of --cvar-level set is found over
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """How often each class stands in the training labels: int64 (K,), in the order of ``Task.class_of``."""
+
+    counts: torch.Tensor
+
+    @classmethod
+    def of(cls, task: Task, labels: torch.Tensor) -> "ClassCounts | None":
+        """Count the classes of labels (n, ...); None for a task without classes."""
+        if task.class_of is None:
+            return None
+        return cls(torch.bincount(task.class_of(labels).flatten().cpu(), minlength=task.class_count))
+
+    def balanced(self) -> torch.Tensor:
+        """Return float64 weights (K,) that give each class present the same total; 0 for absent ones."""
+        weights = 1 / self.counts.double().clamp(min=1)
+        return torch.where(self.counts > 0, weights / weights[self.counts > 0].mean(), 0)
+
+    def log_prior(self, task: Task) -> torch.Tensor:
+        """Return float64 (C,): the log share of each class, or the log odds of each action unit; counts start at 1."""
+        counts = self.counts.double() + 1
+        if task.class_count == task.outputs:
+            return (counts / counts.sum()).log()
+        absent, present = counts.view(-1, 2).unbind(1)
+        return (present / absent).log()
+
+
+class Objective:
+    """The training loss of each of H heads on a batch of its own.
+
+    ``(1 - w) * CVaR(losses) + w * batch term``, with w the weight of the pairwise AUC term (au) or of 1 - CCC (va).
+
+    Args:
+        task: gives losses and batch term.
+        settings: the recipe of each head; what has the form of a computation must be the same for all of them.
+        counts: classes in the training labels, None for a task without.
+        like: gives dtype and device.
+        videos: how many videos there are, for ``--cvar-within video``.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Sequence[FitSettings],
+        counts: ClassCounts | None,
+        like: torch.Tensor,
+        videos: int = 0,
+    ) -> None:
+        first = settings[0]
+        self.task = task
+        self.alphas = [one.alpha for one in settings]
+        self.alpha = torch.tensor(self.alphas, dtype=torch.float64).to(like)  # (H,)
+        self.options = {
+            "label_smoothing": _option([one.label_smoothing for one in settings], like),
+            "focal_gamma": _option([one.focal_gamma for one in settings], like),
+        }
+        self.adjustment: torch.Tensor | None = None
+        self.balance: torch.Tensor | None = None
+        if counts is not None:
+            if any(one.logit_adjustment for one in settings):
+                strength = torch.tensor([[one.logit_adjustment] for one in settings], dtype=torch.float64)
+                self.adjustment = (strength * counts.log_prior(task)).to(like)  # (H, C)
+            if first.class_weights == "balanced":
+                self.balance = counts.balanced().to(like)  # (K,)
+        self.within = first.cvar_within
+        self.groups = {"batch": 0, "class": task.class_count, "video": videos}[self.within]
+        self.term_weight = _option([task.batch_term_weight(one) for one in settings], like, axes=0)
+        self.margin = first.auc_margin
+        self.threshold: TailThreshold | None = None
+        if first.cvar_level == "set":
+            window = WINDOW * first.batch_size * task.losses_per_frame
+            self.threshold = TailThreshold(len(settings), window, like)
+        self._ranks: dict[int, torch.Tensor] = {}  # tail weights by rank, for each size of a batch
+
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor | None, *, first_pass: bool = True
+    ) -> torch.Tensor:
+        """Return the loss (H,) of logits (H, B, C), labels (H, B) or (H, B, C), and video numbers (H, B)."""
+        options = self.options if self.adjustment is None else {**self.options, "adjustment": self.adjustment}
+        losses = self.task.losses(logits, labels, **options) if self.task.class_of else self.task.losses(logits, labels)
+        risk = self._risk(losses, labels, videos, first_pass)
+        if isinstance(self.term_weight, float) and self.term_weight == 0:
+            return risk
+        assert self.task.batch_term is not None  # the weight would be 0
+        term = self.task.batch_term(logits, labels, self.margin)  # (H,)
+        return (1 - self.term_weight) * risk + self.term_weight * term
+
+    def _risk(
+        self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor | None, first_pass: bool
+    ) -> torch.Tensor:
+        """Return the CVaR (H,) of losses (H, B) or (H, B, C)."""
+        flat = losses.flatten(1)  # (H, n)
+        classes = self.task.class_of(labels).flatten(1) if self.task.class_of is not None else None
+        shares = torch.ones_like(flat) if self.balance is None or classes is None else self.balance[classes]
+        if self.threshold is not None:
+            if first_pass:
+                self.threshold.update(flat.detach(), self.alpha, shares)
+            return self.threshold.cvar(flat, self.alpha, shares)
+        if self.within != "batch":
+            groups = classes if self.within == "class" else _per_loss(videos, losses)
+            assert groups is not None  # settings are checked before
+            return (flat * tail_within(flat.detach(), self.alpha, groups, self.groups)).sum(1)
+        if self.balance is not None:
+            return (flat * weighted_tail(flat.detach(), self.alpha, shares)).sum(1)
+        if all(alpha == 1 for alpha in self.alphas):
+            return flat.mean(1)
+        return (flat.sort(dim=1, descending=True).values * self._rank_weights(flat)).sum(1)
+
+    def _rank_weights(self, flat: torch.Tensor) -> torch.Tensor:
+        count = flat.shape[1]
+        if count not in self._ranks:
+            self._ranks[count] = stacked_rank_weights(count, self.alphas, flat)  # (H, n)
+        return self._ranks[count]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what a continued run needs: the tracked threshold and its window, if there is one."""
+        if self.threshold is None:
+            return {}
+        return {"losses": self.threshold.losses, "shares": self.threshold.shares, "value": self.threshold.value}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up what ``state`` returned."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
+def _option(values: Sequence[float], like: torch.Tensor, axes: int = 1) -> Option:
+    """Return 0.0 where the option is off for every head, else its values (H,) with ``axes`` further axes."""
+    if not any(values):
+        return 0.0
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * axes)
+
+
+def _per_loss(videos: torch.Tensor | None, losses: torch.Tensor) -> torch.Tensor | None:
+    """Return the video (H, n) of each loss of each frame."""
+    if videos is None or losses.dim() == 2:
+        return videos
+    return videos.unsqueeze(2).expand_as(losses).flatten(1)

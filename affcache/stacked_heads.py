@@ -1,0 +1,189 @@
+"""H heads of one shape, side by side, with their gradients written out: what stage two trains; one head is H = 1.
+
+All parameters lie in one buffer (H, P), all gradients in another, so that SAM, clipping and AdamW are a pass over
+memory each. The forward and backward pass are those of ``MLPHead``
+(the tests hold them to autograd), batched over H. Products may run in bfloat16; everything else stays in float32.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from affcache.heads import MLPHead
+
+EPSILON, MOMENTUM = 1e-5, 0.1  # of BatchNorm, as torch has them
+
+
+class StackedHeads:
+    """Parameters, running statistics and gradients of H heads.
+
+    Args:
+        heads: H modules of the same shape and dtype; their values are copied.
+        dropout: (H,) probability of dropping a unit, for each head.
+        products: torch.bfloat16 to multiply matrices in it, or None for the parameters' own dtype.
+        device: where they live.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[MLPHead],
+        *,
+        dropout: Sequence[float],
+        products: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        first = heads[0]
+        self.count = len(heads)  # H
+        self.hidden_layers = len(first.layers) // 4
+        self._shapes = {name: p.shape for name, p in first.named_parameters()}
+        flat = [torch.cat([p.detach().flatten() for p in head.parameters()]) for head in heads]
+        self.parameters = torch.stack(flat).to(device)  # (H, P)
+        self.gradients = torch.zeros_like(self.parameters)
+        self._of_parameters = self._views(self.parameters)
+        self._of_gradients = self._views(self.gradients)
+        self._low = None if products is None else torch.empty_like(self.parameters, dtype=products)
+        self._operands = self._of_parameters if self._low is None else self._views(self._low)
+        buffers = [name for name, _ in first.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        self._statistics = {
+            name: torch.stack([head.get_buffer(name) for head in heads]).to(device) for name in buffers
+        }  # (H, W) each
+        self.batches = [int(head.get_buffer("layers.1.num_batches_tracked")) if buffers else 0 for head in heads]
+        self._dropout = _Dropout(dropout, self.parameters)
+        self._kept: list[tuple[torch.Tensor, ...]] = []  # what the forward pass leaves for the backward pass
+
+    def _views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return each parameter's part (H, *shape) of a buffer (H, P)."""
+        parts = flat.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        return {n: part.unflatten(1, shape) for (n, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def forward(
+        self, embeddings: torch.Tensor, generator: torch.Generator | None = None, *, count_batch: bool = True
+    ) -> torch.Tensor:
+        """Return training logits (H, B, C) of embeddings (H, B, D): BatchNorm by the batch, dropout drawn.
+
+        Args:
+            embeddings: float tensor (H, B, D), a batch for each head.
+            generator: draws what is dropped.
+            count_batch: whether BatchNorm's running statistics see this batch.
+        """
+        if self._low is not None:
+            self._low.copy_(self.parameters)
+        self._kept = []
+        stays = self._dropout.draw(self.hidden_layers, embeddings.shape[1], self._width, generator)
+        hidden = self._operand(embeddings)
+        for layer in range(self.hidden_layers):
+            # the Linear's bias is left out: BatchNorm takes it off again
+            product = self._multiply(hidden, self._operands[f"layers.{4 * layer}.weight"].mT)  # (H, B, W)
+            mean = product.mean(1, keepdim=True)  # (H, 1, W)
+            centred = product.sub_(mean)
+            variance = centred.square().mean(1, keepdim=True)
+            scale = (variance + EPSILON).rsqrt_()
+            normalised = centred.mul_(scale)
+            if count_batch:
+                self._count(layer, mean, variance, len(product[0]))
+            gain = self._of_parameters[f"layers.{4 * layer + 1}.weight"].unsqueeze(1) * self._dropout.gain
+            shift = self._of_parameters[f"layers.{4 * layer + 1}.bias"].unsqueeze(1) * self._dropout.gain
+            active = torch.addcmul(shift, normalised, gain)
+            active = active.relu_() if stays is None else active.relu_().mul_(stays[layer])
+            self._kept.append((hidden, normalised, active, scale.mul_(gain)))
+            hidden = self._operand(active)
+        self._kept.append((hidden,))
+        if count_batch:
+            self.batches = [batches + 1 for batches in self.batches]
+        logits = self._multiply(hidden, self._operands["output_layer.weight"].mT)  # (H, B, C)
+        return logits.add_(self._of_parameters["output_layer.bias"].unsqueeze(1))
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        """Write the gradients of all parameters, given the loss's gradient (H, B, C) with respect to the logits.
+
+        The biases before BatchNorm have none: adding a constant to a batch doesn't change what BatchNorm returns.
+        """
+        (hidden,) = self._kept.pop()
+        self._of_gradients["output_layer.bias"].copy_(gradient.sum(1))
+        gradient = self._operand(gradient)
+        self._multiply_into(self._of_gradients["output_layer.weight"], gradient.mT, hidden)
+        for layer in reversed(range(self.hidden_layers)):
+            above = "output_layer" if layer == self.hidden_layers - 1 else f"layers.{4 * layer + 4}"
+            hidden, normalised, active, factor = self._kept.pop()
+            gradient = self._multiply(gradient, self._operands[f"{above}.weight"])
+            active = torch.ops.aten.threshold_backward(gradient, active, 0)  # (H, B, W) 0 where a unit was
+            total = active.sum(1, keepdim=True)  # (H, 1, W)
+            product = (active * normalised).sum(1, keepdim=True)
+            norm = f"layers.{4 * layer + 1}"
+            torch.mul(total.squeeze(1), self._dropout.gain.squeeze(1), out=self._of_gradients[f"{norm}.bias"])
+            torch.mul(product.squeeze(1), self._dropout.gain.squeeze(1), out=self._of_gradients[f"{norm}.weight"])
+            frames = active.shape[1]
+            active.sub_(total, alpha=1 / frames).addcmul_(normalised, product, value=-1 / frames).mul_(factor)
+            gradient = self._operand(active)
+            self._multiply_into(self._of_gradients[f"layers.{4 * layer}.weight"], gradient.mT, hidden)
+
+    def evaluate(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return logits (H, n, C) of embeddings (n, D) as a trained head gives them: running statistics, no dropout."""
+        hidden = embeddings.expand(self.count, -1, -1)  # (H, n, D)
+        for layer in range(self.hidden_layers):
+            linear, norm = f"layers.{4 * layer}", f"layers.{4 * layer + 1}"
+            gain = self._of_parameters[f"{norm}.weight"] / (self._statistics[f"{norm}.running_var"] + EPSILON).sqrt()
+            mean = self._statistics[f"{norm}.running_mean"] - self._of_parameters[f"{linear}.bias"]
+            shift = torch.addcmul(self._of_parameters[f"{norm}.bias"], gain, mean, value=-1)  # (H, W)
+            weight = self._of_parameters[f"{linear}.weight"] * gain.unsqueeze(2)  # BatchNorm folded into the product
+            hidden = torch.baddbmm(shift.unsqueeze(1), hidden, weight.mT).relu_()  # (H, n, W)
+        bias = self._of_parameters["output_layer.bias"].unsqueeze(1)
+        return torch.baddbmm(bias, hidden, self._of_parameters["output_layer.weight"].mT)  # (H, n, C)
+
+    def state_dict(self, head: int) -> dict[str, torch.Tensor]:
+        """Return one head's parameters and statistics under the names of ``MLPHead``."""
+        state = {name: part[head] for name, part in self._of_parameters.items()}
+        state |= {name: part[head] for name, part in self._statistics.items()}
+        for layer in range(self.hidden_layers):
+            state[f"layers.{4 * layer + 1}.num_batches_tracked"] = torch.tensor(self.batches[head])
+        return state
+
+    def load_state_dict(self, head: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up one head's parameters and statistics, as ``state_dict`` and ``MLPHead.state_dict`` name them."""
+        for name, part in {**self._of_parameters, **self._statistics}.items():
+            part[head].copy_(state[name])
+        if self.hidden_layers:
+            self.batches[head] = int(state["layers.1.num_batches_tracked"])
+
+    @property
+    def _width(self) -> int:
+        return self._shapes["layers.0.weight"][0] if self.hidden_layers else 0
+
+    def _count(self, layer: int, mean: torch.Tensor, variance: torch.Tensor, frames: int) -> None:
+        """Let BatchNorm's running statistics see a batch, as torch does: the variance unbiased."""
+        name, bias = f"layers.{4 * layer + 1}", self._of_parameters[f"layers.{4 * layer}.bias"]
+        self._statistics[f"{name}.running_mean"].lerp_(mean.squeeze(1) + bias, MOMENTUM)
+        unbiased = variance.squeeze(1) * (frames / (frames - 1))
+        self._statistics[f"{name}.running_var"].lerp_(unbiased, MOMENTUM)
+
+    def _operand(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self._low is None else tensor.to(self._low.dtype)
+
+    def _multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(left, right).to(self.parameters.dtype)
+
+    def _multiply_into(self, target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        if self._low is None:
+            torch.bmm(left, right, out=target)
+        else:
+            target.copy_(torch.bmm(left, right))
+
+
+class _Dropout:
+    """Draws which units are dropped: sixteen random bits decide each, four units to a draw of 64."""
+
+    def __init__(self, probabilities: Sequence[float], like: torch.Tensor) -> None:
+        dropped = torch.tensor([round(p * 65536) for p in probabilities]).clamp(max=65535)
+        self._none = not bool(dropped.any())
+        self._threshold = (dropped - 32768).to(like.device, torch.int16)[:, None, None]  # (H, 1, 1)
+        self.gain = (65536 / (65536 - dropped.double())).to(like)[:, None, None]  # (H, 1, 1) makes up for those dropped
+
+    def draw(self, layers: int, frames: int, width: int, generator: torch.Generator | None) -> torch.Tensor | None:
+        """Return (layers, H, B, W), 1 where a unit stays and 0 where it is dropped; None where none is."""
+        if self._none or not layers:
+            return None
+        heads, units = len(self._threshold), layers * len(self._threshold) * frames * width
+        words = torch.empty(-(-units // 4), dtype=torch.int64, device=self._threshold.device)
+        words.random_(-(2**63), None, generator=generator)
+        stays = words.view(torch.int16)[:units].view(layers, heads, frames, width) >= self._threshold
+        return stays.to(self.gain.dtype)

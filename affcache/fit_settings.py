@@ -18,6 +18,8 @@ class FitSettings(Settings):
     resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
     epochs: int = setting(32, "Passes over the training frames.")
     batch_size: int = setting(32, "Frames per step.")
+    stride: int = setting(1, "Frames of a video that follow one another, of which each epoch draws one anew.")
+    frames_per_epoch: int | None = setting(None, "Frames drawn anew for each epoch.", default_text="all of them")
     lr: float = setting(1e-3, "Learning rate of AdamW at the start.")
     lr_minimum: float = setting(1e-5, "Learning rate at the bottom of the cosine.")
     lr_half_period: float = setting(0.25, "Epochs from top to bottom of the cosine, as a fraction of all epochs.")
@@ -61,9 +63,10 @@ class FitSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
-        for name in ("epochs", "hidden_width"):
+        for name in ("epochs", "hidden_width", "stride"):
             yield from self.at_least(name, 1)
         yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
+        yield from self.at_least("frames_per_epoch", 2)
         yield from self.at_least("lr", 0, excluded=True)
         yield from self.at_least("lr_half_period", 0, excluded=True)
         for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers", "seed"):

@@ -15,6 +15,7 @@ from affcache.annotations import JoinedLabels, find_label_files, join_labels
 from affcache.config import build
 from affcache.encoder_loading import resolve_device
 from affcache.errors import InputError
+from affcache.learner import Learner
 from affcache.listener import Listener
 from affcache.objective import ClassCounts
 from affcache.risk import tail_size
@@ -22,7 +23,8 @@ from affcache.runs import RunFolder, claim_run, describe_store, require_free, se
 from affcache.settings import RUNS, FitSettings, default_store
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task, find_task
-from affcache.training import Frames, Training
+from affcache.training import Training
+from affcache.training_data import Frames
 
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 
@@ -75,16 +77,13 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     listener.message(f"run folder: {folder.path}")
     claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
     identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's numbers stay his own
-        torch.manual_seed(settings.seed)
-        counts = ClassCounts.of(task, torch.from_numpy(train.labels))
-        training = Training(
-            settings, task, store.width, device, folder, identity, counts, videos=len(store.video_names)
-        )
-        if settings.resume:
-            training.restore()
-        start = time.perf_counter()
-        training.run(Frames.load(store, train, device), Frames.load(store, validation, device), listener)
+    counts = ClassCounts.of(task, torch.from_numpy(train.labels))
+    learner = Learner([settings], task, store.width, device, counts, videos=len(store.video_names))
+    training = Training(learner, folder, identity)
+    if settings.resume:
+        training.restore()
+    start = time.perf_counter()
+    training.run(Frames.load(store, train, device), Frames.load(store, validation, device), listener)
     return FitResult(
         run=str(folder.path),
         task=task.name,

@@ -15,6 +15,7 @@ from affcache.encoder_loading import resolve_device
 from affcache.errors import StoreError
 from affcache.fingerprint import differing_fields
 from affcache.heads import MLPHead
+from affcache.learner import build_head, predict
 from affcache.listener import Listener
 from affcache.metrics import Scores
 from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
@@ -22,7 +23,7 @@ from affcache.settings import RUNS, FitSettings, ScoreSettings
 from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task, find_task
-from affcache.training import Frames, build_head, predict
+from affcache.training_data import Frames
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     listener.message(joined.account.sentence(settings.split))
     frames = Frames.load(store, joined, device)
     heads = StackedHeads([head], dropout=[0.0], device=device)
-    (logits,) = predict(heads, frames.embeddings, fitted.normalize)  # (n, C)
+    (logits,) = predict(heads, frames, fitted.normalize)  # (n, C)
     probabilities = task.probabilities(logits).cpu().numpy()
     decided = task.decide(probabilities)
     scores = task.score(joined.labels, decided, task.classes)

@@ -57,19 +57,23 @@ class StackedHeads:
         return {n: part.unflatten(1, shape) for (n, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def forward(
-        self, embeddings: torch.Tensor, generator: torch.Generator | None = None, *, count_batch: bool = True
+        self,
+        embeddings: torch.Tensor,
+        generators: Sequence[torch.Generator] | None = None,
+        *,
+        count_batch: bool = True,
     ) -> torch.Tensor:
         """Return training logits (H, B, C) of embeddings (H, B, D): BatchNorm by the batch, dropout drawn.
 
         Args:
             embeddings: float tensor (H, B, D), a batch for each head.
-            generator: draws what is dropped.
+            generators: one for each head draws what is dropped; None for torch's own.
             count_batch: whether BatchNorm's running statistics see this batch.
         """
         if self._low is not None:
             self._low.copy_(self.parameters)
         self._kept = []
-        stays = self._dropout.draw(self.hidden_layers, embeddings.shape[1], self._width, generator)
+        stays = self._dropout.draw(self.hidden_layers, embeddings.shape[1], self._width, generators)
         hidden = self._operand(embeddings)
         for layer in range(self.hidden_layers):
             # the Linear's bias is left out: BatchNorm takes it off again
@@ -178,12 +182,15 @@ class _Dropout:
         self._threshold = (dropped - 32768).to(like.device, torch.int16)[:, None, None]  # (H, 1, 1)
         self.gain = (65536 / (65536 - dropped.double())).to(like)[:, None, None]  # (H, 1, 1) makes up for those dropped
 
-    def draw(self, layers: int, frames: int, width: int, generator: torch.Generator | None) -> torch.Tensor | None:
+    def draw(
+        self, layers: int, frames: int, width: int, generators: Sequence[torch.Generator] | None
+    ) -> torch.Tensor | None:
         """Return (layers, H, B, W), 1 where a unit stays and 0 where it is dropped; None where none is."""
         if self._none or not layers:
             return None
-        heads, units = len(self._threshold), layers * len(self._threshold) * frames * width
-        words = torch.empty(-(-units // 4), dtype=torch.int64, device=self._threshold.device)
-        words.random_(-(2**63), None, generator=generator)
-        stays = words.view(torch.int16)[:units].view(layers, heads, frames, width) >= self._threshold
-        return stays.to(self.gain.dtype)
+        heads, units = len(self._threshold), layers * frames * width
+        words = torch.empty(heads, -(-units // 4), dtype=torch.int64, device=self._threshold.device)
+        for head in range(heads):
+            words[head].random_(-(2**63), None, generator=generators[head] if generators else None)
+        bits = words.view(torch.int16)[:, :units].view(heads, layers, frames, width).transpose(0, 1)
+        return (bits >= self._threshold).to(self.gain.dtype)

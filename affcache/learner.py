@@ -1,0 +1,166 @@
+"""The training core: H heads of one shape trained side by side, by CVaR and SAM. Knows no files; ``fit`` is H = 1."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from affcache.fit_settings import FitSettings
+from affcache.heads import MLPHead
+from affcache.objective import ClassCounts, Objective
+from affcache.sam import SAM, clip_stacked_gradients
+from affcache.stacked_heads import StackedHeads
+from affcache.tasks import Task
+from affcache.training_data import Frames, FrameSource, batches, epoch_order, prepare
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Learner:
+    """Heads with their optimiser, objective and generators: everything that a step changes.
+
+    Args:
+        settings: the recipe of each of the H heads. What decides the form of the computation must be the same in all:
+            shape of the head, batch size, epochs, normalize, learning rate, weight decay.
+        task: what is predicted.
+        width: D, the width of an embedding.
+        device: where the heads train.
+        counts: how often each class stands in the training labels; None for a task without classes.
+        videos: how many videos there are, for ``cvar_within="video"``.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[FitSettings],
+        task: Task,
+        width: int,
+        device: torch.device,
+        counts: ClassCounts | None = None,
+        videos: int = 0,
+    ) -> None:
+        first = settings[0]
+        self.settings = first
+        self.task = task
+        self.device = device
+        self.heads = StackedHeads(
+            [_initial_head(one, width, task) for one in settings],
+            dropout=[one.dropout for one in settings],
+            products=torch.bfloat16 if first.precision == "bf16" else None,
+            device=device,
+        )
+        self.heads.parameters.grad = self.heads.gradients
+        base = torch.optim.AdamW([self.heads.parameters], lr=first.lr, weight_decay=first.weight_decay, fused=True)
+        self.optimiser = SAM(base, first.rho, adaptive=first.adaptive, stacked=True)
+        if any(one.rho != first.rho for one in settings):
+            base.param_groups[0]["rho"] = torch.tensor([one.rho for one in settings], device=device)  # (H,)
+        self.sharpness_aware = any(one.rho for one in settings)
+        self.objective = Objective(task, settings, counts, self.heads.parameters, videos)
+        self._orders = [_generator(one.seed, "order", torch.device("cpu")) for one in settings]
+        self._drops = [_generator(one.seed, "dropout", device) for one in settings]
+
+    def epoch(self, frames: FrameSource, rate: float) -> torch.Tensor:
+        """Train one epoch at a learning rate; return the mean loss (H,) of its first passes."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        size, videos = self.settings.batch_size, frames.videos.cpu()
+        stride, most = self.settings.stride, self.settings.frames_per_epoch
+        order = torch.stack(  # (H, m)
+            [epoch_order(videos, stride=stride, frames_per_epoch=most, generator=one) for one in self._orders]
+        )
+        losses = [
+            self.step(chunk, batch) for chunk, part in frames.chunks(order, size) for batch in batches(part, size)
+        ]
+        return torch.stack(losses).mean(0)
+
+    def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
+        """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass, not waited for."""
+        loss = self._gradients(frames, batch, first_pass=True)
+        if self.sharpness_aware:
+            with self.optimiser.perturbed():
+                self._gradients(frames, batch, first_pass=False)
+        if self.settings.clip_norm:
+            clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
+        self.optimiser.step()
+        return loss
+
+    def _gradients(self, frames: Frames, batch: torch.Tensor, *, first_pass: bool) -> torch.Tensor:
+        """Compute the gradients on a batch of row numbers (H, B); return the loss (H,)."""
+        embeddings = prepare(frames.embeddings[batch], self.settings.normalize)  # (H, B, D)
+        logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass).requires_grad_()  # (H, B, C)
+        loss = self.objective(logits, frames.labels[batch], frames.videos[batch], first_pass=first_pass)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        self.heads.backward(gradient)
+        self.heads.parameters.grad = self.heads.gradients
+        return loss.detach()
+
+    def predict(self, frames: FrameSource) -> torch.Tensor:
+        """Return the logits (H, n, C) of all frames, as trained heads give them."""
+        return predict(self.heads, frames, self.settings.normalize)
+
+    def state(self) -> Tensors:
+        """Return everything that a continued training needs, so that it equals an uninterrupted one."""
+        tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state().items()}
+        for index, state in self.optimiser.state_dict()["base"]["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
+        for head in range(self.heads.count):
+            prefix = "head." if self.heads.count == 1 else f"head.{head}."
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in self.heads.state_dict(head).items()}
+            tensors[f"generator.order.{head}"] = self._orders[head].get_state()
+            tensors[f"generator.dropout.{head}"] = self._drops[head].get_state()
+        return tensors
+
+    def load_state(self, tensors: Tensors) -> None:
+        """Take up what ``state`` returned."""
+        self.objective.load_state(_with_prefix(tensors, "objective."))
+        state: dict[int, Tensors] = {}
+        for name, tensor in _with_prefix(tensors, "optimiser.").items():
+            index, _, entry = name.partition(".")
+            state.setdefault(int(index), {})[entry] = tensor
+        now = self.optimiser.state_dict()
+        now["base"] = {"state": state, "param_groups": now["base"]["param_groups"]}
+        self.optimiser.load_state_dict(now)
+        for head in range(self.heads.count):
+            prefix = "head." if self.heads.count == 1 else f"head.{head}."
+            self.heads.load_state_dict(head, _with_prefix(tensors, prefix))
+            self._orders[head].set_state(tensors[f"generator.order.{head}"].cpu())
+            self._drops[head].set_state(tensors[f"generator.dropout.{head}"].cpu())
+
+
+def predict(heads: StackedHeads, frames: FrameSource, normalize: str) -> torch.Tensor:
+    """Return the logits (H, n, C) of all frames, as trained heads give them."""
+    return torch.cat([heads.evaluate(prepare(batch, normalize)) for batch in frames.evaluation_batches()], dim=1)
+
+
+def build_head(settings: FitSettings, width: int, task: Task) -> MLPHead:
+    """Build the untrained head that the settings describe, for embeddings of the given width."""
+    return MLPHead(
+        width,
+        task.outputs,
+        hidden_layers=settings.hidden_layers,
+        hidden_width=settings.hidden_width,
+        dropout=settings.dropout,
+    )
+
+
+def learning_rate(settings: FitSettings, epoch: int) -> float:
+    """Return the learning rate of an epoch (counted from 0): a cosine that swings between lr and its minimum."""
+    phase = math.pi * epoch / (settings.lr_half_period * settings.epochs)
+    return settings.lr_minimum + (settings.lr - settings.lr_minimum) * (1 + math.cos(phase)) / 2
+
+
+def _initial_head(settings: FitSettings, width: int, task: Task) -> MLPHead:
+    """Build a head whose weights depend on the seed alone; the caller's random numbers stay his own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build_head(settings, width, task)
+
+
+def _generator(seed: int, purpose: str, device: torch.device) -> torch.Generator:
+    """Return a generator of its own for a purpose: streams begun with the same seed would be one stream."""
+    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(2, np.uint32)
+    return torch.Generator(device).manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def _with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -68,12 +68,11 @@ def from_file(path: Path) -> Population:
     """The losses in a .npy file, which are then the whole set."""
     worst_first = torch.from_numpy(np.load(path).ravel().astype(np.float64)).sort(descending=True).values
     count = len(worst_first)
-    return Population(
-        path.stem,
-        lambda u: worst_first[(u * count).long().clamp(max=count - 1)],
-        lambda alpha: float(cvar(worst_first, alpha)),
-        None,
-    )
+
+    def loss_at(upper: torch.Tensor) -> torch.Tensor:
+        return worst_first[(upper * count).long().clamp(max=count - 1)]
+
+    return Population(path.stem, loss_at, lambda alpha: float(cvar(worst_first, alpha)), None)
 
 
 class Tally:
@@ -84,8 +83,7 @@ class Tally:
         self.true = population.cvar(alpha)
         self.threshold = float(population.loss_at(torch.tensor([alpha * (1 - 1e-9)], dtype=torch.float64)))
         self.errors: list[torch.Tensor] = []
-        self.weight = torch.zeros(len(EDGES) - 1, dtype=torch.float64)
-        self.drawn = torch.zeros(len(EDGES) - 1, dtype=torch.float64)
+        self.weight, self.drawn = torch.zeros(2, len(EDGES) - 1, dtype=torch.float64)
         self.leaked = 0.0
         self.totals: list[torch.Tensor] = []
 
@@ -188,9 +186,8 @@ def main() -> None:
             drawn, measured = size, batch_level(population, size, alpha, arguments.draws)
         else:
             drawn, measured = WINDOW * size, set_level(population, size, alpha, arguments.draws, arguments.drift)
-        first = None
-        if population.density is not None:
-            first = -100 * (1 - alpha) / (2 * drawn * population.density(alpha)) / measured["cvar"]
+        slope = population.density(alpha) if population.density else None
+        first = -100 * (1 - alpha) / (2 * drawn * slope) / measured["cvar"] if slope else None
         row = {"population": population.name, "level": level, "batch_size": size, "alpha": alpha}
         table.append({**row, **measured, "first_order_percent": first})
         if not arguments.json:

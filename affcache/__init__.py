@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from affcache.encoder import Encoder
     from affcache.encoder_loading import load_encoder
     from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
+    from affcache.estimators import CVaRMLPClassifier, CVaRMLPMultiLabelClassifier
     from affcache.extraction import ExtractResult, extract
     from affcache.fit_settings import FitSettings, ScoreSettings
     from affcache.fitting import FitResult, fit
@@ -49,6 +50,8 @@ _MODULE_OF = {
     "BenchExtractSettings": "settings",
     "BenchStoreResult": "bench.store",
     "BenchStoreSettings": "settings",
+    "CVaRMLPClassifier": "estimators",
+    "CVaRMLPMultiLabelClassifier": "estimators",
     "ConfigError": "errors",
     "DemoResult": "demonstration",
     "DemoSettings": "settings",
@@ -95,6 +98,8 @@ __all__ = [
     "BenchExtractSettings",
     "BenchStoreResult",
     "BenchStoreSettings",
+    "CVaRMLPClassifier",
+    "CVaRMLPMultiLabelClassifier",
     "ConfigError",
     "DemoResult",
     "DemoSettings",

@@ -21,11 +21,11 @@ DESIGNED = {
     "extract", "fit", "score",
 }  # fmt: skip
 FURTHER = {
-    "BenchExtractResult", "BenchExtractSettings", "BenchStoreResult", "BenchStoreSettings", "DemoResult",
-    "DemoSettings", "DoctorResult", "DoctorSettings", "Encoder", "ExportResult", "ExportSettings",
-    "ExtractResult", "ExtractSettings", "FitResult", "FitSettings", "ImportResult", "ImportSettings",
-    "Listener", "ScoreResult", "ScoreSettings", "Task", "bench_extract", "bench_store", "demo", "doctor",
-    "export_embeddings", "import_embeddings", "load_encoder", "write_sample",
+    "BenchExtractResult", "BenchExtractSettings", "BenchStoreResult", "BenchStoreSettings", "CVaRMLPClassifier",
+    "CVaRMLPMultiLabelClassifier", "DemoResult", "DemoSettings", "DoctorResult", "DoctorSettings", "Encoder",
+    "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FitResult", "FitSettings", "ImportResult",
+    "ImportSettings", "Listener", "ScoreResult", "ScoreSettings", "Task", "bench_extract", "bench_store", "demo",
+    "doctor", "export_embeddings", "import_embeddings", "load_encoder", "write_sample",
 }  # fmt: skip
 
 

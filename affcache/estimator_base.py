@@ -121,7 +121,7 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
 
     def _logits(self, X: Any) -> torch.Tensor:
         """Return float64 logits (n, C) on the CPU; in float64, one row more or less in a call changes no other's."""
-        check_is_fitted(self)
+        check_is_fitted(self, "head_")
         X = validate_data(self, X, dtype=FLOATS, reset=False)
         device = self._device()
         with torch.device("meta"):  # no weights are drawn: the caller's random numbers stay his own

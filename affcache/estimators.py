@@ -82,7 +82,7 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
     is predicted where its probability is above one half. A y of one dimension with two classes counts as one label.
 
     Attributes:
-        classes_: C arrays [0, 1], one for each label; the two classes where y had one dimension.
+        classes_: (C, 2), 0 and 1 for each label; the two classes (2,) where y had one dimension.
         n_features_in_, head_, n_iter_, loss_curve_: as for ``CVaRMLPClassifier``.
     """
 
@@ -168,7 +168,7 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
             classes, labels = np.unique(column_or_1d(y, warn=True), return_inverse=True)
             _require_two(classes, self)
             self._train(X, labels[:, None], 1)
-            self.classes_: Array | list[Array] = classes
+            self.classes_ = classes
             return self
         if kind != "multilabel-indicator" or not np.isin(y, (0, 1)).all():
             raise ValueError(
@@ -176,25 +176,25 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
                 "of 0 and 1, or two classes (n,). For one of several classes use CVaRMLPClassifier."
             )
         self._train(X, y, y.shape[1])
-        self.classes_ = [np.arange(2) for _ in range(y.shape[1])]
+        self.classes_ = np.tile(np.arange(2), (y.shape[1], 1))  # (C, 2), as scorers and cross_val_predict need it
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """Return the logits (n, C) of embeddings (n, D), above 0 where a label is predicted; (n,) for one label."""
         logits = self._logits(X).numpy()
-        return logits if isinstance(self.classes_, list) else logits[:, 0]
+        return logits[:, 0] if self.classes_.ndim == 1 else logits
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """Return the probabilities (n, C) of the labels' presence; of both classes, (n, 2), for one label."""
         logits = self._logits(X)
-        if not isinstance(self.classes_, list):
+        if self.classes_.ndim == 1:
             logits = torch.cat([-logits, logits], dim=1)
         return self._task(logits.shape[1]).probabilities(logits).numpy()
 
     def predict(self, X: Any) -> Array:
         """Return int64 labels (n, C) of 0 and 1 for embeddings (n, D); (n,) of ``classes_`` for one label."""
         present = (self._logits(X) > 0).long().numpy()
-        return present if isinstance(self.classes_, list) else self.classes_[present[:, 0]]
+        return self.classes_[present[:, 0]] if self.classes_.ndim == 1 else present
 
     def _task(self, outputs: int) -> Task:
         names = tuple(str(index) for index in range(outputs))

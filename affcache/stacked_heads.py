@@ -73,29 +73,26 @@ class StackedHeads:
         if self._low is not None:
             self._low.copy_(self.parameters)
         self._kept = []
-        stays = self._dropout.draw(self.hidden_layers, embeddings.shape[1], self._width, generators)
-        hidden = self._operand(embeddings)
+        stays = self._dropout.draw(self.hidden_layers, self._width, embeddings.shape[1], generators)
+        hidden = self._operand(embeddings).mT  # (H, D, B): a unit's batch lies in one piece, which BatchNorm runs over
         for layer in range(self.hidden_layers):
             # the Linear's bias is left out: BatchNorm takes it off again
-            product = self._multiply(hidden, self._operands[f"layers.{4 * layer}.weight"].mT)  # (H, B, W)
-            mean = product.mean(1, keepdim=True)  # (H, 1, W)
-            centred = product.sub_(mean)
-            variance = centred.square().mean(1, keepdim=True)
-            scale = (variance + EPSILON).rsqrt_()
-            normalised = centred.mul_(scale)
+            product = self._multiply(self._operands[f"layers.{4 * layer}.weight"], hidden)  # (H, W, B)
+            shape = self._norm_shape(product)
+            active, mean, scale = torch.native_group_norm(*self._norm(layer, product), *shape, EPSILON)
             if count_batch:
-                self._count(layer, mean, variance, len(product[0]))
-            gain = self._of_parameters[f"layers.{4 * layer + 1}.weight"].unsqueeze(1) * self._dropout.gain
-            shift = self._of_parameters[f"layers.{4 * layer + 1}.bias"].unsqueeze(1) * self._dropout.gain
-            active = torch.addcmul(shift, normalised, gain)
-            active = active.relu_() if stays is None else active.relu_().mul_(stays[layer])
-            self._kept.append((hidden, normalised, active, scale.mul_(gain)))
+                self._count(layer, mean, scale, product.shape[2])
+            active = active.view_as(product).relu_()
+            if stays is not None:
+                active.mul_(stays[layer])
+            self._kept.append((hidden, product, active, mean, scale))
             hidden = self._operand(active)
         self._kept.append((hidden,))
+        self._stays = stays
         if count_batch:
             self.batches = [batches + 1 for batches in self.batches]
-        logits = self._multiply(hidden, self._operands["output_layer.weight"].mT)  # (H, B, C)
-        return logits.add_(self._of_parameters["output_layer.bias"].unsqueeze(1))
+        logits = self._multiply(self._operands["output_layer.weight"], hidden)  # (H, C, B)
+        return logits.add_(self._of_parameters["output_layer.bias"].unsqueeze(2)).mT  # (H, B, C)
 
     def backward(self, gradient: torch.Tensor) -> None:
         """Write the gradients of all parameters, given the loss's gradient (H, B, C) with respect to the logits.
@@ -103,23 +100,38 @@ class StackedHeads:
         The biases before BatchNorm have none: adding a constant to a batch doesn't change what BatchNorm returns.
         """
         (hidden,) = self._kept.pop()
-        self._of_gradients["output_layer.bias"].copy_(gradient.sum(1))
+        gradient = gradient.mT  # (H, C, B)
+        torch.sum(gradient, 2, out=self._of_gradients["output_layer.bias"])
         gradient = self._operand(gradient)
-        self._multiply_into(self._of_gradients["output_layer.weight"], gradient.mT, hidden)
+        self._multiply_into(self._of_gradients["output_layer.weight"], gradient, hidden.mT)
         for layer in reversed(range(self.hidden_layers)):
             above = "output_layer" if layer == self.hidden_layers - 1 else f"layers.{4 * layer + 4}"
-            hidden, normalised, active, factor = self._kept.pop()
-            gradient = self._multiply(gradient, self._operands[f"{above}.weight"])
-            active = torch.ops.aten.threshold_backward(gradient, active, 0)  # (H, B, W) 0 where a unit was
-            total = active.sum(1, keepdim=True)  # (H, 1, W)
-            product = (active * normalised).sum(1, keepdim=True)
-            norm = f"layers.{4 * layer + 1}"
-            torch.mul(total.squeeze(1), self._dropout.gain.squeeze(1), out=self._of_gradients[f"{norm}.bias"])
-            torch.mul(product.squeeze(1), self._dropout.gain.squeeze(1), out=self._of_gradients[f"{norm}.weight"])
-            frames = active.shape[1]
-            active.sub_(total, alpha=1 / frames).addcmul_(normalised, product, value=-1 / frames).mul_(factor)
-            gradient = self._operand(active)
-            self._multiply_into(self._of_gradients[f"layers.{4 * layer}.weight"], gradient.mT, hidden)
+            hidden, product, active, mean, scale = self._kept.pop()
+            gradient = self._multiply(self._operands[f"{above}.weight"].mT, gradient)  # (H, W, B)
+            if self._stays is not None:
+                gradient.mul_(self._stays[layer])
+            gradient = torch.ops.aten.threshold_backward(gradient, active, 0)  # 0 where a unit was
+            inputs, gain, _ = self._norm(layer, product)
+            gradient, of_gain, of_bias = torch.ops.aten.native_group_norm_backward(
+                gradient.view_as(inputs), inputs, mean, scale, gain, *self._norm_shape(product), [True, True, True]
+            )
+            of_norm = {
+                name: self._of_gradients[f"layers.{4 * layer + 1}.{name}"] for name in ("weight", "bias")
+            }  # (H, W)
+            of_norm["weight"].copy_(of_gain.view(self.count, -1))
+            of_norm["bias"].copy_(of_bias.view(self.count, -1))
+            gradient = self._operand(gradient.view_as(product))
+            self._multiply_into(self._of_gradients[f"layers.{4 * layer}.weight"], gradient, hidden.mT)
+
+    def _norm(self, layer: int, product: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return products (H, W, B), gain and bias as torch's group norm takes them: a channel for each unit."""
+        gain, bias = (self._of_parameters[f"layers.{4 * layer + 1}.{name}"] for name in ("weight", "bias"))
+        return product.view(1, -1, product.shape[2]), gain.reshape(-1), bias.reshape(-1)
+
+    def _norm_shape(self, product: torch.Tensor) -> tuple[int, int, int, int]:
+        """Return batches, channels, places and groups: BatchNorm over a batch is a group norm over places."""
+        units = product.shape[0] * product.shape[1]
+        return 1, units, product.shape[2], units
 
     def evaluate(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return logits (H, n, C) of embeddings (n, D) as a trained head gives them: running statistics, no dropout."""
@@ -153,11 +165,13 @@ class StackedHeads:
     def _width(self) -> int:
         return self._shapes["layers.0.weight"][0] if self.hidden_layers else 0
 
-    def _count(self, layer: int, mean: torch.Tensor, variance: torch.Tensor, frames: int) -> None:
+    def _count(self, layer: int, mean: torch.Tensor, scale: torch.Tensor, frames: int) -> None:
         """Let BatchNorm's running statistics see a batch, as torch does: the variance unbiased."""
         name, bias = f"layers.{4 * layer + 1}", self._of_parameters[f"layers.{4 * layer}.bias"]
-        self._statistics[f"{name}.running_mean"].lerp_(mean.squeeze(1) + bias, MOMENTUM)
-        unbiased = variance.squeeze(1) * (frames / (frames - 1))
+        self._statistics[f"{name}.running_mean"].lerp_(mean.view_as(bias) + bias, MOMENTUM)
+        unbiased = (scale.view_as(bias) ** -2 - EPSILON).mul_(
+            frames / (frames - 1)
+        )  # scale is 1 / sqrt(variance + EPSILON)
         self._statistics[f"{name}.running_var"].lerp_(unbiased, MOMENTUM)
 
     def _operand(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -179,18 +193,23 @@ class _Dropout:
     def __init__(self, probabilities: Sequence[float], like: torch.Tensor) -> None:
         dropped = torch.tensor([round(p * 65536) for p in probabilities]).clamp(max=65535)
         self._none = not bool(dropped.any())
-        self._threshold = (dropped - 32768).to(like.device, torch.int16)[:, None, None]  # (H, 1, 1)
-        self.gain = (65536 / (65536 - dropped.double())).to(like)[:, None, None]  # (H, 1, 1) makes up for those dropped
+        bounds = torch.stack([dropped - 32769, dropped - 32768])  # the last that drops, the first that stays
+        bounds[:, dropped == 0] = 0  # nothing drops: all are clamped to what stays
+        self._lower, self._upper = bounds.to(like.device, torch.int16)[:, :, None, None]  # (H, 1, 1) each
+        self._gain = (65536 / (65536 - dropped.double())).to(like)[
+            :, None, None
+        ]  # (H, 1, 1) makes up for those dropped
 
     def draw(
-        self, layers: int, frames: int, width: int, generators: Sequence[torch.Generator] | None
+        self, layers: int, width: int, frames: int, generators: Sequence[torch.Generator] | None
     ) -> torch.Tensor | None:
-        """Return (layers, H, B, W), 1 where a unit stays and 0 where it is dropped; None where none is."""
+        """Return (layers, H, W, B): 0 where a unit is dropped, else what makes up for those; None where none is."""
         if self._none or not layers:
             return None
-        heads, units = len(self._threshold), layers * frames * width
-        words = torch.empty(heads, -(-units // 4), dtype=torch.int64, device=self._threshold.device)
+        heads, units = len(self._gain), layers * width * frames
+        words = torch.empty(heads, -(-units // 4), dtype=torch.int64, device=self._gain.device)
         for head in range(heads):
             words[head].random_(-(2**63), None, generator=generators[head] if generators else None)
-        bits = words.view(torch.int16)[:, :units].view(heads, layers, frames, width).transpose(0, 1)
-        return (bits >= self._threshold).to(self.gain.dtype)
+        bits = words.view(torch.int16)[:, :units].view(heads, layers, width, frames).transpose(0, 1)
+        stays = bits.clamp(self._lower, self._upper).sub_(self._upper - 1)  # as fast as a copy
+        return stays.to(self._gain.dtype).mul_(self._gain)

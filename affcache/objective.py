@@ -64,7 +64,7 @@ class Objective:
         first = settings[0]
         self.task = task
         self.alphas = [one.alpha for one in settings]
-        self.alpha = torch.tensor(self.alphas, dtype=torch.float64).to(like)  # (H,)
+        self.alpha = torch.tensor(self.alphas, dtype=torch.float64, device=like.device)  # (H,)
         self.options = {
             "label_smoothing": _option([one.label_smoothing for one in settings], like),
             "focal_gamma": _option([one.focal_gamma for one in settings], like),
@@ -131,7 +131,7 @@ class Objective:
         """Return what a continued run needs: the tracked threshold and its window, if there is one."""
         if self.threshold is None:
             return {}
-        return {"losses": self.threshold.losses, "shares": self.threshold.shares, "value": self.threshold.value}
+        return {name: getattr(self.threshold, name) for name in ("losses", "shares", "value", "edge")}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take up what ``state`` returned."""

@@ -51,7 +51,7 @@ def cvar(losses: torch.Tensor, alpha: float, weights: torch.Tensor | None = None
     if bool((weights < 0).any()) or not float(weights.sum()) > 0:
         raise ValueError("weights below 0, not a number, or all 0; expected at least 0 with a sum above 0")
     flat = losses.flatten()
-    return (flat * weighted_tail(flat, torch.full((), alpha), weights.flatten())).sum()
+    return (flat * weighted_tail(flat, torch.tensor(alpha, dtype=torch.float64), weights.flatten())).sum()
 
 
 def require_alpha(alpha: float) -> None:
@@ -148,20 +148,36 @@ class TailThreshold:
         self.losses = torch.full((heads, window), -torch.inf, dtype=like.dtype, device=like.device)  # -inf: empty yet
         self.shares = torch.zeros_like(self.losses)
         self.value = torch.zeros(heads, dtype=like.dtype, device=like.device)  # (H,)
+        self.edge = torch.zeros_like(self.value)  # (H,) the part of losses right at the threshold that is in the tail
 
     @torch.no_grad()
     def update(self, losses: torch.Tensor, alpha: torch.Tensor, shares: torch.Tensor) -> None:
-        """Take the losses (H, n) of a batch, with their shares (H, n), into the window in place of its oldest."""
+        """Take the losses (H, n) of a batch, with their shares (H, n), into the window in place of its oldest.
+
+        Args:
+            losses: (H, n) float.
+            alpha: (H,) float64.
+            shares: (H, n), how much of the whole each loss stands for.
+        """
         keep = max(0, self.losses.shape[1] - losses.shape[1])
         for memory, now in ((self.losses, losses), (self.shares, shares.to(losses.dtype))):
             memory.copy_(torch.cat([now, memory[:, :keep]], dim=1)[:, : memory.shape[1]])
         ordered, order = self.losses.sort(dim=1, descending=True)
         running = self.shares.gather(1, order).double().cumsum(1)  # (H, window)
-        reached = running < alpha.double().unsqueeze(1) * running[:, -1:] * (1 - 1e-12)
-        self.value.copy_(ordered.gather(1, reached.sum(1, keepdim=True)).squeeze(1))
+        limit = alpha.double().unsqueeze(1) * running[:, -1:]  # (H, 1)
+        reached = (running < limit * (1 - 1e-12)).sum(1, keepdim=True)
+        value = ordered.gather(1, reached)  # (H, 1)
+        above = (self.shares * (self.losses > value)).double().sum(1, keepdim=True)
+        level = (self.shares * (self.losses == value)).double().sum(1, keepdim=True)
+        self.value.copy_(value.squeeze(1))
+        self.edge.copy_(((limit - above) / level).clamp(0, 1).squeeze(1))
 
     def cvar(self, losses: torch.Tensor, alpha: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Return the form (H,) of losses (H, n) at the threshold as it is."""
-        threshold = self.value.unsqueeze(1)
-        excess = ((losses - threshold).clamp(min=0) * shares).sum(1) / shares.sum(1)
-        return self.value + excess / alpha
+        """Return the form (H,) of losses (H, n) at the threshold as it is.
+
+        Where a loss lies right at the threshold the form has a kink; of its gradients that one is taken which gives
+        the window's tail its weight: with a window of one batch, the gradient of that batch's CVaR.
+        """
+        gap = losses - self.value.unsqueeze(1)  # (H, n)
+        excess = gap.relu() + torch.where(gap == 0, gap * self.edge.unsqueeze(1), 0)
+        return self.value + (excess * shares).sum(1) / shares.sum(1) / alpha.to(losses)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from affcache.bench.extraction import BenchExtractResult, bench_extract
+    from affcache.bench.fit import BenchFitResult, bench_fit
     from affcache.bench.store import BenchStoreResult, bench_store
     from affcache.checkup import DoctorResult, doctor
     from affcache.demonstration import DemoResult, demo
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from affcache.scoring import ScoreResult, score
     from affcache.settings import (
         BenchExtractSettings,
+        BenchFitSettings,
         BenchStoreSettings,
         DemoSettings,
         DoctorSettings,
@@ -48,6 +50,8 @@ _MODULE_OF = {
     "AffcacheError": "errors",
     "BenchExtractResult": "bench.extraction",
     "BenchExtractSettings": "settings",
+    "BenchFitResult": "bench.fit",
+    "BenchFitSettings": "settings",
     "BenchStoreResult": "bench.store",
     "BenchStoreSettings": "settings",
     "CVaRMLPClassifier": "estimators",
@@ -77,6 +81,7 @@ _MODULE_OF = {
     "TASKS": "tasks",
     "Task": "tasks",
     "bench_extract": "bench.extraction",
+    "bench_fit": "bench.fit",
     "bench_store": "bench.store",
     "cvar": "risk",
     "demo": "demonstration",
@@ -96,6 +101,8 @@ __all__ = [
     "AffcacheError",
     "BenchExtractResult",
     "BenchExtractSettings",
+    "BenchFitResult",
+    "BenchFitSettings",
     "BenchStoreResult",
     "BenchStoreSettings",
     "CVaRMLPClassifier",
@@ -123,6 +130,7 @@ __all__ = [
     "StoreError",
     "Task",
     "bench_extract",
+    "bench_fit",
     "bench_store",
     "cvar",
     "demo",

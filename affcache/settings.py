@@ -208,6 +208,29 @@ class BenchStoreSettings(Settings):
             yield from self.at_least(name, 1)
 
 
+@dataclass(frozen=True)
+class BenchFitSettings(Settings):
+    """Measure a training step against its bare matrix products and against the published loop."""
+
+    rows: int = setting(20_000, "Random embeddings to train on.")
+    width: int = setting(768, "Values in an embedding.")
+    batch_size: int = setting(32, "Frames per step.")
+    precision: str = setting(
+        "fp32", "Number format of the step's matrix products; the bare ones are fp32.", choices=("fp32", "bf16")
+    )
+    device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
+    steps: int = setting(200, "Steps of each measurement; the published loop makes a tenth of them.")
+    rounds: int = setting(5, "Measurements of each, in turn.")
+    published: str = setting("on", "Whether to measure the published loop's stand-in too.", choices=("on", "off"))
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        for name in ("width", "steps", "rounds"):
+            yield from self.at_least(name, 1)
+        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
+        yield from self.at_least("rows", self.batch_size)
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "extract": ExtractSettings,
     "fit": FitSettings,
@@ -215,6 +238,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "sample": SampleSettings,
     "demo": DemoSettings,
     "doctor": DoctorSettings,
+    "bench fit": BenchFitSettings,
     "bench extract": BenchExtractSettings,
     "bench store": BenchStoreSettings,
     "import": ImportSettings,

@@ -9,7 +9,7 @@ from rich.text import Text
 
 import affcache
 from affcache.config import ConfigFile, resolve
-from affcache.settings import BenchExtractSettings, BenchStoreSettings, DoctorSettings
+from affcache.settings import BenchExtractSettings, BenchFitSettings, BenchStoreSettings, DoctorSettings
 
 from .commands import INPUT_ERROR, out, run
 from .console import ConsoleListener
@@ -71,6 +71,28 @@ def bench_extract(given: dict[str, Any], as_json: bool) -> None:
     run(as_json, work, show)
 
 
+def bench_fit(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache bench fit``."""
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.bench_fit(resolve(BenchFitSettings, "bench fit", given, config), listener=listener)
+
+    def show(result: Any) -> None:
+        facts: dict[str, Any] = {
+            "step": f"{result.rate:.2f} ms, CVaR and SAM, {result.batch_size} frames, products in {result.precision}",
+            "bare products": f"{result.bare:.2f} ms, fp32",
+            "ratio": f"{result.ratio:.2f}, median of {len(result.rates)} rounds",
+        }
+        if result.published is not None:
+            facts["published loop"] = f"{result.published:.1f} ms a step, {result.speedup:.1f} times as long"
+        facts["evaluation"] = f"{result.evaluation:.1f} s for a million frames"
+        facts["paper-size fit"] = f"{_duration(result.paper_fit)}: 585,317 frames, 32 epochs, each evaluated"
+        facts["machine"] = ", ".join(f"{name} {value}" for name, value in result.machine.items())
+        out(fact_table(facts))
+
+    run(as_json, work, show)
+
+
 def bench_store(given: dict[str, Any], as_json: bool) -> None:
     """Handle ``affcache bench store``."""
 
@@ -91,3 +113,9 @@ def bench_store(given: dict[str, Any], as_json: bool) -> None:
         out(table, f"random reads: {result.ratio:.2f} of a plain numpy.memmap's rate")
 
     run(as_json, work, show)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from affcache import BenchExtractSettings, BenchStoreSettings, bench_extract, bench_store
+from affcache import BenchExtractSettings, BenchFitSettings, BenchStoreSettings, bench_extract, bench_fit, bench_store
 from affcache.bench.extraction import repeated
 from affcache.cli.app import app
 from affcache.errors import ConfigError
@@ -55,11 +55,29 @@ def test_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = bench_fit(rows=100, width=24, batch_size=8, steps=10, rounds=3, device="cpu")
+    assert len(result.rates) == len(result.bares) == 3
+    assert result.rate == sorted(result.rates)[1]
+    assert result.ratio == sorted(a / b for a, b in zip(result.rates, result.bares, strict=True))[1]
+    assert result.published is not None
+    assert result.speedup is not None
+    evaluations = 32 * 280_532 * result.evaluation / 1e6
+    assert result.paper_fit == pytest.approx(32 * 73_165 * result.rate / 1e3 + evaluations)
+    assert list(tmp_path.iterdir()) == []
+    without = bench_fit(rows=100, width=24, batch_size=8, steps=2, rounds=1, device="cpu", published="off")
+    assert without.published is without.speedup is None
+
+
 def test_the_commands(tmp_path: Path, tiny_encoder: str) -> None:
     words = ["bench", "store", "--rows", "5000", "--width", "8", "--reads", "1", "--folder", str(tmp_path)]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
     assert "of a plain numpy.memmap's rate" in shown.stdout
+    words = ["bench", "fit", "--rows", "64", "--width", "8", "--steps", "2", "--rounds", "1"]
+    assert "times as long" in CliRunner().invoke(app, words).stdout
+    assert "times as long" not in CliRunner().invoke(app, [*words, "--published", "off"]).stdout
     words = ["bench", "extract", "--model", tiny_encoder, "--pretrained", "", "--seconds", "0.05", "--rounds", "1"]
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert {"rate", "bare", "ratio", "unit"} <= found.keys()
@@ -71,5 +89,7 @@ def test_what_is_out_of_range() -> None:
         ConfigError, match=r"--rounds is 0; expected at least 1\.\n--seconds is 0; expected more than 0"
     ):
         BenchExtractSettings(rounds=0, seconds=0)
+    with pytest.raises(ConfigError, match=r"--rows is 9; expected at least 32"):
+        BenchFitSettings(rows=9)
     with pytest.raises(ConfigError, match=r"--rows is 0"):
         BenchStoreSettings(rows=0)

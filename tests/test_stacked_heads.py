@@ -47,16 +47,12 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def flat_gradient(head: MLPHead) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in head.parameters()])
-
-
 def by_autograd(head: MLPHead, embeddings: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The module's training logits and the gradients (P,) of its parameters."""
     head.zero_grad()
     logits = head.train()(embeddings)
     logits.backward(gradient)
-    return logits.detach(), flat_gradient(head)
+    return logits.detach(), torch.cat([p.grad.flatten() for p in head.parameters()])
 
 
 def assert_same_state(stacked: StackedHeads, heads: Sequence[MLPHead]) -> None:
@@ -207,16 +203,6 @@ def test_a_head_among_others_trains_as_it_does_alone(dropout: tuple[float, ...])
             close(together.evaluate(embeddings[0])[part], single.evaluate(embeddings[0]))
 
 
-def test_the_modules_values_are_copied() -> None:
-    heads = make_heads(2, 1)
-    before = [copy.deepcopy(head.state_dict()) for head in heads]
-    stacked = stack(heads)
-    stacked.forward(draw(2, 8, D))
-    stacked.parameters.zero_()
-    for head, state in zip(heads, before, strict=True):
-        assert all(part.equal(state[name]) for name, part in head.state_dict().items())
-
-
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("products", [None, torch.bfloat16])
 def test_a_heads_state_goes_to_a_module_and_back(layers: int, products: torch.dtype | None) -> None:
@@ -285,18 +271,12 @@ def test_what_drops_is_independent_from_layer_to_layer_head_to_head_and_step_to_
         )
     drops = generators(1, 2)
     steps = [stacked.forward(draw(2, 300, D), drops) for _ in range(2)]
-    second = [units != 0 for units in steps]  # (H, B, W)
-    first = [units > 200 for units in steps]  # of those that stay in the second
-
-    def share(of: torch.Tensor, among: torch.Tensor) -> float:
-        return float(of[among].double().mean())
-
-    for step in range(2):
-        assert share(first[step], second[step]) == pytest.approx(0.5, abs=0.02), "six times sqrt(0.25 / 19200)"
-    assert share(second[0][0], second[0][1]) == pytest.approx(0.5, abs=0.02 * 2**0.5)
-    assert share(second[0], second[1]) == pytest.approx(0.5, abs=0.02)
-    assert share(second[0][:, 1:], second[0][:, :-1]) == pytest.approx(0.5, abs=0.02)
-    assert share(second[0][..., 1:], second[0][..., :-1]) == pytest.approx(0.5, abs=0.02)
+    stay = [units != 0 for units in steps]  # (H, B, W) in the second layer
+    stay_below = [units > 200 for units in steps]  # in the first, seen where they stay in the second
+    pairs = [(stay_below[0], stay[0]), (stay[0][:1], stay[0][1:]), (stay[0], stay[1])]
+    pairs += [(stay[0][:, 1:], stay[0][:, :-1]), (stay[0][..., 1:], stay[0][..., :-1])]  # frames, units
+    for one, other in pairs:
+        assert float(one[other].double().mean()) == pytest.approx(0.5, abs=0.03), "six times sqrt(0.25 / 9600)"
 
 
 def test_the_generators_decide_what_drops() -> None:

@@ -60,6 +60,9 @@ class FitSettings(Settings):
     )
     seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
     device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
+    memory: float | None = setting(
+        None, "GB of embeddings held at a time; if there are more, they stream.", default_text="half the device's"
+    )
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
@@ -67,7 +70,8 @@ class FitSettings(Settings):
             yield from self.at_least(name, 1)
         yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
         yield from self.at_least("frames_per_epoch", 2)
-        yield from self.at_least("lr", 0, excluded=True)
+        for name in ("lr", "memory"):
+            yield from self.at_least(name, 0, excluded=True)
         yield from self.at_least("lr_half_period", 0, excluded=True)
         for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers", "seed"):
             yield from self.at_least(name, 0)

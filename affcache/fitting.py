@@ -2,7 +2,7 @@
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from affcache.encoder_loading import resolve_device
 from affcache.errors import InputError
 from affcache.learner import Learner
 from affcache.listener import Listener
+from affcache.memory import default_memory
 from affcache.objective import ClassCounts
 from affcache.risk import tail_size
 from affcache.runs import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.settings import RUNS, FitSettings, default_store
 from affcache.store import EmbeddingStore
+from affcache.streaming import load_splits
 from affcache.tasks import Task, find_task
 from affcache.training import Training
-from affcache.training_data import Frames
 
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 
@@ -69,11 +70,14 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if not settings.resume:
         require_free(folder)  # before the labels are read, which takes a while
+    memory = _memory(settings, folder, device)
+    settings = replace(settings, memory=memory)
     store = EmbeddingStore.open(settings.store or default_store())
     store.require_complete()
     store.verify()  # two seconds for a million rows; a damaged one would train without a word
     train, validation = join_splits(store, settings.annotations, task, listener)
     _say_tail(settings, task, len(train), listener)
+    frames = load_splits(store, train, validation, device, memory, listener)
     listener.message(f"run folder: {folder.path}")
     claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
     identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
@@ -83,7 +87,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     if settings.resume:
         training.restore()
     start = time.perf_counter()
-    training.run(Frames.load(store, train, device), Frames.load(store, validation, device), listener)
+    training.run(*frames, listener)
     return FitResult(
         run=str(folder.path),
         task=task.name,
@@ -114,6 +118,17 @@ def join_splits(
     if len(train) < 2:
         raise InputError(f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels.")
     return train, validation
+
+
+def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> float:
+    """Return the GB of embeddings to hold at a time, resolved: they decide the order of frames when those stream.
+
+    Unless it is said, a continued run takes what it began with, whatever machine it is continued on.
+    """
+    if settings.memory is not None:
+        return settings.memory
+    before = folder.read_config()["settings"].get("memory") if settings.resume else None
+    return before or default_memory(device)
 
 
 def _tail(settings: FitSettings, task: Task, frames: int) -> float:

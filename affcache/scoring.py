@@ -17,13 +17,14 @@ from affcache.fingerprint import differing_fields
 from affcache.heads import MLPHead
 from affcache.learner import build_head, predict
 from affcache.listener import Listener
+from affcache.memory import GIGABYTE, default_memory
 from affcache.metrics import Scores
 from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
 from affcache.settings import RUNS, FitSettings, ScoreSettings
 from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
+from affcache.streaming import load_frames
 from affcache.tasks import Task, find_task
-from affcache.training_data import Frames
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         )
     joined = join_labels(store, settings.annotations or fitted.annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
-    frames = Frames.load(store, joined, device)
+    frames = load_frames(store, joined, device, default_memory(device) * GIGABYTE)
     heads = StackedHeads([head], dropout=[0.0], device=device)
     (logits,) = predict(heads, frames, fitted.normalize)  # (n, C)
     probabilities = task.probabilities(logits).cpu().numpy()

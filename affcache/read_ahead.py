@@ -1,0 +1,133 @@
+"""Rows of a store read group by group, one group ahead: a thread reads the next while the caller works on one.
+
+Rows are read through the file and not through the memory map, whose pages would count as the process's memory. A read
+lets go of Python's lock, so the caller isn't held up.
+"""
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from io import RawIOBase
+from itertools import pairwise
+from threading import Event
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from affcache.errors import StoreError
+from affcache.store import EmbeddingStore, read_rows
+
+SPAN_ROWS = 64  # rows of one read, about 100 KB: the call costs little beside the copy, and the lock is held briefly
+STAGING_ROWS = 8192  # rows on their way to a GPU
+
+Rows = npt.NDArray[np.int64]
+
+
+def read_ahead(
+    store: EmbeddingStore, groups: Sequence[Rows], device: torch.device
+) -> Generator[torch.Tensor, None, None]:
+    """Yield the embeddings of groups of rows.
+
+    There are two buffers, which take turns: what was yielded is overwritten once the one after it has been taken.
+    The thread ends with the group it reads; when the generator is closed, sooner.
+
+    Args:
+        store: what is read; its memory map isn't touched.
+        groups: int64 arrays of rows, each rising.
+        device: where the embeddings go; to a GPU by way of pinned memory.
+
+    Yields:
+        float16 tensors (rows of the group, D).
+
+    Raises:
+        StoreError: the file is cut short or can't be read any more.
+    """
+    if not groups:
+        return
+    most = max(len(group) for group in groups)
+    buffers = [_empty(most, store.width, device) for _ in groups[:2]]
+    with _open(store) as file:
+        reader = _Reader(store, file, device)
+        ahead = _in_thread(reader, groups[0], buffers[0])
+        try:
+            for number in range(1, len(groups) + 1):
+                embeddings = ahead.result()
+                if number < len(groups):  # into the buffer that the caller is done with
+                    ahead = _in_thread(reader, groups[number], buffers[number % 2])
+                yield embeddings
+        finally:
+            reader.stop.set()
+            wait([ahead])  # the file closes after it
+
+
+class _Reader:
+    """Reads rows into a buffer on a device."""
+
+    def __init__(self, store: EmbeddingStore, file: RawIOBase, device: torch.device) -> None:
+        self.store, self.file, self.device = store, file, device
+        self.stop = Event()
+        self.staging = _staging(store.width, device)
+
+    def read(self, rows: Rows, buffer: torch.Tensor) -> torch.Tensor:
+        """Read rising rows (n,) into the first n of a buffer; return those, float16 (n, D)."""
+        target = buffer[: len(rows)]
+        try:
+            if self.staging is None:
+                self._read(rows, target)
+                return target
+            for first in range(0, len(rows), STAGING_ROWS):
+                piece = rows[first : first + STAGING_ROWS]
+                self._read(piece, self.staging[: len(piece)])
+                # on the stream of the training: after its work on what this buffer held before
+                target[first : first + len(piece)].copy_(self.staging[: len(piece)], non_blocking=True)
+                _synchronize(self.device)
+            return target
+        except OSError as error:
+            raise StoreError(
+                f"The store {self.store.path} can't be read any more: {error.strerror}. Expected the file to stay as "
+                "it was when the command began. See to the disk, then run the command again."
+            ) from None
+
+    def _read(self, rows: Rows, target: torch.Tensor) -> None:
+        """Read rising rows into a tensor on the CPU, in spans that end at multiples of ``SPAN_ROWS``."""
+        out = target.numpy()
+        cuts = np.flatnonzero(np.diff(rows // SPAN_ROWS)) + 1
+        for first, last in pairwise([0, *cuts.tolist(), len(rows)]):
+            if self.stop.is_set():  # nobody waits for the rest
+                return
+            wanted = rows[first:last]
+            span = read_rows(self.file, self.store.features, int(wanted[0]), int(wanted[-1]) + 1)
+            out[first:last] = span if len(span) == len(wanted) else span[wanted - wanted[0]]
+
+
+def _open(store: EmbeddingStore) -> RawIOBase:
+    try:
+        return store.path.open("rb", buffering=0)
+    except OSError as error:
+        raise StoreError(
+            f"The store {store.path} can't be opened any more: {error.strerror}. Expected the file to stay where it "
+            "was when the command began. Put it back, then run the command again."
+        ) from None
+
+
+def _in_thread(reader: _Reader, rows: Rows, buffer: torch.Tensor) -> "Future[torch.Tensor]":
+    """Read in a thread of its own, which ends with its work: none is left if the generator is never closed."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+    future = pool.submit(reader.read, rows, buffer)
+    pool.shutdown(wait=False)
+    return future
+
+
+def _empty(rows: int, width: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(rows, width, dtype=torch.float16, device=device)
+
+
+def _staging(width: int, device: torch.device) -> torch.Tensor | None:
+    """Return the pinned memory by way of which rows go to a GPU, (STAGING_ROWS, D); None where the CPU trains."""
+    if device.type != "cuda":
+        return None
+    return torch.empty(STAGING_ROWS, width, dtype=torch.float16, pin_memory=True)
+
+
+def _synchronize(device: torch.device) -> None:
+    torch.cuda.current_stream(device).synchronize()

@@ -109,10 +109,11 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             if not math.isfinite(losses[-1]):
                 break
         head = {name: tensor.cpu().numpy().copy() for name, tensor in learner.heads.state_dict(0).items()}
-        if not all(np.isfinite(array).all() for array in head.values()):  # the last step may have broken it
+        finite = all(np.isfinite(array).all() for array in head.values())  # the last step may have broken it
+        if not (finite and math.isfinite(losses[-1])):
             raise ValueError(
-                f"The training diverged in epoch {len(losses)}: the head has weights that are not finite. Lower lr or "
-                "rho, or scale the embeddings first, for instance with normalize='l2'."
+                f"The training diverged in epoch {len(losses)}: the loss or weights of the head are not finite. Lower "
+                "lr or rho, or scale the embeddings first, for instance with normalize='l2'."
             )
         self._fitted_settings = settings
         self.head_ = head

@@ -16,6 +16,11 @@ class FitSettings(Settings):
     annotations: Path = setting(ANNOTATIONS, "Folder with the label files, as the organisers lay them out.")
     run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
     resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
+    head: str = setting(
+        "mlp",
+        "What is trained: the MLP, a linear layer, or (ridge) a linear layer in closed form, within seconds.",
+        choices=("mlp", "linear", "ridge"),
+    )
     epochs: int = setting(32, "Passes over the training frames.")
     batch_size: int = setting(32, "Frames per step.")
     stride: int = setting(1, "Frames of a video that follow one another, of which each epoch draws one anew.")
@@ -87,8 +92,28 @@ class FitSettings(Settings):
                 yield f"{flag(name)} is {getattr(self, name)}; expected at least 0 and less than 1."
         if self.cvar_within != "batch" and (self.cvar_level == "set" or self.class_weights != "none"):
             yield "--cvar-within goes with neither --cvar-level set nor --class-weights; expected one of the three."
+        yield from self._unfitting()
         if self.resume and self.run is None:
             yield "--resume doesn't say which run to continue; expected --run DIR with it."
+
+    def _unfitting(self) -> Iterator[str]:
+        """Yield a sentence for each setting that the task or the head has no use for."""
+        off = {
+            "label_smoothing": 0.0,
+            "focal_gamma": 0.0,
+            "logit_adjustment": 0.0,
+            "class_weights": "none",
+        }
+        if self.task == "va":
+            for name, value in off.items():
+                if getattr(self, name) != value:
+                    yield f"{flag(name)} is {getattr(self, name)}, but va has no classes; expected {value}."
+            if self.cvar_within == "class":
+                yield "--cvar-within is class, but va has no classes; expected batch or video."
+        if self.task != "au" and self.auc_weight:
+            yield f"--auc-weight is {self.auc_weight}, but {self.task} has no AUC term, only au has; expected 0."
+        if self.head == "ridge" and self.task == "au" and self.class_weights != "none":
+            yield "--class-weights is balanced, but one ridge solves for all 12 action units; expected none."
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from affcache.learner import Learner
 from affcache.listener import Listener
 from affcache.memory import default_memory
 from affcache.objective import ClassCounts
+from affcache.ridge_run import RidgeRun
 from affcache.risk import tail_size
 from affcache.runs import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.settings import RUNS, FitSettings, default_store
@@ -36,9 +37,10 @@ class FitResult:
 
     run: str
     task: str
+    head: str
     metric: str
     value: float  # the metric on the validation split at the best epoch
-    best_epoch: int  # counted from 1
+    best_epoch: int  # counted from 1; for a ridge, which of the strengths
     epochs: int
     frames: int  # training frames
     validation_frames: int
@@ -57,6 +59,8 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     Args:
         settings: all settings, or none and single ones by name, for instance ``fit(task="au", store=path)``.
         listener: receives messages and progress.
+
+    A ridge head has no epochs: the strength is chosen as the epoch is otherwise.
 
     Raises:
         InputError: labels that can't be read or that join to no crop.
@@ -81,9 +85,13 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     listener.message(f"run folder: {folder.path}")
     claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
     identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
-    counts = ClassCounts.of(task, torch.from_numpy(train.labels))
-    learner = Learner([settings], task, store.width, device, counts, videos=len(store.video_names))
-    training = Training(learner, folder, identity)
+    training: Training | RidgeRun
+    if settings.head == "ridge":
+        training = RidgeRun(settings, task, store.width, folder, identity)
+    else:
+        counts = ClassCounts.of(task, torch.from_numpy(train.labels))
+        learner = Learner([settings], task, store.width, device, counts, videos=len(store.video_names))
+        training = Training(learner, folder, identity)
     if settings.resume:
         training.restore()
     start = time.perf_counter()
@@ -91,6 +99,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     return FitResult(
         run=str(folder.path),
         task=task.name,
+        head=settings.head,
         metric=task.metric,
         value=training.best_value,
         best_epoch=training.best_epoch,
@@ -137,7 +146,7 @@ def _tail(settings: FitSettings, task: Task, frames: int) -> float:
 
 def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener) -> None:
     """Say how many losses CVaR averages per step, and warn when they are few."""
-    if settings.alpha == 1:
+    if settings.alpha == 1 or settings.head == "ridge":
         return
     tail = _tail(settings, task, frames)
     listener.message(f"CVaR at alpha {settings.alpha:g} averages the worst {tail:g} losses of each batch")

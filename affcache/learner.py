@@ -137,7 +137,7 @@ def build_head(settings: FitSettings, width: int, task: Task) -> MLPHead:
     return MLPHead(
         width,
         task.outputs,
-        hidden_layers=settings.hidden_layers,
+        hidden_layers=settings.hidden_layers if settings.head == "mlp" else 0,
         hidden_width=settings.hidden_width,
         dropout=settings.dropout,
     )

@@ -13,7 +13,7 @@ scikit-learn's ``Ridge(alpha=lambda * sum(w))`` on z solves the same.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,23 @@ class RidgePath:
             ValueError: shapes don't fit, targets or weights are not finite, a weight is negative, an unknown normalize.
         """
         weights = torch.ones(embeddings.shape[0]) if weights is None else weights
-        _check(embeddings, targets, weights, normalize)
-        moments = _Moments(embeddings.shape[1], targets.shape[1], _device(embeddings))
-        for rows, x in _finite_blocks(embeddings, normalize, block):
+        _check(tuple(embeddings.shape), targets, weights, normalize)
+        blocks = (_tensor(embeddings[at : at + block]) for at in range(0, len(targets), block))
+        return cls.from_blocks(blocks, embeddings.shape[1], targets, weights, normalize)
+
+    @classmethod
+    def from_blocks(
+        cls,
+        blocks: Iterable[torch.Tensor],
+        width: int,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        normalize: str = "none",
+    ) -> "RidgePath":
+        """As ``from_frames``, of embeddings that come in blocks (B, width), one after the other, on one device."""
+        _check((len(targets), width), targets, weights, normalize)
+        moments = _Moments(width, targets.shape[1])
+        for rows, x in _finite_blocks(blocks, len(targets), normalize):
             moments.add(x, _float64(targets[rows], x.device), _float64(weights[rows], x.device))
         variance = moments.scatter.diagonal() / moments.weight  # (D,)
         deviation = variance.sqrt()
@@ -146,10 +160,10 @@ class _Moments:
     ``scatter`` (D, D) is the sum of w (x - mean)' (x - mean), ``cross`` (D, C) of w (x - mean)' (y - target_mean).
     """
 
-    def __init__(self, width: int, outputs: int, device: torch.device) -> None:
+    def __init__(self, width: int, outputs: int) -> None:
         self.weight = 0.0
         self.mean, self.target_mean, self.scatter, self.cross = (
-            torch.zeros(shape, dtype=torch.float64, device=device)
+            torch.zeros(shape, dtype=torch.float64)
             for shape in ((width,), (outputs,), (width, width), (width, outputs))
         )
 
@@ -158,6 +172,9 @@ class _Moments:
         weight = float(w.sum())
         if weight == 0:
             return
+        if self.scatter.device != x.device:
+            parts = (self.mean, self.target_mean, self.scatter, self.cross)
+            self.mean, self.target_mean, self.scatter, self.cross = (part.to(x.device) for part in parts)
         mean, target_mean = w @ x / weight, w @ y / weight  # (D,), (C,)
         root = w.sqrt()[:, None]
         x.sub_(mean).mul_(root)
@@ -175,16 +192,17 @@ class _Moments:
         self.weight = total
 
 
-def _finite_blocks(embeddings: Embeddings, normalize: str, block: int) -> Iterator[tuple[slice, torch.Tensor]]:
+def _finite_blocks(blocks: Iterable[torch.Tensor], frames: int, normalize: str) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield rows and their float64 embeddings (B, D), which may be overwritten; InputError if some are not finite."""
-    frames, broken, first = embeddings.shape[0], 0, -1
-    for start in range(0, frames, block):
-        rows = slice(start, start + block)
-        x = _float64(embeddings[rows], _device(embeddings))  # (B, D)
+    broken, first, start = 0, -1, 0
+    for block in blocks:
+        rows = slice(start, start + len(block))
+        x = _float64(block, block.device)  # (B, D)
         wrong = (~x.sum(dim=1).isfinite()).nonzero()  # (rows not finite, 1); a sum hides no inf and no nan
         if len(wrong) and not broken:
             first = start + int(wrong[0])
         broken += len(wrong)
+        start = rows.stop
         if broken:
             continue  # only to count the others
         if normalize == "l2":
@@ -197,21 +215,20 @@ def _finite_blocks(embeddings: Embeddings, normalize: str, block: int) -> Iterat
         )
 
 
-def _device(embeddings: Embeddings) -> torch.device:
-    return embeddings.device if isinstance(embeddings, torch.Tensor) else torch.device("cpu")
+def _tensor(values: Embeddings) -> torch.Tensor:
+    return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
 
 
-def _float64(values: Embeddings, device: torch.device) -> torch.Tensor:
+def _float64(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a float64 copy on a device, which may be overwritten."""
-    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
-    return tensor.to(device, torch.float64, copy=True)
+    return values.to(device, torch.float64, copy=True)
 
 
-def _check(embeddings: Embeddings, targets: torch.Tensor, weights: torch.Tensor, normalize: str) -> None:
+def _check(embeddings: tuple[int, ...], targets: torch.Tensor, weights: torch.Tensor, normalize: str) -> None:
     """Raise on what ``RidgePath.from_frames`` can't work with, as far as it shows without reading embeddings."""
-    shapes = tuple(tuple(given.shape) for given in (embeddings, targets, weights))
-    frames = embeddings.shape[0]
-    if embeddings.ndim != 2 or targets.ndim != 2 or len(targets) != frames or weights.shape != (frames,):
+    shapes = embeddings, tuple(targets.shape), tuple(weights.shape)
+    frames = embeddings[0]
+    if len(embeddings) != 2 or targets.ndim != 2 or len(targets) != frames or weights.shape != (frames,):
         raise ValueError(f"embeddings, targets and weights of shapes {shapes}; expected (n, D), (n, C) and (n,)")
     if not (targets.isfinite().all() and weights.isfinite().all() and (weights >= 0).all()):
         raise ValueError("targets or weights that are not finite, or weights below 0; expected finite numbers")

@@ -78,7 +78,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     device = resolve_device(settings.device)
     store = _open_store(settings, config, folder)
     head, epoch = _load_head(folder, fitted, store.width, task)
-    if folder.finished_epochs() < fitted.epochs:
+    if fitted.head != "ridge" and folder.finished_epochs() < fitted.epochs:
         listener.warning(
             f"run {folder.path} is unfinished: {folder.finished_epochs()} of {fitted.epochs} epochs. Finish it with "
             f"'affcache fit --run {folder.path} --resume' and the settings it began with."

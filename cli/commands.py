@@ -97,9 +97,10 @@ def fit(given: dict[str, Any], as_json: bool) -> None:
 
     def show(result: Any) -> None:
         metric = METRIC_NAMES.get(result.metric, result.metric)
+        tried = "strength" if result.head == "ridge" else "epoch"
         facts = {
             "run": result.run,
-            "best": f"{metric} {result.value:.3f} on validation, epoch {result.best_epoch} of {result.epochs}",
+            "best": f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}",
             "time": f"{result.seconds:.1f} s on {result.device}",
         }
         out(fact_table(facts), f"next: affcache score {result.run}")

@@ -17,8 +17,8 @@ from affcache.bench.extraction import bare_encoder, batch_size_of, seconds_of
 from affcache.bench.machine import describe_machine
 from affcache.config import build
 from affcache.crop_list import CropList
+from affcache.devices import on_device, resolve_device
 from affcache.encoder import Encoder
-from affcache.encoder_loading import on_device, resolve_device
 from affcache.errors import AffcacheError
 from affcache.extraction import default_workers, list_crops, prepare_encoder
 from affcache.images import UnreadableCropError, decode_crop

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from affcache.config import build
-from affcache.encoder_loading import resolve_device
+from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner, build_head, learning_rate

@@ -9,8 +9,9 @@ from typing import Any
 
 from affcache.config import build
 from affcache.crop_list import CropList
+from affcache.devices import on_device, resolve_device
 from affcache.encoder import Encoder
-from affcache.encoder_loading import load_encoder, on_device, resolve_device
+from affcache.encoder_loading import load_encoder
 from affcache.errors import InputError
 from affcache.frames import find_crops
 from affcache.listed_crops import keep_listed

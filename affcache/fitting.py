@@ -13,7 +13,7 @@ import torch
 import affcache
 from affcache.annotations import JoinedLabels, find_label_files, join_labels
 from affcache.config import build
-from affcache.encoder_loading import resolve_device
+from affcache.devices import resolve_device
 from affcache.errors import InputError
 from affcache.learner import Learner
 from affcache.listener import Listener

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from affcache.annotations import JoinAccount, JoinedLabels, join_labels
 from affcache.config import build
-from affcache.encoder_loading import resolve_device
+from affcache.devices import resolve_device
 from affcache.errors import StoreError
 from affcache.fingerprint import differing_fields
 from affcache.heads import MLPHead

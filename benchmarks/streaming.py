@@ -30,7 +30,7 @@ import torch
 from affcache.annotations import JoinAccount, JoinedLabels
 from affcache.bench.machine import describe_machine
 from affcache.crop_list import CropList
-from affcache.encoder_loading import resolve_device
+from affcache.devices import resolve_device
 from affcache.learner import Learner
 from affcache.settings import FitSettings
 from affcache.store import ENCODED, EmbeddingStore

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from affcache.devices import resolve_device
 from affcache.encoder import Encoder
-from affcache.encoder_loading import load_encoder, resolve_device
+from affcache.encoder_loading import load_encoder
 from affcache.frames import find_crops
 from affcache.images import decode_crop
 

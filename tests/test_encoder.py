@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from affcache.devices import resolve_device
 from affcache.encoder import DTYPES, Encoder
-from affcache.encoder_loading import load_encoder, resolve_device
+from affcache.encoder_loading import load_encoder
 from affcache.errors import ConfigError, InputError
 from affcache.fingerprint import differing_fields, fingerprint
 from tests.conftest import TINY_CONFIG, write_tiny_encoder

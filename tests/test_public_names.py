@@ -21,11 +21,12 @@ DESIGNED = {
     "extract", "fit", "score",
 }  # fmt: skip
 FURTHER = {
-    "BenchExtractResult", "BenchExtractSettings", "BenchFitResult", "BenchFitSettings", "BenchStoreResult", "BenchStoreSettings", "CVaRMLPClassifier",
-    "CVaRMLPMultiLabelClassifier", "DemoResult", "DemoSettings", "DoctorResult", "DoctorSettings", "Encoder",
-    "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FitResult", "FitSettings", "ImportResult",
-    "ImportSettings", "Listener", "ScoreResult", "ScoreSettings", "Task", "bench_extract", "bench_fit", "bench_store", "demo",
-    "doctor", "export_embeddings", "import_embeddings", "load_encoder", "write_sample",
+    "BenchExtractResult", "BenchExtractSettings", "BenchFitResult", "BenchFitSettings", "BenchStoreResult",
+    "BenchStoreSettings", "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier", "DemoResult", "DemoSettings",
+    "DoctorResult", "DoctorSettings", "Encoder", "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings",
+    "FitResult", "FitSettings", "ImportResult", "ImportSettings", "Listener", "ScoreResult", "ScoreSettings", "Task",
+    "bench_extract", "bench_fit", "bench_store", "demo", "doctor", "export_embeddings", "import_embeddings",
+    "load_encoder", "write_sample",
 }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from affcache.bench.machine import describe_machine
 from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.demonstration import shipped
+from affcache.devices import on_device, resolve_device
 from affcache.encoder import Encoder
-from affcache.encoder_loading import on_device, resolve_device
 from affcache.extraction import default_workers, prepare_encoder
 from affcache.frames import find_crops
 from affcache.listener import Listener

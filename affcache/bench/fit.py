@@ -13,7 +13,7 @@ import torch
 from affcache.bench.machine import describe_machine
 from affcache.bench.published_loop import PublishedLoop, write_published_file
 from affcache.config import build
-from affcache.encoder_loading import resolve_device
+from affcache.devices import resolve_device
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.listener import Listener

@@ -19,6 +19,7 @@ from affcache.learner import build_head, predict
 from affcache.listener import Listener
 from affcache.memory import GIGABYTE, default_memory
 from affcache.metrics import Scores
+from affcache.risk import cvar
 from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
 from affcache.settings import RUNS, FitSettings, ScoreSettings
 from affcache.stacked_heads import StackedHeads
@@ -39,6 +40,9 @@ class ScoreResult:
     frames: int
     account: JoinAccount
     scores: Scores
+    loss: float  # mean of the frames' losses (for au and va of each frame's 12 or 2)
+    cvar: float  # the mean of the worst share ``alpha`` of them, over the whole split
+    alpha: float  # the level of the run
     scores_file: str  # the file these scores were written to
     predictions_file: str
 
@@ -48,6 +52,9 @@ class ScoreResult:
             "task": self.task,
             "split": self.split,
             **self.scores.to_json(),
+            "loss": self.loss,
+            "cvar": self.cvar,
+            "alpha": self.alpha,
             "frames": self.frames,
             "epoch": self.epoch,
             "run": self.run,
@@ -88,6 +95,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     frames = load_frames(store, joined, device, default_memory(device) * GIGABYTE)
     heads = StackedHeads([head], dropout=[0.0], device=device)
     (logits,) = predict(heads, frames, fitted.normalize)  # (n, C)
+    losses = task.losses(logits, frames.labels)  # (n,) or (n, C)
     probabilities = task.probabilities(logits).cpu().numpy()
     decided = task.decide(probabilities)
     scores = task.score(joined.labels, decided, task.classes)
@@ -105,6 +113,9 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         frames=len(joined),
         account=joined.account,
         scores=scores,
+        loss=float(losses.mean()),
+        cvar=float(cvar(losses, fitted.alpha)),
+        alpha=fitted.alpha,
         scores_file=str(folder.of_split(folder.scores, settings.split)),
         predictions_file=str(folder.of_split(folder.predictions, settings.split)),
     )

@@ -117,7 +117,8 @@ def score(given: dict[str, Any], as_json: bool) -> None:
 
     def show(result: Any) -> None:
         title = f"{result.task} on {result.split}: {result.run}, epoch {result.epoch}, {result.frames:,} frames"
-        out(title, score_table(result.scores), f"written: {result.scores_file}, {result.predictions_file}")
+        losses = f"loss {result.loss:.3f}, the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
+        out(title, score_table(result.scores), losses, f"written: {result.scores_file}, {result.predictions_file}")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.score(resolve(ScoreSettings, "score", given, config), listener=listener)

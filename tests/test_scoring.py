@@ -67,6 +67,11 @@ def test_the_files_hold_every_frame_and_give_the_value_again(learnable: MakeData
     assert written == json.loads(json.dumps(result.to_json()))
     assert [c["name"] for c in written["classes"]] == list(TASKS[task].classes)
     assert 0 < written["value"] <= 1
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    best = history[result.epoch - 1]
+    of_best = (best["validation_loss"], best["validation_cvar"], 0.5)
+    assert (written["loss"], written["cvar"], written["alpha"]) == pytest.approx(of_best)
+    assert written["cvar"] > written["loss"]
 
     store = EmbeddingStore.open(store_path)
     with h5py.File(run / "predictions.h5") as file:

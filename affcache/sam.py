@@ -73,7 +73,8 @@ class SAM(Optimizer):
                     self._originals[parameter] = torch.empty_like(parameter)
                 self._originals[parameter].copy_(parameter)
             self._move()
-        self.zero_grad()
+        for parameter in moved:
+            parameter.grad = None
         try:
             yield
         finally:
@@ -105,9 +106,7 @@ class SAM(Optimizer):
         for parameter in parameters:
             gradient = parameter.grad if not self.adaptive else parameter.grad * parameter  # type: ignore[operator]
             assert gradient is not None
-            norms.append(
-                torch.linalg.vector_norm(gradient.flatten(1) if self.stacked else gradient.reshape(1, -1), dim=1)
-            )
+            norms.append(row_norms(gradient.flatten(1) if self.stacked else gradient.reshape(1, -1)))
         return torch.linalg.vector_norm(torch.stack(norms), dim=0) if len(norms) > 1 else norms[0]  # (H,) or (1,)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -142,10 +141,17 @@ class SAM(Optimizer):
         self._share_with_base()
 
 
+def row_norms(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the Euclidean norm (H,) of each row of a matrix (H, P)."""
+    if matrix.device.type != "cpu" or matrix.dtype not in (torch.float32, torch.float64):
+        return torch.linalg.vector_norm(matrix, dim=1)
+    return torch.stack([torch.dot(row, row) for row in matrix]).sqrt()  # on all cores, which vector_norm is not
+
+
 @torch.no_grad()
 def clip_stacked_gradients(gradients: torch.Tensor, limit: float) -> None:
     """Scale the gradients (H, P) of each head down, in place, to a norm of at most ``limit``."""
-    norm = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)  # (H, 1)
+    norm = row_norms(gradients).unsqueeze(1)  # (H, 1)
     gradients.mul_((limit / (norm + SMALLEST_NORM)).clamp(max=1))
 
 

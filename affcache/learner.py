@@ -59,7 +59,7 @@ class Learner:
             fused=True,
             capturable=on_gpu,
         )
-        self.optimiser = SAM(base, first.rho, adaptive=first.adaptive, stacked=True)
+        self.optimiser = SAM(base, first.rho, adaptive=first.adaptive, stacked=True, pieces=self.heads.lengths)
         if any(one.rho != first.rho for one in settings):
             base.param_groups[0]["rho"] = torch.tensor([one.rho for one in settings], device=device)  # (H,)
         self.sharpness_aware = any(one.rho for one in settings)
@@ -105,8 +105,8 @@ class Learner:
         prepared = prepare(embeddings, self.settings.normalize)
         loss = self._gradients(prepared, labels, videos, first_pass=True)
         if self.sharpness_aware:
-            with self.optimiser.perturbed():
-                self._gradients(prepared, labels, videos, first_pass=False)
+            self.optimiser.worst_point([self.heads.nearby])
+            self._gradients(prepared, labels, videos, first_pass=False)
         if self.settings.clip_norm:
             clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
         self.optimiser.base.step()
@@ -116,7 +116,9 @@ class Learner:
         self, embeddings: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool
     ) -> torch.Tensor:
         """Compute the gradients on embeddings (H, B, D) float32; return the loss (H,)."""
-        logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass).requires_grad_()  # (H, B, C)
+        second = not first_pass  # at the worst nearby point, counted in no statistics
+        logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass, nearby=second)  # (H, B, C)
+        logits.requires_grad_()
         loss = self.objective(logits, labels, videos, first_pass=first_pass)
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         self.heads.backward(gradient)

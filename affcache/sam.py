@@ -4,7 +4,7 @@ SAM: Foret, Kleiner, Mobahi and Neyshabur, Sharpness-Aware Minimization for Effi
 ASAM: Kwon, Kim, Park and Choi, ASAM: Adaptive Sharpness-Aware Minimization, 2021.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,18 +37,29 @@ class SAM(Optimizer):
         adaptive: whether to scale the perturbation by the size of each parameter (ASAM); rho is then larger, 0.5 to 2.
         stacked: whether the first axis of every parameter counts H independent heads. The norm is then one per head
             and group, and a group's ``rho`` may be a tensor (H,).
+        pieces: where one flat parameter holds the layers side by side, their lengths: norms are then taken one by one
+            as they are where layers lie apart. A float32 norm of millions of values at once is off by 2e-5 on a CPU.
 
     Raises:
         ValueError: rho below 0, or not a number.
     """
 
-    def __init__(self, base: Optimizer, rho: float = 0.5, *, adaptive: bool = False, stacked: bool = False) -> None:
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.5,
+        *,
+        adaptive: bool = False,
+        stacked: bool = False,
+        pieces: Sequence[int] | None = None,
+    ) -> None:
         if not rho >= 0:
             raise ValueError(f"rho is {rho}; expected at least 0")
         self.base = base
         self.rho = rho
         self.adaptive = adaptive
         self.stacked = stacked
+        self.pieces = list(pieces) if pieces else None
         self._originals: dict[torch.Tensor, torch.Tensor] = {}  # room for the parameters while they are moved
         super().__init__(base.param_groups, {})
         self._share_with_base()
@@ -72,7 +83,7 @@ class SAM(Optimizer):
                 if parameter not in self._originals:
                     self._originals[parameter] = torch.empty_like(parameter)
                 self._originals[parameter].copy_(parameter)
-            self._move()
+            self.worst_point(moved)
         for parameter in moved:
             parameter.grad = None
         try:
@@ -82,21 +93,25 @@ class SAM(Optimizer):
                 for parameter in moved:
                     parameter.copy_(self._originals[parameter])
 
-    def _move(self) -> None:
-        """Add the perturbation to every parameter that has a gradient."""
+    @torch.no_grad()
+    def worst_point(self, out: Sequence[torch.Tensor]) -> None:
+        """Write the worst nearby point into tensors: one for each parameter with a gradient, in their order.
+
+        They may be the parameters themselves, which ``perturbed`` moves so. A loss that can be had at other tensors
+        than the parameters spares moving there and back.
+        """
         groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         norms = [self._norms(parameters) for parameters in groups]
         if not self.stacked:  # one norm over all groups
             norms = [torch.cat([n for n in norms if len(n)]).norm().expand(1) for _ in norms] if any(groups) else norms
+        targets = iter(out)
         for group, parameters, norm in zip(self.param_groups, groups, norms, strict=True):
             for parameter in parameters:
                 scale = group["rho"] / (norm + SMALLEST_NORM)  # (H,) or (1,)
                 scale = scale.view(-1, *[1] * (parameter.dim() - 1)).to(parameter) if parameter.dim() else scale[0]
                 assert parameter.grad is not None  # for the type checker
-                if self.adaptive:
-                    parameter.addcmul_(parameter.square().mul_(parameter.grad), scale)
-                else:
-                    parameter.addcmul_(parameter.grad, scale)
+                gradient = parameter.square().mul_(parameter.grad) if self.adaptive else parameter.grad
+                torch.addcmul(parameter, gradient, scale, out=next(targets))
 
     def _norms(self, parameters: list[torch.Tensor]) -> torch.Tensor:
         """Return the norm (H,) of each head's gradients in a group, or of all of them (1,); (0,) without any."""
@@ -106,7 +121,9 @@ class SAM(Optimizer):
         for parameter in parameters:
             gradient = parameter.grad if not self.adaptive else parameter.grad * parameter  # type: ignore[operator]
             assert gradient is not None
-            norms.append(row_norms(gradient.flatten(1) if self.stacked else gradient.reshape(1, -1)))
+            rows = gradient.flatten(1) if self.stacked else gradient.reshape(1, -1)  # (H, P) or (1, P)
+            pieces = rows.split(self.pieces, dim=1) if self.pieces else (rows,)
+            norms += [torch.linalg.vector_norm(piece, dim=1) for piece in pieces]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0) if len(norms) > 1 else norms[0]  # (H,) or (1,)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -141,17 +158,10 @@ class SAM(Optimizer):
         self._share_with_base()
 
 
-def row_norms(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean norm (H,) of each row of a matrix (H, P)."""
-    if matrix.device.type != "cpu" or matrix.dtype not in (torch.float32, torch.float64):
-        return torch.linalg.vector_norm(matrix, dim=1)
-    return torch.stack([torch.dot(row, row) for row in matrix]).sqrt()  # on all cores, which vector_norm is not
-
-
 @torch.no_grad()
 def clip_stacked_gradients(gradients: torch.Tensor, limit: float) -> None:
     """Scale the gradients (H, P) of each head down, in place, to a norm of at most ``limit``."""
-    norm = row_norms(gradients).unsqueeze(1)  # (H, 1)
+    norm = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)  # (H, 1)
     gradients.mul_((limit / (norm + SMALLEST_NORM)).clamp(max=1))
 
 

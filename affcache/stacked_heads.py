@@ -42,7 +42,10 @@ class StackedHeads:
         self._of_parameters = self._views(self.parameters)
         self._of_gradients = self._views(self.gradients)
         self._low = None if products is None else torch.empty_like(self.parameters, dtype=products)
-        self._operands = self._of_parameters if self._low is None else self._views(self._low)
+        self.nearby = torch.empty_like(self.parameters)  # (H, P) other parameters, to run the heads with
+        self._of_nearby = self._views(self.nearby)
+        self._of_low = None if self._low is None else self._views(self._low)
+        self._values, self._operands = self._of_parameters, self._of_low or self._of_parameters
         buffers = [name for name, _ in first.named_buffers() if name.endswith(("running_mean", "running_var"))]
         self._statistics = {
             name: torch.stack([head.get_buffer(name) for head in heads]).to(device) for name in buffers
@@ -51,9 +54,14 @@ class StackedHeads:
         self._dropout = _Dropout(dropout, self.parameters)
         self._kept: list[tuple[torch.Tensor, ...]] = []  # what the forward pass leaves for the backward pass
 
+    @property
+    def lengths(self) -> list[int]:
+        """How many of the P values each parameter has, in their order in the buffers."""
+        return [shape.numel() for shape in self._shapes.values()]
+
     def _views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each parameter's part (H, *shape) of a buffer (H, P)."""
-        parts = flat.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        parts = flat.split(self.lengths, dim=1)
         return {n: part.unflatten(1, shape) for (n, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def forward(
@@ -62,6 +70,7 @@ class StackedHeads:
         generators: Sequence[torch.Generator] | None = None,
         *,
         count_batch: bool = True,
+        nearby: bool = False,
     ) -> torch.Tensor:
         """Return training logits (H, B, C) of embeddings (H, B, D): BatchNorm by the batch, dropout drawn.
 
@@ -69,9 +78,12 @@ class StackedHeads:
             embeddings: float tensor (H, B, D), a batch for each head.
             generators: one for each head draws what is dropped; None for torch's own.
             count_batch: whether BatchNorm's running statistics see this batch.
+            nearby: whether to run with the parameters in ``nearby`` instead of the heads' own; so does ``backward``.
         """
+        self._values = self._of_nearby if nearby else self._of_parameters
+        self._operands = self._of_low or self._values
         if self._low is not None:
-            self._low.copy_(self.parameters)
+            self._low.copy_(self.nearby if nearby else self.parameters)
         self._kept = []
         stays = self._dropout.draw(self.hidden_layers, self._width, embeddings.shape[1], generators)
         hidden = self._operand(embeddings).mT  # (H, D, B): a unit's batch lies in one piece, which BatchNorm runs over
@@ -92,7 +104,7 @@ class StackedHeads:
         if count_batch:
             self.batches = [batches + 1 for batches in self.batches]
         logits = self._multiply(self._operands["output_layer.weight"], hidden)  # (H, C, B)
-        return logits.add_(self._of_parameters["output_layer.bias"].unsqueeze(2)).mT  # (H, B, C)
+        return logits.add_(self._values["output_layer.bias"].unsqueeze(2)).mT  # (H, B, C)
 
     def backward(self, gradient: torch.Tensor) -> None:
         """Write the gradients of all parameters, given the loss's gradient (H, B, C) with respect to the logits.
@@ -125,7 +137,7 @@ class StackedHeads:
 
     def _norm(self, layer: int, product: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return products (H, W, B), gain and bias as torch's group norm takes them: a channel for each unit."""
-        gain, bias = (self._of_parameters[f"layers.{4 * layer + 1}.{name}"] for name in ("weight", "bias"))
+        gain, bias = (self._values[f"layers.{4 * layer + 1}.{name}"] for name in ("weight", "bias"))
         return product.view(1, -1, product.shape[2]), gain.reshape(-1), bias.reshape(-1)
 
     def _norm_shape(self, product: torch.Tensor) -> tuple[int, int, int, int]:

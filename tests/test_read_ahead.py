@@ -152,6 +152,25 @@ def test_closing_early_ends_the_thread_soon(store: EmbeddingStore, monkeypatch: 
     assert time.monotonic() - start < 1, "16 spans would take three seconds"
 
 
+def test_closing_waits_for_the_read_under_way(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = module.read_rows
+    began: list[bool] = []
+    open_files: list[bool] = []
+
+    def slow(file: RawIOBase, *arguments: Any) -> Any:
+        began.append(True)
+        time.sleep(0.2)
+        open_files.append(not file.closed)
+        return plain(file, *arguments)
+
+    monkeypatch.setattr(module, "read_rows", slow)
+    generator = read_ahead(store, [np.arange(5), np.arange(ROWS)], CPU)
+    next(generator)
+    assert wait_until(lambda: len(began) == 2)
+    generator.close()
+    assert open_files == [True, True]
+
+
 def test_an_error_of_the_caller_ends_the_thread(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_reads(monkeypatch, 0.01)
     generator = read_ahead(store, groups_of(200, 200, 200), CPU)

@@ -1,6 +1,6 @@
 """The training core against the published mathematics, written anew from the design: au, its AUC variant, and expr."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,15 @@ def problem(task: str, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     steps = STEPS if width < 768 else STEPS // 2
     rows = np.stack([random.permutation(256)[:BATCH] for _ in range(steps)])
     return torch.from_numpy(embeddings), torch.from_numpy(labels), torch.from_numpy(rows)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small products on a busy machine: threads would wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # the transcription

@@ -24,7 +24,7 @@ SIZES = st.integers(1, 200)
 LOSSES = SIZES.flatmap(lambda n: arrays(np.float32, n, elements=st.floats(0, 50, width=32) | st.sampled_from([0, 2])))
 SIGNED = SIZES.flatmap(lambda n: arrays(np.float32, n, elements=st.floats(-50, 50, width=32)))
 SEEDS = st.integers(0, 2**32 - 1)
-MANY = settings(deadline=None, max_examples=1000)
+MANY = settings(deadline=None, max_examples=800)
 SOME = settings(deadline=None, max_examples=250)
 
 

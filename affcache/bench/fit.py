@@ -4,14 +4,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from affcache.bench.machine import describe_machine
-from affcache.bench.published_loop import PublishedLoop, write_published_file
+from affcache.bench.published_loop import PublishedProcess, write_published_file
 from affcache.config import build
 from affcache.devices import resolve_device
 from affcache.fit_settings import FitSettings
@@ -74,11 +76,13 @@ def bench_fit(
         "step": (_steps(learner, frames, device), settings.steps),
         "bare": (_bare_products(recipe, settings.width, device), settings.steps),
     }
-    with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder, ExitStack() as stack:
         if settings.published == "on":
             file = Path(folder) / "published.h5"
             write_published_file(file, embeddings.numpy())
-            loop = PublishedLoop(file, labels, EXPR.outputs, batch_size=settings.batch_size, device=device)
+            np.save(f"{file}.labels.npy", labels.numpy())
+            loop = PublishedProcess(file, EXPR.outputs, settings.batch_size, device)
+            stack.callback(loop.close)
             works["published"] = (loop.steps, max(1, settings.steps // 10))
         times = _in_turn(works, settings.rounds, device, listener)
     evaluation = _evaluation(learner, frames, device)

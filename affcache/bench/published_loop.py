@@ -5,6 +5,9 @@ row opens the HDF5 file anew, CVaR's threshold is searched for, and every part i
 """
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 DATASET = "train_features"
-SEARCH_MARGIN = 1000.0  # beyond the losses, on either side; a search is 25 to 30 evaluations, nearly whatever this is
+SET_BY_AFFCACHE = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # environment of the command line, cli/app.py
+SEARCH_MARGIN = 1000.0  # beyond the losses, on either side; a search is 15 to 46 evaluations
 
 
 def write_published_file(path: Path, features: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> None:
@@ -178,3 +182,45 @@ class PublishedLoop:
         for layer in momenta:
             layer.momentum = 0.0
         return momenta
+
+
+class PublishedProcess:
+    """The loop in a process of its own, as people run it: with torch's own threading, not as ``affcache`` sets it.
+
+    Args:
+        path: as ``PublishedLoop``'s; labels lie beside it, in ``<path>.labels.npy``.
+        outputs, batch_size, device: as ``PublishedLoop``'s.
+    """
+
+    def __init__(self, path: Path, outputs: int, batch_size: int, device: torch.device) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in SET_BY_AFFCACHE}
+        words = [str(path), str(outputs), str(batch_size), str(device)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()", *words],
+            env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def steps(self, count: int) -> None:
+        """Take so many steps and wait for them."""
+        assert self._process.stdin is not None  # for the type checker
+        assert self._process.stdout is not None
+        print(count, file=self._process.stdin, flush=True)
+        if self._process.stdout.readline().strip() != str(count):
+            raise RuntimeError("the published loop's process ended before its steps")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def serve() -> None:
+    """Take as many steps as each line of standard input says, and say so on standard output."""
+    path, outputs, batch_size, device = sys.argv[1:]
+    labels = torch.from_numpy(np.load(f"{path}.labels.npy"))
+    loop = PublishedLoop(Path(path), labels, int(outputs), batch_size=int(batch_size), device=device)
+    for line in sys.stdin:
+        loop.steps(int(line))
+        print(int(line), flush=True)

@@ -179,13 +179,15 @@ def test_videos_are_needed_only_within_videos() -> None:
 # The tracked threshold
 
 
+TRACKED = [("expr", "none"), ("expr", "balanced"), ("au", "none"), ("au", "balanced"), ("va", "none")]
+
+
 def form(threshold: float, losses: np.ndarray, alpha: float, shares: np.ndarray) -> float:
     """What Rockafellar and Uryasev minimise: t + mean(relu(losses - t)) / alpha."""
     return float(threshold + np.average(np.maximum(losses - threshold, 0), weights=shares) / alpha)
 
 
-@pytest.mark.parametrize("name", ["expr", "au", "va"])
-@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize(("name", "weights"), TRACKED)
 def test_with_one_batch_seen_the_tracked_tail_is_the_batchs_own(name: str, weights: str) -> None:
     task, common = TASKS[name], {"alpha": ALPHAS, "class_weights": weights}
     counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
@@ -198,8 +200,7 @@ def test_with_one_batch_seen_the_tracked_tail_is_the_batchs_own(name: str, weigh
     torch.testing.assert_close(outcomes[0], outcomes[1])
 
 
-@pytest.mark.parametrize("name", ["expr", "au", "va"])
-@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize(("name", "weights"), TRACKED)
 def test_the_threshold_is_the_windows_minimiser_of_the_form(name: str, weights: str) -> None:
     task, batch = TASKS[name], 4
     settings = recipes(name, alpha=ALPHAS, cvar_level="set", class_weights=weights, ccc_weight=0.0)
@@ -213,7 +214,7 @@ def test_the_threshold_is_the_windows_minimiser_of_the_form(name: str, weights: 
         loss = objective(logits, labels, videos)
         now = task.losses(logits, labels).flatten(1)
         shares = torch.ones_like(now)
-        if counts is not None and task.class_of is not None and weights == "balanced":
+        if counts is not None and weights == "balanced":
             shares = 1 / counts.counts[task.class_of(labels)].flatten(1).double()
         seen, stand_for = torch.cat([seen, now], 1)[:, -window:], torch.cat([stand_for, shares], 1)[:, -window:]
         assert objective.threshold is not None
@@ -254,9 +255,9 @@ def test_a_second_pass_uses_the_threshold_and_leaves_it() -> None:
     assert not objective(logits, labels, videos).equal(loss), "a first pass takes the batch in"
 
 
-@pytest.mark.parametrize("name", ["expr", "au", "va"])
-def test_a_loaded_state_continues_to_the_bit(name: str) -> None:
-    task, settings = TASKS[name], recipes(name, alpha=ALPHAS, cvar_level="set", class_weights="balanced")
+@pytest.mark.parametrize(("name", "weights"), TRACKED)
+def test_a_loaded_state_continues_to_the_bit(name: str, weights: str) -> None:
+    task, settings = TASKS[name], recipes(name, alpha=ALPHAS, cvar_level="set", class_weights=weights)
     counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
     whole, resumed, fresh = (Objective(task, settings, counts, LIKE) for _ in range(3))
     for step in range(4):

@@ -41,7 +41,7 @@ def cross_entropy(
     losses = -own
     if not _off(label_smoothing):
         losses = (1 - label_smoothing) * losses - label_smoothing * log_probabilities.mean(-1)
-    return losses if _off(focal_gamma) else losses * (1 - own.exp()).clamp(min=0) ** focal_gamma
+    return losses if _off(focal_gamma) else losses * (1 - own.exp()).clamp(min=torch.finfo(own.dtype).tiny) ** focal_gamma
 
 
 def binary_cross_entropy(
@@ -73,6 +73,7 @@ def binary_cross_entropy(
     if _off(focal_gamma):
         return losses
     miss = torch.sigmoid(torch.where(labels > 0, -logits, logits))  # 1 - the label's probability
+    miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)  # 0 has no gradient under an exponent below 1
     return losses * miss ** _per_element(focal_gamma)
 
 
@@ -116,7 +117,7 @@ def concordance(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         outputs, labels: float tensors (..., B, C).
 
     Returns:
-        float tensor (..., C) in [-1, 1]; 0 where both are the same constant.
+        float tensor (..., C) in [-1, 1]; where both are constant, 0 but for rounding.
     """
     labels = labels.to(outputs.dtype)
     mean_outputs, mean_labels = outputs.mean(-2, keepdim=True), labels.mean(-2, keepdim=True)

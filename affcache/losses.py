@@ -41,7 +41,10 @@ def cross_entropy(
     losses = -own
     if not _off(label_smoothing):
         losses = (1 - label_smoothing) * losses - label_smoothing * log_probabilities.mean(-1)
-    return losses if _off(focal_gamma) else losses * (1 - own.exp()).clamp(min=torch.finfo(own.dtype).tiny) ** focal_gamma
+    if _off(focal_gamma):
+        return losses
+    miss = (1 - own.exp()).clamp(min=torch.finfo(own.dtype).tiny)  # 0 has no gradient under an exponent below 1
+    return losses * miss**focal_gamma
 
 
 def binary_cross_entropy(
@@ -73,7 +76,7 @@ def binary_cross_entropy(
     if _off(focal_gamma):
         return losses
     miss = torch.sigmoid(torch.where(labels > 0, -logits, logits))  # 1 - the label's probability
-    miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)  # 0 has no gradient under an exponent below 1
+    miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)  # as in ``cross_entropy``
     return losses * miss ** _per_element(focal_gamma)
 
 

@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline, both tasks, on the shipped sample of rendered faces, offline."""
+"""The demo: the whole pipeline, all tasks, on the shipped sample of rendered faces, offline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from affcache.listener import Listener
 from affcache.scoring import ScoreResult, score
 from affcache.settings import DemoSettings, ExtractSettings, FitSettings, ScoreSettings
 
-TASKS_SHOWN = ("expr", "au")
+TASKS_SHOWN = ("expr", "au", "va")
 RANDOM_WEIGHTS = "random:0"
 RANDOM_NOTICE = (
     "The encoder of this demo has random weights: it never saw a face. The faces are rendered. These scores show that "
@@ -42,7 +42,7 @@ class DemoResult:
 
 
 def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> DemoResult:
-    """Extract, fit and score both tasks on the shipped sample.
+    """Extract, fit and score all tasks on the shipped sample.
 
     Args:
         settings: all settings, or none and single ones by name, for instance ``demo(out=Path("demo"))``.

@@ -9,7 +9,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
     from affcache.metrics import Scores
 
-METRIC_NAMES = {"macro_f1": "macro F1", "mean_f1": "mean F1"}
+METRIC_NAMES = {"macro_f1": "macro F1", "mean_f1": "mean F1", "mean_ccc": "mean CCC"}
 
 
 def score_table(scores: "Scores") -> Table:

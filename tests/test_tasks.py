@@ -70,7 +70,7 @@ def test_valence_and_arousal_work_from_the_command_line(va_data: tuple[Path, Pat
     assert fitted.exit_code == 0, fitted.output
     table = CliRunner().invoke(app, ["score", run])
     assert table.exit_code == 0, table.output
-    for word in ("valence", "arousal", "ccc", "mean_ccc"):
+    for word in ("valence", "arousal", "ccc", "mean CCC"):
         assert word in table.stdout
 
 

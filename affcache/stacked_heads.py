@@ -85,19 +85,23 @@ class StackedHeads:
         if self._low is not None:
             self._low.copy_(self.nearby if nearby else self.parameters)
         self._kept = []
-        stays = self._dropout.draw(self.hidden_layers, self._width, embeddings.shape[1], generators)
+        frames = embeddings.shape[1]
+        stays = self._dropout.draw(self.hidden_layers, self._width, frames, generators)
         hidden = self._operand(embeddings).mT  # (H, D, B): a unit's batch lies in one piece, which BatchNorm runs over
         for layer in range(self.hidden_layers):
             # the Linear's bias is left out: BatchNorm takes it off again
             product = self._multiply(self._operands[f"layers.{4 * layer}.weight"], hidden)  # (H, W, B)
-            shape = self._norm_shape(product)
-            active, mean, scale = torch.native_group_norm(*self._norm(layer, product), *shape, EPSILON)
+            inputs, gain = product.view(1, -1, frames), self._flat(layer, "weight")  # (1, H * W, B), (H * W,)
+            units = inputs.shape[1]  # BatchNorm over a batch is torch's group norm, with a group for each unit
+            active, mean, scale = torch.native_group_norm(
+                inputs, gain, self._flat(layer, "bias"), 1, units, frames, units, EPSILON
+            )
             if count_batch:
-                self._count(layer, mean, scale, product.shape[2])
+                self._count(layer, mean, scale, frames)
             active = active.view_as(product).relu_()
             if stays is not None:
                 active.mul_(stays[layer])
-            self._kept.append((hidden, product, active, mean, scale))
+            self._kept.append((hidden, inputs, gain, active, mean, scale))
             hidden = self._operand(active)
         self._kept.append((hidden,))
         self._stays = stays
@@ -118,32 +122,23 @@ class StackedHeads:
         self._multiply_into(self._of_gradients["output_layer.weight"], gradient, hidden.mT)
         for layer in reversed(range(self.hidden_layers)):
             above = "output_layer" if layer == self.hidden_layers - 1 else f"layers.{4 * layer + 4}"
-            hidden, product, active, mean, scale = self._kept.pop()
+            hidden, inputs, gain, active, mean, scale = self._kept.pop()
             gradient = self._multiply(self._operands[f"{above}.weight"].mT, gradient)  # (H, W, B)
             if self._stays is not None:
                 gradient.mul_(self._stays[layer])
             gradient = torch.ops.aten.threshold_backward(gradient, active, 0)  # 0 where a unit was
-            inputs, gain, _ = self._norm(layer, product)
-            gradient, of_gain, of_bias = torch.ops.aten.native_group_norm_backward(
-                gradient.view_as(inputs), inputs, mean, scale, gain, *self._norm_shape(product), [True, True, True]
+            _, units, frames = inputs.shape
+            of_inputs, of_gain, of_bias = torch.ops.aten.native_group_norm_backward(
+                gradient.view_as(inputs), inputs, mean, scale, gain, 1, units, frames, units, [True, True, True]
             )
-            of_norm = {
-                name: self._of_gradients[f"layers.{4 * layer + 1}.{name}"] for name in ("weight", "bias")
-            }  # (H, W)
-            of_norm["weight"].copy_(of_gain.view(self.count, -1))
-            of_norm["bias"].copy_(of_bias.view(self.count, -1))
-            gradient = self._operand(gradient.view_as(product))
+            for name, of_unit in (("weight", of_gain), ("bias", of_bias)):
+                self._of_gradients[f"layers.{4 * layer + 1}.{name}"].copy_(of_unit.view(self.count, -1))  # (H, W)
+            gradient = self._operand(of_inputs.view_as(active))  # (H, W, B)
             self._multiply_into(self._of_gradients[f"layers.{4 * layer}.weight"], gradient, hidden.mT)
 
-    def _norm(self, layer: int, product: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return products (H, W, B), gain and bias as torch's group norm takes them: a channel for each unit."""
-        gain, bias = (self._values[f"layers.{4 * layer + 1}.{name}"] for name in ("weight", "bias"))
-        return product.view(1, -1, product.shape[2]), gain.reshape(-1), bias.reshape(-1)
-
-    def _norm_shape(self, product: torch.Tensor) -> tuple[int, int, int, int]:
-        """Return batches, channels, places and groups: BatchNorm over a batch is a group norm over places."""
-        units = product.shape[0] * product.shape[1]
-        return 1, units, product.shape[2], units
+    def _flat(self, layer: int, name: str) -> torch.Tensor:
+        """Return BatchNorm's gain ("weight") or bias, one for each unit of each head (H * W,)."""
+        return self._values[f"layers.{4 * layer + 1}.{name}"].reshape(-1)
 
     def evaluate(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return logits (H, n, C) of embeddings (n, D) as a trained head gives them: running statistics, no dropout."""

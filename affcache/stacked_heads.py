@@ -79,6 +79,9 @@ class StackedHeads:
             generators: one for each head draws what is dropped; None for torch's own.
             count_batch: whether BatchNorm's running statistics see this batch.
             nearby: whether to run with the parameters in ``nearby`` instead of the heads' own; so does ``backward``.
+
+        Raises:
+            ValueError: a batch of one frame, with hidden layers.
         """
         self._values = self._of_nearby if nearby else self._of_parameters
         self._operands = self._of_low or self._values
@@ -86,6 +89,8 @@ class StackedHeads:
             self._low.copy_(self.nearby if nearby else self.parameters)
         self._kept = []
         frames = embeddings.shape[1]
+        if self.hidden_layers and frames < 2:
+            raise ValueError(f"a batch of {frames} frame; expected at least 2, as BatchNorm needs")
         stays = self._dropout.draw(self.hidden_layers, self._width, frames, generators)
         hidden = self._operand(embeddings).mT  # (H, D, B): a unit's batch lies in one piece, which BatchNorm runs over
         for layer in range(self.hidden_layers):

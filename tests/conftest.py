@@ -3,7 +3,8 @@
 import json
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: waiting threads sleep
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: waiting threads sleep,
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # but not at once
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -85,7 +85,7 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     def _task(self, outputs: int) -> Task:
         """Return the task of a head with this many logits."""
 
-    def _settings(self) -> FitSettings:
+    def _settings(self, task: str) -> FitSettings:
         """Return the parameters as settings, the seed drawn unless it is given; ValueError where one is wrong."""
         random = check_random_state(self.random_state)
         values = self.get_params(deep=False)
@@ -93,11 +93,12 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         values["seed"] = int(given) if isinstance(given, Integral) else int(random.randint(2**31 - 1))
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         with _value_errors():
-            return build(FitSettings, plain)
+            return build(FitSettings, {**plain, "task": task})
 
     def _train(self, X: Array, labels: Array, outputs: int) -> None:
         """Train a head on checked embeddings (n, D) and labels (n,) or (n, C), and keep it."""
-        settings, task = self._settings(), self._task(outputs)
+        task = self._task(outputs)
+        settings = self._settings(task.name)
         device = self._device()
         targets = torch.tensor(labels, dtype=torch.int64)
         videos = torch.zeros(len(X), dtype=torch.int64, device=device)

@@ -151,13 +151,18 @@ def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener
     """Say how many losses CVaR averages per step, and warn when they are few."""
     if settings.alpha == 1 or settings.head == "ridge":
         return
-    tail = _tail(settings, task, frames)
-    listener.message(f"CVaR at alpha {settings.alpha:g} averages the worst {tail:g} losses of each batch")
-    if tail < SMALLEST_TAIL:
-        listener.warning(
-            f"CVaR's tail is {tail:g} losses a batch, fewer than {SMALLEST_TAIL}: its gradient will be noisy. Raise "
-            "--batch-size or --alpha."
-        )
+    tail, level = _tail(settings, task, frames), f"CVaR at alpha {settings.alpha:g}"
+    if settings.cvar_level == "set":
+        listener.message(f"{level} counts losses above a threshold over recent batches: {tail:g} a batch on average")
+    elif settings.cvar_within != "batch":
+        listener.message(f"{level} averages the worst losses of each {settings.cvar_within} in a batch by itself")
+    else:
+        listener.message(f"{level} averages the worst {tail:g} losses of each batch")
+        if tail < SMALLEST_TAIL:
+            listener.warning(
+                f"CVaR's tail is {tail:g} losses a batch, fewer than {SMALLEST_TAIL}: its gradient will be noisy. "
+                "Raise --batch-size or --alpha, or find the threshold over more batches with --cvar-level set."
+            )
 
 
 def _describe_run(

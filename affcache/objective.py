@@ -105,21 +105,25 @@ class Objective:
     ) -> torch.Tensor:
         """Return the CVaR (H,) of losses (H, B) or (H, B, C)."""
         flat = losses.flatten(1)  # (H, n)
-        classes = self.task.class_of(labels).flatten(1) if self.task.class_of is not None else None
-        shares = torch.ones_like(flat) if self.balance is None or classes is None else self.balance[classes]
         if self.threshold is not None:
+            shares = torch.ones_like(flat) if self.balance is None else self.balance[self._classes(labels)]
             if first_pass:
                 self.threshold.update(flat.detach(), self.alpha, shares)
             return self.threshold.cvar(flat, self.alpha, shares)
         if self.within != "batch":
-            groups = classes if self.within == "class" else _per_loss(videos, losses)
+            groups = self._classes(labels) if self.within == "class" else _per_loss(videos, losses)
             assert groups is not None  # settings are checked before
             return (flat * tail_within(flat.detach(), self.alpha, groups, self.groups)).sum(1)
         if self.balance is not None:
-            return (flat * weighted_tail(flat.detach(), self.alpha, shares)).sum(1)
+            return (flat * weighted_tail(flat.detach(), self.alpha, self.balance[self._classes(labels)])).sum(1)
         if all(alpha == 1 for alpha in self.alphas):
             return flat.mean(1)
         return (flat.sort(dim=1, descending=True).values * self._rank_weights(flat)).sum(1)
+
+    def _classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the class (H, n) of each loss."""
+        assert self.task.class_of is not None  # settings are checked before
+        return self.task.class_of(labels).flatten(1)
 
     def _rank_weights(self, flat: torch.Tensor) -> torch.Tensor:
         count = flat.shape[1]

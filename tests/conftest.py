@@ -6,7 +6,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: waiting threads sleep,
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # but not at once
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from affcache.annotations import join_labels
 from affcache.frames import CropList
 from affcache.store import ENCODED, EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from affcache.tasks import TASKS
+from affcache.training_data import Frames
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 TINY_CONFIG = {
@@ -121,3 +124,23 @@ def learnable(tmp_path: Path) -> MakeData:
         return store, tmp_path / "labels"
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small products on a busy machine: threads would wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def frames_of(data: tuple[Path, Path], task: str) -> tuple[Frames, Frames]:
+    """Load the training and validation frames of what ``learnable`` made; for va with values that embeddings decide."""
+    store = EmbeddingStore.open(data[0])
+    labelled = TASKS["au" if task == "au" else "expr"]
+    joined = (join_labels(store, data[1], labelled, split) for split in ("train", "validation"))
+    train, validation = (Frames.load(store, labels, torch.device("cpu")) for labels in joined)
+    if task == "va":
+        train, validation = (replace(f, labels=f.embeddings[:, :2].float().tanh()) for f in (train, validation))
+    return train, validation

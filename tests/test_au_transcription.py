@@ -1,6 +1,6 @@
 """The training core against the published mathematics, written anew from the design: au, its AUC variant, and expr."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS, BATCH, DEPTH = 100, 32, 3
 PUBLISHED = FitSettings(task="au", dropout=0, hidden_width=24)  # alpha 0.5, rho 0.5, AdamW 1e-3 and 1e-4
@@ -33,15 +35,6 @@ def problem(task: str, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     steps = STEPS if width < 768 else STEPS // 2
     rows = np.stack([random.permutation(256)[:BATCH] for _ in range(steps)])
     return torch.from_numpy(embeddings), torch.from_numpy(labels), torch.from_numpy(rows)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products on a busy machine: threads would wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # the transcription

@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import re
+import runpy
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -345,6 +346,7 @@ def test_the_examples_of_the_docs_run(
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), {})
+    for number, block in enumerate(blocks):
+        (tmp_path / f"example{number}.py").write_text(block)
+        runpy.run_path(str(tmp_path / f"example{number}.py"))
     assert "cvarmlpclassifier__alpha" in capsys.readouterr().out

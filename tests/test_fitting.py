@@ -188,8 +188,27 @@ def test_a_tail_under_5_is_warned_of(quick_fit: Fit) -> None:
     result = quick_fit(alpha=0.3, listener=listener)  # 0.3 * 16
     assert result.tail == pytest.approx(4.8)
     assert listener.warnings == [
-        "CVaR's tail is 4.8 losses a batch, fewer than 5: its gradient will be noisy. Raise --batch-size or --alpha."
+        "CVaR's tail is 4.8 losses a batch, fewer than 5: its gradient will be noisy. Raise --batch-size or --alpha, "
+        "or find the threshold over more batches with --cvar-level set."
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"cvar_level": "set"},
+            "CVaR at alpha 0.3 counts losses above a threshold over recent batches: 4.8 a batch on average",
+        ),
+        ({"cvar_within": "class"}, "CVaR at alpha 0.3 averages the worst losses of each class in a batch by itself"),
+        ({"cvar_within": "video"}, "CVaR at alpha 0.3 averages the worst losses of each video in a batch by itself"),
+    ],
+)
+def test_other_tails_are_said_as_they_are(quick_fit: Fit, more: dict[str, str], message: str) -> None:
+    listener = Recorder()
+    quick_fit(alpha=0.3, **more, listener=listener)
+    assert message in listener.messages
+    assert listener.warnings == []
 
 
 def test_the_tail_counts_all_losses_of_a_batch_and_no_more_than_there_are(learnable: MakeData, tmp_path: Path) -> None:

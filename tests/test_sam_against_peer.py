@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,21 +18,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from affcache.heads import MLPHead
 from affcache.sam import SAM, clip_stacked_gradients, frozen_batch_norm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 100
 BASES: list[tuple[type[Optimizer], dict[str, Any]]] = [
     (AdamW, {"lr": 0.003, "weight_decay": 0.1}),
     (SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
 ]
 Scheduled = Callable[[Optimizer], LRScheduler] | None
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products on a busy machine: threads would wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def head_and_frames(seed: int = 0) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

@@ -6,29 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from affcache.annotations import join_labels
 from affcache.errors import ConfigError
 from affcache.learner import Learner
 from affcache.listener import Listener
 from affcache.runs import RunFolder, read_tensors
 from affcache.settings import FitSettings
-from affcache.store import EmbeddingStore
 from affcache.tasks import TASKS
 from affcache.training import Training
-from affcache.training_data import Frames
-from tests.conftest import MakeData
+from tests.conftest import MakeData, frames_of
 
 CPU = torch.device("cpu")
 QUICK = FitSettings(epochs=3, hidden_layers=1, hidden_width=16, batch_size=16, rho=0.05, dropout=0.3)
-
-
-def frames_of(data: tuple[Path, Path], task: str) -> tuple[Frames, Frames]:
-    store = EmbeddingStore.open(data[0])
-    joined = (join_labels(store, data[1], TASKS["au" if task == "au" else "expr"], s) for s in ("train", "validation"))
-    train, validation = (Frames.load(store, labels, CPU) for labels in joined)
-    if task == "va":  # values that an embedding decides
-        train, validation = (replace(f, labels=f.embeddings[:, :2].float().tanh()) for f in (train, validation))
-    return train, validation
 
 
 def training_of(recipe: FitSettings, folder: RunFolder, task: str = "expr") -> Training:

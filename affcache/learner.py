@@ -9,11 +9,14 @@ import torch
 from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.objective import ClassCounts, Objective
+from affcache.points import Point
 from affcache.recorded_step import WARM_UP, RecordedStep
 from affcache.sam import SAM, clip_stacked_gradients
 from affcache.stacked_heads import StackedHeads
 from affcache.tasks import Task
 from affcache.training_data import Frames, FrameSource, batches, epoch_order, prepare
+
+FACTORS_PAY = 4  # times the batch size is the width from which on SAM's point costs less in factors
 
 Tensors = dict[str, torch.Tensor]
 
@@ -29,6 +32,9 @@ class Learner:
         device: where the heads train.
         counts: how often each class stands in the training labels; None for a task without classes.
         videos: how many videos there are, for ``cvar_within="video"``.
+        factored: whether SAM's point nearby is kept as factors, whose norm is exact to rounding; otherwise it is
+            written out, with float32 norms layer by layer as in the published code. None for what is faster. ASAM's
+            can't be factored.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Learner:
         device: torch.device,
         counts: ClassCounts | None = None,
         videos: int = 0,
+        factored: bool | None = None,
     ) -> None:
         first = settings[0]
         self.settings = first
@@ -59,10 +66,13 @@ class Learner:
             fused=True,
             capturable=on_gpu,
         )
-        self.optimiser = SAM(base, first.rho, adaptive=first.adaptive, stacked=True, pieces=self.heads.lengths)
+        self.optimiser = SAM(base, first.rho, adaptive=first.adaptive, stacked=True, pieces=self.heads.shape.lengths)
         if any(one.rho != first.rho for one in settings):
             base.param_groups[0]["rho"] = torch.tensor([one.rho for one in settings], device=device)  # (H,)
         self.sharpness_aware = any(one.rho for one in settings)
+        pays = FACTORS_PAY * first.batch_size <= first.hidden_width
+        self.factored = not first.adaptive and (pays if factored is None else factored)
+        self._near: Point | None = None  # of a second pass that isn't factored
         self.objective = Objective(task, settings, counts, self.heads.parameters, videos)
         self._orders = [_generator(one.seed, "order", torch.device("cpu")) for one in settings]
         self._drops = [_generator(one.seed, "dropout", device) for one in settings]
@@ -103,27 +113,44 @@ class Learner:
     def _step(self, embeddings: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
         """Make one step on embeddings (H, B, D) and labels (H, B, ...) of videos (H, B); return the loss (H,)."""
         prepared = prepare(embeddings, self.settings.normalize)
-        loss = self._gradients(prepared, labels, videos, first_pass=True)
+        factored = self.sharpness_aware and self.factored
+        loss = self._gradients(prepared, labels, videos, factored=factored)
         if self.sharpness_aware:
-            self.optimiser.worst_point([self.heads.nearby])
-            self._gradients(prepared, labels, videos, first_pass=False)
+            self._gradients(prepared, labels, videos, at=self._worst_point())
         if self.settings.clip_norm:
             clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
         self.optimiser.base.step()
         return loss
 
+    def _worst_point(self) -> Point:
+        """Return where SAM's second pass runs, from the gradients of the first."""
+        if self.factored:
+            return self.heads.worst_point(self.optimiser.param_groups[0]["rho"])
+        if self._near is None:
+            self._nearby = torch.empty_like(self.heads.parameters)
+            self._near = self.heads.point(self._nearby)
+        self.optimiser.worst_point([self._nearby])
+        return self._near
+
     def _gradients(
-        self, embeddings: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        *,
+        at: Point | None = None,
+        factored: bool = False,
     ) -> torch.Tensor:
-        """Compute the gradients on embeddings (H, B, D) float32; return the loss (H,)."""
-        second = not first_pass  # at the worst nearby point, counted in no statistics
-        logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass, nearby=second)  # (H, B, C)
-        logits.requires_grad_()
-        loss = self.objective(logits, labels, videos, first_pass=first_pass)
-        (gradient,) = torch.autograd.grad(loss.sum(), logits)
-        self.heads.backward(gradient)
+        """Compute the gradients on embeddings (H, B, D) float32; return the loss (H,).
+
+        At a point nearby they are those of a second pass, which no statistics count.
+        """
+        first_pass = at is None
+        logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass, at=at)  # (H, B, C)
+        loss, gradient = self.objective.with_gradient(logits, labels, videos, first_pass=first_pass)
+        self.heads.backward(gradient, factored=factored)
         self.heads.parameters.grad = self.heads.gradients
-        return loss.detach()
+        return loss
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
         """Return the logits (H, n, C) of all frames, as trained heads give them."""

@@ -47,6 +47,29 @@ def cross_entropy(
     return losses * miss**focal_gamma
 
 
+def cross_entropy_with_gradient(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    label_smoothing: Option = 0.0,
+    adjustment: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``cross_entropy`` (..., B) and each loss's gradient (..., B, C) with respect to its own logits.
+
+    The gradient is ``softmax(logits) - targets``, with targets that are 1 at the label, but for smoothing.
+    """
+    if adjustment is not None:
+        logits = logits + adjustment.unsqueeze(-2)
+    log_probabilities = functional.log_softmax(logits, dim=-1)  # (..., B, C)
+    own = labels.unsqueeze(-1)
+    losses = -log_probabilities.gather(-1, own).squeeze(-1)  # (..., B)
+    targets = torch.zeros_like(logits).scatter_(-1, own, 1)  # (..., B, C)
+    if not _off(label_smoothing):
+        losses = (1 - label_smoothing) * losses - label_smoothing * log_probabilities.mean(-1)
+        targets += (1 / logits.shape[-1] - targets) * _per_element(label_smoothing)
+    return losses, log_probabilities.exp().sub_(targets)
+
+
 def binary_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,

@@ -13,7 +13,14 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, did_you_mean
-from affcache.losses import binary_cross_entropy, concordance, cross_entropy, pairwise_auc_loss, squared_error
+from affcache.losses import (
+    binary_cross_entropy,
+    concordance,
+    cross_entropy,
+    cross_entropy_with_gradient,
+    pairwise_auc_loss,
+    squared_error,
+)
 from affcache.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
 from affcache.settings import FitSettings
 
@@ -33,6 +40,7 @@ class Task:
     valid_range: tuple[float, float]  # smallest and largest valid value
     invalid_value: float  # marks a frame without a label
     losses: Callable[..., torch.Tensor]  # logits (..., B, C), labels -> (..., B) or (..., B, C); CVaR goes over them
+    losses_with_gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None  # the same, and each one's gradient
     losses_per_frame: int  # how many losses of one frame stand in the batch that alpha is a share of
     class_of: Callable[[torch.Tensor], torch.Tensor] | None  # labels -> the class, of K, of each loss
     class_count: int  # K
@@ -64,6 +72,7 @@ EXPR = Task(
     valid_range=(0, 7),
     invalid_value=-1,
     losses=cross_entropy,
+    losses_with_gradients=cross_entropy_with_gradient,
     losses_per_frame=1,
     class_of=lambda labels: labels,
     class_count=8,
@@ -85,6 +94,7 @@ AU = Task(
     valid_range=(0, 1),
     invalid_value=-1,
     losses=binary_cross_entropy,
+    losses_with_gradients=None,
     losses_per_frame=12,
     class_of=lambda labels: 2 * torch.arange(labels.shape[-1], device=labels.device) + labels,  # absent, present
     class_count=24,
@@ -106,6 +116,7 @@ VA = Task(
     valid_range=(-1, 1),
     invalid_value=-5,
     losses=squared_error,
+    losses_with_gradients=None,
     losses_per_frame=2,
     class_of=None,
     class_count=0,

@@ -9,6 +9,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # but not at once
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 from affcache.annotations import join_labels
 from affcache.frames import CropList
+from affcache.learner import Learner
 from affcache.store import ENCODED, EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from affcache.tasks import TASKS
@@ -144,3 +146,16 @@ def frames_of(data: tuple[Path, Path], task: str) -> tuple[Frames, Frames]:
     if task == "va":
         train, validation = (replace(f, labels=f.embeddings[:, :2].float().tanh()) for f in (train, validation))
     return train, validation
+
+
+def record_losses(learner: Learner) -> list[torch.Tensor]:
+    """Return a list that takes up the losses (H,) of all passes to come: first, second, first, second."""
+    losses, compute = [], learner.objective.with_gradient
+
+    def recorded(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, gradient = compute(*args, **options)
+        losses.append(loss)
+        return loss, gradient
+
+    learner.objective.with_gradient = recorded  # type: ignore[method-assign]
+    return losses

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
+from tests.conftest import record_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,12 +128,14 @@ def transcribed(task: str, start: Values, width: int, risk: Risk, auc_weight: fl
 # the core
 
 
-def core(recipes: list[FitSettings], task: str, width: int, monkeypatch: pytest.MonkeyPatch) -> Learner:
+def core(
+    recipes: list[FitSettings], task: str, width: int, monkeypatch: pytest.MonkeyPatch, factored: bool | None = None
+) -> Learner:
     """Build a learner in float64, and let it take float64 embeddings."""
     monkeypatch.setattr("affcache.learner.prepare", lambda embeddings, normalize: embeddings)
     torch.set_default_dtype(torch.float64)
     try:
-        return Learner(recipes, TASKS[task], width, torch.device("cpu"))
+        return Learner(recipes, TASKS[task], width, torch.device("cpu"), factored=factored)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -142,25 +144,20 @@ def trained(learner: Learner, task: str, width: int) -> list[Losses]:
     """Make the steps; return the losses of each head."""
     embeddings, labels, rows = problem(task, width)
     frames = Frames(embeddings, labels, torch.zeros(len(labels), dtype=torch.int64))
-    objective, seen = learner.objective, []
-
-    def recorded(*args: Any, **options: Any) -> torch.Tensor:
-        seen.append(objective(*args, **options))
-        return seen[-1]
-
-    learner.objective = recorded  # type: ignore[assignment]
+    seen = record_losses(learner)
     for batch in rows:
         learner.step(frames, batch.expand(learner.heads.count, -1))
-    values = torch.stack(seen).detach().view(len(rows), 2, -1)
+    values = torch.stack(seen).view(len(rows), 2, -1)
     return [[(first, second) for first, second in values[:, :, head].tolist()] for head in range(learner.heads.count)]
 
 
+@pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize("risk", [worst_half, searched])
 @pytest.mark.parametrize(("task", "auc_weight"), [("au", 0.0), ("au", 0.2), ("expr", 0.0)])
 def test_a_hundred_steps_are_the_published_mathematics(
-    task: str, auc_weight: float, risk: Risk, monkeypatch: pytest.MonkeyPatch
+    task: str, auc_weight: float, risk: Risk, factored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = core([replace(PUBLISHED, task=task, auc_weight=auc_weight)], task, 16, monkeypatch)
+    learner = core([replace(PUBLISHED, task=task, auc_weight=auc_weight)], task, 16, monkeypatch, factored)
     start = {name: value.clone() for name, value in learner.heads.state_dict(0).items()}
     expected, values = transcribed(task, start, 16, risk, auc_weight)
     (found,) = trained(learner, task, 16)
@@ -174,7 +171,7 @@ def test_a_hundred_steps_are_the_published_mathematics(
 def test_heads_side_by_side_each_follow_their_own_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [0.0, 0.2, 0.5]
     recipes = [replace(PUBLISHED, seed=seed, auc_weight=weight) for seed, weight in enumerate(weights)]
-    learner = core(recipes, "au", 16, monkeypatch)
+    learner = core(recipes, "au", 16, monkeypatch, factored=True)
     starts = [{n: v.clone() for n, v in learner.heads.state_dict(index).items()} for index in range(3)]
     expected = [transcribed("au", s, 16, worst_half, w)[0] for s, w in zip(starts, weights, strict=True)]
     np.testing.assert_allclose(trained(learner, "au", 16), expected, rtol=1e-9)
@@ -182,6 +179,7 @@ def test_heads_side_by_side_each_follow_their_own_recipe(monkeypatch: pytest.Mon
 
 def test_the_published_width_follows_too(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = core([replace(PUBLISHED, hidden_width=768, auc_weight=0.2)], "au", 768, monkeypatch)
+    assert learner.factored, "by default"
     start = {name: value.clone() for name, value in learner.heads.state_dict(0).items()}
     expected, _ = transcribed("au", start, 768, worst_half, 0.2)
     (found,) = trained(learner, "au", 768)

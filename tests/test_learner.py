@@ -153,6 +153,31 @@ def test_state_continues_to_the_bit(learnable: MakeData, task: str, level: str) 
     assert all(second.state()[name].equal(tensor) for name, tensor in whole.state().items())
 
 
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
+def test_factored_and_written_out_sam_steps_are_one(learnable: MakeData, task: str) -> None:
+    train, _ = frames_of(learnable("au" if task == "au" else "expr"), task)
+    recipes = [replace(QUICK, hidden_layers=2, seed=seed, rho=rho) for seed, rho in ((1, 0.05), (2, 0.0), (3, 0.5))]
+    learners = [Learner(recipes, TASKS[task], 16, CPU, factored=factored) for factored in (True, False)]
+    for _ in range(2):
+        losses = [learner.epoch(train, 1e-3) for learner in learners]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+    first, second = (learner.heads.parameters for learner in learners)
+    assert float((first - second).norm() / first.norm()) < 1e-3
+    assert not first.equal(second)
+
+
+def test_points_are_factored_where_that_pays() -> None:
+    wide = replace(QUICK, hidden_width=128, batch_size=32)
+    for recipe, factored in (
+        (wide, True),
+        (replace(wide, batch_size=33), False),
+        (replace(wide, hidden_width=127), False),
+        (replace(wide, adaptive=True), False),
+    ):
+        assert Learner([recipe], TASKS["expr"], 16, CPU).factored == factored
+    assert not Learner([replace(wide, adaptive=True)], TASKS["expr"], 16, CPU, factored=True).factored, "ASAM's never"
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.05])
 def test_heads_side_by_side_are_heads_alone(learnable: MakeData, rho: float) -> None:
     train, validation = frames_of(learnable(), "expr")

@@ -12,7 +12,14 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from affcache.fit_settings import FitSettings
-from affcache.losses import binary_cross_entropy, concordance, cross_entropy, pairwise_auc_loss, squared_error
+from affcache.losses import (
+    binary_cross_entropy,
+    concordance,
+    cross_entropy,
+    cross_entropy_with_gradient,
+    pairwise_auc_loss,
+    squared_error,
+)
 from affcache.objective import ClassCounts, Objective
 from affcache.tasks import AU, EXPR
 
@@ -48,6 +55,31 @@ def test_smoothed_cross_entropy_is_torchs(seed: int, batch: int, outputs: int, s
     targets = units.double() * (1 - smoothing) + smoothing / 2
     expected = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     torch.testing.assert_close(binary_cross_entropy(logits, units, label_smoothing=smoothing), expected)
+
+
+@SOME
+@given(SEEDS, st.integers(1, 9), st.integers(2, 12), st.sampled_from([0.0, 0.1, 0.9]), st.booleans())
+def test_the_gradient_of_cross_entropy_is_autograds(
+    seed: int, batch: int, outputs: int, smoothing: float, adjusted: bool
+) -> None:
+    logits, labels, _ = frames(seed, batch, outputs)
+    options = {"label_smoothing": smoothing, "adjustment": logits.mean(0) if adjusted else None}
+    losses, gradients = cross_entropy_with_gradient(logits, labels, **options)
+    torch.testing.assert_close(losses, cross_entropy(logits, labels, **options))
+    logits.requires_grad_()
+    options["adjustment"] = logits.detach().mean(0) if adjusted else None
+    (expected,) = torch.autograd.grad(cross_entropy(logits, labels, **options).sum(), logits)
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_the_gradient_of_cross_entropy_smooths_each_head_by_its_own() -> None:
+    logits, labels, _ = frames(batch=10)
+    smoothing = torch.tensor([[0.0], [0.3]], dtype=torch.float64)
+    losses, gradients = cross_entropy_with_gradient(logits.view(2, 5, 8), labels.view(2, 5), label_smoothing=smoothing)
+    for head, one in enumerate((0.0, 0.3)):
+        rows = slice(5 * head, 5 * head + 5)
+        expected = cross_entropy_with_gradient(logits[rows], labels[rows], label_smoothing=one)
+        torch.testing.assert_close((losses[head], gradients[head]), expected)
 
 
 @SOME

@@ -160,6 +160,9 @@ def test_the_objective_and_its_gradient_are_those_of_plain_loops(name: str, valu
         gradient, expected_gradient = (torch.autograd.grad(one.sum(), logits)[0] for one in (loss, expected))
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
         assert objective(logits, labels, videos, first_pass=False).equal(loss)
+        direct = objective.with_gradient(logits.detach(), labels, videos)
+        torch.testing.assert_close(direct, (loss.detach(), gradient))
+        assert not any(tensor.requires_grad for tensor in direct)
 
 
 @pytest.mark.parametrize("name", ["expr", "au", "va"])
@@ -167,7 +170,9 @@ def test_alpha_1_is_the_mean_to_the_bit(name: str) -> None:
     task = TASKS[name]
     logits, labels, videos = draw(task)
     objective = Objective(task, recipes(name, alpha=1.0, ccc_weight=0.0), None, LIKE)
-    assert objective(logits, labels, videos).equal(task.losses(logits, labels).flatten(1).mean(1))
+    expected = task.losses(logits, labels).flatten(1).mean(1)
+    assert objective(logits, labels, videos).equal(expected)
+    assert objective.with_gradient(logits, labels, videos)[0].allclose(expected, rtol=1e-15)
 
 
 def test_videos_are_needed_only_within_videos() -> None:

@@ -44,8 +44,7 @@ class HeadParameters:
 
     weights: Sequence[torch.Tensor]  # (H, W, D) for the first hidden layer, (H, W, W) for the others
     biases: torch.Tensor  # (H, L, W), of the hidden layers
-    gains: torch.Tensor  # (H, L, W), of BatchNorm: its "weight"
-    shifts: torch.Tensor  # (H, L, W), of BatchNorm: its "bias"
+    norms: torch.Tensor  # (H, 2, L, W), of BatchNorm: the gains, its "weight", and the shifts, its "bias"
     output_weight: torch.Tensor  # (H, C, W), or (H, C, D) without hidden layers
     output_bias: torch.Tensor  # (H, C)
     rest: torch.Tensor  # (H, S), all of these but the weights in one piece
@@ -60,9 +59,9 @@ class HeadParameters:
     def beside(cls, shape: HeadShape, weights: Sequence[torch.Tensor], rest: torch.Tensor) -> "HeadParameters":
         """Return weights (H, W, D) of hidden layers together with the views of a buffer (H, S) of all the rest."""
         of_layers = 3 * shape.layers * shape.width
-        biases, gains, shifts = rest[:, :of_layers].unflatten(1, (3, shape.layers, shape.width)).unbind(1)
+        units = rest[:, :of_layers].unflatten(1, (3, shape.layers, shape.width))
         output_weight = rest[:, of_layers : -shape.outputs].unflatten(1, (shape.outputs, -1))
-        return cls(weights, biases, gains, shifts, output_weight, rest[:, -shape.outputs :], rest)
+        return cls(weights, units[:, 0], units[:, 1:], output_weight, rest[:, -shape.outputs :], rest)
 
     def named(self) -> dict[str, torch.Tensor]:
         """Return each parameter (H, *shape) under its name in ``MLPHead``."""
@@ -70,5 +69,5 @@ class HeadParameters:
         for layer, weight in enumerate(self.weights):
             linear, norm = f"layers.{4 * layer}", f"layers.{4 * layer + 1}"
             names |= {f"{linear}.weight": weight, f"{linear}.bias": self.biases[:, layer]}
-            names |= {f"{norm}.weight": self.gains[:, layer], f"{norm}.bias": self.shifts[:, layer]}
+            names |= {f"{norm}.weight": self.norms[:, 0, layer], f"{norm}.bias": self.norms[:, 1, layer]}
         return {**names, "output_layer.weight": self.output_weight, "output_layer.bias": self.output_bias}

@@ -68,9 +68,8 @@ class Objective:
         self.alpha = torch.tensor(self.alphas, dtype=torch.float64, device=like.device)  # (H,)
         self.options = _loss_options(task, settings, counts, like)
         self.balance: torch.Tensor | None = None
-        if counts is not None:
-            if first.class_weights == "balanced":
-                self.balance = counts.balanced().to(like)  # (K,)
+        if counts is not None and first.class_weights == "balanced":
+            self.balance = counts.balanced().to(like)  # (K,)
         self.within = first.cvar_within
         self.groups = {"batch": 0, "class": task.class_count, "video": videos}[self.within]
         self.term_weight = _option([task.batch_term_weight(one) for one in settings], like, axes=0)

@@ -12,7 +12,7 @@ import torch
 
 from affcache.head_parameters import HeadParameters, HeadShape
 from affcache.heads import MLPHead
-from affcache.points import OuterProducts, Point
+from affcache.points import OuterProducts, Point, squared_norm
 from affcache.sam import SMALLEST_NORM
 from affcache.stacked_dropout import StackedDropout
 
@@ -99,9 +99,11 @@ class StackedHeads:
         self._point = point = at or self._own
         point.round()
         stays = self._dropout.draw(self.hidden_layers, self.shape.width, frames, generators)
-        gains, shifts = (
-            self._by_layer(of) for of in (point.parameters.gains, point.parameters.shifts)
-        )  # (H * W,) each
+        # what ReLU returns grows as what it is given: what makes up for dropped units comes before it
+        norms = (
+            (point.parameters.norms * self._dropout.gain.unsqueeze(3)).permute(1, 2, 0, 3).flatten(2)
+        )  # (2, L, H * W)
+        gains, shifts = (of_layers.unbind(0) for of_layers in norms)
         self._layers = []
         hidden = self._operand(embeddings).mT  # (H, D, B): a unit's batch lies in one piece, which BatchNorm runs over
         for layer in range(self.hidden_layers):
@@ -122,13 +124,6 @@ class StackedHeads:
         self._hidden = hidden
         logits = torch.bmm(point.output_weight, hidden).to(self.parameters.dtype)  # (H, C, B)
         return logits.add_(point.parameters.output_bias.unsqueeze(2)).mT  # (H, B, C)
-
-    def _by_layer(self, of_units: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return BatchNorm's gains or shifts (H, L, W) as (H * W,) for each layer, made up for dropped units.
-
-        What ReLU returns grows as what it is given, so dropout's gain may come before it.
-        """
-        return (of_units * self._dropout.gain).transpose(0, 1).flatten(1).unbind(0)
 
     def backward(self, gradient: torch.Tensor, *, factored: bool = False) -> None:
         """Write the gradients of all parameters, given the loss's gradient (H, B, C) with respect to the logits.
@@ -151,7 +146,7 @@ class StackedHeads:
             of_product, of_gain, of_shift = self._before_norm(layer, above.to(self.parameters.dtype))
             gradient = self._operand(of_product)  # (H, W, B)
             if factored:
-                self._factors.append(_centred(of_product, kept.hidden))
+                self._factors.append(OuterProducts(of_product, self._multiplied(layer)))
             else:
                 self._multiply_into(target.weights[layer], gradient, kept.hidden.mT)
             of_gains.append(of_gain.view(self.count, -1))  # (H, W)
@@ -159,9 +154,18 @@ class StackedHeads:
             if layer:
                 above = point.transposed_product(layer, gradient)
         if self.hidden_layers:
-            torch.stack(of_gains[::-1], 1, out=target.gains).mul_(self._dropout.gain)
-            torch.stack(of_shifts[::-1], 1, out=target.shifts).mul_(self._dropout.gain)
+            of_units = torch.stack(of_gains[::-1] + of_shifts[::-1], 1).view_as(target.norms)  # (H, 2, L, W)
+            torch.mul(of_units, self._dropout.gain.unsqueeze(3), out=target.norms)
         self._factors.reverse()
+
+    def _multiplied(self, layer: int) -> torch.Tensor:
+        """Return what a layer's weight was multiplied with (H, D, B), as a factor of the weight's gradient.
+
+        Of embeddings the mean over the batch is taken off: before BatchNorm a gradient sums to 0 over the batch, so
+        it has no part in the product. Rounding would grow with it, and embeddings share more than they differ by.
+        """
+        hidden = self._layers[layer].hidden.to(self.parameters.dtype)
+        return hidden if layer else hidden - hidden.mean(2, keepdim=True)
 
     def _before_norm(self, layer: int, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return gradients of BatchNorm's input (H, W, B), gain and shift (H * W,), given that (H, W, B) of a layer."""
@@ -185,8 +189,8 @@ class StackedHeads:
         """
         own, gradients, near = self._own.parameters.rest, self._of_gradients.rest, self._near.parameters.rest  # (H, S)
         squares = torch.linalg.vecdot(gradients, gradients)  # (H,)
-        for factors in self._factors:
-            squares = squares + factors.squared_norm()
+        if self._factors:
+            squares = squares + squared_norm(self._factors)
         scale = (rho / (squares.sqrt() + SMALLEST_NORM)).to(own)  # (H,)
         torch.addcmul(own, gradients, scale[:, None], out=near)
         if not self.hidden_layers:
@@ -208,8 +212,8 @@ class StackedHeads:
     def evaluate(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return logits (H, n, C) of embeddings (n, D) as a trained head gives them: running statistics, no dropout."""
         own = self._own.parameters
-        gains = own.gains / (self.running_var + EPSILON).sqrt()  # (H, L, W)
-        shifts = torch.addcmul(own.shifts, gains, self.running_mean - own.biases, value=-1)  # (H, L, W)
+        gains = own.norms[:, 0] / (self.running_var + EPSILON).sqrt()  # (H, L, W)
+        shifts = torch.addcmul(own.norms[:, 1], gains, self.running_mean - own.biases, value=-1)  # (H, L, W)
         hidden = embeddings.expand(self.count, -1, -1)  # (H, n, D)
         for layer in range(self.hidden_layers):
             weight = own.weights[layer] * gains[:, layer].unsqueeze(2)  # BatchNorm folded into the product
@@ -257,13 +261,3 @@ class StackedHeads:
             torch.bmm(left, right, out=target)
         else:
             target.copy_(torch.bmm(left, right))
-
-
-def _centred(gradient: torch.Tensor, hidden: torch.Tensor) -> OuterProducts:
-    """Return the gradient of a weight as factors, given that of its product (H, W, B) and what it multiplied (H, D, B).
-
-    Before BatchNorm a gradient sums to 0 over the batch, so the mean of what was multiplied may be taken off. Rounding
-    would otherwise grow with it: embeddings share more than they differ by.
-    """
-    hidden = hidden.to(gradient.dtype)
-    return OuterProducts(gradient, hidden - hidden.mean(2, keepdim=True))

@@ -20,6 +20,11 @@ class OuterProducts:
     left: torch.Tensor  # (H, W, B)
     right: torch.Tensor  # (H, D, B)
 
+    def squared_norm(self) -> torch.Tensor:
+        """Return the sum (H,) of the squared entries: ``trace((left^T left) (right^T right))``."""
+        of_left, of_right = torch.bmm(self.left.mT, self.left), torch.bmm(self.right.mT, self.right)  # (H, B, B) each
+        return torch.linalg.vecdot(of_left.flatten(1), of_right.flatten(1))
+
     def scaled(self, scale: torch.Tensor, dtype: torch.dtype) -> "OuterProducts":
         """Return ``scale`` (H,) times the change, its factors in a number format."""
         return OuterProducts((self.left * scale[:, None, None]).to(dtype), self.right.to(dtype))
@@ -31,20 +36,6 @@ class OuterProducts:
     def transposed_times(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the transposed change times gradients (H, W, B): (H, D, B)."""
         return torch.bmm(self.right, torch.bmm(self.left.mT, gradient))
-
-
-def squared_norm(changes: Sequence[OuterProducts]) -> torch.Tensor:
-    """Return the sum (H,) of the squared entries of all changes: ``trace((left^T left) (right^T right))`` of each."""
-    of_left, of_right = _gram([one.left for one in changes]), _gram([one.right for one in changes])  # (L, H, B, B) each
-    return torch.linalg.vecdot(of_left.flatten(2), of_right.flatten(2)).sum(0)
-
-
-def _gram(factors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the scalar products (L, H, B, B) between the columns of each factor (H, D, B)."""
-    if any(factor.shape != factors[0].shape for factor in factors):
-        return torch.stack([torch.bmm(factor.mT, factor) for factor in factors])
-    together = torch.cat(list(factors))  # (L * H, D, B)
-    return torch.bmm(together.mT, together).unflatten(0, (len(factors), -1))
 
 
 @dataclass(frozen=True)

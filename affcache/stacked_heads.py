@@ -12,7 +12,7 @@ import torch
 
 from affcache.head_parameters import HeadParameters, HeadShape
 from affcache.heads import MLPHead
-from affcache.points import OuterProducts, Point, squared_norm
+from affcache.points import OuterProducts, Point
 from affcache.sam import SMALLEST_NORM
 from affcache.stacked_dropout import StackedDropout
 
@@ -98,7 +98,7 @@ class StackedHeads:
             raise ValueError(f"a batch of {frames} frame; expected at least 2, as BatchNorm needs")
         self._point = point = at or self._own
         point.round()
-        stays = self._dropout.draw(self.hidden_layers, self.shape.width, frames, generators)
+        drawn = self._dropout.draw(self.hidden_layers, self.shape.width, frames, generators)
         # what ReLU returns grows as what it is given: what makes up for dropped units comes before it
         norms = (
             (point.parameters.norms * self._dropout.gain.unsqueeze(3)).permute(1, 2, 0, 3).flatten(2)
@@ -115,8 +115,8 @@ class StackedHeads:
                 inputs, gains[layer], shifts[layer], 1, units, frames, units, EPSILON
             )
             active = active.view_as(product).relu_()
-            if (of_layer := stays[layer]) is not None:
-                active.mul_(of_layer)
+            if drawn:
+                active = self._dropout.drop(active, drawn[layer])
             self._layers.append(_Layer(hidden, inputs, gains[layer], mean, scale, active))
             hidden = self._operand(active)
         if count_batch:
@@ -189,8 +189,8 @@ class StackedHeads:
         """
         own, gradients, near = self._own.parameters.rest, self._of_gradients.rest, self._near.parameters.rest  # (H, S)
         squares = torch.linalg.vecdot(gradients, gradients)  # (H,)
-        if self._factors:
-            squares = squares + squared_norm(self._factors)
+        for factors in self._factors:
+            squares = squares + factors.squared_norm()
         scale = (rho / (squares.sqrt() + SMALLEST_NORM)).to(own)  # (H,)
         torch.addcmul(own, gradients, scale[:, None], out=near)
         if not self.hidden_layers:

@@ -37,6 +37,10 @@ class HeadShape:
         """How many values at the start of the buffer are weights of hidden layers."""
         return sum(self.lengths[: self.layers])
 
+    def weights(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Return the views (H, W, D) of a buffer of the hidden layers' weights alone."""
+        return [weight.unflatten(1, (self.width, -1)) for weight in flat.split(self.lengths[: self.layers], dim=1)]
+
 
 @dataclass(frozen=True)
 class HeadParameters:
@@ -52,8 +56,8 @@ class HeadParameters:
     @classmethod
     def of(cls, shape: HeadShape, flat: torch.Tensor) -> "HeadParameters":
         """Return the views of a buffer (H, P)."""
-        weights = flat[:, : shape.hidden_weights].split(shape.lengths[: shape.layers], dim=1)
-        return cls.beside(shape, [w.unflatten(1, (shape.width, -1)) for w in weights], flat[:, shape.hidden_weights :])
+        start = shape.hidden_weights
+        return cls.beside(shape, shape.weights(flat[:, :start]), flat[:, start:])
 
     @classmethod
     def beside(cls, shape: HeadShape, weights: Sequence[torch.Tensor], rest: torch.Tensor) -> "HeadParameters":

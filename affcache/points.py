@@ -25,9 +25,9 @@ class OuterProducts:
         of_left, of_right = torch.bmm(self.left.mT, self.left), torch.bmm(self.right.mT, self.right)  # (H, B, B) each
         return torch.linalg.vecdot(of_left.flatten(1), of_right.flatten(1))
 
-    def scaled(self, scale: torch.Tensor, dtype: torch.dtype) -> "OuterProducts":
-        """Return ``scale`` (H,) times the change, its factors in a number format."""
-        return OuterProducts((self.left * scale[:, None, None]).to(dtype), self.right.to(dtype))
+    def scaled(self, scale: torch.Tensor) -> "OuterProducts":
+        """Return ``scale`` (H,) times the change."""
+        return OuterProducts(self.left * scale[:, None, None], self.right)
 
     def times(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the change times a batch (H, D, B): (H, W, B)."""
@@ -40,21 +40,20 @@ class OuterProducts:
 
 @dataclass(frozen=True)
 class Point:
-    """A point at which H heads are run, for products in some number format.
+    """A point at which H heads are run; its products with weights of hidden layers may take them rounded.
 
-    Where there are ``changes``, one for each hidden layer, they come on top of the weights. ``first_product``
-    (H, W, B) is the first weight times the batch, where it is known.
+    Where there are ``changes``, one for each hidden layer, they come on top of the weights, and are never rounded.
+    ``first_product`` (H, W, B) is the first weight times the batch, where it is known.
     """
 
     parameters: HeadParameters
-    weights: Sequence[torch.Tensor]  # those of the parameters, in the format of products
-    output_weight: torch.Tensor
-    rounding: tuple[torch.Tensor, torch.Tensor] | None = None  # exact values, and where they stand rounded
+    weights: Sequence[torch.Tensor]  # those of the parameters, in the number format of products
+    rounding: tuple[torch.Tensor, torch.Tensor] | None = None  # exact weights, and where they stand rounded
     changes: Sequence[OuterProducts] = ()
     first_product: torch.Tensor | None = None
 
     def round(self) -> None:
-        """Round the parameters as they are now to the format of products."""
+        """Round the weights as they are now."""
         if self.rounding:
             exact, rounded = self.rounding
             rounded.copy_(exact)
@@ -62,10 +61,15 @@ class Point:
     def product(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Return a hidden layer's weight times a batch (H, D, B): (H, W, B)."""
         known = self.first_product if layer == 0 else None
-        product = torch.bmm(self.weights[layer], hidden) if known is None else known
+        product = _multiply(self.weights[layer], hidden) if known is None else known
         return product + self.changes[layer].times(hidden) if self.changes else product
 
     def transposed_product(self, layer: int, gradient: torch.Tensor) -> torch.Tensor:
         """Return a hidden layer's transposed weight times gradients (H, W, B): (H, D, B)."""
-        product = torch.bmm(self.weights[layer].mT, gradient)
+        product = _multiply(self.weights[layer].mT, gradient)
         return product + self.changes[layer].transposed_times(gradient) if self.changes else product
+
+
+def _multiply(weight: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """Multiply in the number format of the weight, and return the product in that of the batch."""
+    return torch.bmm(weight, batch.to(weight.dtype)).to(batch.dtype)

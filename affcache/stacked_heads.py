@@ -2,7 +2,7 @@
 
 All parameters lie in one buffer (H, P), all gradients in another, so that SAM, clipping and AdamW are a pass over
 memory each. The forward and backward pass are those of ``MLPHead`` (the tests hold them to autograd), batched over H.
-Products may run in bfloat16; everything else stays in float32.
+Products with the weights of hidden layers may run in bfloat16; everything else stays in float32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ EPSILON, MOMENTUM = 1e-5, 0.1  # of BatchNorm, as torch has them
 class _Layer:
     """What the forward pass leaves of a hidden layer for the backward pass."""
 
-    hidden: torch.Tensor  # (H, D, B), what the layer was given, as an operand of products
+    hidden: torch.Tensor  # (H, D, B), what the layer was given
     inputs: torch.Tensor  # (1, H * W, B), of BatchNorm
     gain: torch.Tensor  # (H * W,)
     mean: torch.Tensor  # (1, H * W), of the batch
@@ -37,7 +37,7 @@ class StackedHeads:
     Args:
         heads: H modules of the same shape and dtype; their values are copied.
         dropout: (H,) probability of dropping a unit, for each head.
-        products: torch.bfloat16 to multiply matrices in it, or None for the parameters' own dtype.
+        products: torch.bfloat16 to multiply with hidden layers' weights in it, or None for the parameters' own dtype.
         device: where they live.
     """
 
@@ -67,12 +67,11 @@ class StackedHeads:
 
     def point(self, flat: torch.Tensor) -> Point:
         """Return the point whose parameters lie in a buffer (H, P), to run the heads there; its values may change."""
-        parameters = HeadParameters.of(self.shape, flat)
+        parameters, weights = HeadParameters.of(self.shape, flat), flat[:, : self.shape.hidden_weights]
         if self._products == flat.dtype:
-            return Point(parameters, parameters.weights, parameters.output_weight)
-        rounded = torch.empty_like(flat, dtype=self._products)
-        operands = HeadParameters.of(self.shape, rounded)
-        return Point(parameters, operands.weights, operands.output_weight, (flat, rounded))
+            return Point(parameters, parameters.weights)
+        rounded = torch.empty_like(weights, dtype=self._products)
+        return Point(parameters, self.shape.weights(rounded), rounding=(weights, rounded))
 
     def forward(
         self,
@@ -105,10 +104,10 @@ class StackedHeads:
         )  # (2, L, H * W)
         gains, shifts = (of_layers.unbind(0) for of_layers in norms)
         self._layers = []
-        hidden = self._operand(embeddings).mT  # (H, D, B): a unit's batch lies in one piece, which BatchNorm runs over
+        hidden = embeddings.mT  # (H, D, B): a unit's batch lies in one piece, which BatchNorm runs over
         for layer in range(self.hidden_layers):
             # the Linear's bias is left out: BatchNorm takes it off again
-            product = point.product(layer, hidden).to(self.parameters.dtype)  # (H, W, B)
+            product = point.product(layer, hidden)  # (H, W, B)
             inputs, units = product.view(1, -1, frames), len(gains[layer])
             # BatchNorm over a batch is torch's group norm with a group for each unit
             active, mean, scale = torch.native_group_norm(
@@ -118,12 +117,12 @@ class StackedHeads:
             if drawn:
                 active = self._dropout.drop(active, drawn[layer])
             self._layers.append(_Layer(hidden, inputs, gains[layer], mean, scale, active))
-            hidden = self._operand(active)
+            hidden = active
         if count_batch:
             self._count(frames)
         self._hidden = hidden
-        logits = torch.bmm(point.output_weight, hidden).to(self.parameters.dtype)  # (H, C, B)
-        return logits.add_(point.parameters.output_bias.unsqueeze(2)).mT  # (H, B, C)
+        output_bias = point.parameters.output_bias.unsqueeze(2)  # (H, C, 1)
+        return torch.baddbmm(output_bias, point.parameters.output_weight, hidden).mT  # (H, B, C)
 
     def backward(self, gradient: torch.Tensor, *, factored: bool = False) -> None:
         """Write the gradients of all parameters, given the loss's gradient (H, B, C) with respect to the logits.
@@ -137,22 +136,20 @@ class StackedHeads:
         point, target = self._point, self._of_gradients
         gradient = gradient.mT  # (H, C, B)
         torch.sum(gradient, 2, out=target.output_bias)
-        gradient = self._operand(gradient)
-        self._multiply_into(target.output_weight, gradient, self._hidden.mT)
+        torch.bmm(gradient, self._hidden.mT, out=target.output_weight)
         self._factors, of_gains, of_shifts = [], [], []
-        above = torch.bmm(point.output_weight.mT, gradient)  # (H, W, B)
+        above = torch.bmm(point.parameters.output_weight.mT, gradient)  # (H, W, B)
         for layer in reversed(range(self.hidden_layers)):
             kept = self._layers[layer]
-            of_product, of_gain, of_shift = self._before_norm(layer, above.to(self.parameters.dtype))
-            gradient = self._operand(of_product)  # (H, W, B)
+            of_product, of_gain, of_shift = self._before_norm(layer, above)  # (H, W, B), (H * W,), (H * W,)
             if factored:
                 self._factors.append(OuterProducts(of_product, self._multiplied(layer)))
             else:
-                self._multiply_into(target.weights[layer], gradient, kept.hidden.mT)
+                torch.bmm(of_product, kept.hidden.mT, out=target.weights[layer])
             of_gains.append(of_gain.view(self.count, -1))  # (H, W)
             of_shifts.append(of_shift.view(self.count, -1))
             if layer:
-                above = point.transposed_product(layer, gradient)
+                above = point.transposed_product(layer, of_product)
         if self.hidden_layers:
             of_units = torch.stack(of_gains[::-1] + of_shifts[::-1], 1).view_as(target.norms)  # (H, 2, L, W)
             torch.mul(of_units, self._dropout.gain.unsqueeze(3), out=target.norms)
@@ -164,7 +161,7 @@ class StackedHeads:
         Of embeddings the mean over the batch is taken off: before BatchNorm a gradient sums to 0 over the batch, so
         it has no part in the product. Rounding would grow with it, and embeddings share more than they differ by.
         """
-        hidden = self._layers[layer].hidden.to(self.parameters.dtype)
+        hidden = self._layers[layer].hidden
         return hidden if layer else hidden - hidden.mean(2, keepdim=True)
 
     def _before_norm(self, layer: int, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -195,7 +192,7 @@ class StackedHeads:
         torch.addcmul(own, gradients, scale[:, None], out=near)
         if not self.hidden_layers:
             return self._near
-        changes = [factors.scaled(scale, self._products) for factors in self._factors]
+        changes = [factors.scaled(scale) for factors in self._factors]
         return replace(
             self._near, changes=changes, first_product=self._layers[0].inputs.view_as(self._layers[0].active)
         )
@@ -204,10 +201,7 @@ class StackedHeads:
         """Return a point with the heads' own weights of hidden layers, and room for other values of the rest."""
         own = self._own.parameters
         near = HeadParameters.beside(self.shape, own.weights, torch.empty_like(own.rest))
-        if self._products == own.rest.dtype:
-            return Point(near, own.weights, near.output_weight)
-        output_weight = torch.empty_like(near.output_weight, dtype=self._products)
-        return Point(near, self._own.weights, output_weight, (near.output_weight, output_weight))
+        return Point(near, self._own.weights)  # rounded as they were for the first pass
 
     def evaluate(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return logits (H, n, C) of embeddings (n, D) as a trained head gives them: running statistics, no dropout."""
@@ -252,12 +246,3 @@ class StackedHeads:
         self.running_mean.lerp_(mean + self._own.parameters.biases, MOMENTUM)
         unbiased = (scale**-2 - EPSILON).mul_(frames / (frames - 1))  # scale is 1 / sqrt(variance + EPSILON)
         self.running_var.lerp_(unbiased, MOMENTUM)
-
-    def _operand(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._products)
-
-    def _multiply_into(self, target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-        if left.dtype == target.dtype:
-            torch.bmm(left, right, out=target)
-        else:
-            target.copy_(torch.bmm(left, right))

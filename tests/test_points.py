@@ -31,12 +31,10 @@ def test_outer_products_are_the_matrix_they_stand_for(heads: int, width: int, in
 def test_each_head_is_scaled_by_its_own_factor() -> None:
     products = OuterProducts(draw(3, 4, 2), draw(3, 5, 2, seed=1))
     scale = torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
-    scaled = products.scaled(scale, torch.float64)
+    scaled = products.scaled(scale)
     torch.testing.assert_close(
         scaled.left @ scaled.right.mT, scale[:, None, None] * (products.left @ products.right.mT)
     )
-    low = products.scaled(scale, torch.bfloat16)
-    assert (low.left.dtype, low.right.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -47,7 +45,7 @@ def test_a_point_with_changes_multiplies_as_the_changed_weights(known: bool) -> 
     changed = [w + c.left @ c.right.mT for w, c in zip(parameters.weights, changes, strict=True)]
     batches, gradient = (draw(2, 5, 7, seed=4), draw(2, 4, 7, seed=5)), draw(2, 4, 7, seed=6)
     first = parameters.weights[0] @ batches[0] if known else None
-    point = Point(parameters, parameters.weights, parameters.output_weight, changes=changes, first_product=first)
+    point = Point(parameters, parameters.weights, changes=changes, first_product=first)
     for layer in range(2):
         torch.testing.assert_close(point.product(layer, batches[layer]), changed[layer] @ batches[layer])
         torch.testing.assert_close(point.transposed_product(layer, gradient), changed[layer].mT @ gradient)
@@ -77,3 +75,20 @@ def test_the_lengths_are_those_of_the_views_in_their_order() -> None:
     flat = torch.arange(float(sum(shape.lengths)))[None]
     starts = sorted((int(view.flatten()[0]), view.numel()) for view in HeadParameters.of(shape, flat).named().values())
     assert [length for _, length in starts] == shape.lengths
+
+
+def test_rounded_weights_multiply_exact_changes() -> None:
+    shape = HeadShape(inputs=5, layers=1, width=4, outputs=3)
+    flat = draw(2, sum(shape.lengths), dtype=torch.float32)
+    parameters, exact = HeadParameters.of(shape, flat), flat[:, : shape.hidden_weights]
+    rounded = torch.empty_like(exact, dtype=torch.bfloat16)
+    change = OuterProducts(1e-4 * draw(2, 4, 6, dtype=torch.float32), draw(2, 5, 6, seed=1, dtype=torch.float32))
+    point = Point(parameters, shape.weights(rounded), rounding=(exact, rounded))
+    point.round()
+    hidden = torch.eye(5).expand(2, -1, -1)  # exact in bfloat16: products are the weights themselves
+    torch.testing.assert_close(point.product(0, hidden), parameters.weights[0].bfloat16().float(), rtol=0, atol=0)
+    moved = Point(parameters, point.weights, changes=[change]).product(0, hidden) - point.product(0, hidden)
+    torch.testing.assert_close(moved, change.left @ change.right.mT, rtol=1e-3, atol=1e-6)
+    flat.mul_(2)
+    point.round()
+    torch.testing.assert_close(point.product(0, hidden), parameters.weights[0].bfloat16().float(), rtol=0, atol=0)

@@ -55,7 +55,7 @@ class FitSettings(Settings):
     adaptive: bool = setting(False, "Scale the perturbation by the size of each parameter (ASAM).")
     clip_norm: float | None = setting(None, "Largest norm of a gradient; larger ones are scaled.", default_text="any")
     precision: str = setting(
-        "fp32", "Number format of the head's matrix products; all else is fp32.", choices=("fp32", "bf16")
+        "fp32", "Number format of products with hidden layers' weights; all else is fp32.", choices=("fp32", "bf16")
     )
     dropout: float = setting(0.6, "Dropout probability after each hidden layer, in [0, 1).")
     hidden_layers: int = setting(3, "Hidden layers of the head; 0 makes it linear.")

@@ -200,8 +200,12 @@ def test_with_one_batch_seen_the_tracked_tail_is_the_batchs_own(name: str, weigh
     logits.requires_grad_()
     outcomes = []
     for level in ("set", "batch"):
-        loss = Objective(task, recipes(name, cvar_level=level, **common), counts, LIKE)(logits, labels, videos)
+        objectives = [Objective(task, recipes(name, cvar_level=level, **common), counts, LIKE) for _ in range(2)]
+        loss = objectives[0](logits, labels, videos)
         outcomes.append((loss, torch.autograd.grad(loss.sum(), logits)[0]))
+        direct = objectives[1].with_gradient(logits.detach(), labels, videos)
+        torch.testing.assert_close(direct, (loss.detach(), outcomes[-1][1]))
+        assert level == "batch" or objectives[1].state()["value"].any(), "the threshold has seen the batch"
     torch.testing.assert_close(outcomes[0], outcomes[1])
 
 

@@ -72,7 +72,7 @@ class Learner:
         self.sharpness_aware = any(one.rho for one in settings)
         pays = FACTORS_PAY * first.batch_size <= first.hidden_width
         self.factored = not first.adaptive and (pays if factored is None else factored)
-        self._near: Point | None = None  # of a second pass that isn't factored
+        self._nearby: torch.Tensor | None = None  # (H, P), room for a point that is written out
         self.objective = Objective(task, settings, counts, self.heads.parameters, videos)
         self._orders = [_generator(one.seed, "order", torch.device("cpu")) for one in settings]
         self._drops = [_generator(one.seed, "dropout", device) for one in settings]
@@ -126,7 +126,7 @@ class Learner:
         """Return where SAM's second pass runs, from the gradients of the first."""
         if self.factored:
             return self.heads.worst_point(self.optimiser.param_groups[0]["rho"])
-        if self._near is None:
+        if self._nearby is None:
             self._nearby = torch.empty_like(self.heads.parameters)
             self._near = self.heads.point(self._nearby)
         self.optimiser.worst_point([self._nearby])

@@ -8,14 +8,11 @@ from affcache.settings_base import ANNOTATIONS, Settings, flag, setting
 
 
 @dataclass(frozen=True)
-class FitSettings(Settings):
-    """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
+class TrainingSettings(Settings):
+    """What a head and its training can be told. The defaults are the recipe "paper" (arXiv 2403.09915)."""
 
     task: str = setting("expr", "What to predict: expr, au or va.")
-    store: Path | None = setting(None, "The embedding store.", default_text="data/features/<model>-<pretrained>.h5")
     annotations: Path = setting(ANNOTATIONS, "Folder with the label files, as the organisers lay them out.")
-    run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
-    resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
     head: str = setting(
         "mlp",
         "What is trained: the MLP, a linear layer, or (ridge) a linear layer in closed form, within seconds.",
@@ -63,7 +60,6 @@ class FitSettings(Settings):
     normalize: str = setting(
         "none", "What to do to an embedding first: nothing, or scale it to length 1.", choices=("none", "l2")
     )
-    seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
     device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
     memory: float | None = setting(
         None, "GB of embeddings held at a time; if there are more, they stream.", default_text="half the device's"
@@ -78,7 +74,7 @@ class FitSettings(Settings):
         for name in ("lr", "memory"):
             yield from self.at_least(name, 0, excluded=True)
         yield from self.at_least("lr_half_period", 0, excluded=True)
-        for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers", "seed"):
+        for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers"):
             yield from self.at_least(name, 0)
         if not 0 < self.alpha <= 1:
             yield f"--alpha is {self.alpha}; expected more than 0 and at most 1."
@@ -93,8 +89,6 @@ class FitSettings(Settings):
         if self.cvar_within != "batch" and (self.cvar_level == "set" or self.class_weights != "none"):
             yield "--cvar-within goes with neither --cvar-level set nor --class-weights; expected one of the three."
         yield from self._unfitting()
-        if self.resume and self.run is None:
-            yield "--resume doesn't say which run to continue; expected --run DIR with it."
 
     def _unfitting(self) -> Iterator[str]:
         """Yield a sentence for each setting that the task or the head has no use for."""
@@ -114,6 +108,23 @@ class FitSettings(Settings):
             yield f"--auc-weight is {self.auc_weight}, but {self.task} has no AUC term, only au has; expected 0."
         if self.head == "ridge" and self.task == "au" and self.class_weights != "none":
             yield "--class-weights is balanced, but one ridge solves for all 12 action units; expected none."
+
+
+@dataclass(frozen=True)
+class FitSettings(TrainingSettings):
+    """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
+
+    store: Path | None = setting(None, "The embedding store.", default_text="data/features/<model>-<pretrained>.h5")
+    run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
+    resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
+    seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        yield from super().problems()
+        yield from self.at_least("seed", 0)
+        if self.resume and self.run is None:
+            yield "--resume doesn't say which run to continue; expected --run DIR with it."
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,16 @@ from affcache.heads import MLPHead
 from affcache.objective import ClassCounts, Objective
 from affcache.points import Point
 from affcache.recorded_step import WARM_UP, RecordedStep
-from affcache.sam import SAM, clip_stacked_gradients
+from affcache.sam import clip_stacked_gradients, write_stacked_worst_point
+from affcache.stacked_adamw import StackedAdamW
 from affcache.stacked_heads import StackedHeads
 from affcache.tasks import Task
-from affcache.training_data import Frames, FrameSource, batches, epoch_order, prepare
+from affcache.training_data import EVALUATION_BATCH, Frames, FrameSource, batches, epoch_order, prepare
 
+FORM = (  # what heads side by side have in common; "rho" only in whether it is 0
+    "task", "head", "epochs", "batch_size", "stride", "frames_per_epoch", "cvar_level", "cvar_within", "class_weights",
+    "auc_margin", "adaptive", "clip_norm", "precision", "hidden_layers", "hidden_width", "normalize",
+)  # fmt: skip
 FACTORS_PAY = 4  # times the batch size is the width from which on SAM's point costs less in factors
 
 Tensors = dict[str, torch.Tensor]
@@ -25,8 +30,8 @@ class Learner:
     """Heads with their optimiser, objective and generators: everything that a step changes.
 
     Args:
-        settings: the recipe of each of the H heads. What decides the form of the computation must be the same in all:
-            shape of the head, batch size, epochs, normalize, learning rate, weight decay.
+        settings: the recipe of each of the H heads. Of all settings that aren't numbers of a head alone (those that
+            ``FORM`` names, and whether rho is 0) the heads share the first one's.
         task: what is predicted.
         width: D, the width of an embedding.
         device: where the heads train.
@@ -57,18 +62,9 @@ class Learner:
             products=torch.bfloat16 if first.precision == "bf16" else None,
             device=device,
         )
-        self.heads.parameters.grad = self.heads.gradients
-        on_gpu = device.type == "cuda"
-        base = torch.optim.AdamW(
-            [self.heads.parameters],
-            lr=torch.tensor(first.lr, device=device) if on_gpu else first.lr,  # a recorded step reads it where it lies
-            weight_decay=first.weight_decay,
-            fused=True,
-            capturable=on_gpu,
-        )
-        self.optimiser = SAM(base, first.rho, adaptive=first.adaptive, stacked=True, pieces=self.heads.shape.lengths)
-        if any(one.rho != first.rho for one in settings):
-            base.param_groups[0]["rho"] = torch.tensor([one.rho for one in settings], device=device)  # (H,)
+        rates, decays = [one.lr for one in settings], [one.weight_decay for one in settings]
+        self.optimiser = StackedAdamW(self.heads.parameters, self.heads.gradients, rates, decays)
+        self.rho = torch.tensor([one.rho for one in settings]).to(self.heads.parameters)  # (H,)
         self.sharpness_aware = any(one.rho for one in settings)
         pays = FACTORS_PAY * first.batch_size <= first.hidden_width
         self.factored = not first.adaptive and (pays if factored is None else factored)
@@ -76,17 +72,13 @@ class Learner:
         self.objective = Objective(task, settings, counts, self.heads.parameters, videos)
         self._orders = [_generator(one.seed, "order", torch.device("cpu")) for one in settings]
         self._drops = [_generator(one.seed, "dropout", device) for one in settings]
-        self._records = on_gpu
+        self._records = device.type == "cuda"
         self._recorded: RecordedStep | None = None
         self._steps_before = 0  # made one by one since the optimiser's state was set up
 
-    def epoch(self, frames: FrameSource, rate: float) -> torch.Tensor:
-        """Train one epoch at a learning rate; return the mean loss (H,) of its first passes."""
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+    def epoch(self, frames: FrameSource, rates: float | Sequence[float]) -> torch.Tensor:
+        """Train one epoch at a learning rate, or at one for each head; return the mean loss (H,) of first passes."""
+        self.optimiser.set_rates([rates] * self.heads.count if isinstance(rates, float) else rates)
         size, videos = self.settings.batch_size, frames.videos.cpu()
         stride, most = self.settings.stride, self.settings.frames_per_epoch
         order = torch.stack(  # (H, m)
@@ -119,17 +111,19 @@ class Learner:
             self._gradients(prepared, labels, videos, at=self._worst_point())
         if self.settings.clip_norm:
             clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
-        self.optimiser.base.step()
+        self.optimiser.step()
         return loss
 
     def _worst_point(self) -> Point:
         """Return where SAM's second pass runs, from the gradients of the first."""
         if self.factored:
-            return self.heads.worst_point(self.optimiser.param_groups[0]["rho"])
+            return self.heads.worst_point(self.rho)
         if self._nearby is None:
             self._nearby = torch.empty_like(self.heads.parameters)
             self._near = self.heads.point(self._nearby)
-        self.optimiser.worst_point([self._nearby])
+        parameters, gradients, pieces = self.heads.parameters, self.heads.gradients, self.heads.shape.lengths
+        adaptive = self.settings.adaptive
+        write_stacked_worst_point(parameters, gradients, self.rho, self._nearby, adaptive=adaptive, pieces=pieces)
         return self._near
 
     def _gradients(
@@ -149,7 +143,6 @@ class Learner:
         logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass, at=at)  # (H, B, C)
         loss, gradient = self.objective.with_gradient(logits, labels, videos, first_pass=first_pass)
         self.heads.backward(gradient, factored=factored)
-        self.heads.parameters.grad = self.heads.gradients
         return loss
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
@@ -159,8 +152,7 @@ class Learner:
     def state(self) -> Tensors:
         """Return everything that a continued training needs, so that it equals an uninterrupted one."""
         tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state().items()}
-        for index, state in self.optimiser.state_dict()["base"]["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
         for head in range(self.heads.count):
             prefix = "head." if self.heads.count == 1 else f"head.{head}."
             tensors |= {f"{prefix}{name}": tensor for name, tensor in self.heads.state_dict(head).items()}
@@ -172,13 +164,7 @@ class Learner:
         """Take up what ``state`` returned."""
         self._recorded, self._steps_before = None, 0  # a recorded step changes the tensors of before
         self.objective.load_state(_with_prefix(tensors, "objective."))
-        state: dict[int, Tensors] = {}
-        for name, tensor in _with_prefix(tensors, "optimiser.").items():
-            index, _, entry = name.partition(".")
-            state.setdefault(int(index), {})[entry] = tensor
-        now = self.optimiser.state_dict()
-        now["base"] = {"state": state, "param_groups": now["base"]["param_groups"]}
-        self.optimiser.load_state_dict(now)
+        self.optimiser.load_state(_with_prefix(tensors, "optimiser."))
         for head in range(self.heads.count):
             prefix = "head." if self.heads.count == 1 else f"head.{head}."
             self.heads.load_state_dict(head, _with_prefix(tensors, prefix))
@@ -188,7 +174,9 @@ class Learner:
 
 def predict(heads: StackedHeads, frames: FrameSource, normalize: str) -> torch.Tensor:
     """Return the logits (H, n, C) of all frames, as trained heads give them."""
-    return torch.cat([heads.evaluate(prepare(batch, normalize)) for batch in frames.evaluation_batches()], dim=1)
+    most = max(1, EVALUATION_BATCH // heads.count)  # frames at a time: hidden layers hold H times as many rows
+    parts = (part for batch in frames.evaluation_batches() for part in batch.split(most))
+    return torch.cat([heads.evaluate(prepare(part, normalize)) for part in parts], dim=1)
 
 
 def _take(rows: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:

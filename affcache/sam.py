@@ -37,8 +37,6 @@ class SAM(Optimizer):
         adaptive: whether to scale the perturbation by the size of each parameter (ASAM); rho is then larger, 0.5 to 2.
         stacked: whether the first axis of every parameter counts H independent heads. The norm is then one per head
             and group, and a group's ``rho`` may be a tensor (H,).
-        pieces: where one flat parameter holds the layers side by side, their lengths: norms are then taken one by one
-            as they are where layers lie apart. A float32 norm of millions of values at once is off by 2e-5 on a CPU.
 
     Raises:
         ValueError: rho below 0, or not a number.
@@ -51,7 +49,6 @@ class SAM(Optimizer):
         *,
         adaptive: bool = False,
         stacked: bool = False,
-        pieces: Sequence[int] | None = None,
     ) -> None:
         if not rho >= 0:
             raise ValueError(f"rho is {rho}; expected at least 0")
@@ -59,7 +56,6 @@ class SAM(Optimizer):
         self.rho = rho
         self.adaptive = adaptive
         self.stacked = stacked
-        self.pieces = list(pieces) if pieces else None
         self._originals: dict[torch.Tensor, torch.Tensor] = {}  # room for the parameters while they are moved
         super().__init__(base.param_groups, {})
         self._share_with_base()
@@ -122,8 +118,7 @@ class SAM(Optimizer):
             gradient = parameter.grad if not self.adaptive else parameter.grad * parameter  # type: ignore[operator]
             assert gradient is not None
             rows = gradient.flatten(1) if self.stacked else gradient.reshape(1, -1)  # (H, P) or (1, P)
-            pieces = rows.split(self.pieces, dim=1) if self.pieces else (rows,)
-            norms += [torch.linalg.vector_norm(piece, dim=1) for piece in pieces]
+            norms.append(torch.linalg.vector_norm(rows, dim=1))
         return torch.linalg.vector_norm(torch.stack(norms), dim=0) if len(norms) > 1 else norms[0]  # (H,) or (1,)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -156,6 +151,34 @@ class SAM(Optimizer):
         self.rho, self.adaptive = state_dict["rho"], state_dict["adaptive"]
         self.base.load_state_dict(state_dict["base"])
         self._share_with_base()
+
+
+@torch.no_grad()
+def write_stacked_worst_point(
+    parameters: torch.Tensor,
+    gradients: torch.Tensor,
+    rho: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    adaptive: bool = False,
+    pieces: Sequence[int],
+) -> None:
+    """Write the worst point nearby of H heads whose parameters lie in one buffer, as ``SAM`` has it for one.
+
+    Args:
+        parameters: (H, P).
+        gradients: (H, P).
+        rho: (H,), the radius for each head, each at least 0.
+        out: (H, P), written.
+        adaptive: ASAM's instead of SAM's.
+        pieces: lengths of the layers in a row. Norms are taken layer by layer, as they are where layers lie apart: a
+            float32 norm of millions of values at once is off by 2e-5 on a CPU.
+    """
+    scaled = parameters * gradients if adaptive else gradients
+    norms = torch.stack([torch.linalg.vector_norm(piece, dim=1) for piece in scaled.split(list(pieces), dim=1)])
+    scale = rho / (torch.linalg.vector_norm(norms, dim=0) + SMALLEST_NORM)  # (H,)
+    direction = parameters.square().mul_(gradients) if adaptive else gradients
+    torch.addcmul(parameters, direction, scale.to(parameters)[:, None], out=out)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from affcache.ablate_settings import AblateSettings
 from affcache.fit_settings import FitSettings, ScoreSettings
 from affcache.settings_base import (
     ANNOTATIONS,
@@ -30,6 +31,7 @@ __all__ = [
     "MODEL",
     "PRETRAINED",
     "RUNS",
+    "AblateSettings",
     "FitSettings",
     "ScoreSettings",
     "Settings",
@@ -235,6 +237,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "extract": ExtractSettings,
     "fit": FitSettings,
     "score": ScoreSettings,
+    "ablate": AblateSettings,
     "sample": SampleSettings,
     "demo": DemoSettings,
     "doctor": DoctorSettings,

@@ -6,6 +6,7 @@ task is a further entry here, without a change elsewhere.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from affcache.losses import (
 )
 from affcache.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
 from affcache.settings import FitSettings
+from affcache.video_statistics import Table, class_counts, mean_ccc, mean_f1, moments, unit_counts
 
 Labels = npt.NDArray[Any]
 
@@ -50,6 +52,8 @@ class Task:
     decide: Callable[[npt.NDArray[np.float32]], Labels]  # probabilities (n, C) -> labels in the label files' form
     score: Callable[[Labels, Labels, tuple[str, ...]], Scores]  # labels, decided, classes -> scores
     metric: str  # name of the value by which the best epoch is chosen
+    video_statistics: Callable[..., Table]  # labels, decided, video numbers (n,), V -> (V, C, S), sums over frames
+    metric_of: Callable[[Table], npt.NDArray[np.float64]]  # such sums over videos (..., C, S) -> the metric (...)
 
     @property
     def outputs(self) -> int:
@@ -82,6 +86,8 @@ EXPR = Task(
     decide=lambda probabilities: probabilities.argmax(axis=1),
     score=multiclass_scores,
     metric="macro_f1",
+    video_statistics=partial(class_counts, classes=8),
+    metric_of=mean_f1,
 )
 
 AU = Task(
@@ -104,6 +110,8 @@ AU = Task(
     decide=lambda probabilities: (probabilities >= 0.5).astype(np.int64),
     score=multilabel_scores,
     metric="mean_f1",
+    video_statistics=unit_counts,
+    metric_of=mean_f1,
 )
 
 VA = Task(
@@ -126,6 +134,8 @@ VA = Task(
     decide=lambda outputs: outputs,
     score=regression_scores,
     metric="mean_ccc",
+    video_statistics=moments,
+    metric_of=mean_ccc,
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in (EXPR, AU, VA)}

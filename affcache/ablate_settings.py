@@ -1,0 +1,60 @@
+"""The settings of an ablation: the recipe of a fit, and what of it is varied."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from affcache.fit_settings import TrainingSettings
+from affcache.settings_base import setting
+
+
+@dataclass(frozen=True)
+class AblateSettings(TrainingSettings):
+    """Train a grid of heads off one read of the store, with seeds, and compare them."""
+
+    vary: tuple[str, ...] = setting(
+        (), "A setting of fit and its values, alpha=0.3,0.5,1; several span a grid.", default_text="nothing"
+    )
+    list: Path | None = setting(
+        None, "TOML file of named settings: a table each, with the settings of fit in it.", default_text="none"
+    )
+    preset: str = setting(
+        "none",
+        "A ready-made grid: paper (erm, cvar and for au cvar+auc, each without and with SAM), alpha, or rho.",
+        choices=("none", "paper", "alpha", "rho"),
+    )
+    seeds: int = setting(3, "Heads of each setting, with the seeds 0, 1, 2, ...")
+    base: str = setting(
+        "",
+        "What others are compared with: a name, or values, alpha=1,rho=0.",
+        default_text="the defaults, or the first",
+    )
+    store: tuple[Path, ...] = setting(
+        (), "The embedding store; several are compared.", default_text="data/features/<model>-<pretrained>.h5"
+    )
+    out: Path | None = setting(
+        None, "Folder to write; what is finished in it is kept and skipped.", default_text="ablations/<task>"
+    )
+    select: str = setting(
+        "validation",
+        "Where epochs and settings are chosen: on validation, which is reported too, or on held-out training videos.",
+        choices=("validation", "heldout"),
+    )
+    held_out: float = setting(0.2, "Share of the training frames that --select heldout sets aside, in whole videos.")
+    keep: str = setting(
+        "best",
+        "Whose heads are kept for affcache score: the best run's, all, or none.",
+        choices=("best", "all", "none"),
+    )
+    yes: bool = setting(False, "Start also what is projected to take more than a day.")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        yield from super().problems()
+        yield from self.at_least("seeds", 1)
+        if not 0 < self.held_out < 1:
+            yield f"--held-out is {self.held_out}; expected more than 0 and less than 1."
+        if self.preset != "none" and self.list is not None:
+            yield "--preset and --list are both given; expected one of them, with as many --vary as you like."
+        if self.preset == "none" and self.list is None and not self.vary and len(self.store) < 2:
+            yield "nothing is varied; expected --vary NAME=VALUES, --preset, --list FILE or several --store."

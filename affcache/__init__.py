@@ -2,6 +2,7 @@
 
     affcache.extract(crops=(folder,), store="faces.h5")        # crops -> embedding store, once
     affcache.fit(task="expr", store="faces.h5", run="runs/a")  # store + labels -> a run folder
+    affcache.ablate(task="expr", store="faces.h5", vary={"alpha": [0.5, 1]})  # a grid off one read of the store
     affcache.score(run="runs/a")                               # run -> metrics and files
 
 Names load on first use, so that ``import affcache`` and ``affcache --help`` don't wait for torch.
@@ -11,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from affcache.ablate_settings import AblateSettings
+    from affcache.ablations.ablating import AblateResult, ablate
     from affcache.bench.extraction import BenchExtractResult, bench_extract
     from affcache.bench.fit import BenchFitResult, bench_fit
     from affcache.bench.store import BenchStoreResult, bench_store
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "AblateResult": "ablations.ablating",
+    "AblateSettings": "ablate_settings",
     "AffcacheError": "errors",
     "BenchExtractResult": "bench.extraction",
     "BenchExtractSettings": "settings",
@@ -80,6 +85,7 @@ _MODULE_OF = {
     "StoreError": "errors",
     "TASKS": "tasks",
     "Task": "tasks",
+    "ablate": "ablations.ablating",
     "bench_extract": "bench.extraction",
     "bench_fit": "bench.fit",
     "bench_store": "bench.store",
@@ -98,6 +104,8 @@ _MODULE_OF = {
 __all__ = [
     "SAM",
     "TASKS",
+    "AblateResult",
+    "AblateSettings",
     "AffcacheError",
     "BenchExtractResult",
     "BenchExtractSettings",
@@ -129,6 +137,7 @@ __all__ = [
     "ScoreSettings",
     "StoreError",
     "Task",
+    "ablate",
     "bench_extract",
     "bench_fit",
     "bench_store",

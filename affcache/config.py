@@ -24,6 +24,8 @@ NOT_SHARED = {
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }
 
+_EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
+
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
@@ -163,6 +165,25 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        words = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
-        raise TypeError(words.get(kind, "true or false"))
+        raise TypeError(_EXPECTED.get(kind, "true or false"))
     return value
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """Turn text into the value of a setting of type ``kind``: 0.5, 32, true, none, l2.
+
+    Raises:
+        ValueError: it is none; says what was expected.
+    """
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(_EXPECTED.get(kind, "another value")) from None

@@ -109,7 +109,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         epochs=training.epoch,
         frames=len(train),
         validation_frames=len(validation),
-        tail=_tail(settings, task, len(train)),
+        tail=tail_of(settings, task, len(train)),
         seconds=time.perf_counter() - start,
         device=str(device),
     )
@@ -143,7 +143,8 @@ def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> f
     return before or default_memory(device)
 
 
-def _tail(settings: FitSettings, task: Task, frames: int) -> float:
+def tail_of(settings: FitSettings, task: Task, frames: int) -> float:
+    """Return how many losses of a batch CVaR averages, with so many training frames."""
     return tail_size(min(settings.batch_size, frames) * task.losses_per_frame, settings.alpha)
 
 
@@ -151,7 +152,7 @@ def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener
     """Say how many losses CVaR averages per step, and warn when they are few."""
     if settings.alpha == 1 or settings.head == "ridge":
         return
-    tail, level = _tail(settings, task, frames), f"CVaR at alpha {settings.alpha:g}"
+    tail, level = tail_of(settings, task, frames), f"CVaR at alpha {settings.alpha:g}"
     if settings.cvar_level == "set":
         listener.message(f"{level} counts losses above a threshold over recent batches: {tail:g} a batch on average")
     elif settings.cvar_within != "batch":

@@ -54,6 +54,7 @@ class Learner:
     ) -> None:
         first = settings[0]
         self.settings = first
+        self.recipes = list(settings)  # (H,)
         self.task = task
         self.device = device
         self.heads = StackedHeads(

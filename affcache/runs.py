@@ -89,6 +89,10 @@ class RunFolder:
             for path in self.path.glob(pattern):
                 path.unlink()
 
+    def read_history(self) -> list[dict[str, Any]]:
+        """Return the lines of the history."""
+        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+
     def append_history(self, entry: dict[str, Any]) -> None:
         """Add one epoch's line."""
         with self.history.open("a", encoding="utf-8") as file:

@@ -11,6 +11,45 @@ from affcache.risk import cvar
 from affcache.runs import RunFolder, read_tensors, write_tensors
 from affcache.training_data import FrameSource
 
+Entry = dict[str, Any]  # a line of history
+LOSSES = ("train_loss", "validation_loss")
+
+
+def train_epoch(learner: Learner, train: FrameSource, validation: FrameSource, epoch: int) -> list[Entry]:
+    """Train an epoch, counted from 0, and evaluate; return a line of history for each head.
+
+    A head that diverged has a loss that isn't finite, and a metric that is nan.
+    """
+    start = time.perf_counter()
+    rates = [learning_rate(recipe, epoch) for recipe in learner.recipes]
+    train_losses = learner.epoch(train, rates).tolist()
+    trained = time.perf_counter()
+    logits = learner.predict(validation)  # (H, n, C)
+    labels = validation.labels.to(logits.device)
+    entries = []
+    for recipe, rate, train_loss, of_head in zip(learner.recipes, rates, train_losses, logits, strict=True):
+        losses = learner.task.losses(of_head, labels)
+        entry = {
+            "epoch": epoch + 1,
+            "train_loss": train_loss,
+            "validation_loss": float(losses.mean()),  # the last step may have broken the head
+            "validation_cvar": float(cvar(losses, recipe.alpha)),
+            learner.task.metric: math.nan,
+            "learning_rate": rate,
+        }
+        if not has_diverged(entry):
+            decided = learner.task.decide(learner.task.probabilities(of_head).cpu().numpy())
+            scores = learner.task.score(validation.labels.cpu().numpy(), decided, learner.task.classes)
+            entry[learner.task.metric] = scores.value
+        entries.append(entry)
+    seconds = {"seconds": round(time.perf_counter() - start, 3), "training_seconds": round(trained - start, 3)}
+    return [{**entry, **seconds} for entry in entries]
+
+
+def has_diverged(entry: Entry) -> bool:
+    """Say whether a line of history is of a head whose training broke down."""
+    return not all(math.isfinite(entry[name]) for name in LOSSES)
+
 
 class Training:
     """The state of one run: the learner, finished epochs and the best of them.
@@ -34,40 +73,19 @@ class Training:
     def run(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
         """Train the epochs that are left."""
         while self.epoch < self.settings.epochs:
-            entry = self._one_epoch(train, validation)
+            (entry,) = train_epoch(self.learner, train, validation, self.epoch)
+            self._require_finite(entry)
+            self.epoch += 1
             self._save(entry)
             words = f"{self.task.metric} {entry[self.task.metric]:.3f}, best {self.best_value:.3f}"
             listener.progress(self.epoch, self.settings.epochs, "epoch", words)
 
-    def _one_epoch(self, train: FrameSource, validation: FrameSource) -> dict[str, Any]:
-        """Train one epoch, evaluate, and return its line of history."""
-        start = time.perf_counter()
-        rate = learning_rate(self.settings, self.epoch)
-        train_loss = float(self.learner.epoch(train, rate)[0])
-        self._require_finite(train_loss)
-        trained = time.perf_counter()
-        (logits,) = self.learner.predict(validation)  # (n, C)
-        losses = self.task.losses(logits, validation.labels.to(logits.device))
-        self._require_finite(float(losses.mean()))  # the last step may have broken the head
-        decided = self.task.decide(self.task.probabilities(logits).cpu().numpy())
-        scores = self.task.score(validation.labels.cpu().numpy(), decided, self.task.classes)
-        self.epoch += 1
-        return {
-            "epoch": self.epoch,
-            "train_loss": train_loss,
-            "validation_loss": float(losses.mean()),
-            "validation_cvar": float(cvar(losses, self.settings.alpha)),
-            self.task.metric: scores.value,
-            "learning_rate": rate,
-            "seconds": round(time.perf_counter() - start, 3),
-            "training_seconds": round(trained - start, 3),
-        }
-
-    def _require_finite(self, loss: float) -> None:
+    def _require_finite(self, entry: Entry) -> None:
         """Refuse to go on with, or to keep, a head that diverged."""
-        if not math.isfinite(loss):
+        if has_diverged(entry):
+            loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
             raise ConfigError(
-                f"The training diverged in epoch {self.epoch + 1}: the loss is {loss}. Expected a finite loss. "
+                f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
                 "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
                 f"{self.folder.path}."
             )

@@ -13,6 +13,7 @@ import typer
 
 import affcache
 from affcache.settings import (
+    AblateSettings,
     BenchExtractSettings,
     BenchFitSettings,
     BenchStoreSettings,
@@ -82,6 +83,7 @@ add_command(
     affcache fit --task expr
     affcache fit --task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1
     """,
+    first=("task", "store", "annotations", "run", "resume"),
 )
 add_command(
     app,
@@ -93,6 +95,17 @@ add_command(
     affcache score runs/au-rho01 --split train --json
     """,
     positional=("run",),
+)
+add_command(
+    app,
+    "ablate",
+    AblateSettings,
+    commands.ablate,
+    """
+    affcache ablate --task expr --preset paper --seeds 5
+    affcache ablate --task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid
+    """,
+    first=("task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes"),
 )
 store_argument = argument("store", "The embedding store.")
 add(

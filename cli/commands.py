@@ -12,7 +12,9 @@ from rich.text import Text
 import affcache
 from affcache.config import ConfigFile, find_config, resolve
 from affcache.errors import AffcacheError
+from affcache.metric_names import metric_name
 from affcache.settings import (
+    AblateSettings,
     DemoSettings,
     ExportSettings,
     ExtractSettings,
@@ -23,12 +25,12 @@ from affcache.settings import (
 )
 
 from .console import ConsoleListener, rate_text
-from .tables import METRIC_NAMES, fact_table, score_table
+from .tables import ablation_table, fact_table, score_table
 
 INPUT_ERROR, INTERRUPTED = 2, 130
 INTERRUPTED_MESSAGE = (
-    "Interrupted. What was finished is kept: 'affcache extract' continues with the same command, 'affcache fit' with "
-    "--run DIR --resume."
+    "Interrupted. What was finished is kept: 'affcache extract' and 'affcache ablate' continue with the same command, "
+    "'affcache fit' with --run DIR --resume."
 )
 
 Work = Callable[[ConsoleListener, ConfigFile], Any]
@@ -96,7 +98,7 @@ def fit(given: dict[str, Any], as_json: bool) -> None:
     """Handle ``affcache fit``."""
 
     def show(result: Any) -> None:
-        metric = METRIC_NAMES.get(result.metric, result.metric)
+        metric = metric_name(result.metric)
         tried = "strength" if result.head == "ridge" else "epoch"
         facts = {
             "run": result.run,
@@ -122,6 +124,31 @@ def score(given: dict[str, Any], as_json: bool) -> None:
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.score(resolve(ScoreSettings, "score", given, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def ablate(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache ablate``."""
+
+    def show(result: Any) -> None:
+        out(ablation_table(result.rows, result.heldout))
+        chosen = "held-out training videos" if result.heldout else "validation itself, which flatters"
+        facts = {
+            "heads": f"{result.cells:,}, {result.trained:,} trained now in {result.seconds:.0f} s on {result.device}",
+            "epochs chosen on": chosen,
+            "written": f"{result.out}: results.csv, summary.csv, .md and .tex, figures/",
+        }
+        if result.best:
+            facts["best run"] = f"{result.best['setting']}, seed {result.best['seed']}: {result.best['value']:.3f}"
+        out(fact_table(facts))
+        if result.best:
+            run_folder = result.best["run"]
+            out(f"next: affcache score {run_folder}" if run_folder else f"next: {result.best['fit']}")
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        store = {} if "store" in given or "store" in config.of("ablate") else {"store": (config.store,)}
+        return affcache.ablate(resolve(AblateSettings, "ablate", {**given, **store}, config), listener=listener)
 
     run(as_json, work, show)
 

@@ -23,6 +23,7 @@ def add_command(
     examples: str,
     *,
     positional: tuple[str, ...] = (),
+    first: tuple[str, ...] = (),
     further: tuple[inspect.Parameter, ...] = (),
 ) -> None:
     """Add a command that takes every field of a settings class as a flag.
@@ -34,12 +35,15 @@ def add_command(
         handler: called with the flags that were given and whether --json was.
         examples: two runnable lines for the end of the help.
         positional: fields that are arguments instead of flags.
+        first: fields that the help lists first.
         further: parameters that are no settings.
     """
     parameters = [
         _parameter(declared, typing.get_type_hints(settings)[declared.name], positional=declared.name in positional)
         for declared in dataclasses.fields(settings)  # type: ignore[arg-type]  # subclasses are dataclasses
     ]
+    order = {field: position for position, field in enumerate(first)}
+    parameters.sort(key=lambda parameter: order.get(parameter.name, len(first)))
     add(app, name, f"{inspect.getdoc(settings)}", handler, examples, [*further, *parameters])
 
 

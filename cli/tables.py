@@ -1,15 +1,16 @@
 """Results as tables for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
-if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
-    from affcache.metrics import Scores
+from affcache.metric_names import metric_name
 
-METRIC_NAMES = {"macro_f1": "macro F1", "mean_f1": "mean F1", "mean_ccc": "mean CCC"}
+if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
+    from affcache.ablations.summary import Summary
+    from affcache.metrics import Scores
 
 
 def score_table(scores: "Scores") -> Table:
@@ -17,7 +18,7 @@ def score_table(scores: "Scores") -> Table:
     columns = list(scores.classes[0].values)  # precision, recall, f1; or ccc, pearson, rmse
     classified = "f1" in columns
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    metric = METRIC_NAMES.get(scores.metric, scores.metric)
+    metric = metric_name(scores.metric)
     averaged = scores.metric.rpartition("_")[2]  # macro_f1 stands below f1, mean_ccc below ccc
     footers = {averaged if averaged in columns else columns[-1]: f"{scores.value:.3f}"}
     table.add_column("class" if classified else "output", footer=metric)
@@ -30,6 +31,20 @@ def score_table(scores: "Scores") -> Table:
         table.add_row(row.name, *values, f"{row.support:,}", style="dim" if row.support == 0 else None)
     table.caption = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items())
     table.caption_justify = "left"
+    return table
+
+
+def ablation_table(rows: "Sequence[Summary]", heldout: bool) -> Table:
+    """Lay out an ablation: a row a setting, the base dim, differences whose interval leaves out 0 bold."""
+    from affcache.ablations.tables import cells_of, headings  # with it comes torch
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in headings(rows, heldout):
+        table.add_column(heading, justify="left" if heading == "setting" else "right")
+    for row in rows:
+        of = row.difference
+        clear = of is not None and (of.low > 0 or of.high < 0)
+        table.add_row(*cells_of(row, heldout), style="dim" if row.is_base else "bold" if clear else None)
     return table
 
 

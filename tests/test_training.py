@@ -12,7 +12,7 @@ from affcache.listener import Listener
 from affcache.runs import RunFolder, read_tensors
 from affcache.settings import FitSettings
 from affcache.tasks import TASKS
-from affcache.training import Training
+from affcache.training import Training, train_epoch
 from tests.conftest import MakeData, frames_of
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_saved_files_hold_the_best_and_the_last_head(learnable: MakeData, tmp_pa
 def test_history_says_how_the_epoch_went(learnable: MakeData, tmp_path: Path, task: str) -> None:
     train, validation = frames_of(learnable("au" if task == "au" else "expr"), task)
     training = training_of(replace(QUICK, alpha=0.3), RunFolder(tmp_path), task)
-    entry = training._one_epoch(train, validation)
+    (entry,) = train_epoch(training.learner, train, validation, 0)
     (logits,) = training.learner.predict(validation)
     losses = TASKS[task].losses(logits, validation.labels)
     assert entry["validation_loss"] == pytest.approx(float(losses.mean()))

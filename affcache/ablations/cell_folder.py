@@ -1,0 +1,122 @@
+"""What a trained cell of the grid leaves: a run folder with its result, from which all tables are made."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import affcache
+from affcache.ablations.grid import Setting
+from affcache.ablations.sources import Source
+from affcache.errors import StoreError
+from affcache.fit_settings import FitSettings
+from affcache.runs import RunFolder, read_tensors, settings_to_json, write_json, write_tensors, write_text
+from affcache.training import Entry
+from affcache.video_statistics import Table
+
+MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One head of the grid: a setting with a seed, on one source."""
+
+    setting: Setting
+    settings: FitSettings
+    source: Source
+    folder: RunFolder
+
+    @classmethod
+    def of(cls, setting: Setting, settings: FitSettings, source: Source, out: Path) -> "Cell":
+        """Name a cell by everything that decides its result, so that it is found again in whatever grid it stands."""
+        recipe = {name: v for name, v in settings_to_json(settings).items() if name not in MACHINE_SETTINGS}
+        identity = json.dumps({"settings": recipe, **source.identity()}, sort_keys=True)
+        name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return cls(setting, settings, source, RunFolder(out / "cells" / name))
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which no other cell has."""
+        return self.folder.path.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there; it is written last."""
+        return self._result.is_file()
+
+    @property
+    def _result(self) -> Path:
+        return self.folder.path / "result.json"
+
+    @property
+    def _statistics(self) -> Path:
+        return self.folder.path / "videos.safetensors"
+
+    def description(self) -> dict[str, Any]:
+        """Return what config.json keeps, as that of a run of ``fit``."""
+        return {
+            "affcache": affcache.__version__,
+            "task": self.source.task.name,
+            "classes": list(self.source.task.classes),
+            "settings": settings_to_json(self.settings),
+            **self.source.describe(),
+            "versions": {"torch": torch.__version__},
+        }
+
+    def identity_of_head(self) -> dict[str, Any]:
+        """Return what the header of a saved head says, as that of a run of ``fit``."""
+        description = self.description()
+        return {name: description[name] for name in ("task", "settings", "store")}
+
+    def write(self, outcome: "Outcome", videos: list[str], head: dict[str, torch.Tensor] | None) -> None:
+        """Write the run folder, its result last."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder.config, self.description())
+        write_text(self.folder.history, "".join(json.dumps(entry) + "\n" for entry in outcome.history))
+        if outcome.statistics is not None:
+            write_tensors(self._statistics, {"sums": torch.from_numpy(outcome.statistics)}, {"videos": videos})
+        if head is not None:
+            best = {"epoch": outcome.best_epoch, self.source.task.metric: outcome.value}
+            write_tensors(self.folder.head, head, {**self.identity_of_head(), **best})
+        write_json(self._result, outcome.to_json())
+
+    def read(self) -> "Outcome":
+        """Return the result.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        try:
+            found = json.loads(self._result.read_text(encoding="utf-8"))
+            history = self.folder.read_history()
+            names = ("value", "selected", "best_epoch", "diverged")
+            value, selected, best_epoch, diverged = (found[name] for name in names)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"The result in {self.folder.path} can't be read ({error}). Expected what 'affcache ablate' wrote. "
+                "Delete that folder and call again: the cell is trained anew."
+            ) from None
+        if diverged is not None:
+            return Outcome(None, None, best_epoch, diverged, history, None, [])
+        tensors, header = read_tensors(self._statistics)
+        return Outcome(value, selected, best_epoch, None, history, tensors["sums"].numpy(), header["videos"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training a cell found."""
+
+    value: float | None  # the metric on validation at the best epoch; None where it diverged
+    selected: float | None  # the metric by which that epoch was chosen, there
+    best_epoch: int  # counted from 1
+    diverged: int | None  # the epoch in which it did
+    history: list[Entry]
+    statistics: Table | None  # (G, C, S) of validation's videos, for ``Task.metric_of``
+    videos: list[str]  # (G,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return {name: getattr(self, name) for name in ("value", "selected", "best_epoch", "diverged")}

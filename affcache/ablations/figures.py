@@ -1,0 +1,151 @@
+"""Pictures of an ablation: the metric against each varied setting, a heat map for two, points for named settings."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from affcache.ablations.grid import Grid, as_text
+from affcache.ablations.summary import Summary
+from affcache.metric_names import metric_name
+
+MOST_LINES = 6  # one for each value of the other axis; with more, the mean over them is drawn
+FORMATS = ("png", "svg")
+GREY = "#777777"
+
+
+def write_figures(folder: Path, grid: Grid, rows: Sequence[Summary]) -> list[Path]:
+    """Write a picture for each varied setting, a heat map where there are two, or one of all named settings.
+
+    Bands and bars reach one standard deviation over seeds to either side.
+    """
+    drawn: dict[str, Figure] = {}
+    for task in dict.fromkeys(row.task for row in rows):
+        of = [row for row in rows if row.task == task and row.mean is not None]
+        prefix = f"{task}-" if len({row.task for row in rows}) > 1 else ""
+        axes = {name: values for name, values in axes_of(grid).items() if name != "task"}
+        if not of:
+            continue
+        for name in axes:
+            drawn[f"{prefix}{name}"] = _curves(of, name, [other for other in axes if other != name], axes)
+        if len(axes) == 2:
+            drawn[f"{prefix}heatmap"] = _heatmap(of, axes)
+        if not axes:
+            drawn[f"{prefix}settings"] = _points(of)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{form}" for name in drawn for form in FORMATS]
+    with rc_context({"svg.hashsalt": "affcache"}):  # the same results give the same file, also without a date in it
+        for path in paths:
+            metadata = {"Date": None} if path.suffix == ".svg" else {}
+            drawn[path.stem].savefig(path, dpi=200, metadata=metadata)
+    return paths
+
+
+def axes_of(grid: Grid) -> Mapping[str, Sequence[Any]]:
+    """Return what a grid varies freely and the values: of --vary, of a preset of one setting, and the stores."""
+    axes: dict[str, Sequence[Any]] = dict(grid.axes)
+    named = any(name for name, _ in grid.points)
+    if not named and len(grid.points) > 1:  # alpha, or rho
+        axes = {name: [of[name] for _, of in grid.points] for name in grid.points[0][1]} | axes
+    if named and len(grid.points) > 1:
+        axes = {}
+    elif len(grid.stores) > 1:
+        axes["store"] = grid.stores
+    return axes
+
+
+def _value(row: Summary, name: str) -> Any:
+    return row.setting.store if name == "store" else row.setting.values[name]
+
+
+def _words(value: Any) -> str:
+    return value.stem if isinstance(value, Path) else as_text(value)
+
+
+def _curves(rows: Sequence[Summary], name: str, others: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> Figure:
+    """Draw the metric against one setting: a line for each value of the other one, or the mean over all others."""
+    figure, axis = _axes()
+    values = sorted(axes[name]) if all(isinstance(v, int | float) for v in axes[name]) else list(axes[name])
+    positions = _positions(axis, name, values)
+    lines = [(None, rows)]
+    if len(others) == 1 and len(axes[others[0]]) <= MOST_LINES:
+        lines = [(value, [row for row in rows if _value(row, others[0]) == value]) for value in axes[others[0]]]
+    for level, of_level in lines:
+        at, means, deviations = [], [], []
+        for position, value in zip(positions, values, strict=True):
+            of_value = [row for row in of_level if _value(row, name) == value]
+            if of_value:
+                at.append(position)
+                means.append(statistics.fmean(row.mean for row in of_value if row.mean is not None))
+                deviations.append(statistics.fmean(row.deviation or 0.0 for row in of_value))
+        label = None if level is None else f"{others[0]} {_words(level)}"
+        (line,) = axis.plot(at, means, marker="o", markersize=4, label=label)
+        below = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
+        above = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+        axis.fill_between(at, below, above, color=line.get_color(), alpha=0.18, linewidth=0)
+    if any(level is not None for level, _ in lines):
+        axis.legend(frameon=False)
+    elif others:
+        axis.set_title(f"mean over {', '.join(others)}", fontsize="medium", color=GREY)
+    axis.set_xlabel(name)
+    axis.set_ylabel(_metric(rows))
+    return figure
+
+
+def _positions(axis: Axes, name: str, values: Sequence[Any]) -> list[float]:
+    """Return where values stand on the axis: numbers that span decades and all else side by side."""
+    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    spread = max(numbers, default=0) / min((n for n in numbers if n > 0), default=1)
+    if len(numbers) == len(values) and spread <= 20:
+        return numbers
+    axis.set_xticks(range(len(values)), [_words(value) for value in values])
+    return [float(position) for position in range(len(values))]
+
+
+def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> Figure:
+    """Draw the mean of the metric for two settings."""
+    across, down = axes
+    figure, axis = _axes()
+    means = {(_value(row, down), _value(row, across)): row.mean for row in rows}
+    table = [[means.get((v, h), float("nan")) for h in axes[across]] for v in axes[down]]
+    image = axis.imshow(table, cmap="viridis", aspect="auto")  # type: ignore[arg-type]  # rows of numbers serve
+    middle = statistics.fmean(image.get_clim())
+    for y, line in enumerate(table):
+        for x, value in enumerate(line):
+            if value is not None and value == value:
+                axis.text(x, y, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
+    axis.set_xticks(range(len(axes[across])), [_words(value) for value in axes[across]])
+    axis.set_yticks(range(len(axes[down])), [_words(value) for value in axes[down]])
+    axis.set_xlabel(across)
+    axis.set_ylabel(down)
+    figure.colorbar(image, ax=axis, label=_metric(rows))
+    return figure
+
+
+def _points(rows: Sequence[Summary]) -> Figure:
+    """Draw the metric of named settings, the first on top."""
+    figure, axis = _axes(height=1.2 + 0.3 * len(rows))
+    positions = list(range(len(rows)))
+    means = [row.mean if row.mean is not None else float("nan") for row in rows]
+    axis.errorbar(means, positions, xerr=[row.deviation or 0.0 for row in rows], fmt="o", markersize=5, capsize=3)
+    axis.set_yticks(positions, [row.setting.name for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel(_metric(rows))
+    return figure
+
+
+def _axes(height: float = 3.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, height), layout="constrained")
+    axis = figure.add_subplot()
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _metric(rows: Sequence[Summary]) -> str:
+    metric = rows[0].metric
+    counts = {row.count for row in rows}
+    return f"{metric_name(metric)} on validation, {'/'.join(map(str, sorted(counts)))} seeds"

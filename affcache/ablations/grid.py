@@ -1,0 +1,240 @@
+"""What an ablation trains: named or varied settings, times stores, times seeds. Knows no files but the list."""
+
+import dataclasses
+import math
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from affcache.ablate_settings import AblateSettings
+from affcache.ablations.presets import Point, preset_points
+from affcache.config import build, from_text
+from affcache.errors import ConfigError, did_you_mean
+from affcache.fit_settings import FitSettings, TrainingSettings
+from affcache.settings_base import default_store, flag
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NOT_VARIED = ("annotations", "device", "memory")
+VARIED = tuple(f.name for f in dataclasses.fields(TrainingSettings) if f.name not in NOT_VARIED)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the results: a point of the grid on one store, trained with every seed."""
+
+    name: str
+    values: Mapping[str, Any]  # of the settings that the grid varies
+    store: Path
+
+    def fit_settings(self, recipe: TrainingSettings, seed: int) -> FitSettings:
+        """Return the settings of one head.
+
+        Raises:
+            ConfigError: a value is out of range, or doesn't go with the others.
+        """
+        given = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(TrainingSettings)}
+        try:
+            return build(FitSettings, {**given, **self.values, "store": self.store, "seed": seed})
+        except ConfigError as error:
+            raise ConfigError(f"Setting {self.name} of the grid can't be trained: {error}") from None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All points of an ablation, in their order; a point is only made when it is asked for."""
+
+    recipe: TrainingSettings
+    points: Sequence[Point]
+    axes: Mapping[str, Sequence[Any]]  # what --vary varies
+    stores: Sequence[Path]
+    seeds: int
+    base: str
+
+    @property
+    def varied(self) -> list[str]:
+        """The names of the settings that differ between points."""
+        of_points = [name for _, values in self.points for name in values]
+        return list(dict.fromkeys([*of_points, *self.axes]))
+
+    def __len__(self) -> int:
+        return len(self.points) * math.prod(map(len, self.axes.values())) * len(self.stores)
+
+    @property
+    def cells(self) -> int:
+        """How many heads are trained."""
+        return len(self) * self.seeds
+
+    def __getitem__(self, index: int) -> Setting:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        index, store = divmod(index, len(self.stores))
+        chosen: dict[str, Any] = {}
+        for name, values in reversed(list(self.axes.items())):
+            index, position = divmod(index, len(values))
+            chosen[name] = values[position]
+        point, values_of_point = self.points[index]
+        own = {name: chosen[name] for name in self.axes}
+        words = [point] if point else [f"{name}={as_text(value)}" for name, value in values_of_point.items()]
+        words += [f"{name}={as_text(value)}" for name, value in own.items()]
+        if len(self.stores) > 1:
+            words.append(self.store_names[store])
+        everything = {name: getattr(self.recipe, name) for name in self.varied}
+        return Setting(", ".join(words) or "the recipe", {**everything, **values_of_point, **own}, self.stores[store])
+
+    def __iter__(self) -> Iterator[Setting]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def store_names(self) -> list[str]:
+        """What the stores are called in tables: their file's name where that tells them apart."""
+        stems = [store.stem for store in self.stores]
+        return stems if len(set(stems)) == len(stems) else [str(store) for store in self.stores]
+
+    def base_index(self) -> int:
+        """Return the point that others are compared with: the one named, else the recipe's own values, else the first.
+
+        Raises:
+            ConfigError: no point is called so, or has these values.
+        """
+        wanted: Mapping[str, Any] = {name: getattr(self.recipe, name) for name in self.varied}
+        if self.base:
+            names = [setting.name for setting in self]
+            if self.base in names:
+                return names.index(self.base)
+            wanted = _parse_values(self.base, "--base", names)
+        elif any(name for name, _ in self.points):
+            return 0  # a preset and a list begin with it
+        for index, setting in enumerate(self):
+            if all(setting.values.get(name) == value for name, value in wanted.items()):
+                return index
+        if not self.base:
+            return 0
+        raise ConfigError(
+            f"--base is {self.base!r}, but no setting of the grid has these values. Expected one that has."
+        )
+
+
+def build_grid(settings: AblateSettings) -> Grid:
+    """Read what is varied.
+
+    Raises:
+        ConfigError: an unknown setting, a value of the wrong kind, the same twice, or a list that can't be read.
+    """
+    recipe = TrainingSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingSettings)})
+    points: Sequence[Point] = [("", {})]
+    if settings.preset != "none":
+        points = preset_points(settings.preset, recipe)
+    if settings.list is not None:
+        points = read_list(settings.list)
+    axes: dict[str, Sequence[Any]] = {}
+    for text in settings.vary:
+        name, values = parse_axis(text)
+        if name in axes or any(name in of for _, of in points):
+            raise ConfigError(f"--vary {text}: {name} is varied twice. Expected all its values in one place.")
+        axes[name] = values
+    stores = settings.store or (default_store(),)
+    if len(set(stores)) < len(stores):
+        raise ConfigError(f"--store names a store twice: {', '.join(map(str, stores))}. Expected each once.")
+    base = settings.base
+    if not base and settings.preset in ("alpha", "rho"):
+        name, value = next(iter(points[0][1].items()))
+        base = f"{name}={as_text(value)}"
+    return Grid(recipe, points, axes, stores, settings.seeds, base)
+
+
+def parse_axis(text: str) -> tuple[str, list[Any]]:
+    """Read ``alpha=0.3,0.5,1``: a setting of fit and its values.
+
+    Raises:
+        ConfigError: not of that form, an unknown setting, a value of the wrong kind or given twice.
+    """
+    name, sign, listed = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not sign or not listed.strip():
+        raise ConfigError(f"--vary {text!r} can't be read. Expected NAME=VALUE,VALUE such as --vary alpha=0.3,0.5,1.")
+    values = [_value(name, part.strip(), f"--vary {text}") for part in listed.split(",")]
+    if len(set(values)) < len(values):
+        raise ConfigError(f"--vary {text} names a value twice. Expected each once; --seeds repeats a setting.")
+    return name, values
+
+
+def read_list(path: Path) -> list[Point]:
+    """Read named settings: a TOML table for each, with the settings of fit in it.
+
+    Raises:
+        ConfigError: the file can't be read, is empty, or a setting is unknown or of the wrong kind.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--list {path} can't be read: {error}. Expected a TOML file of tables.") from None
+    loose = [name for name, table in tables.items() if not isinstance(table, dict)]
+    if loose or not tables:
+        found = f"{', '.join(loose)} outside of any table" if loose else "no table"
+        raise ConfigError(
+            f"--list {path}: {found}. Expected a table for each setting, such as [cvar] with alpha = 0.5."
+        )
+    kinds = typing.get_type_hints(TrainingSettings)
+    points = []
+    for name, table in tables.items():
+        values = {}
+        for key, value in table.items():
+            _require_known(key, f"--list {path}, [{name}]")
+            try:
+                values[key] = (
+                    from_text(value, kinds[key]) if isinstance(value, str) else from_text(str(value), kinds[key])
+                )
+            except ValueError as error:
+                raise ConfigError(f"--list {path}, [{name}]: {key} is {value!r}; expected {error}.") from None
+        points.append((name, values))
+    return points
+
+
+def as_text(value: Any) -> str:
+    """Write a value as --vary takes it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _parse_values(text: str, where: str, names: Sequence[str]) -> dict[str, Any]:
+    """Read ``alpha=1,rho=0``: one value each."""
+    values = {}
+    for part in text.split(","):
+        name, sign, value = part.strip().partition("=")
+        if not sign:
+            raise ConfigError(
+                f"{where} is {text!r}, which no setting is called{did_you_mean(text, names)}. Expected a name from the "
+                "table, or values such as alpha=1,rho=0."
+            )
+        name = name.strip().replace("-", "_")
+        values[name] = _value(name, value.strip(), where)
+    return values
+
+
+def _value(name: str, text: str, where: str) -> Any:
+    _require_known(name, where)
+    try:
+        return from_text(text, typing.get_type_hints(TrainingSettings)[name])
+    except ValueError as error:
+        raise ConfigError(f"{where}: {name} is {text!r}; expected {error}.") from None
+
+
+def _require_known(name: str, where: str) -> None:
+    if name in VARIED:
+        return
+    why = f"{name!r} is no setting of fit{did_you_mean(name, VARIED)}"
+    if name == "seed":
+        why = "seeds are varied by --seeds K"
+    elif name == "store":
+        why = "stores are varied by several --store FILE"
+    elif name in NOT_VARIED:
+        why = f"{flag(name)} is the same for a whole grid"
+    raise ConfigError(f"{where}: {why}. Expected one of: {', '.join(VARIED)}.")

@@ -1,0 +1,141 @@
+"""A group of cells trained side by side: epochs of the core, the best of each head remembered, resumable."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from affcache.ablations.cell_folder import Cell, Outcome
+from affcache.ablations.sources import LoadedSource
+from affcache.errors import StoreError
+from affcache.learner import Learner
+from affcache.objective import ClassCounts
+from affcache.runs import Tensors, read_tensors, write_tensors
+from affcache.training import Entry, has_diverged, train_epoch
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+Report = Callable[[int, str], None]  # epochs of heads finished now, how it stands
+
+
+class GroupTraining:
+    """The state of a group: the learner, and of each head its history and its best epoch.
+
+    A head that diverges is out: its numbers go on being computed beside the others', which they can't reach.
+
+    Args:
+        cells: H of one source, whose settings have one form.
+        source: the frames.
+        device: where they train.
+        checkpoint: file to continue from after a kill.
+    """
+
+    def __init__(self, cells: Sequence[Cell], source: LoadedSource, device: torch.device, checkpoint: Path) -> None:
+        self.cells = list(cells)
+        self.source = source
+        self.task = source.of.task
+        self.checkpoint = checkpoint
+        counts = ClassCounts.of(self.task, torch.from_numpy(source.of.train.labels))
+        recipes, width = [cell.settings for cell in cells], source.of.store.width
+        videos = len(source.of.store.video_names)
+        self.learner = Learner(recipes, self.task, width, device, counts, videos)
+        self.epochs = recipes[0].epochs
+        self.epoch = 0  # finished ones
+        self.histories: list[list[Entry]] = [[] for _ in cells]
+        self.diverged: list[int | None] = [None] * len(cells)
+        self.best_epochs = [0] * len(cells)
+        self.best_values = [-math.inf] * len(cells)
+        self.best_heads: list[Tensors] = [{} for _ in cells]
+
+    def run(self, report: Report) -> None:
+        """Train the epochs that are left; now and then write the checkpoint."""
+        saved = time.monotonic()
+        while self.epoch < self.epochs and not all(self.diverged):
+            entries = train_epoch(self.learner, self.source.train, self.source.selection, self.epoch)
+            self.epoch += 1
+            for head, entry in enumerate(entries):
+                self._take(head, entry)
+            report(len(self.cells), f"epoch {self.epoch} of {self.epochs}, {self._standing()}")
+            if self.epoch < self.epochs and time.monotonic() - saved >= SECONDS_BETWEEN_CHECKPOINTS:
+                self.save()
+                saved = time.monotonic()
+        report(len(self.cells) * (self.epochs - self.epoch), self._standing())
+
+    def _take(self, head: int, entry: Entry) -> None:
+        """Take up a head's line of history, and the head itself where it is the best so far."""
+        if self.diverged[head] is not None:
+            return
+        if has_diverged(entry):
+            self.diverged[head] = self.epoch
+            return
+        self.histories[head].append(entry)
+        if entry[self.task.metric] > self.best_values[head]:
+            self.best_values[head], self.best_epochs[head] = entry[self.task.metric], self.epoch
+            state = self.learner.heads.state_dict(head)
+            self.best_heads[head] = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+
+    def _standing(self) -> str:
+        return f"best {self.task.metric} of {len(self.cells)} heads {max(self.best_values):.3f}"
+
+    def outcomes(self) -> list[Outcome]:
+        """Score each head's best epoch on validation, all in one pass. The training is over then."""
+        for head, state in enumerate(self.best_heads):
+            if state:  # a head may have diverged at once
+                self.learner.heads.load_state_dict(head, state)
+        logits = self.learner.predict(self.source.validation)  # (H, n, C)
+        labels = self.source.validation.labels.cpu().numpy()
+        return [self._outcome(head, of_head, labels) for head, of_head in enumerate(logits)]
+
+    def _outcome(self, head: int, logits: torch.Tensor, labels: npt.NDArray[Any]) -> Outcome:
+        """Return what a head's logits (n, C) on validation say."""
+        history, epoch, diverged = self.histories[head], self.best_epochs[head], self.diverged[head]
+        if diverged is not None:
+            return Outcome(None, None, epoch, diverged, history, None, [])
+        decided = self.task.decide(self.task.probabilities(logits).cpu().numpy())
+        value = self.task.score(labels, decided, self.task.classes).value
+        names = self.source.video_names
+        statistics = self.task.video_statistics(labels, decided, self.source.video_of_frame, len(names))
+        return Outcome(value, self.best_values[head], epoch, None, history, statistics, names)
+
+    def save(self) -> None:
+        """Write everything that a continued training needs, so that it equals an uninterrupted one."""
+        tensors = self.learner.state()
+        for head, state in enumerate(self.best_heads):
+            tensors |= {f"best.{head}.{name}": tensor for name, tensor in state.items()}
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        progress = {
+            "cells": [cell.name for cell in self.cells],
+            "epoch": self.epoch,
+            "histories": self.histories,
+            "diverged": self.diverged,
+            "best_epochs": self.best_epochs,
+            "best_values": [value if math.isfinite(value) else None for value in self.best_values],
+        }
+        write_tensors(self.checkpoint, tensors, progress)
+
+    def restore(self) -> int:
+        """Continue from the checkpoint if there is one of these cells; return how many epochs it had finished."""
+        try:
+            tensors, progress = read_tensors(self.checkpoint)
+        except StoreError:  # none, or none that can be read: its work is made again
+            return 0
+        if progress["cells"] != [cell.name for cell in self.cells]:
+            return 0
+        self.learner.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("best.")})
+        for head in range(len(self.cells)):
+            prefix = f"best.{head}."
+            self.best_heads[head] = {
+                name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+            }
+        self.epoch, self.histories, self.diverged = progress["epoch"], progress["histories"], progress["diverged"]
+        self.best_epochs = progress["best_epochs"]
+        self.best_values = [-math.inf if value is None else value for value in progress["best_values"]]
+        return self.epoch
+
+    def discard_checkpoint(self) -> None:
+        """Remove the checkpoint once all results are written."""
+        self.checkpoint.unlink(missing_ok=True)

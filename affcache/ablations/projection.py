@@ -1,0 +1,77 @@
+"""How long a grid will take, measured on a few of its heads before it starts."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from affcache.ablations.sources import LoadedSource
+from affcache.errors import ConfigError
+from affcache.fit_settings import FitSettings
+from affcache.learner import Learner
+from affcache.objective import ClassCounts
+from affcache.training_data import Frames, batches, epoch_length
+
+LONGEST = 24 * 3600.0  # seconds; what takes longer has to be asked for
+TRIED, WARM_UP, STEPS = 5, 4, 12
+TRIED_FRAMES = 2048  # of an evaluation
+
+
+def project(recipes: Sequence[FitSettings], source: LoadedSource, device: torch.device) -> float:
+    """Return the seconds that a head takes, the mean of a few settings tried for a moment each.
+
+    Heads side by side share some of it, so that a grid takes somewhat less than the sum.
+    """
+    tried = [recipe for recipe in recipes if recipe.head != "ridge"][:TRIED]
+    return sum(_seconds_of(recipe, source, device) for recipe in tried) / len(tried) if tried else 1.0
+
+
+def _seconds_of(recipe: FitSettings, source: LoadedSource, device: torch.device) -> float:
+    counts = ClassCounts.of(source.of.task, source.train.labels)
+    videos = len(source.of.store.video_names)
+    learner = Learner([recipe], source.of.task, source.of.store.width, device, counts, videos)
+    embeddings = next(iter(source.train.evaluation_batches()))[:TRIED_FRAMES].clone()
+    frames = Frames(embeddings, source.train.labels[: len(embeddings)], source.train.videos[: len(embeddings)])
+    size = min(recipe.batch_size, len(frames))
+    order = torch.randint(0, len(frames), (1, (WARM_UP + STEPS) * size), device=frames.labels.device)
+    taken = batches(order, size)
+    for batch in taken[:WARM_UP]:
+        learner.step(frames, batch)
+    step = _timed(lambda: [learner.step(frames, batch) for batch in taken[WARM_UP:]], device) / STEPS
+    evaluation = _timed(lambda: learner.predict(frames), device) / len(frames)
+    length = epoch_length(source.train.videos.cpu(), stride=recipe.stride, frames_per_epoch=recipe.frames_per_epoch)
+    return recipe.epochs * (-(-length // recipe.batch_size) * step + len(source.selection) * evaluation)
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def require_asked_for(cells: int, seconds: float, asked: bool) -> None:
+    """Refuse what takes longer than a day unless it was asked for.
+
+    Raises:
+        ConfigError: it wasn't.
+    """
+    if seconds > LONGEST and not asked:
+        raise ConfigError(
+            f"The grid has {cells:,} heads to train: about {duration(seconds)}. Expected at most a day unless --yes is "
+            "given. Say --yes, or vary less, with fewer --seeds or --epochs, or with --stride or --frames-per-epoch."
+        )
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people: 40 seconds, 12 minutes, 3.5 hours, 9 days."""
+    for unit, length, digits in (("days", 86400.0, 0), ("hours", 3600.0, 1), ("minutes", 60.0, 0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.{digits}f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,127 @@
+"""The results of an ablation as files: a row a run, a row a setting, and the latter for Markdown and LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from affcache.ablations.cell_folder import Cell, Outcome
+from affcache.ablations.grid import as_text
+from affcache.ablations.summary import Summary
+from affcache.metric_names import metric_name
+from affcache.runs import write_text
+
+
+def write_results(path: Path, runs: Sequence[tuple[Cell, Outcome]], varied: Sequence[str]) -> None:
+    """Write results.csv: a row for each finished run, in the order of the grid. What it took isn't in it."""
+    names = [
+        "setting", "store", *varied, "seed", "metric", "value", "chosen_by", "best_epoch", "diverged_in_epoch", "run"
+    ]  # fmt: skip
+    rows = [
+        [
+            cell.setting.name,
+            cell.setting.store.stem,
+            *(as_text(cell.setting.values[name]) for name in varied),
+            cell.settings.seed,
+            cell.source.task.metric,
+            _exact(outcome.value),
+            _exact(outcome.selected),
+            outcome.best_epoch,
+            outcome.diverged or "",
+            f"cells/{cell.name}",
+        ]
+        for cell, outcome in runs
+    ]
+    _write_csv(path, names, rows)
+
+
+def write_summary(path: Path, rows: Sequence[Summary], varied: Sequence[str]) -> None:
+    """Write summary.csv: a row for each setting."""
+    names = [
+        "setting", "store", *varied, "metric", "n", "diverged", "mean", "standard_deviation",
+        "difference", "difference_low", "difference_high", "chosen_by",
+    ]  # fmt: skip
+    table = []
+    for row in rows:
+        of = row.difference
+        interval = (of.value, of.low, of.high) if of else (None, None, None)
+        values = (row.mean, row.deviation, *interval, row.selected)
+        varying = (as_text(row.setting.values[name]) for name in varied)
+        own = [row.setting.name, row.setting.store.stem, *varying, row.metric, row.count, row.diverged]
+        table.append([*own, *map(_exact, values)])
+    _write_csv(path, names, table)
+
+
+def headings(rows: Sequence[Summary], heldout: bool) -> list[str]:
+    """Return the headings of a table for people; the rows' cells are those of ``cells_of``."""
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    metric = metric_name(metrics[0]) if len(metrics) == 1 else "metric"
+    chosen = ["held out"] if heldout else []
+    return ["setting", "n", *chosen, metric, "s.d.", "difference", "95 % interval"]
+
+
+def cells_of(row: Summary, heldout: bool, minus: str = "-") -> list[str]:
+    """Return the cells of a setting's row, for people: three decimals, empty where there is nothing to say."""
+    name = row.setting.name if row.mean is None or not row.diverged else f"{row.setting.name} ({row.diverged} diverged)"
+    name = f"{row.setting.name} (diverged)" if row.diverged and row.mean is None else name
+
+    def signed(value: float) -> str:
+        return f"{value:+.3f}".replace("-", minus)
+
+    of = row.difference
+    difference = (
+        [signed(of.value), f"{signed(of.low)} to {signed(of.high)}"] if of else ["base" if row.is_base else "", ""]
+    )
+    chosen = [_rounded(row.selected)] if heldout else []
+    return [name, str(row.count), *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
+
+
+def markdown(rows: Sequence[Summary], heldout: bool) -> str:
+    """Return the summary as a Markdown table."""
+    heads = headings(rows, heldout)
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *(cells_of(row, heldout) for row in rows)]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def latex(rows: Sequence[Summary], heldout: bool) -> str:
+    """Return the summary as a LaTeX tabular, for the package booktabs."""
+    heads = headings(rows, heldout)
+    body = [" & ".join(map(_escaped, cells_of(row, heldout))) + r" \\" for row in rows]
+    lines = [
+        f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        r"\toprule",
+        " & ".join(map(_escaped, heads)) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    """Write text for LaTeX; a sign before a digit becomes a minus."""
+    escaped = "".join(_SPECIAL.get(letter, letter) for letter in text)
+    return f"${escaped}$" if text[:1] in "+-" and text[1:2].isdigit() and " " not in text else escaped
+
+
+def _exact(value: float | None) -> Any:
+    return "" if value is None else repr(value)
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([names, *rows])
+    write_text(path, text.getvalue())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from affcache.ablate_settings import AblateSettings
     from affcache.ablations.ablating import AblateResult, ablate
+    from affcache.bench.ablation import BenchAblateResult, bench_ablate
     from affcache.bench.extraction import BenchExtractResult, bench_extract
     from affcache.bench.fit import BenchFitResult, bench_fit
     from affcache.bench.store import BenchStoreResult, bench_store
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from affcache.sample import write_sample
     from affcache.scoring import ScoreResult, score
     from affcache.settings import (
+        BenchAblateSettings,
         BenchExtractSettings,
         BenchFitSettings,
         BenchStoreSettings,
@@ -53,6 +55,8 @@ _MODULE_OF = {
     "AblateResult": "ablations.ablating",
     "AblateSettings": "ablate_settings",
     "AffcacheError": "errors",
+    "BenchAblateResult": "bench.ablation",
+    "BenchAblateSettings": "settings",
     "BenchExtractResult": "bench.extraction",
     "BenchExtractSettings": "settings",
     "BenchFitResult": "bench.fit",
@@ -86,6 +90,7 @@ _MODULE_OF = {
     "TASKS": "tasks",
     "Task": "tasks",
     "ablate": "ablations.ablating",
+    "bench_ablate": "bench.ablation",
     "bench_extract": "bench.extraction",
     "bench_fit": "bench.fit",
     "bench_store": "bench.store",
@@ -107,6 +112,8 @@ __all__ = [
     "AblateResult",
     "AblateSettings",
     "AffcacheError",
+    "BenchAblateResult",
+    "BenchAblateSettings",
     "BenchExtractResult",
     "BenchExtractSettings",
     "BenchFitResult",
@@ -138,6 +145,7 @@ __all__ = [
     "StoreError",
     "Task",
     "ablate",
+    "bench_ablate",
     "bench_extract",
     "bench_fit",
     "bench_store",

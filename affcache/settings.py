@@ -233,6 +233,31 @@ class BenchFitSettings(Settings):
         yield from self.at_least("rows", self.batch_size)
 
 
+@dataclass(frozen=True)
+class BenchAblateSettings(Settings):
+    """Measure what heads trained side by side cost, against one head alone."""
+
+    heads: tuple[int, ...] = setting(
+        (4, 16, 64), "How many side by side; several times for several.", default_text="4, 16 and 64"
+    )
+    rows: int = setting(20_000, "Random embeddings to train on.")
+    width: int = setting(768, "Values in an embedding.")
+    batch_size: int = setting(32, "Frames per step.")
+    precision: str = setting("fp32", "Number format of the step's matrix products.", choices=("fp32", "bf16"))
+    device: str = setting("auto", "Where the heads train: auto, cpu, cuda, cuda:1, ...")
+    steps: int = setting(192, "Steps of one head in each measurement; H heads make an H-th of them, but at least 3.")
+    rounds: int = setting(5, "Measurements of each, in turn.")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        for name in ("width", "steps", "rounds"):
+            yield from self.at_least(name, 1)
+        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
+        yield from self.at_least("rows", self.batch_size)
+        if not self.heads or min(self.heads) < 2:
+            yield f"--heads is {self.heads}; expected numbers of at least 2, each is compared with one head."
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "extract": ExtractSettings,
     "fit": FitSettings,
@@ -243,6 +268,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "doctor": DoctorSettings,
     "bench fit": BenchFitSettings,
     "bench extract": BenchExtractSettings,
+    "bench ablate": BenchAblateSettings,
     "bench store": BenchStoreSettings,
     "import": ImportSettings,
     "export": ExportSettings,

@@ -14,6 +14,7 @@ import typer
 import affcache
 from affcache.settings import (
     AblateSettings,
+    BenchAblateSettings,
     BenchExtractSettings,
     BenchFitSettings,
     BenchStoreSettings,
@@ -199,6 +200,16 @@ add_command(
     """
     affcache bench fit
     affcache bench fit --precision bf16 --steps 500 --json
+    """,
+)
+add_command(
+    bench,
+    "ablate",
+    BenchAblateSettings,
+    measuring.bench_ablate,
+    """
+    affcache bench ablate
+    affcache bench ablate --heads 8 --heads 32 --json
     """,
 )
 add_command(

@@ -9,7 +9,13 @@ from rich.text import Text
 
 import affcache
 from affcache.config import ConfigFile, resolve
-from affcache.settings import BenchExtractSettings, BenchFitSettings, BenchStoreSettings, DoctorSettings
+from affcache.settings import (
+    BenchAblateSettings,
+    BenchExtractSettings,
+    BenchFitSettings,
+    BenchStoreSettings,
+    DoctorSettings,
+)
 
 from .commands import INPUT_ERROR, out, run
 from .console import ConsoleListener
@@ -89,6 +95,30 @@ def bench_fit(given: dict[str, Any], as_json: bool) -> None:
         facts["paper-size fit"] = f"{_duration(result.paper_fit)}: 585,317 frames, 32 epochs, each evaluated"
         facts["machine"] = ", ".join(f"{name} {value}" for name, value in result.machine.items())
         out(fact_table(facts))
+
+    run(as_json, work, show)
+
+
+def bench_ablate(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache bench ablate``."""
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.bench_ablate(resolve(BenchAblateSettings, "bench ablate", given, config), listener=listener)
+
+    def show(result: Any) -> None:
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in ("heads", "a step", "an epoch", "of one head's", "each, of one's"):
+            table.add_column(heading, justify="right")
+        for row in result.groups:
+            table.add_row(
+                str(row.heads),
+                f"{row.step:,.1f} ms",
+                _duration(row.epoch),
+                f"{row.ratio:.2f}",
+                f"{row.ratio / row.heads:.2f}",
+            )
+        machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
+        out(table, "an epoch: 585,317 frames, evaluated on 280,532, as Aff-Wild2 has for expr", f"machine: {machine}")
 
     run(as_json, work, show)
 

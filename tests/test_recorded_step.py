@@ -91,10 +91,11 @@ def test_on_a_gpu_replays_are_the_steps(task: str, more: dict[str, object]) -> N
     device, recipe = torch.device("cuda"), replace(QUICK, **more)  # type: ignore[arg-type]
     frames = frames_on("cuda", task)
     counts = ClassCounts.of(TASKS[task], frames.labels)
-    learners = [Learner([recipe], TASKS[task], 12, device, counts, videos=7) for _ in range(2)]
+    recipes = [recipe, replace(recipe, seed=1, alpha=0.8, weight_decay=0.1)]
+    learners = [Learner(recipes, TASKS[task], 12, device, counts, videos=7) for _ in range(2)]
     learners[0]._records = False
     for rate in (1e-3, 5e-4, 1e-4):
-        losses = [learner.epoch(frames, rate) for learner in learners]
+        losses = [learner.epoch(frames, [rate, 2 * rate]) for learner in learners]
         torch.testing.assert_close(losses[1], losses[0])
     assert learners[1]._recorded is not None
     torch.testing.assert_close(learners[1].heads.parameters, learners[0].heads.parameters)

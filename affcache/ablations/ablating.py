@@ -93,14 +93,16 @@ def ablate(
         values["vary"] = tuple(f"{name}={','.join(map(as_text, of))}" for name, of in values["vary"].items())
     settings, listener = build(AblateSettings, values, over=settings), listener or Listener()
     start, grid, device = time.perf_counter(), build_grid(settings), resolve_device(settings.device)
-    base = grid.base_index() if grid.cells <= MANY else 0
+    if grid.cells <= MANY:  # mistakes show before anything is read
+        for point in grid:
+            point.fit_settings(grid.recipe, 0)
+        grid.base_index()
     sources = _open_sources(grid, settings, listener)
     out = settings.out or Path("ablations") / settings.task
     with _alone_in(out):
         ablation = _Ablation(settings, grid, sources, out, device, listener)
         trained = ablation.train()
-        base = base if grid.cells <= MANY else grid.base_index()
-        rows, files = ablation.write(base, with_figures=True)
+        rows, files = ablation.write(with_figures=True)
     return AblateResult(
         out=str(out),
         select=settings.select,
@@ -170,12 +172,12 @@ class _Ablation:
                 if cell.settings.seed not in self.outcomes[index] and cell.finished:
                     self.outcomes[index][cell.settings.seed] = cell.read()
         if time.monotonic() - self.written >= SECONDS_BETWEEN_TABLES:
-            self.write(self.grid.base_index(), with_figures=False)
+            self.write(with_figures=False)
             self.written = time.monotonic()
 
-    def write(self, base: int, *, with_figures: bool) -> tuple[list[Summary], list[Path]]:
+    def write(self, *, with_figures: bool) -> tuple[list[Summary], list[Path]]:
         """Write the tables of what is finished, and the figures; return the rows and the files."""
-        rows = summarise(self.points, self.outcomes, base, self.settings.task)
+        rows = summarise(self.points, self.outcomes, self.grid.base_index(), self.settings.task)
         heldout, varied = self.settings.select == "heldout", self.grid.varied
         runs = [(cell, self.outcomes[index][cell.settings.seed]) for index, of in enumerate(self.cells) for cell in of
                 if cell.settings.seed in self.outcomes[index]]  # fmt: skip

@@ -24,10 +24,10 @@ def form_of(settings: FitSettings) -> tuple[object, ...]:
 
 
 def group_cells(cells: Sequence[Cell], device: torch.device, memory: int | None = None) -> Iterator[list[Cell]]:
-    """Yield the groups in which cells are trained, in the order of the grid.
+    """Yield the groups in which cells are trained.
 
-    A group's cells depend on nothing but the grid and the memory, and finished groups don't change the others: after a
-    kill, what is left falls into the same groups.
+    Groups depend on nothing but the cells and the memory, and finished ones don't change the others: after a kill, what
+    is left falls into the same groups, in the same order.
 
     Args:
         cells: of one source.
@@ -38,7 +38,8 @@ def group_cells(cells: Sequence[Cell], device: torch.device, memory: int | None 
     for cell in cells:
         by_form.setdefault(form_of(cell.settings), []).append(cell)
     budget = device_memory(device) * SHARE if memory is None else memory
-    for alike in by_form.values():
+    for form in sorted(by_form, key=repr):  # not by what comes first, which changes when it is finished
+        alike = by_form[form]
         first = alike[0]
         frames = len(first.source.validation)
         size = most_heads(first.settings, first.source.task, first.source.store.width, frames, budget, device)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,18 +62,13 @@ def headings(rows: Sequence[Summary], heldout: bool) -> list[str]:
     return ["setting", "n", *chosen, metric, "s.d.", "difference", "95 % interval"]
 
 
-def cells_of(row: Summary, heldout: bool, minus: str = "-") -> list[str]:
+def cells_of(row: Summary, heldout: bool) -> list[str]:
     """Return the cells of a setting's row, for people: three decimals, empty where there is nothing to say."""
     name = row.setting.name if row.mean is None or not row.diverged else f"{row.setting.name} ({row.diverged} diverged)"
     name = f"{row.setting.name} (diverged)" if row.diverged and row.mean is None else name
 
-    def signed(value: float) -> str:
-        return f"{value:+.3f}".replace("-", minus)
-
     of = row.difference
-    difference = (
-        [signed(of.value), f"{signed(of.low)} to {signed(of.high)}"] if of else ["base" if row.is_base else "", ""]
-    )
+    difference = [f"{of.value:+.3f}", f"{of.low:+.3f} to {of.high:+.3f}"] if of else ["base" if row.is_base else "", ""]
     chosen = [_rounded(row.selected)] if heldout else []
     return [name, str(row.count), *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
 
@@ -107,9 +103,9 @@ _SPECIAL = {
 
 
 def _escaped(text: str) -> str:
-    """Write text for LaTeX; a sign before a digit becomes a minus."""
-    escaped = "".join(_SPECIAL.get(letter, letter) for letter in text)
-    return f"${escaped}$" if text[:1] in "+-" and text[1:2].isdigit() and " " not in text else escaped
+    """Write text for LaTeX; numbers with a sign become formulas, so that a minus is one."""
+    escaped = "".join(_SPECIAL.get(letter, letter) for letter in text).replace(r"95 \%", r"95\,\%")
+    return re.sub(r"(?<!\S)([+-]\d\.\d+)(?!\S)", r"$\1$", escaped)
 
 
 def _exact(value: float | None) -> Any:

@@ -67,25 +67,22 @@ def bench_fit(
     listener = listener or Listener()
     device = resolve_device(settings.device)
     recipe = FitSettings(batch_size=settings.batch_size, precision=settings.precision)
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(settings.rows, settings.width, generator=generator).half()
-    labels = torch.randint(0, EXPR.outputs, (settings.rows,), generator=generator)
-    frames = Frames(embeddings.to(device), labels.to(device), torch.zeros_like(labels).to(device))
+    embeddings, frames = random_frames(settings.rows, settings.width, device)
     learner = Learner([recipe], EXPR, settings.width, device)
     works: Works = {
-        "step": (_steps(learner, frames, device), settings.steps),
+        "step": (steps_of(learner, frames), settings.steps),
         "bare": (_bare_products(recipe, settings.width, device), settings.steps),
     }
     with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder, ExitStack() as stack:
         if settings.published == "on":
             file = Path(folder) / "published.h5"
             write_published_file(file, embeddings.numpy())
-            np.save(f"{file}.labels.npy", labels.numpy())
+            np.save(f"{file}.labels.npy", frames.labels.cpu().numpy())
             loop = PublishedProcess(file, EXPR.outputs, settings.batch_size, device)
             stack.callback(loop.close)
             works["published"] = (loop.steps, max(1, settings.steps // 10))
-        times = _in_turn(works, settings.rounds, device, listener)
-    evaluation = _evaluation(learner, frames, device)
+        times = in_turn(works, settings.rounds, device, listener)
+    evaluation = evaluation_seconds(learner, frames, device)
     rate = statistics.median(times["step"])
     steps = PAPER_EPOCHS * -(-PAPER_FRAMES // settings.batch_size)
     published = times.get("published")
@@ -109,29 +106,38 @@ def bench_fit(
     )
 
 
-def _in_turn(works: Works, rounds: int, device: torch.device, listener: Listener) -> dict[str, list[float]]:
+def random_frames(rows: int, width: int, device: torch.device) -> tuple[torch.Tensor, Frames]:
+    """Return random float16 embeddings (n, D), and as frames on a device, with labels of expr."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(rows, width, generator=generator).half()
+    labels = torch.randint(0, EXPR.outputs, (rows,), generator=generator)
+    return embeddings, Frames(embeddings.to(device), labels.to(device), torch.zeros_like(labels).to(device))
+
+
+def in_turn(works: Works, rounds: int, device: torch.device, listener: Listener) -> dict[str, list[float]]:
     """Return the milliseconds a step of each kind of work, for each round in which all had their turn."""
     for work, steps in works.values():
         work(min(WARM_UP, steps))
     times: dict[str, list[float]] = {name: [] for name in works}
     for done in range(rounds):
         for name, (work, steps) in works.items():
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             work(steps)
-            _wait(device)
+            wait(device)
             times[name].append((time.perf_counter() - start) / steps * 1e3)
         listener.progress(done + 1, rounds, "round")
     return times
 
 
-def _steps(learner: Learner, frames: Frames, device: torch.device) -> Callable[[int], None]:
+def steps_of(learner: Learner, frames: Frames) -> Callable[[int], None]:
     """Return a function that takes so many steps of the core, on batches in a random order."""
     size = learner.settings.batch_size
     generator = torch.Generator().manual_seed(1)
 
     def take(count: int) -> None:
-        order = torch.randint(0, len(frames), (1, count * size), generator=generator).to(device)
+        order = torch.randint(0, len(frames), (learner.heads.count, count * size), generator=generator)
+        order = order.to(frames.labels.device)
         for batch in batches(order, size):
             learner.step(frames, batch)
 
@@ -162,16 +168,16 @@ def _bare_products(recipe: FitSettings, width: int, device: torch.device) -> Cal
     return take
 
 
-def _evaluation(learner: Learner, frames: Frames, device: torch.device) -> float:
+def evaluation_seconds(learner: Learner, frames: Frames, device: torch.device) -> float:
     """Return the seconds to evaluate a frame."""
     learner.predict(frames)
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     learner.predict(frames)
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - start) / len(frames)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

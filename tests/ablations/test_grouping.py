@@ -1,0 +1,75 @@
+"""Which cells train side by side, how many, and that finished groups leave the others as they are."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affcache.ablations import grouping
+from affcache.ablations.grouping import form_of, group_cells, most_heads
+from affcache.fit_settings import FitSettings
+from affcache.tasks import TASKS
+
+CPU = torch.device("cpu")
+SMALL = FitSettings(hidden_layers=1, hidden_width=8)
+SOURCE = SimpleNamespace(task=TASKS["expr"], store=SimpleNamespace(width=16), validation=range(100))
+
+
+def cells_of(recipes: list[FitSettings]) -> list[Any]:
+    return [SimpleNamespace(settings=recipe, source=SOURCE, name=str(index)) for index, recipe in enumerate(recipes)]
+
+
+def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
+    alone = {"seed": 5, "alpha": 0.3, "rho": 2.0, "lr": 0.1, "lr_minimum": 0.0, "lr_half_period": 1.0, "dropout": 0.1,
+             "weight_decay": 0.5, "label_smoothing": 0.1, "focal_gamma": 2.0, "logit_adjustment": 1.0,
+             "store": Path("x.h5"), "ccc_weight": 0.1}  # fmt: skip
+    for name, value in alone.items():
+        assert form_of(replace(SMALL, **{name: value})) == form_of(SMALL), name
+    forms = {"rho": 0.0, "epochs": 3, "batch_size": 64, "stride": 2, "frames_per_epoch": 10, "cvar_level": "set",
+             "cvar_within": "video", "class_weights": "balanced", "adaptive": True, "clip_norm": 1.0,
+             "precision": "bf16", "hidden_layers": 2, "hidden_width": 9, "normalize": "l2", "head": "linear",
+             "auc_margin": 0.1, "task": "au"}  # fmt: skip
+    for name, value in forms.items():
+        assert form_of(replace(SMALL, **{name: value})) != form_of(SMALL), name
+    named = {*alone, *forms, "auc_weight", "annotations", "run", "resume", "device", "memory"}
+    assert named == set(SMALL.__dataclass_fields__), "every setting is one or the other"
+
+
+def test_every_ridge_stands_alone() -> None:
+    ridges = [replace(SMALL, head="ridge", seed=seed) for seed in range(3)]
+    assert [len(group) for group in group_cells(cells_of(ridges), CPU)] == [1, 1, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(kinds=st.lists(st.integers(0, 3), min_size=1, max_size=60), most=st.integers(1, 7), done=st.integers(0, 8))
+def test_what_is_left_after_finished_groups_falls_into_the_same_groups(kinds: list[int], most: int, done: int) -> None:
+    cells = cells_of([replace(SMALL, hidden_width=8 + kind, seed=index) for index, kind in enumerate(kinds)])
+    before = grouping.MOST_HEADS["cpu"]
+    grouping.MOST_HEADS["cpu"] = most
+    try:
+        groups = [[cell.name for cell in group] for group in group_cells(cells, CPU)]
+        finished = {name for group in groups[:done] for name in group}
+        left = [cell for cell in cells if cell.name not in finished]
+        again = [[cell.name for cell in group] for group in group_cells(left, CPU)] if left else []
+    finally:
+        grouping.MOST_HEADS["cpu"] = before
+    assert sorted(name for group in groups for name in group) == sorted(cell.name for cell in cells)
+    assert all(len(group) <= most for group in groups)
+    assert all(len({kinds[int(name)] for name in group}) == 1 for group in groups)
+    assert again == groups[done:]
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_memory_bounds_a_group(task: str) -> None:
+    paper = FitSettings(task=task)
+    assert most_heads(paper, TASKS[task], 768, 1000, 1.0, CPU) == 1, "one always trains"
+    sizes = [most_heads(paper, TASKS[task], 768, 1000, budget, CPU) for budget in (2e8, 5e8, 1e12)]
+    assert sizes[0] < sizes[1] < sizes[2] == grouping.MOST_HEADS["cpu"]
+    parameters = sum(p.numel() for p in grouping.build_head(paper, 768, TASKS[task]).parameters())
+    assert 2e8 / (4 * 12 * parameters) < sizes[0] < 2e8 / (4 * 5 * parameters)
+    assert most_heads(paper, TASKS[task], 768, 10_000_000, 5e8, CPU) < sizes[1], "logits of all frames take room too"

@@ -347,3 +347,31 @@ def test_json_of_a_command_that_succeeds_is_alone(tmp_path: Path) -> None:
         assert process.returncode == code
         assert len(process.stdout.splitlines()) == 1
         json.loads(process.stdout)
+
+
+def test_ablate_shows_a_table_and_what_is_next(workplace: Path) -> None:
+    (workplace / "affcache.toml").write_text("[ablate]\nepochs = 2\nhidden_width = 16\nhidden_layers = 1\nseeds = 2\n")
+    shown = call("ablate", "--vary", "alpha=0.3,1", "--vary", "lr=0.001,1e30")
+    lines = shown.stdout.splitlines()
+    assert any(re.search(r"alpha=0.3, lr=0.001 +2 +0\.\d{3} +0\.\d{3} +base", line) for line in lines), shown.stdout
+    assert any(re.search(r"alpha=1, lr=0.001 +2 .*[+-]0\.\d{3} to [+-]0\.\d{3}", line) for line in lines)
+    assert any(re.search(r"alpha=1, lr=1e\+30 +0 \(2 diverged\)", line) for line in lines)
+    assert "validation itself, which flatters" in shown.stdout
+    assert lines[-1].startswith("next: affcache score ablations/expr/cells/")
+    call("score", lines[-1].split()[-1])
+    assert "8 heads" in shown.stderr
+    found = json_of(call("ablate", "--vary", "alpha=0.3,1", "--select", "heldout", "--keep", "none", "--json"))
+    assert (found["trained"], found["select"]) == (4, "heldout")
+    assert "--alpha" in found["best"]["fit"]
+    again = call("ablate", "--vary", "alpha=0.3,1", "--select", "heldout", "--keep", "none")
+    assert "held-out training videos" in again.stdout
+    assert again.stdout.splitlines()[-1] == f"next: {found['best']['fit']}"
+
+
+def test_ablate_names_what_is_wrong(workplace: Path) -> None:
+    assert "did you mean 'alpha'" in call("ablate", "--vary", "alpa=1", code=2).stderr
+    found = json_of(call("ablate", "--json", code=2))
+    assert found["error"] == "ConfigError"
+    assert "nothing is varied" in found["message"]
+    (workplace / "affcache.toml").write_text('[ablate]\nvary = ["alpha=0.5,1"]\nalpa = 1\n')
+    assert "unknown key 'alpa' in [ablate] (did you mean 'alpha'?)" in call("ablate", code=2).stderr

@@ -18,15 +18,16 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 HEAVY = ("torch", "torchvision", "h5py", "sklearn", "open_clip", "PIL", "numpy")
 DESIGNED = {
     "AffcacheError", "ConfigError", "InputError", "StoreError", "EmbeddingStore", "MLPHead", "SAM", "TASKS", "cvar",
-    "extract", "fit", "score",
+    "ablate", "extract", "fit", "score",
 }  # fmt: skip
 FURTHER = {
-    "BenchExtractResult", "BenchExtractSettings", "BenchFitResult", "BenchFitSettings", "BenchStoreResult",
-    "BenchStoreSettings", "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier", "DemoResult", "DemoSettings",
-    "DoctorResult", "DoctorSettings", "Encoder", "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings",
-    "FitResult", "FitSettings", "ImportResult", "ImportSettings", "Listener", "ScoreResult", "ScoreSettings", "Task",
-    "bench_extract", "bench_fit", "bench_store", "demo", "doctor", "export_embeddings", "import_embeddings",
-    "load_encoder", "write_sample",
+    "AblateResult", "AblateSettings", "BenchAblateResult", "BenchAblateSettings", "BenchExtractResult",
+    "BenchExtractSettings", "BenchFitResult", "BenchFitSettings", "BenchStoreResult", "BenchStoreSettings",
+    "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier", "DemoResult", "DemoSettings", "DoctorResult",
+    "DoctorSettings", "Encoder", "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FitResult",
+    "FitSettings", "ImportResult", "ImportSettings", "Listener", "ScoreResult", "ScoreSettings", "Task",
+    "bench_ablate", "bench_extract", "bench_fit", "bench_store", "demo", "doctor", "export_embeddings",
+    "import_embeddings", "load_encoder", "write_sample",
 }  # fmt: skip
 
 

@@ -64,13 +64,11 @@ def headings(rows: Sequence[Summary], heldout: bool) -> list[str]:
 
 def cells_of(row: Summary, heldout: bool) -> list[str]:
     """Return the cells of a setting's row, for people: three decimals, empty where there is nothing to say."""
-    name = row.setting.name if row.mean is None or not row.diverged else f"{row.setting.name} ({row.diverged} diverged)"
-    name = f"{row.setting.name} (diverged)" if row.diverged and row.mean is None else name
-
+    count = f"{row.count} ({row.diverged} diverged)" if row.diverged else str(row.count)
     of = row.difference
     difference = [f"{of.value:+.3f}", f"{of.low:+.3f} to {of.high:+.3f}"] if of else ["base" if row.is_base else "", ""]
     chosen = [_rounded(row.selected)] if heldout else []
-    return [name, str(row.count), *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
+    return [row.setting.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
 
 
 def markdown(rows: Sequence[Summary], heldout: bool) -> str:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from affcache import BenchExtractSettings, BenchFitSettings, BenchStoreSettings, bench_extract, bench_fit, bench_store
+from affcache import (
+    BenchExtractSettings,
+    BenchFitSettings,
+    BenchStoreSettings,
+    bench_ablate,
+    bench_extract,
+    bench_fit,
+    bench_store,
+)
 from affcache.bench.extraction import repeated
 from affcache.cli.app import app
 from affcache.errors import ConfigError
@@ -70,6 +78,20 @@ def test_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert without.published is without.speedup is None
 
 
+def test_ablate() -> None:
+    result = bench_ablate(rows=100, width=24, batch_size=8, heads=(3, 2), steps=6, rounds=3, device="cpu")
+    assert [group.heads for group in result.groups] == [1, 2, 3]
+    one, _, most = result.groups
+    assert (one.ratio, result.bare) == (1, one.epoch)
+    assert result.rate == most.epoch / 3
+    assert result.ratio == most.ratio / 3
+    assert one.epoch == pytest.approx(73_165 * one.step / 1e3 + 280_532 * one.evaluation / 1e6)
+    assert most.step == sorted(most.steps)[1]
+    assert len(most.steps) == 3
+    with pytest.raises(ConfigError, match="expected numbers of at least 2"):
+        bench_ablate(heads=(1,))
+
+
 def test_the_commands(tmp_path: Path, tiny_encoder: str) -> None:
     words = ["bench", "store", "--rows", "5000", "--width", "8", "--reads", "1", "--folder", str(tmp_path)]
     shown = CliRunner().invoke(app, words)
@@ -78,6 +100,9 @@ def test_the_commands(tmp_path: Path, tiny_encoder: str) -> None:
     words = ["bench", "fit", "--rows", "64", "--width", "8", "--steps", "2", "--rounds", "1"]
     assert "times as long" in CliRunner().invoke(app, words).stdout
     assert "times as long" not in CliRunner().invoke(app, [*words, "--published", "off"]).stdout
+    words = ["bench", "ablate", "--rows", "64", "--width", "8", "--steps", "2", "--rounds", "1", "--heads", "2"]
+    assert "each, of one's" in CliRunner().invoke(app, words).stdout
+    assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["groups"][1]["heads"] == 2
     words = ["bench", "extract", "--model", tiny_encoder, "--pretrained", "", "--seconds", "0.05", "--rounds", "1"]
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert {"rate", "bare", "ratio", "unit"} <= found.keys()

@@ -349,7 +349,8 @@ def test_json_of_a_command_that_succeeds_is_alone(tmp_path: Path) -> None:
         json.loads(process.stdout)
 
 
-def test_ablate_shows_a_table_and_what_is_next(workplace: Path) -> None:
+def test_ablate_shows_a_table_and_what_is_next(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     (workplace / "affcache.toml").write_text("[ablate]\nepochs = 2\nhidden_width = 16\nhidden_layers = 1\nseeds = 2\n")
     shown = call("ablate", "--vary", "alpha=0.3,1", "--vary", "lr=0.001,1e30")
     lines = shown.stdout.splitlines()

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import affcache
-from affcache.ablations.grid import Setting
+from affcache.ablations.grid import Setting, as_text
 from affcache.ablations.sources import Source
 from affcache.errors import StoreError
 from affcache.fit_settings import FitSettings
 from affcache.runs import RunFolder, read_tensors, settings_to_json, write_json, write_tensors, write_text
+from affcache.settings_base import flag
 from affcache.training import Entry
 from affcache.video_statistics import Table
 
@@ -33,7 +34,7 @@ class Cell:
     def of(cls, setting: Setting, settings: FitSettings, source: Source, out: Path) -> "Cell":
         """Name a cell by everything that decides its result, so that it is found again in whatever grid it stands."""
         recipe = {name: v for name, v in settings_to_json(settings).items() if name not in MACHINE_SETTINGS}
-        identity = json.dumps({"settings": recipe, **source.identity()}, sort_keys=True)
+        identity = json.dumps({"settings": recipe, **source.identity}, sort_keys=True)
         name = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return cls(setting, settings, source, RunFolder(out / "cells" / name))
 
@@ -62,7 +63,7 @@ class Cell:
             "task": self.source.task.name,
             "classes": list(self.source.task.classes),
             "settings": settings_to_json(self.settings),
-            **self.source.describe(),
+            **self.source.description,
             "versions": {"torch": torch.__version__},
         }
 
@@ -103,6 +104,14 @@ class Cell:
             return Outcome(None, None, best_epoch, diverged, history, None, [])
         tensors, header = read_tensors(self._statistics)
         return Outcome(value, selected, best_epoch, None, history, tensors["sums"].numpy(), header["videos"])
+
+    def fit_command(self) -> str:
+        """Return the call of ``affcache fit`` that trains the cell's setting again by itself."""
+        defaults, words = FitSettings(), ["affcache fit"]
+        for name, value in asdict(self.settings).items():
+            if name not in ("run", "resume", "memory", "device") and value != getattr(defaults, name):
+                words.append(flag(name) if value is True else f"{flag(name)} {as_text(value)}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True)

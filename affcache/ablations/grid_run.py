@@ -65,29 +65,33 @@ class GridRun:
         self.out, self.heads, self.device, self.total, self.listener = out, heads, device, total, listener
         self.done = 0  # epochs of heads
 
-    def run(self, cells: Sequence[Cell], source: LoadedSource, after_each: Callable[[], None]) -> None:
-        """Train cells of one source; ``after_each`` is called after each group that is finished."""
+    def run(
+        self, cells: Sequence[Cell], source: LoadedSource, after_each: Callable[[dict[str, Outcome]], None]
+    ) -> None:
+        """Train cells of one source; ``after_each`` gets the outcomes, by the cells' names, of each finished group."""
         for group in group_cells(cells, self.device):
             if group[0].settings.head == "ridge":
-                self._ridge(group[0], source)
+                outcomes = [self._ridge(group[0], source)]
             else:
-                self._group(group, source)
-            after_each()
+                outcomes = self._group(group, source)
+            after_each({cell.name: outcome for cell, outcome in zip(group, outcomes, strict=True)})
 
-    def _group(self, group: list[Cell], source: LoadedSource) -> None:
+    def _group(self, group: list[Cell], source: LoadedSource) -> list[Outcome]:
         training = GroupTraining(group, source, self.device, self.out / "groups" / f"{group[0].name}.safetensors")
         if continued := training.restore():
             self._report(continued * len(group), "continued")
         training.run(self._report)
-        for cell, outcome, head in zip(group, training.outcomes(), training.best_heads, strict=True):
+        outcomes = training.outcomes()
+        for cell, outcome, head in zip(group, outcomes, training.best_heads, strict=True):
             if outcome.diverged is not None:
                 self.listener.warning(
                     f"{cell.setting.name}, seed {cell.settings.seed}: diverged in epoch {outcome.diverged}"
                 )
             self.heads.write(cell, outcome, source.video_names, head)
         training.discard_checkpoint()
+        return outcomes
 
-    def _ridge(self, cell: Cell, source: LoadedSource) -> None:
+    def _ridge(self, cell: Cell, source: LoadedSource) -> Outcome:
         """Solve a ridge: its strength is chosen as an epoch is otherwise."""
         task, width = source.of.task, source.of.store.width
         folder = RunFolder(self.out / "groups" / cell.name)
@@ -109,6 +113,7 @@ class GridRun:
         self.heads.write(cell, outcome, source.video_names, tensors)
         shutil.rmtree(folder.path)
         self._report(1, f"ridge: {task.metric} {value:.3f}")
+        return outcome
 
     def _report(self, epochs: int, note: str) -> None:
         self.done += epochs

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,13 +15,14 @@ from affcache.training_data import Frames, batches, epoch_length
 
 LONGEST = 24 * 3600.0  # seconds; what takes longer has to be asked for
 TRIED, WARM_UP, STEPS = 5, 4, 12
+SIDE_BY_SIDE = {"cuda": 16}  # heads tried at a time; on a CPU one says enough
 TRIED_FRAMES = 2048  # of an evaluation
 
 
 def project(recipes: Sequence[FitSettings], source: LoadedSource, device: torch.device) -> float:
     """Return the seconds that a head takes, the mean of a few settings tried for a moment each.
 
-    Heads side by side share some of it, so that a grid takes somewhat less than the sum.
+    On a CPU one is tried at a time; side by side they share some of it, so that a grid takes somewhat less.
     """
     tried = [recipe for recipe in recipes if recipe.head != "ridge"][:TRIED]
     return sum(_seconds_of(recipe, source, device) for recipe in tried) / len(tried) if tried else 1.0
@@ -29,18 +31,26 @@ def project(recipes: Sequence[FitSettings], source: LoadedSource, device: torch.
 def _seconds_of(recipe: FitSettings, source: LoadedSource, device: torch.device) -> float:
     counts = ClassCounts.of(source.of.task, source.train.labels)
     videos = len(source.of.store.video_names)
-    learner = Learner([recipe], source.of.task, source.of.store.width, device, counts, videos)
+    heads = SIDE_BY_SIDE.get(device.type, 1)
+    learner = Learner(
+        [replace(recipe, seed=seed) for seed in range(heads)],
+        source.of.task,
+        source.of.store.width,
+        device,
+        counts,
+        videos,
+    )
     embeddings = next(iter(source.train.evaluation_batches()))[:TRIED_FRAMES].clone()
     frames = Frames(embeddings, source.train.labels[: len(embeddings)], source.train.videos[: len(embeddings)])
     size = min(recipe.batch_size, len(frames))
-    order = torch.randint(0, len(frames), (1, (WARM_UP + STEPS) * size), device=frames.labels.device)
+    order = torch.randint(0, len(frames), (heads, (WARM_UP + STEPS) * size), device=frames.labels.device)
     taken = batches(order, size)
     for batch in taken[:WARM_UP]:
         learner.step(frames, batch)
     step = _timed(lambda: [learner.step(frames, batch) for batch in taken[WARM_UP:]], device) / STEPS
     evaluation = _timed(lambda: learner.predict(frames), device) / len(frames)
     length = epoch_length(source.train.videos.cpu(), stride=recipe.stride, frames_per_epoch=recipe.frames_per_epoch)
-    return recipe.epochs * (-(-length // recipe.batch_size) * step + len(source.selection) * evaluation)
+    return recipe.epochs * (-(-length // recipe.batch_size) * step + len(source.selection) * evaluation) / heads
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:

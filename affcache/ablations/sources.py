@@ -1,6 +1,7 @@
 """What a group of heads trains on: one store's frames with the labels of one task, split for training and choosing."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ class Source:
             )
         return cls(store, task, train, selection, validation)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """Return what finished cells are recognised by, beside their settings."""
+        """What finished cells are recognised by, beside their settings; cells are many, and it takes a while."""
         parts = {"train": self.train, "selection": self.selection, "validation": self.validation}
         return {
             "store": self.store.fingerprint(),
@@ -58,8 +60,9 @@ class Source:
             "labels": {name: joined.to_json()["sha256"] for name, joined in parts.items()},
         }
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a run's config.json keeps of store and labels."""
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What a run's config.json keeps of store and labels."""
         labels = {"train": self.train.to_json(), "validation": self.validation.to_json()}
         if self.selection is not self.validation:
             labels["selection"] = self.selection.to_json()

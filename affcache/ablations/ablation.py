@@ -1,0 +1,158 @@
+"""The cells of a grid: which are finished, training the others, and all results written."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affcache.ablate_settings import AblateSettings
+from affcache.ablations.cell_folder import Cell, Outcome
+from affcache.ablations.figures import write_figures
+from affcache.ablations.grid import Grid, Setting
+from affcache.ablations.grid_run import BestHeads, GridRun, epochs_of
+from affcache.ablations.projection import duration, project, require_asked_for
+from affcache.ablations.sources import LoadedSource, Source
+from affcache.ablations.summary import Summary, summarise
+from affcache.ablations.tables import latex, markdown, write_results, write_summary
+from affcache.fitting import SMALLEST_TAIL, tail_of
+from affcache.listener import Listener
+from affcache.memory import default_memory
+from affcache.runs import write_text
+
+SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
+MANY = 10_000  # cells; a grid of more is projected before they are made one by one
+TRIED = 5  # settings for a projection
+
+Sources = dict[tuple[Path, str], Source]  # by store and task
+
+
+class Ablation:
+    """A grid at work in a folder.
+
+    Args:
+        settings: of the ablation.
+        grid: what is trained.
+        sources: store and labels for every store and task of the grid.
+        out: the folder.
+        device: where heads train.
+        listener: receives messages and progress.
+
+    Raises:
+        ConfigError: the grid is huge and takes more than a day.
+        StoreError: a finished result is damaged.
+    """
+
+    def __init__(
+        self,
+        settings: AblateSettings,
+        grid: Grid,
+        sources: Sources,
+        out: Path,
+        device: torch.device,
+        listener: Listener,
+    ) -> None:
+        self.settings, self.grid, self.sources, self.out = settings, grid, sources, out
+        self.device, self.listener = device, listener
+        self.memory = settings.memory or default_memory(device)
+        self._loaded: tuple[Source, LoadedSource] | None = None  # one at a time
+        self._written = time.monotonic()  # the tables
+        if grid.cells > MANY:
+            self._project(grid.cells)
+        self.points = list(grid)
+        self.cells = [self._cell(point, seed) for point in self.points for seed in range(grid.seeds)]
+        self.outcomes = {cell.name: cell.read() for cell in self.cells if cell.finished}
+        self.heads = BestHeads(settings.keep, self._finished())
+
+    def _cell(self, point: Setting, seed: int) -> Cell:
+        recipe = point.fit_settings(self.grid.recipe, seed)
+        return Cell.of(point, recipe, self.sources[point.store, recipe.task], self.out)
+
+    def _finished(self) -> list[tuple[Cell, Outcome]]:
+        """Return the finished cells with their outcomes, in the order of the grid."""
+        return [(cell, self.outcomes[cell.name]) for cell in self.cells if cell.name in self.outcomes]
+
+    def train(self) -> int:
+        """Train what isn't finished; return how many heads."""
+        pending = [cell for cell in self.cells if cell.name not in self.outcomes]
+        words = f"{len(self.points):,} settings x {self.grid.seeds} seeds: {len(self.cells):,} heads"
+        if self.outcomes:
+            words += f", {len(self.outcomes):,} of them finished before"
+        self.listener.message(words)
+        if not pending:
+            return 0
+        self._warn_of_tails()
+        if self.grid.cells <= MANY:
+            self._project(len(pending))
+        run = GridRun(self.out, self.heads, self.device, epochs_of(pending), self.listener)
+        for source in self.sources.values():
+            of_source = [cell for cell in pending if cell.source is source]
+            if of_source:
+                run.run(of_source, self._load(source), self._take)
+        return len(pending)
+
+    def _take(self, outcomes: dict[str, Outcome]) -> None:
+        """Take up the outcomes of a group that is finished."""
+        self.outcomes |= outcomes
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_TABLES:
+            self.write(with_figures=False)
+            self._written = time.monotonic()
+
+    def write(self, *, with_figures: bool) -> tuple[list[Summary], list[Path]]:
+        """Write the tables of what is finished, and the figures; return the rows and the files."""
+        seeds, finished = self.grid.seeds, self.outcomes
+        by_setting = [
+            {cell.settings.seed: finished[cell.name] for cell in self.cells[i : i + seeds] if cell.name in finished}
+            for i in range(0, len(self.cells), seeds)
+        ]
+        rows = summarise(self.points, by_setting, self.grid.base_index(), self.settings.task)
+        heldout, varied = self.settings.select == "heldout", self.grid.varied
+        files = [self.out / name for name in ("results.csv", "summary.csv", "summary.md", "summary.tex")]
+        write_results(files[0], self._finished(), varied)
+        write_summary(files[1], rows, varied)
+        write_text(files[2], markdown(rows, heldout))
+        write_text(files[3], latex(rows, heldout))
+        return rows, [*files, *(write_figures(self.out / "figures", self.grid, rows) if with_figures else [])]
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the best run of the first task, and where its head is or how it is trained again."""
+        if not self.heads.best:
+            return None
+        selected, cell = next(iter(self.heads.best.values()))
+        return {
+            "setting": cell.setting.name,
+            "seed": cell.settings.seed,
+            "value": self.outcomes[cell.name].value,
+            "selected": selected,
+            "run": str(cell.folder.path) if cell.folder.head.is_file() else None,
+            "fit": cell.fit_command(),
+        }
+
+    def _load(self, source: Source) -> LoadedSource:
+        if self._loaded is None or self._loaded[0] is not source:
+            self._loaded = None  # before the next one takes its place in memory
+            self._loaded = (source, source.load(self.device, self.memory, self.listener))
+        return self._loaded[1]
+
+    def _project(self, cells: int) -> None:
+        """Say how long so many cells will take, and refuse what takes too long unasked."""
+        count, tried = len(self.grid), min(TRIED, len(self.grid))
+        recipes = [self.grid[i * count // tried].fit_settings(self.grid.recipe, 0) for i in range(tried)]
+        alike = [one for one in recipes if one.task == recipes[0].task]
+        first = self.sources[self.grid[0].store, recipes[0].task]
+        seconds = cells * project(alike, self._load(first), self.device)
+        require_asked_for(cells, seconds, self.settings.yes)
+        self.listener.message(f"{cells:,} heads to train: at most about {duration(seconds)} on {self.device}")
+
+    def _warn_of_tails(self) -> None:
+        """Warn of settings whose CVaR rests on a few losses a batch."""
+        few = []
+        for cell in self.cells[:: self.grid.seeds]:  # the first of each setting
+            recipe, tail = cell.settings, tail_of(cell.settings, cell.source.task, len(cell.source.train))
+            if recipe.alpha < 1 and recipe.cvar_level == recipe.cvar_within == "batch" and tail < SMALLEST_TAIL:
+                few.append(f"{cell.setting.name} ({tail:g})")
+        if few:
+            self.listener.warning(
+                f"CVaR's tail is fewer than {SMALLEST_TAIL} losses a batch, so that its gradient is noisy, for "
+                f"{len(few)} settings: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
+            )

@@ -1,0 +1,84 @@
+"""Fitted decision rules against searches over a grid, and what they promise: never worse where they were fitted."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from affcache.decision import fit_biases, fit_thresholds
+
+
+def macro_f1(labels: np.ndarray, decided: np.ndarray, classes: int) -> float:
+    return float(f1_score(labels, decided, labels=range(classes), average="macro", zero_division=0))
+
+
+def problem(seed: int, frames: int, classes: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that say something of imbalanced labels; with few digits many are equal."""
+    random = np.random.default_rng(seed)
+    labels = random.choice(classes, frames, p=np.sort(random.dirichlet(np.ones(classes) / 2)))
+    scores = random.normal(size=(frames, classes)) + 1.5 * (labels[:, None] == np.arange(classes))
+    probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    return probabilities.round(digits), labels
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), frames=st.integers(1, 80), classes=st.integers(2, 8), digits=st.integers(1, 9))
+def test_biases_never_lower_macro_f1(seed: int, frames: int, classes: int, digits: int) -> None:
+    probabilities, labels = problem(seed, frames, classes, digits)
+    biases = fit_biases(probabilities, labels)
+    logs = np.log(np.maximum(probabilities, np.finfo(float).tiny))
+    before = macro_f1(labels, logs.argmax(1), classes)
+    after = macro_f1(labels, (logs + biases).argmax(1), classes)
+    assert after >= before - 1e-9
+    assert biases.sum() == pytest.approx(0, abs=1e-9 * max(1, np.abs(biases).max()))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_bias_of_one_class_helps_any_more(seed: int) -> None:
+    probabilities, labels = problem(seed, 120, 5, 9)
+    logs = np.log(probabilities)
+    biases = fit_biases(probabilities, labels)
+    found = macro_f1(labels, (logs + biases).argmax(1), 5)
+    assert found > macro_f1(labels, logs.argmax(1), 5), "there was something to gain"
+    for one in range(5):
+        for bias in np.linspace(-6, 6, 400):
+            changed = biases.copy()
+            changed[one] += bias
+            assert macro_f1(labels, (logs + changed).argmax(1), 5) <= found + 1e-9
+
+
+def test_of_two_classes_the_bias_is_the_best_there_is() -> None:
+    probabilities, labels = problem(3, 60, 2, 9)
+    logs = np.log(probabilities)
+    found = macro_f1(labels, (logs + fit_biases(probabilities, labels)).argmax(1), 2)
+    gaps = np.sort(logs[:, 0] - logs[:, 1])
+    every = [gaps[0] - 1, *(gaps[:-1] + np.diff(gaps) / 2), gaps[-1] + 1]
+    best = max(macro_f1(labels, (logs + [0, bias]).argmax(1), 2) for bias in every)
+    assert found == pytest.approx(best)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), frames=st.integers(1, 60), digits=st.integers(1, 9))
+def test_thresholds_are_the_best_of_all(seed: int, frames: int, digits: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = (random.random((frames, 3)) < [0.5, 0.05, 0.9]).astype(int)
+    probabilities = np.clip(0.5 * random.random((frames, 3)) + 0.4 * labels, 0, 1).round(digits)
+    thresholds = fit_thresholds(probabilities, labels)
+    for unit in range(3):
+        decided = (probabilities[:, unit] >= thresholds[unit]).astype(int)
+        found = f1_score(labels[:, unit], decided, zero_division=0)
+        every = [
+            f1_score(labels[:, unit], probabilities[:, unit] >= t, zero_division=0) for t in probabilities[:, unit]
+        ]
+        assert found == pytest.approx(max(every))
+
+
+def test_a_unit_that_no_frame_has_keeps_one_half() -> None:
+    assert fit_thresholds(np.array([[0.2], [0.9]]), np.zeros((2, 1), dtype=int)).tolist() == [0.5]
+
+
+def test_a_threshold_lies_between_two_probabilities() -> None:
+    probabilities = np.array([[0.9], [0.4], [0.2], [0.1]])
+    assert fit_thresholds(probabilities, np.array([[1], [1], [0], [0]])).tolist() == [pytest.approx(0.3)]
+    assert fit_thresholds(probabilities, np.array([[1], [1], [1], [1]])).tolist() == [0.1]

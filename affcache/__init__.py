@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
     from affcache.estimators import CVaRMLPClassifier, CVaRMLPMultiLabelClassifier
     from affcache.extraction import ExtractResult, extract
-    from affcache.fit_settings import FitSettings, ScoreSettings
+    from affcache.fit_settings import FitSettings
     from affcache.fitting import FitResult, fit
     from affcache.heads import MLPHead
     from affcache.interop.exporting import ExportResult, export_embeddings
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from affcache.risk import cvar
     from affcache.sam import SAM
     from affcache.sample import write_sample
+    from affcache.score_settings import ScoreSettings
     from affcache.scoring import ScoreResult, score
     from affcache.settings import (
         BenchAblateSettings,
@@ -85,7 +86,7 @@ _MODULE_OF = {
     "MLPHead": "heads",
     "SAM": "sam",
     "ScoreResult": "scoring",
-    "ScoreSettings": "fit_settings",
+    "ScoreSettings": "score_settings",
     "StoreError": "errors",
     "TASKS": "tasks",
     "Task": "tasks",

@@ -56,5 +56,3 @@ class AblateSettings(TrainingSettings):
             yield f"--held-out is {self.held_out}; expected more than 0 and less than 1."
         if self.preset != "none" and self.list is not None:
             yield "--preset and --list are both given; expected one of them, with as many --vary as you like."
-        if self.preset == "none" and self.list is None and not self.vary and len(self.store) < 2:
-            yield "nothing is varied; expected --vary NAME=VALUES, --preset, --list FILE or several --store."

@@ -39,6 +39,18 @@ class VideoResamples:
         return np.asarray(metric_of(np.tensordot(self.times, statistics, axes=1)))
 
 
+def video_interval(value: float, resampled: Table, *, level: float = LEVEL) -> Interval:
+    """Return a value with its interval when videos are drawn anew: the middle of what the draws gave.
+
+    Args:
+        value: on the videos as they are.
+        resampled: (R,), on each set of videos.
+        level: how often the interval is to hold the true value.
+    """
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
 def seed_and_video_interval(value: float, resampled: Table, *, seed: int = 0, level: float = LEVEL) -> Interval:
     """Return a mean over seeds with its interval when both seeds and videos are drawn anew.
 
@@ -55,5 +67,4 @@ def seed_and_video_interval(value: float, resampled: Table, *, seed: int = 0, le
     seeds, resamples = resampled.shape
     random = np.random.default_rng([seed, 1])  # not the stream that drew the videos
     share = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).T / seeds  # (K, R)
-    low, high = np.quantile((share * resampled).sum(axis=0), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+    return video_interval(value, (share * resampled).sum(axis=0), level=level)

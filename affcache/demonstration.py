@@ -79,7 +79,7 @@ def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None =
                 FitSettings(task=task, store=store, annotations=annotations, run=run, seed=settings.seed),
                 listener=listener,
             )
-            scores[task] = score(ScoreSettings(run=run, annotations=annotations), listener=listener)
+            scores[task] = score(ScoreSettings(run=(run,), annotations=annotations), listener=listener)
     notice = SAMPLE_NOTICE if settings.model else RANDOM_NOTICE
     return DemoResult(str(out), notice, extraction, scores)
 

@@ -118,23 +118,15 @@ class FitSettings(TrainingSettings):
     run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
     resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
     seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
+    held_out: float = setting(
+        0.0, "Share of the training frames set aside, in whole videos, for score to fit decision rules on; [0, 1)."
+    )
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         yield from self.at_least("seed", 0)
+        if not 0 <= self.held_out < 1:
+            yield f"--held-out is {self.held_out}; expected at least 0 and less than 1."
         if self.resume and self.run is None:
             yield "--resume doesn't say which run to continue; expected --run DIR with it."
-
-
-@dataclass(frozen=True)
-class ScoreSettings(Settings):
-    """Score a run on a split."""
-
-    run: Path | None = setting(None, "Run folder to score.", default_text="the newest one under runs/")
-    split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
-    store: Path | None = setting(None, "The embedding store.", default_text="the one the run was trained on")
-    annotations: Path | None = setting(
-        None, "Folder with the label files.", default_text="the one the run was trained on"
-    )
-    device: str = setting("auto", "Where the head runs: auto, cpu, cuda, cuda:1, ...")

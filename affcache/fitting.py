@@ -28,6 +28,7 @@ from affcache.streaming import load_splits
 from affcache.tasks import Task, find_task
 from affcache.training import Training
 from affcache.training_data import require_finite
+from affcache.video_groups import hold_out
 
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 
@@ -81,6 +82,9 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     store.require_complete()
     store.verify()  # two seconds for a million rows; a damaged one would train without a word
     train, validation = join_splits(store, settings.annotations, task, listener)
+    if settings.held_out:
+        train, held_out = hold_out(store, train, settings.held_out)
+        listener.message(f"held out for decision rules: {len(held_out):,} training frames; {len(train):,} are left")
     _say_tail(settings, task, len(train), listener)
     frames = load_splits(store, train, validation, device, memory, listener)
     for source, split in zip(frames, ("training", "validation"), strict=True):

@@ -1,12 +1,14 @@
 """Scores of decided labels against true ones, per class and for the task."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import precision_recall_fscore_support
+
+Interval = tuple[float, float]  # low, high
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class ClassScores:
     name: str
     values: Mapping[str, float]  # precision, recall, f1 in [0, 1]; or ccc, pearson in [-1, 1], rmse; 0 where undefined
     support: int  # frames with this label; all frames for a continuous value
+    interval: Interval | None = None  # 95 % of the value that the task's metric averages
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Scores:
     value: float  # the task's metric: the unweighted mean over all classes, present or not; in [-1, 1] for mean_ccc
     classes: tuple[ClassScores, ...]
     further: Mapping[str, float] = field(default_factory=dict)  # others of the split, such as accuracy, mean_rmse
+    interval: Interval | None = None  # 95 % of ``value``
 
     @property
     def without_support(self) -> tuple[str, ...]:
@@ -34,8 +38,17 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Return the scores as one flat JSON object."""
-        classes = [{"name": c.name, **c.values, "support": c.support} for c in self.classes]
-        return {"metric": self.metric, "value": self.value, **self.further, "classes": classes}
+        classes = [{"name": c.name, **c.values, "support": c.support, **_range(c.interval)} for c in self.classes]
+        return {"metric": self.metric, "value": self.value, **_range(self.interval), **self.further, "classes": classes}
+
+    def with_intervals(self, own: Interval, of_classes: Sequence[Interval]) -> "Scores":
+        """Return the scores with the interval of the metric and of each class."""
+        classes = tuple(replace(c, interval=of) for c, of in zip(self.classes, of_classes, strict=True))
+        return replace(self, interval=own, classes=classes)
+
+
+def _range(interval: Interval | None) -> dict[str, float]:
+    return {} if interval is None else {"low": interval[0], "high": interval[1]}
 
 
 def multiclass_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: tuple[str, ...]) -> Scores:

@@ -1,51 +1,61 @@
-"""Scoring a run: its head over a split's frames, the task's metrics, and the predictions per frame."""
+"""Scoring runs: their heads over a split's frames, the task's metrics with intervals, and predictions per frame."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from affcache.annotations import JoinAccount, JoinedLabels, join_labels
+from affcache.bootstrap import Interval, VideoResamples, video_interval
+from affcache.calibration import reliability
 from affcache.config import build
+from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
-from affcache.errors import StoreError
-from affcache.fingerprint import differing_fields
-from affcache.heads import MLPHead
-from affcache.learner import build_head, predict
 from affcache.listener import Listener
-from affcache.memory import GIGABYTE, default_memory
 from affcache.metrics import Scores
+from affcache.opened_run import OpenedRun, require_one_task
+from affcache.predictions import Predictions
 from affcache.risk import cvar
-from affcache.runs import RunFolder, newest_run, read_tensors, settings_from_json, write_json
-from affcache.settings import RUNS, FitSettings, ScoreSettings
-from affcache.stacked_heads import StackedHeads
-from affcache.store import EmbeddingStore
-from affcache.streaming import load_frames
-from affcache.tasks import Task, find_task
-from affcache.training_data import require_finite
+from affcache.rule_finding import find_rule
+from affcache.runs import RunFolder, newest_run, write_json
+from affcache.settings import RUNS, ScoreSettings
+from affcache.tasks import Task
+from affcache.video_groups import group_frames
+from affcache.video_statistics import Table
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """The scores of one run on one split."""
+    """The scores of one run, or of several averaged, on one split."""
 
-    run: str
+    runs: tuple[str, ...]
     store: str
     task: str
     split: str
-    epoch: int  # of the head that was scored, counted from 1
+    epoch: int  # of the first run's head, counted from 1
     frames: int
     account: JoinAccount
     scores: Scores
     loss: float  # mean of the frames' losses (for au and va of each frame's 12 or 2)
     cvar: float  # the mean of the worst share ``alpha`` of them, over the whole split
-    alpha: float  # the level of the run
+    alpha: float  # the level of the first run
+    rule: DecisionRule
+    calibration_error: float | None  # in [0, 1]; None for va
+    against: dict[str, Any] | None  # the other run, its value, and the paired difference with its interval
     scores_file: str  # the file these scores were written to
     predictions_file: str
+    figures: tuple[str, ...] = ()  # pictures, where they were asked for
+
+    @property
+    def run(self) -> str:
+        """The first run."""
+        return self.runs[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -59,6 +69,10 @@ class ScoreResult:
             "frames": self.frames,
             "epoch": self.epoch,
             "run": self.run,
+            "runs": list(self.runs),
+            "rule": self.rule.to_json(),
+            "calibration_error": self.calibration_error,
+            "against": self.against,
             "predictions": self.predictions_file,
             "store": self.store,
             "classes_without_support": list(self.scores.without_support),
@@ -66,133 +80,127 @@ class ScoreResult:
         }
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What was said of a split's frames, and what it is worth."""
+
+    predictions: Predictions
+    rule: DecisionRule
+    probabilities: npt.NDArray[Any]  # (n, C), by the rule
+    decided: npt.NDArray[Any]
+    scores: Scores
+    statistics: Table  # (G, C, S) of the videos
+
+
 def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> ScoreResult:
     """Score a run's best head on a split, and write the scores and the predictions into the run folder.
+
+    The probabilities of several runs are averaged; what is written then goes into ``average/`` in the first one's
+    folder. Intervals are 95 % bootstrap intervals over videos, persons of a video together.
 
     Args:
         settings: all settings, or none and single ones by name, for instance ``score(run=Path("runs/a"))``.
         listener: receives messages and warnings.
 
     Raises:
-        InputError: no run, or labels that can't be read or that join to no crop.
+        InputError: no run, or labels that can't be read or that join to no crop; runs of several tasks.
         StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
+        ConfigError: rules are to be fitted, but nothing was held out of the training.
     """
     settings = build(ScoreSettings, values, over=settings)
     listener = listener or Listener()
-    folder = RunFolder(settings.run) if settings.run else newest_run(RUNS)
-    config = folder.read_config()
-    task = find_task(config["task"])
-    fitted = settings_from_json(config["settings"])
+    folders = [RunFolder(path) for path in settings.run] or [newest_run(RUNS)]
     device = resolve_device(settings.device)
-    store = _open_store(settings, config, folder)
-    head, epoch = _load_head(folder, fitted, store.width, task)
-    if fitted.head != "ridge" and folder.finished_epochs() < fitted.epochs:
-        listener.warning(
-            f"run {folder.path} is unfinished: {folder.finished_epochs()} of {fitted.epochs} epochs. Finish it with "
-            f"'affcache fit --run {folder.path} --resume' and the settings it began with."
-        )
-    joined = join_labels(store, settings.annotations or fitted.annotations, task, settings.split)
+    runs = [OpenedRun.open(folder, settings.store, listener) for folder in folders]
+    task, first = require_one_task(runs), runs[0]
+    annotations = settings.annotations or first.settings.annotations
+    joined = join_labels(first.store, annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
-    frames = load_frames(store, joined, device, default_memory(device) * GIGABYTE)
-    require_finite(frames, settings.split)
-    heads = StackedHeads([head], dropout=[0.0], device=device)
-    (logits,) = predict(heads, frames, fitted.normalize)  # (n, C)
-    losses = task.losses(logits, frames.labels)  # (n,) or (n, C)
-    probabilities = task.probabilities(logits).cpu().numpy()
-    decided = task.decide(probabilities)
-    scores = task.score(joined.labels, decided, task.classes)
-    if scores.without_support:
+    scored = _score(settings, runs, annotations, joined, device)
+    if scored.scores.without_support:
         listener.warning(
-            f"No {settings.split} frame is labelled {', '.join(scores.without_support)}: each counts as 0 in "
-            f"{scores.metric}, as the mean runs over all {task.outputs} classes."
+            f"No {settings.split} frame is labelled {', '.join(scored.scores.without_support)}: each counts as 0 in "
+            f"{scored.scores.metric}, as the mean runs over all {task.outputs} classes."
         )
+    resamples = VideoResamples(len(scored.statistics), settings.resamples)
+    against = None
+    if settings.against is not None:
+        other = OpenedRun.open(RunFolder(settings.against), settings.store, listener)
+        require_one_task([first, other])
+        against = _compare(scored, _score(settings, [other], annotations, joined, device), task, resamples, other)
+    if scored.rule.optimistic:
+        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
+    losses = task.losses(scored.predictions.logits, torch.from_numpy(joined.labels))  # (n,) or (n, C)
+    out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
     result = ScoreResult(
-        run=str(folder.path),
-        store=str(store.path),
+        runs=tuple(str(run.folder.path) for run in runs),
+        store=str(first.store.path),
         task=task.name,
         split=settings.split,
-        epoch=epoch,
+        epoch=first.epoch,
         frames=len(joined),
         account=joined.account,
-        scores=scores,
+        scores=_with_intervals(scored, task, resamples),
         loss=float(losses.mean()),
-        cvar=float(cvar(losses, fitted.alpha)),
-        alpha=fitted.alpha,
-        scores_file=str(folder.of_split(folder.scores, settings.split)),
-        predictions_file=str(folder.of_split(folder.predictions, settings.split)),
+        cvar=float(cvar(losses, first.settings.alpha)),
+        alpha=first.settings.alpha,
+        rule=scored.rule,
+        calibration_error=reliability(scored.probabilities, joined.labels).error if task.class_of else None,
+        against=against,
+        scores_file=str(out.of_split(out.scores, settings.split)),
+        predictions_file=str(out.of_split(out.predictions, settings.split)),
     )
-    _write_predictions(Path(result.predictions_file), result, task, store, joined, probabilities, decided)
+    out.path.mkdir(exist_ok=True)
+    _write_predictions(Path(result.predictions_file), result, task, scored, joined)
     write_json(Path(result.scores_file), result.to_json())
     return result
 
 
-def _open_store(settings: ScoreSettings, config: dict[str, Any], folder: RunFolder) -> EmbeddingStore:
-    """Open the store to score on: the run's own, which must not have changed, or the one that was chosen."""
-    path = settings.store or Path(config["store"]["path"])
-    if settings.store is None and not path.exists():
-        raise StoreError(
-            f"The store that run {folder.path} was trained on is not at {path} any more. Say where it is with "
-            "--store FILE."
-        )
-    store = EmbeddingStore.open(path)
-    store.require_complete()
-    _require_store(store, config["store"], folder, chosen=settings.store is not None)
-    return store
+def _score(
+    settings: ScoreSettings, runs: Sequence[OpenedRun], annotations: Path, joined: JoinedLabels, device: torch.device
+) -> Scored:
+    """Predict the joined frames, decide by the rule that the settings ask for, and score."""
+    task, store = runs[0].task, runs[0].store
+    predictions = Predictions.of(runs, joined.rows, device, settings.views)
+    rule = find_rule(settings, runs, annotations, device, reported=settings.split)
+    probabilities = rule.probabilities(predictions, task)
+    decided = rule.decide(probabilities, task)
+    names, group = group_frames(store, joined)
+    statistics = task.video_statistics(joined.labels, decided, group, len(names))
+    scores = task.score(joined.labels, decided, task.classes)
+    return Scored(predictions, rule, probabilities, decided, scores, statistics)
 
 
-def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -> tuple[MLPHead, int]:
-    """Return the run's best head and its epoch."""
-    tensors, best = read_tensors(folder.head)
-    head = build_head(fitted, width, task)
-    try:
-        head.load_state_dict(tensors)
-    except RuntimeError:
-        raise StoreError(
-            f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
-            "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
-        ) from None
-    return head, int(best["epoch"])
+def _with_intervals(scored: Scored, task: Task, resamples: VideoResamples) -> Scores:
+    """Return the scores with intervals over videos."""
+    of_classes = resamples.metric(scored.statistics, task.class_metric_of)  # (R, C)
+    own = video_interval(scored.scores.value, of_classes.mean(axis=1))
+    each = [video_interval(0.0, column) for column in of_classes.T]
+    return scored.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
 
 
-def _require_store(store: EmbeddingStore, trained_on: dict[str, Any], folder: RunFolder, *, chosen: bool) -> None:
-    """Refuse a store of another encoder; one that merely holds other crops is fine if the user chose it."""
-    if store.encoder_fingerprint != trained_on["encoder_fingerprint"]:
-        lines = "\n  ".join(differing_fields(trained_on["encoder"], store.encoder))
-        raise StoreError(
-            f"Run {folder.path} was trained on embeddings of another encoder than {store.path} holds. Expected the "
-            f"same one; these differ (run against store):\n  {lines}\nScore with --store FILE and a store of the run's "
-            "encoder, or train again with 'affcache fit'."
-        )
-    if not chosen and store.fingerprint() != trained_on["fingerprint"]:
-        raise StoreError(
-            f"The store {store.path} has changed since run {folder.path} was trained on it: other crops or other "
-            f"embeddings, of the same encoder. Score on it as it is now with --store {store.path}, or train again "
-            "with 'affcache fit'."
-        )
+def _compare(scored: Scored, other: Scored, task: Task, resamples: VideoResamples, run: OpenedRun) -> dict[str, Any]:
+    """Return the other run's value, and how much this one's is above it, on the same videos."""
+    ours, theirs = (resamples.metric(one.statistics, task.metric_of) for one in (scored, other))
+    found: Interval = video_interval(scored.scores.value - other.scores.value, ours - theirs)
+    return {"run": str(run.folder.path), "value": other.scores.value, "difference": asdict(found)}
 
 
-def _write_predictions(
-    path: Path,
-    result: ScoreResult,
-    task: Task,
-    store: EmbeddingStore,
-    joined: JoinedLabels,
-    probabilities: npt.NDArray[np.float32],
-    decided: npt.NDArray[Any],
-) -> None:
-    """Write what the head says of every scored frame, with the keys that find it again."""
-    partial = path.with_name(path.name + ".partial")
+def _write_predictions(path: Path, result: ScoreResult, task: Task, scored: Scored, joined: JoinedLabels) -> None:
+    """Write what is said of every scored frame, with the keys that find it again."""
+    given, partial = scored.predictions, path.with_name(path.name + ".partial")
     with h5py.File(partial, "w") as file:
         file.attrs["format"] = "affcache-predictions"
         file.attrs["format_version"] = 1
         file.attrs["classes"] = json.dumps(task.classes)
+        file.attrs["rule"] = json.dumps(result.rule.to_json())
         for name in ("task", "split", "run", "store"):
             file.attrs[name] = getattr(result, name)
         file["rows"] = joined.rows
-        file["video"] = store.video_of_rows()[joined.rows].astype(np.int32)
-        file["frame_number"] = np.asarray(store.frame_number[joined.rows])
-        file.create_dataset("video_name", data=list(store.video_names), dtype=h5py.string_dtype())
-        file["probabilities"] = probabilities.astype(np.float32)
-        file["decided"] = decided
+        file["video"] = given.videos.astype(np.int32)
+        file["frame_number"] = given.frame_numbers
+        file.create_dataset("video_name", data=list(given.store.video_names), dtype=h5py.string_dtype())
+        file["probabilities"] = scored.probabilities.astype(np.float32)
+        file["decided"] = scored.decided
         file["labels"] = joined.labels
     partial.replace(path)

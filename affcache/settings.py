@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affcache.ablate_settings import AblateSettings
-from affcache.fit_settings import FitSettings, ScoreSettings
+from affcache.fit_settings import FitSettings
+from affcache.score_settings import ScoreSettings
 from affcache.settings_base import (
     ANNOTATIONS,
     CROPS,

@@ -24,9 +24,10 @@ from affcache.losses import (
 )
 from affcache.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
 from affcache.settings import FitSettings
-from affcache.video_statistics import Table, class_counts, mean_ccc, mean_f1, moments, unit_counts
+from affcache.video_statistics import Table, ccc_of_outputs, class_counts, f1_of_classes, moments, unit_counts
 
 Labels = npt.NDArray[Any]
+TINY = 1e-12  # a probability has a logit from here on
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,18 @@ class Task:
     class_count: int  # K
     batch_term: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None  # logits, labels, margin -> (...)
     batch_term_weight: Callable[[FitSettings], float]  # its share of the loss
+    exclusive: bool  # whether exactly one class is true of a frame
+    logits: Callable[[torch.Tensor], torch.Tensor]  # probabilities (n, C) -> logits that stand for them
     probabilities: Callable[[torch.Tensor], torch.Tensor]  # logits (n, C) -> (n, C), as predictions.h5 keeps them
     decide: Callable[[npt.NDArray[np.float32]], Labels]  # probabilities (n, C) -> labels in the label files' form
     score: Callable[[Labels, Labels, tuple[str, ...]], Scores]  # labels, decided, classes -> scores
     metric: str  # name of the value by which the best epoch is chosen
     video_statistics: Callable[..., Table]  # labels, decided, video numbers (n,), V -> (V, C, S), sums over frames
-    metric_of: Callable[[Table], npt.NDArray[np.float64]]  # such sums over videos (..., C, S) -> the metric (...)
+    class_metric_of: Callable[[Table], Table]  # such sums over videos (..., C, S) -> F1 or CCC of each class (..., C)
+
+    def metric_of(self, sums: Table) -> Table:
+        """Return the metric (...) from sums over videos (..., C, S): the mean of its classes'."""
+        return np.asarray(self.class_metric_of(sums).mean(axis=-1))
 
     @property
     def outputs(self) -> int:
@@ -82,12 +89,14 @@ EXPR = Task(
     class_count=8,
     batch_term=None,
     batch_term_weight=lambda settings: 0.0,
+    exclusive=True,
+    logits=lambda probabilities: probabilities.clamp(min=TINY).log(),
     probabilities=lambda logits: torch.softmax(logits, dim=-1),
     decide=lambda probabilities: probabilities.argmax(axis=1),
     score=multiclass_scores,
     metric="macro_f1",
     video_statistics=partial(class_counts, classes=8),
-    metric_of=mean_f1,
+    class_metric_of=f1_of_classes,
 )
 
 AU = Task(
@@ -106,12 +115,14 @@ AU = Task(
     class_count=24,
     batch_term=lambda logits, labels, margin: pairwise_auc_loss(logits, labels, margin=margin),
     batch_term_weight=lambda settings: settings.auc_weight,
+    exclusive=False,
+    logits=partial(torch.logit, eps=TINY),
     probabilities=torch.sigmoid,
     decide=lambda probabilities: (probabilities >= 0.5).astype(np.int64),
     score=multilabel_scores,
     metric="mean_f1",
     video_statistics=unit_counts,
-    metric_of=mean_f1,
+    class_metric_of=f1_of_classes,
 )
 
 VA = Task(
@@ -130,12 +141,14 @@ VA = Task(
     class_count=0,
     batch_term=lambda outputs, labels, margin: 1 - concordance(outputs, labels).mean(-1),
     batch_term_weight=lambda settings: settings.ccc_weight,
+    exclusive=False,
+    logits=lambda outputs: outputs,
     probabilities=lambda outputs: outputs.clamp(-1, 1),
     decide=lambda outputs: outputs,
     score=regression_scores,
     metric="mean_ccc",
     video_statistics=moments,
-    metric_of=mean_ccc,
+    class_metric_of=ccc_of_outputs,
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in (EXPR, AU, VA)}

@@ -55,16 +55,15 @@ def _sums(values: Sequence[npt.NDArray[Any]], videos: npt.NDArray[np.int64], cou
     return sums
 
 
-def mean_f1(counts: Table) -> npt.NDArray[np.float64]:
-    """Return the mean over classes of F1 (...), from counts (..., C, 3) summed over videos; an undefined F1 is 0."""
+def f1_of_classes(counts: Table) -> npt.NDArray[np.float64]:
+    """Return the F1 of each class (..., C), from counts (..., C, 3) summed over videos; an undefined one is 0."""
     right, decided, labelled = np.moveaxis(counts, -1, 0)
     total = decided + labelled
-    f1 = np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0)
-    return np.asarray(f1.mean(axis=-1))
+    return np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0)
 
 
-def mean_ccc(sums: Table) -> npt.NDArray[np.float64]:
-    """Return the mean over outputs of the concordance correlation (...), from sums (..., C, 6) over videos.
+def ccc_of_outputs(sums: Table) -> npt.NDArray[np.float64]:
+    """Return the concordance correlation of each output (..., C), from sums (..., C, 6) over videos.
 
     As ``metrics.regression_scores`` defines it: 0 where labels or decided values are constant.
     """
@@ -75,4 +74,4 @@ def mean_ccc(sums: Table) -> npt.NDArray[np.float64]:
     varies = (x_variance > CONSTANT * xx) & (y_variance > CONSTANT * yy)
     spread = x_variance + y_variance + (x - y) ** 2
     ccc = np.divide(2 * (xy - x * y), spread, out=np.zeros_like(spread), where=varies & (spread > 0))
-    return np.asarray(ccc.clip(-1, 1).mean(axis=-1))
+    return np.asarray(ccc.clip(-1, 1))

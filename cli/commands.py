@@ -25,7 +25,7 @@ from affcache.settings import (
 )
 
 from .console import ConsoleListener, rate_text
-from .tables import ablation_table, fact_table, score_table
+from .tables import ablation_table, fact_table, rule_text, score_table
 
 INPUT_ERROR, INTERRUPTED = 2, 130
 INTERRUPTED_MESSAGE = (
@@ -118,9 +118,22 @@ def score(given: dict[str, Any], as_json: bool) -> None:
     """Handle ``affcache score``."""
 
     def show(result: Any) -> None:
-        title = f"{result.task} on {result.split}: {result.run}, epoch {result.epoch}, {result.frames:,} frames"
+        title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {result.frames:,} frames"
         losses = f"loss {result.loss:.3f}, the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
-        out(title, score_table(result.scores), losses, f"written: {result.scores_file}, {result.predictions_file}")
+        if result.calibration_error is not None:
+            losses += f", calibration error {result.calibration_error:.3f}"
+        out(title, score_table(result.scores), losses)
+        if result.rule.fitted_on:
+            note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
+            out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule)}")
+        if result.against:
+            of = result.against["difference"]
+            out(
+                f"{result.against['run']} has {result.against['value']:.3f}: "
+                f"{of['value']:+.3f} above it, 95 % {of['low']:+.3f} to {of['high']:+.3f}"
+            )
+        written = [result.scores_file, result.predictions_file, *result.figures]
+        out(f"written: {', '.join(written)}")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.score(resolve(ScoreSettings, "score", given, config), listener=listener)

@@ -10,6 +10,7 @@ from affcache.metric_names import metric_name
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
     from affcache.ablations.summary import Summary
+    from affcache.decision_rule import DecisionRule
     from affcache.metrics import Scores
 
 
@@ -25,13 +26,29 @@ def score_table(scores: "Scores") -> Table:
     for column in columns:
         table.add_column(column, justify="right", footer=footers.get(column, ""))
     labelled = sum(c.support for c in scores.classes) if classified else scores.classes[0].support
+    if scores.interval:
+        table.add_column("95 %", justify="right", footer="{:.3f} to {:.3f}".format(*scores.interval))
     table.add_column("support", justify="right", footer=f"{labelled:,}")  # all frames have all continuous values
     for row in scores.classes:
         values = [f"{row.values[column]:.3f}" for column in columns]
+        if scores.interval:
+            values.append("{:.3f} to {:.3f}".format(*row.interval) if row.interval else "")
         table.add_row(row.name, *values, f"{row.support:,}", style="dim" if row.support == 0 else None)
     table.caption = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items())
     table.caption_justify = "left"
     return table
+
+
+def rule_text(rule: "DecisionRule") -> str:
+    """Say what a fitted rule does."""
+    parts = []
+    if rule.smooth != "none":
+        parts.append(f"{rule.smooth} over {rule.width} frame numbers")
+    if rule.temperature != 1:
+        parts.append(f"temperature {rule.temperature:.2f}")
+    if rule.offsets:
+        parts.append("offsets " + ", ".join(f"{offset:.2f}" for offset in rule.offsets))
+    return "; ".join(parts)
 
 
 def ablation_table(rows: "Sequence[Summary]", heldout: bool) -> Table:

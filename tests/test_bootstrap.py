@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from affcache.bootstrap import VideoResamples, seed_and_video_interval
-from affcache.video_statistics import Table, mean_f1
+from affcache.tasks import EXPR
+from affcache.video_statistics import Table
 
 
 def mean_of(sums: Table) -> Table:
@@ -24,9 +25,9 @@ def test_resamples_draw_as_many_videos_as_there_are() -> None:
 def test_a_metric_of_resamples_is_that_of_the_drawn_videos() -> None:
     counts = np.random.default_rng(0).integers(1, 9, (6, 3, 3)).astype(float)
     resamples = VideoResamples(6, resamples=5)
-    found = resamples.metric(counts, mean_f1)
+    found = resamples.metric(counts, EXPR.metric_of)
     for value, times in zip(found, resamples.times, strict=True):
-        assert value == pytest.approx(float(mean_f1(np.repeat(counts, times, axis=0).sum(0))))
+        assert value == pytest.approx(float(EXPR.metric_of(np.repeat(counts, times, axis=0).sum(0))))
 
 
 def coverage(seed_spread: float, video_spread: float, seeds: int, videos: int) -> float:

@@ -49,7 +49,9 @@ def test_scoring_refuses_them_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(**data(tmp_path / "sound", [0, 1] * 3, [0, 1] * 3), **QUICK, run=run)
     spoilt = data(tmp_path / "spoilt", [0, 1] * 3, [0, 1] * 3, spoil=9)
-    with pytest.raises(InputError, match="1 of 6 validation frames have an embedding with nan"):
+    with pytest.raises(
+        InputError, match=r"1 of 6 frames have an embedding with nan or inf in it, the first is row 9 of"
+    ):
         score(run=run, store=spoilt["store"])
 
 

@@ -55,7 +55,7 @@ def test_valence_and_arousal_fit_and_score(va_data: tuple[Path, Path], tmp_path:
     scored = score(run=run).to_json()
     assert scored["value"] == fitted.value
     assert [c["name"] for c in scored["classes"]] == ["valence", "arousal"]
-    assert all(c.keys() == {"name", "ccc", "pearson", "rmse", "support"} for c in scored["classes"])
+    assert all(c.keys() == {"name", "ccc", "low", "high", "pearson", "rmse", "support"} for c in scored["classes"])
     with h5py.File(run / "predictions.h5") as file:
         labels, decided = file["labels"][:], file["decided"][:]
     assert labels.min() >= -1

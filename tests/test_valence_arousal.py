@@ -131,7 +131,9 @@ def test_a_head_learns_and_the_files_give_the_value_again(data: dict[str, Path],
     assert np.array_equal(contents["rows"], joined.rows)
     assert np.array_equal(contents["labels"], joined.labels)
     again = regression_scores(contents["labels"], outputs, VA.classes)
-    assert json.loads(json.dumps(again.to_json()["classes"])) == written["classes"]
+    for found, expected in zip(written["classes"], again.to_json()["classes"], strict=True):
+        assert found == {**expected, "low": found["low"], "high": found["high"]}
+        assert found["low"] < found["ccc"] < found["high"]
 
 
 def test_a_constant_validation_split_scores_0(data: dict[str, Path], tmp_path: Path) -> None:
@@ -174,12 +176,14 @@ def test_the_table_shows_what_continuous_values_have(data: dict[str, Path], tmp_
     shown = CliRunner().invoke(app, ["score", str(tmp_path / "run")])
     assert shown.exit_code == 0, shown.output
     rows = {row[0]: row[1:] for line in shown.stdout.splitlines() if (row := line.split())}
-    assert rows["output"] == ["ccc", "pearson", "rmse", "support"]
-    assert len(rows["valence"]) == len(rows["arousal"]) == 4
+    assert rows["output"] == ["ccc", "pearson", "rmse", "95", "%", "support"]
+    assert len(rows["valence"]) == len(rows["arousal"]) == 7
     (mean,) = [line for line in shown.stdout.splitlines() if re.match(r"\s*mean.ccc", line, re.IGNORECASE)]
     head = next(line for line in shown.stdout.splitlines() if "pearson" in line)
     value = json.loads((tmp_path / "run" / "scores.json").read_text())["value"]
-    assert mean.split()[-2:] == [f"{value:.3f}", "72"], "72 frames have both values"
+    assert mean.split()[-3] == "to", "its range stands before the support"
+    assert mean.split()[2] == f"{value:.3f}"
+    assert mean.split()[-1] == "72", "72 frames have both values"
     right_edge = mean.index(f"{value:.3f}") + len(f"{value:.3f}")
     assert right_edge == head.index("ccc") + 3, "the mean stands below what it averages"
     assert not re.search("precision|recall|f1|accuracy", shown.stdout)

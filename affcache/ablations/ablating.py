@@ -81,7 +81,7 @@ def ablate(
     start, grid, device = time.perf_counter(), build_grid(settings), resolve_device(settings.device)
     if grid.cells <= MANY:  # mistakes show before anything is read
         for point in grid:
-            point.fit_settings(grid.recipe, 0)
+            grid.fit_settings(point, 0)
         grid.base_index()
     sources = _open_sources(grid, settings, listener)
     out = settings.out or Path("ablations") / settings.task

@@ -65,7 +65,7 @@ class Ablation:
         self.heads = BestHeads(settings.keep, self._finished())
 
     def _cell(self, point: Setting, seed: int) -> Cell:
-        recipe = point.fit_settings(self.grid.recipe, seed)
+        recipe = self.grid.fit_settings(point, seed)
         return Cell.of(point, recipe, self.sources[point.store, recipe.task], self.out)
 
     def _finished(self) -> list[tuple[Cell, Outcome]]:
@@ -137,7 +137,7 @@ class Ablation:
     def _project(self, cells: int) -> None:
         """Say how long so many cells will take, and refuse what takes too long unasked."""
         count, tried = len(self.grid), min(TRIED, len(self.grid))
-        recipes = [self.grid[i * count // tried].fit_settings(self.grid.recipe, 0) for i in range(tried)]
+        recipes = [self.grid.fit_settings(self.grid[i * count // tried], 0) for i in range(tried)]
         alike = [one for one in recipes if one.task == recipes[0].task]
         first = self.sources[self.grid[0].store, recipes[0].task]
         seconds = cells * project(alike, self._load(first), self.device)

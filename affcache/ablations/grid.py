@@ -33,18 +33,6 @@ class Setting:
     values: Mapping[str, Any]  # of the settings that the grid varies
     store: Path
 
-    def fit_settings(self, recipe: TrainingSettings, seed: int) -> FitSettings:
-        """Return the settings of one head.
-
-        Raises:
-            ConfigError: a value is out of range, or doesn't go with the others.
-        """
-        given = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(TrainingSettings)}
-        try:
-            return build(FitSettings, {**given, **self.values, "store": self.store, "seed": seed})
-        except ConfigError as error:
-            raise ConfigError(f"Setting {self.name} of the grid can't be trained: {error}") from None
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -56,6 +44,7 @@ class Grid:
     stores: Sequence[Path]
     seeds: int
     base: str
+    held_out: float  # share of the training frames on which epochs are chosen; 0 for validation
 
     @property
     def varied(self) -> list[str]:
@@ -91,6 +80,19 @@ class Grid:
     def __iter__(self) -> Iterator[Setting]:
         return (self[index] for index in range(len(self)))
 
+    def fit_settings(self, setting: Setting, seed: int) -> FitSettings:
+        """Return the settings of one head.
+
+        Raises:
+            ConfigError: a value is out of range, or doesn't go with the others.
+        """
+        given = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(TrainingSettings)}
+        own = {"store": setting.store, "seed": seed, "held_out": self.held_out}
+        try:
+            return build(FitSettings, {**given, **setting.values, **own})
+        except ConfigError as error:
+            raise ConfigError(f"Setting {setting.name} of the grid can't be trained: {error}") from None
+
     @property
     def store_names(self) -> list[str]:
         """What the stores are called in tables: their file's name where that tells them apart."""
@@ -125,9 +127,15 @@ def build_grid(settings: AblateSettings) -> Grid:
     """Read what is varied.
 
     Raises:
-        ConfigError: an unknown setting, a value of the wrong kind, the same twice, or a list that can't be read.
+        ConfigError: nothing is varied, an unknown setting, a value of the wrong kind, the same twice, or a list that
+            can't be read.
     """
     recipe = TrainingSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingSettings)})
+    if settings.preset == "none" and settings.list is None and not settings.vary and len(settings.store) < 2:
+        raise ConfigError(
+            "Nothing is varied. Expected --vary NAME=VALUES, such as --vary alpha=0.3,0.5,1, or --preset, --list FILE "
+            "or several --store."
+        )
     points: Sequence[Point] = [("", {})]
     if settings.preset != "none":
         points = preset_points(settings.preset, recipe)
@@ -146,7 +154,8 @@ def build_grid(settings: AblateSettings) -> Grid:
     if not base and settings.preset in ("alpha", "rho"):
         name, value = next(iter(points[0][1].items()))
         base = f"{name}={as_text(value)}"
-    return Grid(recipe, points, axes, stores, settings.seeds, base)
+    held_out = settings.held_out if settings.select == "heldout" else 0.0
+    return Grid(recipe, points, axes, stores, settings.seeds, base, held_out)
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:

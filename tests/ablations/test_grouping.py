@@ -27,7 +27,7 @@ def cells_of(recipes: list[FitSettings]) -> list[Any]:
 def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
     alone = {"seed": 5, "alpha": 0.3, "rho": 2.0, "lr": 0.1, "lr_minimum": 0.0, "lr_half_period": 1.0, "dropout": 0.1,
              "weight_decay": 0.5, "label_smoothing": 0.1, "focal_gamma": 2.0, "logit_adjustment": 1.0,
-             "store": Path("x.h5"), "ccc_weight": 0.1}  # fmt: skip
+             "store": Path("x.h5"), "ccc_weight": 0.1, "held_out": 0.2}  # fmt: skip
     for name, value in alone.items():
         assert form_of(replace(SMALL, **{name: value})) == form_of(SMALL), name
     forms = {"rho": 0.0, "epochs": 3, "batch_size": 64, "stride": 2, "frames_per_epoch": 10, "cvar_level": "set",

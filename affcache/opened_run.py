@@ -1,0 +1,143 @@
+"""A finished run opened to predict with: its head, its task, and a store that holds embeddings of its encoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from affcache.errors import InputError, StoreError
+from affcache.fingerprint import differing_fields
+from affcache.fit_settings import FitSettings
+from affcache.heads import MLPHead
+from affcache.learner import build_head
+from affcache.listener import Listener
+from affcache.read_ahead import read_ahead
+from affcache.runs import RunFolder, read_tensors, settings_from_json
+from affcache.stacked_heads import StackedHeads
+from affcache.store import EmbeddingStore
+from affcache.tasks import Task, find_task
+from affcache.training_data import EVALUATION_BATCH, prepare
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run's best head beside a store."""
+
+    folder: RunFolder
+    config: dict[str, Any]
+    task: Task
+    settings: FitSettings
+    store: EmbeddingStore
+    head: MLPHead
+    epoch: int  # of the head, counted from 1
+
+    @classmethod
+    def open(cls, folder: RunFolder, store: Path | None, listener: Listener) -> "OpenedRun":
+        """Open a run on the store it was trained on, which must not have changed, or on one that was chosen.
+
+        Raises:
+            InputError: this is no run folder.
+            StoreError: the store has changed since, is of another encoder or incomplete; or the head is damaged.
+        """
+        config = folder.read_config()
+        task, settings = find_task(config["task"]), settings_from_json(config["settings"])
+        opened = _open_store(store, config, folder)
+        head, epoch = _load_head(folder, settings, opened.width, task)
+        if settings.head != "ridge" and folder.finished_epochs() < settings.epochs:
+            listener.warning(
+                f"run {folder.path} is unfinished: {folder.finished_epochs()} of {settings.epochs} epochs. Finish it "
+                f"with 'affcache fit --run {folder.path} --resume' and the settings it began with."
+            )
+        return cls(folder, config, task, settings, opened, head, epoch)
+
+    def logits(self, rows: Rows, device: torch.device, view: str = "plain") -> torch.Tensor:
+        """Return the head's logits (n, C) float32, on the CPU, for rows of the store, which rise.
+
+        Raises:
+            InputError: an embedding isn't finite.
+            StoreError: there is no such view, or the file can't be read any more.
+        """
+        store = self.store if view == "plain" else self.store.view(view)
+        store.require_complete()
+        heads = StackedHeads([self.head], dropout=[0.0], device=device)
+        groups = [rows[start : start + EVALUATION_BATCH] for start in range(0, len(rows), EVALUATION_BATCH)]
+        found = [torch.empty(0, self.task.outputs)]
+        for group, embeddings in zip(groups, read_ahead(store, groups, device), strict=True):
+            (logits,) = heads.evaluate(prepare(embeddings, self.settings.normalize))
+            _require_finite(embeddings, group, store)
+            found.append(logits.cpu())
+        return torch.cat(found)
+
+
+def require_one_task(runs: Sequence[OpenedRun]) -> Task:
+    """Return the task of runs whose predictions are to be averaged or compared.
+
+    Raises:
+        InputError: they are of several.
+    """
+    tasks = {run.task.name: run for run in runs}
+    if len(tasks) > 1:
+        words = ", ".join(f"{run.folder.path} predicts {name}" for name, run in tasks.items())
+        raise InputError(f"The runs are of several tasks: {words}. Expected runs of one task.")
+    return runs[0].task
+
+
+def _require_finite(embeddings: torch.Tensor, rows: Rows, store: EmbeddingStore) -> None:
+    wrong = (~embeddings.sum(dim=1, dtype=torch.float32).isfinite()).nonzero()  # a sum hides no inf and no nan
+    if len(wrong):
+        raise InputError(
+            f"{len(wrong):,} of {len(rows):,} frames have an embedding with nan or inf in it, the first is row "
+            f"{int(rows[int(wrong[0])]):,} of {store.path}. Expected finite numbers. Extract or import "
+            "these embeddings again."
+        )
+
+
+def _open_store(chosen: Path | None, config: dict[str, Any], folder: RunFolder) -> EmbeddingStore:
+    """Open the store to score on: the run's own, which must not have changed, or the one that was chosen."""
+    path = chosen or Path(config["store"]["path"])
+    if chosen is None and not path.exists():
+        raise StoreError(
+            f"The store that run {folder.path} was trained on is not at {path} any more. Say where it is with "
+            "--store FILE."
+        )
+    store = EmbeddingStore.open(path)
+    store.require_complete()
+    _require_encoder(store, config["store"], folder, chosen=chosen is not None)
+    return store
+
+
+def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -> tuple[MLPHead, int]:
+    """Return the run's best head and its epoch."""
+    tensors, best = read_tensors(folder.head)
+    head = build_head(fitted, width, task)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError:
+        raise StoreError(
+            f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
+            "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
+        ) from None
+    return head, int(best["epoch"])
+
+
+def _require_encoder(store: EmbeddingStore, trained_on: dict[str, Any], folder: RunFolder, *, chosen: bool) -> None:
+    """Refuse a store of another encoder; one that merely holds other crops is fine if the user chose it."""
+    if store.encoder_fingerprint != trained_on["encoder_fingerprint"]:
+        lines = "\n  ".join(differing_fields(trained_on["encoder"], store.encoder))
+        raise StoreError(
+            f"Run {folder.path} was trained on embeddings of another encoder than {store.path} holds. Expected the "
+            f"same one; these differ (run against store):\n  {lines}\nScore with --store FILE and a store of the run's "
+            "encoder, or train again with 'affcache fit'."
+        )
+    if not chosen and store.fingerprint() != trained_on["fingerprint"]:
+        raise StoreError(
+            f"The store {store.path} has changed since run {folder.path} was trained on it: other crops or other "
+            f"embeddings, of the same encoder. Score on it as it is now with --store {store.path}, or train again "
+            "with 'affcache fit'."
+        )

@@ -1,0 +1,215 @@
+"""What score does beyond a plain head: intervals, averages, smoothing, fitted rules, and where each was fitted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from affcache.annotations import join_labels
+from affcache.errors import ConfigError, InputError, StoreError
+from affcache.fitting import fit
+from affcache.listener import Listener
+from affcache.scoring import ScoreResult, score
+from affcache.smoothing import smooth
+from affcache.store import EmbeddingStore, view_path
+from affcache.tasks import TASKS
+from affcache.video_groups import hold_out
+from tests.conftest import MakeData
+
+QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
+
+
+class Heard(Listener):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def fitted(data: tuple[Path, Path], run: Path, task: str = "expr", **changes: Any) -> Path:
+    fit(task=task, store=data[0], annotations=data[1], run=run, **{**QUICK, **changes})
+    return run
+
+
+def contents(result: ScoreResult) -> dict[str, Any]:
+    with h5py.File(result.predictions_file) as file:
+        return {name: file[name][:] for name in ("rows", "video", "frame_number", "probabilities", "decided", "labels")}
+
+
+@pytest.mark.parametrize("task", ["expr", "au"])
+def test_every_value_has_an_interval_over_videos(learnable: MakeData, tmp_path: Path, task: str) -> None:
+    data = learnable(task, videos=9)
+    result = score(run=fitted(data, tmp_path / "run", task))
+    found = result.to_json()
+    assert found["low"] <= found["value"] <= found["high"]
+    assert found["low"] < found["high"]
+    assert all(one["low"] <= one["f1"] <= one["high"] for one in found["classes"])
+    assert json.loads((tmp_path / "run" / "scores.json").read_text()) == json.loads(json.dumps(found))
+    again = score(run=tmp_path / "run", resamples=300)
+    assert again.scores.value == result.scores.value
+
+
+def test_two_runs_are_compared_on_the_same_frames(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable(videos=9)
+    one, other = fitted(data, tmp_path / "one", epochs=6), fitted(data, tmp_path / "other", epochs=1, lr=1e-5)
+    result = score(run=one, against=other)
+    assert result.against is not None
+    found = result.against["difference"]
+    assert result.against["value"] == score(run=other).scores.value
+    assert found["value"] == pytest.approx(result.scores.value - result.against["value"])
+    assert found["low"] <= found["value"] <= found["high"]
+    itself = score(run=one, against=one).against
+    assert itself is not None
+    assert set(itself["difference"].values()) == {0.0}
+    units = fitted(learnable("au", videos=9), tmp_path / "units", "au")
+    with pytest.raises(InputError, match=r"of several tasks: .*one predicts expr, .*units predicts au"):
+        score(run=one, against=units)
+
+
+@pytest.mark.parametrize("task", ["expr", "au"])
+def test_runs_are_averaged_by_their_probabilities(learnable: MakeData, tmp_path: Path, task: str) -> None:
+    data = learnable(task)
+    runs = [fitted(data, tmp_path / str(seed), task, seed=seed) for seed in (0, 1)]
+    singly = [contents(score(run=run))["probabilities"] for run in runs]
+    result = score(run=tuple(runs))
+    np.testing.assert_allclose(contents(result)["probabilities"], (singly[0] + singly[1]) / 2, atol=1e-7)
+    assert Path(result.scores_file) == runs[0] / "average" / "scores.json"
+    assert (runs[0] / "scores.json").is_file(), "the run's own scores stay"
+    assert result.to_json()["runs"] == [str(run) for run in runs]
+    twice = score(run=(runs[0], runs[0]))
+    assert twice.scores.value == score(run=runs[0]).scores.value
+    assert twice.loss == pytest.approx(score(run=runs[0]).loss, rel=1e-5)
+
+
+def test_runs_on_other_frames_are_not_averaged(learnable: MakeData, tmp_path: Path) -> None:
+    one = fitted(learnable(), tmp_path / "one")
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "expr.h5").write_bytes((tmp_path / "expr.h5").read_bytes())
+    same = fitted((second / "expr.h5", tmp_path / "labels"), tmp_path / "same")
+    assert score(run=(one, same)).scores.value >= 0, "another file with the same frames is fine"
+    fewer = learnable(videos=5)
+    with pytest.raises((InputError, StoreError)):
+        score(run=(one, fitted(fewer, tmp_path / "other")))
+
+
+def mirrored(path: Path) -> EmbeddingStore:
+    """Put a view of mirrored crops beside a store: its features, the sign of a column changed."""
+    other = view_path(path, "flip")
+    other.write_bytes(path.read_bytes())
+    with h5py.File(other, "r+") as file:
+        encoder = json.loads(file.attrs["encoder"])
+        file.attrs["encoder"] = json.dumps({**encoder, "view": "flip"})
+    store = EmbeddingStore.open(other)
+    features = np.memmap(other, "float16", "r+", store.features.offset, store.features.shape)
+    features[:, 0] *= -1
+    features.flush()
+    return store
+
+
+def test_views_are_averaged(learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = learnable()
+    run = fitted(data, tmp_path / "run")
+    with pytest.raises(StoreError, match="has no view 'flip'"):
+        score(run=run, views="both")
+    plain = contents(score(run=run))["probabilities"]
+    flipped = mirrored(data[0])
+    monkeypatch.setattr(EmbeddingStore, "view", lambda self, name: flipped)
+    both = contents(score(run=run, views="both"))["probabilities"]
+    other = 2 * both - plain
+    assert np.abs(other - plain).max() > 0.01, "the other view says something else"
+    np.testing.assert_allclose(other.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mean", "median"])
+def test_smoothing_is_within_videos_over_frame_numbers(learnable: MakeData, tmp_path: Path, kind: str) -> None:
+    run = fitted(learnable(videos=9), tmp_path / "run")
+    plain = contents(score(run=run))
+    found = contents(score(run=run, smooth=kind, smooth_width=5))
+    expected = smooth(plain["probabilities"], plain["video"], plain["frame_number"], 5, kind)
+    expected = expected / expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-6)
+    assert (found["decided"] == expected.argmax(axis=1)).all()
+    assert score(run=run, smooth=kind, smooth_width=1).scores.value == score(run=run).scores.value
+
+
+@pytest.mark.parametrize("task", ["expr", "au"])
+def test_rules_are_fitted_on_what_training_held_out(learnable: MakeData, tmp_path: Path, task: str) -> None:
+    data, heard = learnable(task, videos=9), Heard()
+    run = fitted(data, tmp_path / "run", task, held_out=0.3)
+    result = score(run=run, decide="fitted", calibrate=True, smooth="mean", listener=heard)
+    assert (result.rule.fitted_on, result.rule.optimistic) == ("held-out training videos", False)
+    assert not any("optimistic" in text for text in heard.warnings)
+    assert result.rule.temperature != 1
+    offsets = np.array(result.rule.offsets)
+    given = contents(result)
+    logs = np.log(given["probabilities"])
+    decided = (logs + offsets).argmax(axis=1) if task == "expr" else given["probabilities"] >= offsets
+    assert np.mean(given["decided"] == decided) > 0.99, "float32 in the file may turn a tie"
+    assert json.loads(h5py.File(result.predictions_file).attrs["rule"])["offsets"] == list(result.rule.offsets or ())
+
+
+def test_the_held_out_frames_are_those_that_training_left_out(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable(videos=9)
+    whole, part = (fit(store=data[0], annotations=data[1], run=tmp_path / str(share), held_out=share, **QUICK)
+                   for share in (0.0, 0.3))  # fmt: skip
+    store = EmbeddingStore.open(data[0])
+    rest, held = hold_out(store, join_labels(store, data[1], TASKS["expr"], "train"), 0.3)
+    assert (part.frames, whole.frames) == (len(rest), len(rest) + len(held))
+
+
+def test_a_run_that_held_nothing_out_has_nothing_to_fit_on(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable(videos=9)
+    run, other = fitted(data, tmp_path / "run"), fitted(data, tmp_path / "other", held_out=0.3)
+    for wanted in ({"decide": "fitted"}, {"calibrate": True}, {"smooth": "mean"}):
+        with pytest.raises(
+            ConfigError, match=r"trained on all training videos\. .*--held-out 0\.2.*--fit-on validation"
+        ):
+            score(run=run, **wanted)
+    with pytest.raises(ConfigError, match="held out different shares"):
+        score(run=(run, other), decide="fitted")
+
+
+def test_fitted_on_what_is_reported_it_says_optimistic(learnable: MakeData, tmp_path: Path) -> None:
+    run, heard = fitted(learnable(videos=9), tmp_path / "run", epochs=1), Heard()
+    plain = score(run=run)
+    result = score(run=run, decide="fitted", fit_on="validation", listener=heard)
+    assert result.rule.optimistic
+    assert result.to_json()["rule"]["optimistic"] is True
+    assert any("the scores are optimistic" in text for text in heard.warnings)
+    assert result.scores.value > plain.scores.value, "where it was fitted it never loses"
+    elsewhere = score(run=run, decide="fitted", fit_on="validation", split="train")
+    assert not elsewhere.rule.optimistic
+
+
+def test_the_chosen_width_is_the_best_where_it_was_chosen(learnable: MakeData, tmp_path: Path) -> None:
+    run = fitted(learnable(videos=9), tmp_path / "run")
+    result = score(run=run, smooth="mean", fit_on="validation")
+    widths = {width: score(run=run, smooth="mean", smooth_width=width).scores.value for width in (1, 3, 5, 9, 15, 25)}
+    assert result.scores.value == max(widths.values())
+    assert result.rule.width == next(width for width, value in widths.items() if value == result.scores.value)
+
+
+def test_values_have_no_thresholds(learnable: MakeData, tmp_path: Path) -> None:
+    run = fitted(learnable("au", videos=9), tmp_path / "run", "au")
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["held_out"] == 0
+    with pytest.raises(ConfigError, match="expected an odd number"):
+        score(run=run, smooth="mean", smooth_width=4)
+    with pytest.raises(ConfigError, match="--smooth-width is given without --smooth"):
+        score(run=run, smooth_width=5)
+
+
+def test_calibration_is_measured(learnable: MakeData, tmp_path: Path) -> None:
+    run = fitted(learnable(videos=9), tmp_path / "run")
+    plain, scaled = score(run=run), score(run=run, calibrate=True, fit_on="validation")
+    assert plain.calibration_error is not None
+    assert scaled.calibration_error is not None
+    assert 0 <= scaled.calibration_error < plain.calibration_error
+    assert scaled.scores.value == plain.scores.value, "a temperature changes no decision between classes"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from affcache.risk import cvar
     from affcache.sam import SAM
     from affcache.sample import write_sample
-    from affcache.score_settings import ScoreSettings
+    from affcache.score_settings import ScoreSettings, SubmitSettings
     from affcache.scoring import ScoreResult, score
     from affcache.settings import (
         BenchAblateSettings,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         ImportSettings,
     )
     from affcache.store import EmbeddingStore
+    from affcache.submitting import SubmitResult, submit
     from affcache.tasks import TASKS, Task
 
 __version__ = "0.1.0"
@@ -88,6 +89,8 @@ _MODULE_OF = {
     "ScoreResult": "scoring",
     "ScoreSettings": "score_settings",
     "StoreError": "errors",
+    "SubmitResult": "submitting",
+    "SubmitSettings": "score_settings",
     "TASKS": "tasks",
     "Task": "tasks",
     "ablate": "ablations.ablating",
@@ -104,6 +107,7 @@ _MODULE_OF = {
     "import_embeddings": "interop.importing",
     "load_encoder": "encoder_loading",
     "score": "scoring",
+    "submit": "submitting",
     "write_sample": "sample",
 }
 
@@ -144,6 +148,8 @@ __all__ = [
     "ScoreResult",
     "ScoreSettings",
     "StoreError",
+    "SubmitResult",
+    "SubmitSettings",
     "Task",
     "ablate",
     "bench_ablate",
@@ -159,6 +165,7 @@ __all__ = [
     "import_embeddings",
     "load_encoder",
     "score",
+    "submit",
     "write_sample",
 ]
 

@@ -1,4 +1,4 @@
-"""The settings of what is done with trained heads: scoring them."""
+"""The settings of what is done with trained heads: scoring them, and submitting what they predict."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,3 +70,18 @@ class ScoreSettings(PredictionSettings):
         """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         yield from self.at_least("resamples", 100)
+
+
+@dataclass(frozen=True)
+class SubmitSettings(PredictionSettings):
+    """Write a challenge's submission file: a prediction for every line of the organisers' template."""
+
+    run: tuple[Path, ...] = setting(
+        (),
+        "Run folders to predict with; the probabilities of several are averaged.",
+        default_text="the newest one under runs/",
+    )
+    template: Path | None = setting(None, "The organisers' list of frames.", default_text="none")
+    frames: Path | None = setting(None, "Instead of a template: a list of videos, video,count.", default_text="none")
+    store: Path | None = setting(None, "The embeddings of the test videos.", default_text="none; it is needed")
+    out: Path = setting(Path("predictions.txt"), "File to write.")

@@ -24,6 +24,7 @@ from affcache.predictions import Predictions
 from affcache.risk import cvar
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run, write_json
+from affcache.score_figures import write_score_figures
 from affcache.settings import RUNS, ScoreSettings
 from affcache.tasks import Task
 from affcache.video_groups import group_frames
@@ -74,6 +75,7 @@ class ScoreResult:
             "calibration_error": self.calibration_error,
             "against": self.against,
             "predictions": self.predictions_file,
+            "figures": list(self.figures),
             "store": self.store,
             "classes_without_support": list(self.scores.without_support),
             "labels": self.account.to_json(),
@@ -130,6 +132,11 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         against = _compare(scored, _score(settings, [other], annotations, joined, device), task, resamples, other)
     if scored.rule.optimistic:
         listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
+    scores = _with_intervals(scored, task, resamples)
+    figures: list[Path] = []
+    if settings.figures is not None:
+        given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
+        figures = write_score_figures(settings.figures, task, scores, *given, history)
     losses = task.losses(scored.predictions.logits, torch.from_numpy(joined.labels))  # (n,) or (n, C)
     out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
     result = ScoreResult(
@@ -140,7 +147,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         epoch=first.epoch,
         frames=len(joined),
         account=joined.account,
-        scores=_with_intervals(scored, task, resamples),
+        scores=scores,
         loss=float(losses.mean()),
         cvar=float(cvar(losses, first.settings.alpha)),
         alpha=first.settings.alpha,
@@ -149,6 +156,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         against=against,
         scores_file=str(out.of_split(out.scores, settings.split)),
         predictions_file=str(out.of_split(out.predictions, settings.split)),
+        figures=tuple(map(str, figures)),
     )
     out.path.mkdir(exist_ok=True)
     _write_predictions(Path(result.predictions_file), result, task, scored, joined)

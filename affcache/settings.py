@@ -10,7 +10,7 @@ from pathlib import Path
 
 from affcache.ablate_settings import AblateSettings
 from affcache.fit_settings import FitSettings
-from affcache.score_settings import ScoreSettings
+from affcache.score_settings import ScoreSettings, SubmitSettings
 from affcache.settings_base import (
     ANNOTATIONS,
     CROPS,
@@ -36,6 +36,7 @@ __all__ = [
     "FitSettings",
     "ScoreSettings",
     "Settings",
+    "SubmitSettings",
     "default_store",
     "flag",
     "setting",
@@ -264,6 +265,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "fit": FitSettings,
     "score": ScoreSettings,
     "ablate": AblateSettings,
+    "submit": SubmitSettings,
     "sample": SampleSettings,
     "demo": DemoSettings,
     "doctor": DoctorSettings,

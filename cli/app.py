@@ -26,6 +26,7 @@ from affcache.settings import (
     ImportSettings,
     SampleSettings,
     ScoreSettings,
+    SubmitSettings,
 )
 
 from . import commands, measuring
@@ -107,6 +108,17 @@ add_command(
     affcache ablate --task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid
     """,
     first=("task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes"),
+)
+add_command(
+    app,
+    "submit",
+    SubmitSettings,
+    commands.submit,
+    """
+    affcache submit runs/best --template test_set_example.txt --store test.h5
+    affcache submit runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51
+    """,
+    positional=("run",),
 )
 store_argument = argument("store", "The embedding store.")
 add(

@@ -22,6 +22,7 @@ from affcache.settings import (
     ImportSettings,
     SampleSettings,
     ScoreSettings,
+    SubmitSettings,
 )
 
 from .console import ConsoleListener, rate_text
@@ -137,6 +138,25 @@ def score(given: dict[str, Any], as_json: bool) -> None:
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.score(resolve(ScoreSettings, "score", given, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def submit(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache submit``."""
+
+    def show(result: Any) -> None:
+        facts = {
+            "out": result.out,
+            "lines": f"{result.lines:,} of {result.videos:,} videos, as in the template; read back and checked",
+            "filled": f"{result.filled:,} frames without a crop, from their neighbours",
+        }
+        if result.videos_without_crops:
+            facts["no crop at all"] = ", ".join(result.videos_without_crops)
+        out(fact_table(facts))
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.submit(resolve(SubmitSettings, "submit", given, config), listener=listener)
 
     run(as_json, work, show)
 

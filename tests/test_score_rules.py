@@ -213,3 +213,21 @@ def test_calibration_is_measured(learnable: MakeData, tmp_path: Path) -> None:
     assert scaled.calibration_error is not None
     assert 0 <= scaled.calibration_error < plain.calibration_error
     assert scaled.scores.value == plain.scores.value, "a temperature changes no decision between classes"
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [("expr", {"classes", "confusion", "reliability", "learning"}), ("au", {"classes", "reliability", "learning"})],
+)
+def test_pictures_are_written_where_asked(learnable: MakeData, tmp_path: Path, task: str, names: set[str]) -> None:
+    run = fitted(learnable(task), tmp_path / "run", task)
+    result = score(run=run, figures=tmp_path / "figures")
+    assert {Path(file).name for file in result.figures} == {f"{n}.{form}" for n in names for form in ("png", "svg")}
+    classes = (tmp_path / "figures" / "classes.svg").read_text()
+    assert f"{result.scores.value:.3f}" in classes
+    assert all(f"<!-- {name} -->" in classes for name in TASKS[task].classes)
+    if task == "expr":
+        labels, decided = (contents(result)[name] for name in ("labels", "decided"))
+        drawn = (tmp_path / "figures" / "confusion.svg").read_text()
+        assert f"<!-- {int(((labels == 2) & (decided == 2)).sum())} -->" in drawn
+    assert score(run=run).figures == ()

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from affcache.ablations.grid import Grid, as_text
 from affcache.ablations.summary import Summary
+from affcache.figure_files import save_figures, single_axes
 from affcache.metric_names import metric_name
 
 MOST_LINES = 6  # one for each value of the other axis; with more, the mean over them is drawn
-FORMATS = ("png", "svg")
 GREY = "#777777"
 
 
@@ -36,13 +35,7 @@ def write_figures(folder: Path, grid: Grid, rows: Sequence[Summary]) -> list[Pat
             drawn[f"{prefix}heatmap"] = _heatmap(of, axes)
         if not axes:
             drawn[f"{prefix}settings"] = _points(of)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{form}" for name in drawn for form in FORMATS]
-    with rc_context({"svg.hashsalt": "affcache"}):  # the same results give the same file, also without a date in it
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            drawn[path.stem].savefig(path, dpi=200, metadata=metadata)
-    return paths
+    return save_figures(folder, drawn)
 
 
 def axes_of(grid: Grid) -> Mapping[str, Sequence[Any]]:
@@ -68,7 +61,7 @@ def _words(value: Any) -> str:
 
 def _curves(rows: Sequence[Summary], name: str, others: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> Figure:
     """Draw the metric against one setting: a line for each value of the other one, or the mean over all others."""
-    figure, axis = _axes()
+    figure, axis = single_axes()
     values = sorted(axes[name]) if all(isinstance(v, int | float) for v in axes[name]) else list(axes[name])
     positions = _positions(axis, name, values)
     lines = [(None, rows)]
@@ -109,7 +102,7 @@ def _positions(axis: Axes, name: str, values: Sequence[Any]) -> list[float]:
 def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> Figure:
     """Draw the mean of the metric for two settings."""
     across, down = axes
-    figure, axis = _axes()
+    figure, axis = single_axes()
     means = {(_value(row, down), _value(row, across)): row.mean for row in rows}
     table = [[means.get((v, h), float("nan")) for h in axes[across]] for v in axes[down]]
     image = axis.imshow(table, cmap="viridis", aspect="auto")  # type: ignore[arg-type]  # rows of numbers serve
@@ -128,7 +121,7 @@ def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> Figu
 
 def _points(rows: Sequence[Summary]) -> Figure:
     """Draw the metric of named settings, the first on top."""
-    figure, axis = _axes(height=1.2 + 0.3 * len(rows))
+    figure, axis = single_axes(height=1.2 + 0.3 * len(rows))
     positions = list(range(len(rows)))
     means = [row.mean if row.mean is not None else float("nan") for row in rows]
     axis.errorbar(means, positions, xerr=[row.deviation or 0.0 for row in rows], fmt="o", markersize=5, capsize=3)
@@ -136,13 +129,6 @@ def _points(rows: Sequence[Summary]) -> Figure:
     axis.invert_yaxis()
     axis.set_xlabel(_metric(rows))
     return figure
-
-
-def _axes(height: float = 3.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.8, height), layout="constrained")
-    axis = figure.add_subplot()
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
 
 
 def _metric(rows: Sequence[Summary]) -> str:

@@ -1,0 +1,144 @@
+"""Submission files of the ABAW challenges: templates read, predictions written, and what was written checked again.
+
+A file has a header and then a line for every line of the organisers' template, in its order: the frame's location, a
+comma, and the prediction. Frames without a crop have lines too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.errors import InputError
+from affcache.runs import write_text
+from affcache.tasks import Task
+
+LOCATION = "image_location"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The frames that a submission is of, in its order."""
+
+    locations: list[str]  # as the organisers write them, such as 14-30-1920x1080/00001.jpg
+    videos: list[str]  # (n,)
+    frame_numbers: npt.NDArray[np.int64]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+
+def read_template(path: Path) -> Template:
+    """Read an organisers' template: the part of each line before its first comma; a header is skipped.
+
+    Raises:
+        InputError: the file can't be read, has no frame, a line is none, or a frame comes twice.
+    """
+    lines = _lines(path)
+    locations, videos, numbers = list[str](), list[str](), list[int]()
+    for position, line in enumerate(lines, start=1):
+        location = line.partition(",")[0].strip()
+        if position == 1 and (location == LOCATION or "/" not in location):
+            continue
+        video, _, name = location.replace("\\", "/").rpartition("/")
+        stem = name.rpartition(".")[0]
+        if not video or not stem.isascii() or not stem.isdigit():
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
+                "the first comma, as in the organisers' templates. Correct that line."
+            )
+        locations.append(location)
+        videos.append(video)
+        numbers.append(int(stem))
+    return _template(locations, videos, numbers, path)
+
+
+def read_frame_counts(path: Path) -> Template:
+    """Read a list of videos with their frame counts, ``video,count`` a line, as a template of all their frames.
+
+    Raises:
+        InputError: the file can't be read, has no video, or a line isn't of that form.
+    """
+    locations, videos, numbers = list[str](), list[str](), list[int]()
+    for position, line in enumerate(_lines(path), start=1):
+        video, _, count = (part.strip() for part in line.replace("\t", ",").rpartition(","))
+        if not video or not (count.isascii() and count.isdigit()):
+            if position == 1 and video and not any(letter.isdigit() for letter in count):
+                continue  # a header
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
+                "Correct that line."
+            )
+        every = range(1, int(count) + 1)
+        locations += [f"{video}/{number:05d}.jpg" for number in every]
+        videos += [video] * len(every)
+        numbers += every
+    return _template(locations, videos, numbers, path)
+
+
+def write_submission(path: Path, template: Template, decided: npt.NDArray[Any], task: Task) -> None:
+    """Write predictions (n,) or (n, C) for every frame of a template, under a temporary name that is then renamed."""
+    lines = [f"{LOCATION},{task.header}"]
+    lines += [f"{location},{_values(one, task)}" for location, one in zip(template.locations, decided, strict=True)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def check_submission(path: Path, template: Template, task: Task) -> None:
+    """Read a submission and compare it with its template.
+
+    Raises:
+        InputError: another header, count of lines or order; a value that is missing or out of range.
+    """
+    header, *lines = path.read_text(encoding="utf-8").split("\n")
+    if header != f"{LOCATION},{task.header}":
+        raise InputError(f"{path} has the header {header[:80]!r}. Expected '{LOCATION},{task.header}'.")
+    if lines and lines[-1] == "":
+        lines.pop()
+    if len(lines) != len(template):
+        raise InputError(
+            f"{path} has {len(lines):,} lines after the header. Expected the template's {len(template):,}."
+        )
+    low, high = task.valid_range
+    for position, (line, location) in enumerate(zip(lines, template.locations, strict=True), start=2):
+        found, *fields = line.split(",")
+        values = [_number(field) for field in fields]
+        right = len(values) == task.values_per_line and all(low <= value <= high for value in values)
+        if found != location or not right:
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r}. Expected {location} with {task.values_per_line} values from "
+                f"{low:g} to {high:g}."
+            )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}. Expected a text file, a frame or a video a line.") from None
+    return text.rstrip().splitlines() if text.strip() else []
+
+
+def _template(locations: list[str], videos: list[str], numbers: list[int], path: Path) -> Template:
+    if not locations:
+        raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
+    if len(set(locations)) < len(locations):
+        seen: set[str] = set()
+        twice = next(location for location in locations if location in seen or seen.add(location))  # type: ignore[func-returns-value]
+        raise InputError(f"{path} names {twice} twice. Expected every frame once. Remove the second line.")
+    return Template(locations, videos, np.array(numbers, dtype=np.int64))
+
+
+def _values(decided: Any, task: Task) -> str:
+    values: Sequence[Any] = np.atleast_1d(decided).tolist()
+    whole = np.dtype(task.label_dtype).kind == "i"
+    return ",".join(str(int(value)) if whole else f"{value:.6f}" for value in values)
+
+
+def _number(field: str) -> float:
+    try:
+        return float(field)
+    except ValueError:
+        return float("nan")  # which is in no range

@@ -1,0 +1,148 @@
+"""A submission as a whole: runs predict a test set's crops, gaps are filled, and the file is written and checked."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.challenge_files import Template, check_submission, read_frame_counts, read_template, write_submission
+from affcache.config import build
+from affcache.devices import resolve_device
+from affcache.errors import ConfigError, InputError
+from affcache.listener import Listener
+from affcache.opened_run import OpenedRun, require_one_task
+from affcache.predictions import Predictions
+from affcache.rule_finding import find_rule
+from affcache.runs import RunFolder, newest_run
+from affcache.score_settings import SubmitSettings
+from affcache.settings import RUNS
+from affcache.store import ENCODED, EmbeddingStore
+
+
+@dataclass(frozen=True)
+class SubmitResult:
+    """What a submission holds."""
+
+    out: str
+    task: str
+    runs: tuple[str, ...]
+    lines: int  # after the header
+    videos: int
+    filled: int  # lines of frames without a crop, in videos that have some
+    videos_without_crops: tuple[str, ...]  # all of their lines hold the mean over all other videos
+    rule: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return asdict(self)
+
+
+def submit(
+    settings: SubmitSettings | None = None, /, *, listener: Listener | None = None, **values: Any
+) -> SubmitResult:
+    """Write a submission file: a prediction for every line of a template, in its order.
+
+    Probabilities of frames without a crop are interpolated between the nearest frames of the video, and repeated at
+    its ends. The file is read back and compared with the template.
+
+    Args:
+        settings: all settings, or none and single ones by name.
+        listener: receives messages and warnings.
+
+    Raises:
+        InputError: no run; a template that can't be read; no video of it has crops in the store.
+        StoreError: the store is of another encoder, incomplete or damaged.
+        ConfigError: neither or both of template and frames are given, or a rule can't be fitted.
+    """
+    settings = build(SubmitSettings, values, over=settings)
+    listener = listener or Listener()
+    if (settings.template is None) == (settings.frames is None):
+        raise ConfigError(
+            "Expected one of --template FILE, the organisers' list of frames, and --frames FILE, videos with their "
+            "frame counts."
+        )
+    if settings.store is None:
+        raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
+    template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
+    folders = [RunFolder(path) for path in settings.run] or [newest_run(RUNS)]
+    device = resolve_device(settings.device)
+    runs = [OpenedRun.open(folder, settings.store, listener) for folder in folders]
+    task = require_one_task(runs)
+    on_training = [OpenedRun.open(folder, None, Listener()) for folder in folders] if settings.fits_rules else runs
+    rule = find_rule(settings, on_training, runs[0].settings.annotations, device, reported="")
+    rows = _rows_of(runs[0].store, template)
+    predictions = Predictions.of(runs, rows, device, settings.views)
+    probabilities = rule.probabilities(predictions, task)
+    filled, count, missing = fill(template, predictions, probabilities)
+    if missing:
+        listener.warning(
+            f"{len(missing)} videos of the template have no crop in {runs[0].store.path}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all other videos."
+        )
+    write_submission(settings.out, template, rule.decide(filled, task), task)
+    check_submission(settings.out, template, task)
+    return SubmitResult(
+        out=str(settings.out),
+        task=task.name,
+        runs=tuple(str(folder.path) for folder in folders),
+        lines=len(template),
+        videos=len(set(template.videos)),
+        filled=count,
+        videos_without_crops=tuple(missing),
+        rule=rule.to_json(),
+    )
+
+
+def fill(
+    template: Template, predictions: Predictions, probabilities: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], int, list[str]]:
+    """Give every frame of a template probabilities.
+
+    Args:
+        template: n frames.
+        predictions: which frames of which videos were predicted.
+        probabilities: float (m, C), theirs.
+
+    Returns:
+        float64 (n, C); how many were filled in for want of a crop, in videos with crops; and the videos without any,
+        whose frames have the mean over all that were predicted.
+    """
+    names = list(predictions.store.video_names)
+    videos, numbers = predictions.videos, predictions.frame_numbers
+    starts = {names[video]: int(first) for video, first in zip(*np.unique(videos, return_index=True), strict=True)}
+    counts = {names[video]: int(count) for video, count in zip(*np.unique(videos, return_counts=True), strict=True)}
+    found = np.empty((len(template), probabilities.shape[1]))
+    lines: dict[str, list[int]] = {}
+    for line, video in enumerate(template.videos):
+        lines.setdefault(video, []).append(line)
+    filled = 0
+    for video, of_video in lines.items():
+        wanted = template.frame_numbers[of_video]
+        if video not in starts:
+            found[of_video] = probabilities.mean(axis=0)
+            continue
+        there = slice(starts[video], starts[video] + counts[video])
+        known = numbers[there].astype(np.float64)
+        for column in range(found.shape[1]):
+            found[of_video, column] = np.interp(wanted, known, probabilities[there, column])
+        filled += int((~np.isin(wanted, numbers[there])).sum())
+    return found, filled, [video for video in lines if video not in starts]
+
+
+def _rows_of(store: EmbeddingStore, template: Template) -> npt.NDArray[np.int64]:
+    """Return the encoded rows of the template's videos.
+
+    Raises:
+        InputError: there is none.
+    """
+    wanted = np.isin(np.array(store.video_names), list(set(template.videos)))  # (V,)
+    rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
+    if not len(rows):
+        raise InputError(
+            f"No video of the template has a crop in {store.path}: the template has {template.videos[0]}, ..., the "
+            f"store {store.video_names[0]}, .... Expected the crops of the test videos. Extract them with 'affcache "
+            "extract --crops DIR --store FILE'."
+        )
+    return rows.astype(np.int64)

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from affcache.interop.exporting import ExportResult, export_embeddings
     from affcache.interop.importing import ImportResult, import_embeddings
     from affcache.listener import Listener
+    from affcache.report.reporting import ReportResult, report
     from affcache.risk import cvar
     from affcache.sam import SAM
     from affcache.sample import write_sample
-    from affcache.score_settings import ScoreSettings, SubmitSettings
+    from affcache.score_settings import ReportSettings, ScoreSettings, SubmitSettings
     from affcache.scoring import ScoreResult, score
     from affcache.settings import (
         BenchAblateSettings,
@@ -85,6 +86,8 @@ _MODULE_OF = {
     "InputError": "errors",
     "Listener": "listener",
     "MLPHead": "heads",
+    "ReportResult": "report.reporting",
+    "ReportSettings": "score_settings",
     "SAM": "sam",
     "ScoreResult": "scoring",
     "ScoreSettings": "score_settings",
@@ -106,6 +109,7 @@ _MODULE_OF = {
     "fit": "fitting",
     "import_embeddings": "interop.importing",
     "load_encoder": "encoder_loading",
+    "report": "report.reporting",
     "score": "scoring",
     "submit": "submitting",
     "write_sample": "sample",
@@ -145,6 +149,8 @@ __all__ = [
     "InputError",
     "Listener",
     "MLPHead",
+    "ReportResult",
+    "ReportSettings",
     "ScoreResult",
     "ScoreSettings",
     "StoreError",
@@ -164,6 +170,7 @@ __all__ = [
     "fit",
     "import_embeddings",
     "load_encoder",
+    "report",
     "score",
     "submit",
     "write_sample",

@@ -21,6 +21,7 @@ CONFIG_NAME = "affcache.toml"
 SHARED_KEYS = ("crops", "annotations", "store", "model", "pretrained", "device", "seed")
 NOT_SHARED = {
     "score": ("store", "annotations"),  # a run is scored on what it was trained on, unless said for score itself
+    "report": ("store", "annotations"),
     "submit": ("store",),  # the test videos' store is another than that of training
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings_base import Settings, setting
+from affcache.settings_base import CROPS, Settings, setting
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,30 @@ class ScoreSettings(PredictionSettings):
     against: Path | None = setting(None, "Run to compare with on the same frames.", default_text="none")
     resamples: int = setting(1000, "Sets of videos drawn for the intervals.")
     figures: Path | None = setting(None, "Folder for pictures, PNG and SVG.", default_text="none")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        yield from super().problems()
+        yield from self.at_least("resamples", 100)
+
+
+@dataclass(frozen=True)
+class ReportSettings(PredictionSettings):
+    """Write a run's report: one HTML file with scores, curves, timelines and the hardest frames."""
+
+    run: Path | None = setting(None, "Run folder to report on.", default_text="the newest one under runs/")
+    split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
+    store: Path | None = setting(None, "The embedding store.", default_text="the one the run was trained on")
+    annotations: Path | None = setting(
+        None, "Folder with the label files.", default_text="the one the run was trained on"
+    )
+    crops: tuple[Path, ...] = setting(
+        CROPS,
+        "Folder or archive of crops, to show frames from; may be given several times.",
+        default_text="data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it",
+    )
+    resamples: int = setting(1000, "Sets of videos drawn for the intervals.")
+    out: Path | None = setting(None, "File to write.", default_text="report.html in the run folder")
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""

@@ -25,6 +25,7 @@ from affcache.risk import cvar
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run, write_json
 from affcache.score_figures import write_score_figures
+from affcache.score_settings import PredictionSettings
 from affcache.settings import RUNS, ScoreSettings
 from affcache.tasks import Task
 from affcache.video_groups import group_frames
@@ -118,7 +119,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     annotations = settings.annotations or first.settings.annotations
     joined = join_labels(first.store, annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
-    scored = _score(settings, runs, annotations, joined, device)
+    scored = score_frames(settings, runs, annotations, joined, device, split=settings.split)
     if scored.scores.without_support:
         listener.warning(
             f"No {settings.split} frame is labelled {', '.join(scored.scores.without_support)}: each counts as 0 in "
@@ -129,10 +130,11 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     if settings.against is not None:
         other = OpenedRun.open(RunFolder(settings.against), settings.store, listener)
         require_one_task([first, other])
-        against = _compare(scored, _score(settings, [other], annotations, joined, device), task, resamples, other)
+        theirs = score_frames(settings, [other], annotations, joined, device, split=settings.split)
+        against = _compare(scored, theirs, task, resamples, other)
     if scored.rule.optimistic:
         listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
-    scores = _with_intervals(scored, task, resamples)
+    scores = with_intervals(scored, task, resamples)
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
@@ -164,13 +166,19 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     return result
 
 
-def _score(
-    settings: ScoreSettings, runs: Sequence[OpenedRun], annotations: Path, joined: JoinedLabels, device: torch.device
+def score_frames(
+    settings: PredictionSettings,
+    runs: Sequence[OpenedRun],
+    annotations: Path,
+    joined: JoinedLabels,
+    device: torch.device,
+    *,
+    split: str,
 ) -> Scored:
-    """Predict the joined frames, decide by the rule that the settings ask for, and score."""
+    """Predict the joined frames of a split, decide by the rule that the settings ask for, and score."""
     task, store = runs[0].task, runs[0].store
     predictions = Predictions.of(runs, joined.rows, device, settings.views)
-    rule = find_rule(settings, runs, annotations, device, reported=settings.split)
+    rule = find_rule(settings, runs, annotations, device, reported=split)
     probabilities = rule.probabilities(predictions, task)
     decided = rule.decide(probabilities, task)
     names, group = group_frames(store, joined)
@@ -179,7 +187,7 @@ def _score(
     return Scored(predictions, rule, probabilities, decided, scores, statistics)
 
 
-def _with_intervals(scored: Scored, task: Task, resamples: VideoResamples) -> Scores:
+def with_intervals(scored: Scored, task: Task, resamples: VideoResamples) -> Scores:
     """Return the scores with intervals over videos."""
     of_classes = resamples.metric(scored.statistics, task.class_metric_of)  # (R, C)
     own = video_interval(scored.scores.value, of_classes.mean(axis=1))

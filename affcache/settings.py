@@ -10,7 +10,7 @@ from pathlib import Path
 
 from affcache.ablate_settings import AblateSettings
 from affcache.fit_settings import FitSettings
-from affcache.score_settings import ScoreSettings, SubmitSettings
+from affcache.score_settings import ReportSettings, ScoreSettings, SubmitSettings
 from affcache.settings_base import (
     ANNOTATIONS,
     CROPS,
@@ -34,6 +34,7 @@ __all__ = [
     "RUNS",
     "AblateSettings",
     "FitSettings",
+    "ReportSettings",
     "ScoreSettings",
     "Settings",
     "SubmitSettings",
@@ -266,6 +267,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "score": ScoreSettings,
     "ablate": AblateSettings,
     "submit": SubmitSettings,
+    "report": ReportSettings,
     "sample": SampleSettings,
     "demo": DemoSettings,
     "doctor": DoctorSettings,

@@ -24,6 +24,7 @@ from affcache.settings import (
     ExtractSettings,
     FitSettings,
     ImportSettings,
+    ReportSettings,
     SampleSettings,
     ScoreSettings,
     SubmitSettings,
@@ -108,6 +109,17 @@ add_command(
     affcache ablate --task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid
     """,
     first=("task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes"),
+)
+add_command(
+    app,
+    "report",
+    ReportSettings,
+    commands.report,
+    """
+    affcache report
+    affcache report runs/au-rho01 --crops my/faces --out au.html
+    """,
+    positional=("run",),
 )
 add_command(
     app,

@@ -20,6 +20,7 @@ from affcache.settings import (
     ExtractSettings,
     FitSettings,
     ImportSettings,
+    ReportSettings,
     SampleSettings,
     ScoreSettings,
     SubmitSettings,
@@ -138,6 +139,23 @@ def score(given: dict[str, Any], as_json: bool) -> None:
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.score(resolve(ScoreSettings, "score", given, config), listener=listener)
+
+    run(as_json, work, show)
+
+
+def report(given: dict[str, Any], as_json: bool) -> None:
+    """Handle ``affcache report``."""
+
+    def show(result: Any) -> None:
+        facts = {
+            "out": f"{result.out} ({result.bytes / 1e6:,.1f} MB); open it in a browser",
+            "shows": f"{result.frames:,} frames, the hardest {result.hardest}, {result.suspicious} doubtful labels",
+            "pictures": f"{result.pictures} crops",
+        }
+        out(fact_table(facts))
+
+    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
+        return affcache.report(resolve(ReportSettings, "report", given, config), listener=listener)
 
     run(as_json, work, show)
 

@@ -25,9 +25,10 @@ FURTHER = {
     "BenchExtractSettings", "BenchFitResult", "BenchFitSettings", "BenchStoreResult", "BenchStoreSettings",
     "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier", "DemoResult", "DemoSettings", "DoctorResult",
     "DoctorSettings", "Encoder", "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FitResult",
-    "FitSettings", "ImportResult", "ImportSettings", "Listener", "ScoreResult", "ScoreSettings", "SubmitResult",
-    "SubmitSettings", "submit", "Task", "bench_ablate", "bench_extract", "bench_fit", "bench_store", "demo", "doctor",
-    "export_embeddings", "import_embeddings", "load_encoder", "write_sample",
+    "FitSettings", "ImportResult", "ImportSettings", "Listener", "ReportResult", "ReportSettings", "report",
+    "ScoreResult", "ScoreSettings", "SubmitResult", "SubmitSettings", "submit", "Task", "bench_ablate",
+    "bench_extract", "bench_fit", "bench_store", "demo", "doctor", "export_embeddings", "import_embeddings",
+    "load_encoder", "write_sample",
 }  # fmt: skip
 
 

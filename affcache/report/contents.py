@@ -1,0 +1,143 @@
+"""What a report shows of the frames: the hardest, those whose labels may be wrong, and all of them in small numbers."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.predictions import Predictions
+from affcache.risk import tail_size
+from affcache.tasks import Task
+
+PER_CLASS = 24  # of the hardest frames of each class
+SUSPICIOUS = 60
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """A frame with what was said of it."""
+
+    position: int  # among the frames of the split
+    video: str
+    frame_number: int
+    classes: tuple[str, ...]  # of the label, to filter by
+    label: str
+    decided: str
+    loss: float
+    confidence: float | None  # of what was decided
+
+
+def frame_losses(task: Task, losses: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return one loss a frame (n,), the mean of its units' or values' where it has several (n, C)."""
+    return np.asarray(losses, np.float64) if losses.ndim == 1 else losses.mean(axis=1, dtype=np.float64)
+
+
+def tail_positions(losses: npt.NDArray[Any], alpha: float) -> npt.NDArray[np.int64]:
+    """Return the frames in CVaR's tail at a level, the hardest first."""
+    count = int(np.ceil(tail_size(len(losses), alpha)))
+    return np.argsort(-losses, kind="stable")[:count]
+
+
+def hardest(task: Task, labels: npt.NDArray[Any], tail: npt.NDArray[np.int64]) -> list[int]:
+    """Return positions in the tail to show, the hardest first: so many of each class that all can be looked at."""
+    shown: dict[str, int] = {}
+    chosen = []
+    for position in tail.tolist():
+        classes = classes_of(task, labels[position])
+        if any(shown.get(name, 0) < PER_CLASS for name in classes):
+            chosen.append(position)
+            shown |= {name: shown.get(name, 0) + 1 for name in classes}
+    return chosen
+
+
+def suspicious(task: Task, labels: npt.NDArray[Any], decided: npt.NDArray[Any], probabilities: Any) -> list[int]:
+    """Return positions where head and label disagree and the head is sure, the surest first."""
+    if task.class_of is None:
+        return []
+    if task.exclusive:
+        sure = np.where(decided != labels, probabilities[np.arange(len(labels)), decided], -1)
+    else:
+        confidence = np.where(decided == 1, probabilities, 1 - probabilities)
+        sure = np.where(decided != labels, confidence, -1).max(axis=1)
+    order = np.argsort(-sure, kind="stable")[:SUSPICIOUS]
+    return [int(position) for position in order if sure[position] > 0.5]
+
+
+def classes_of(task: Task, label: Any) -> tuple[str, ...]:
+    """Return the names that a label stands for: its class, the units that are present, or the outputs."""
+    if task.exclusive:
+        return (task.classes[int(label)],)
+    if task.class_of is None:
+        return task.classes
+    return tuple(name for name, present in zip(task.classes, label, strict=True) if present) or ("none",)
+
+
+def describe(
+    task: Task,
+    given: Predictions,
+    positions: Sequence[int],
+    labels: npt.NDArray[Any],
+    decided: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    losses: npt.NDArray[Any],
+) -> list[ShownFrame]:
+    """Say what was said of chosen frames."""
+    videos, numbers, names = given.videos, given.frame_numbers, given.store.video_names
+    frames = []
+    for position in positions:
+        if task.class_of is None:
+            label, said = (", ".join(f"{value:.2f}" for value in of[position]) for of in (labels, decided))
+        else:
+            label, said = (", ".join(classes_of(task, of[position])) for of in (labels, decided))
+        confidence = float(probabilities[position, decided[position]]) if task.exclusive else None
+        frames.append(
+            ShownFrame(
+                position=int(position),
+                video=names[videos[position]],
+                frame_number=int(numbers[position]),
+                classes=classes_of(task, labels[position]),
+                label=label,
+                decided=said,
+                loss=float(losses[position]),
+                confidence=confidence,
+            )
+        )
+    return frames
+
+
+def timeline(
+    task: Task, given: Predictions, labels: npt.NDArray[Any], decided: npt.NDArray[Any], probabilities: Any
+) -> dict[str, Any]:
+    """Return all frames for the timeline, in bytes: probabilities in 255ths (values of va from -1 to 1), labels.
+
+    Each array is base64 of little-endian bytes: ``numbers`` int32 (n,), ``probabilities`` uint8 (n, C), ``labels`` and
+    ``decided`` uint8 (n,) for classes, else (n, C).
+    """
+    videos = given.videos
+    found, starts, counts = np.unique(videos, return_index=True, return_counts=True)
+    names = given.store.video_names
+    kind = "classes" if task.exclusive else "units" if task.class_of is not None else "values"
+
+    def as_bytes(values: npt.NDArray[Any]) -> str:
+        return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+    def scaled(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        unit = (values + 1) / 2 if kind == "values" else values
+        return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+
+    plain = scaled if kind == "values" else lambda values: values.astype(np.uint8)
+    return {
+        "kind": kind,
+        "classes": list(task.classes),
+        "videos": [
+            {"name": names[video], "start": int(start), "count": int(count)}
+            for video, start, count in zip(found, starts, counts, strict=True)
+        ],
+        "numbers": as_bytes(given.frame_numbers.astype("<i4")),
+        "probabilities": as_bytes(scaled(probabilities)),
+        "labels": as_bytes(plain(labels)),
+        "decided": as_bytes(plain(decided)),
+    }

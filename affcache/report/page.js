@@ -1,0 +1,149 @@
+"use strict";
+// Draws the timeline of one video at a time and lets crops be filtered. All text goes in as text, never as markup.
+const data = JSON.parse(document.getElementById("frames").textContent);
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const numbers = new Int32Array(bytes(data.numbers).buffer);
+const probabilities = bytes(data.probabilities), labels = bytes(data.labels), decided = bytes(data.decided);
+const count = data.classes.length, canvas = document.getElementById("timeline"), pen = canvas.getContext("2d");
+const chooser = document.getElementById("video"), slider = document.getElementById("position");
+const readout = document.getElementById("readout");
+const colours = ["#3b7ddd", "#e4572e", "#2a9d5c", "#b05cc6", "#d99a00", "#1aa7b8", "#d4437c", "#7a8794"];
+let video = null, first = 0, span = 1, cursor = -1; // first and span in frame numbers, cursor an index into all frames
+
+data.videos.forEach((one, index) => chooser.add(new Option(`${one.name} (${one.count} frames)`, index)));
+
+function lastNumber() { return numbers[video.start + video.count - 1]; }
+function show(index, position = -1) {
+  video = data.videos[index];
+  chooser.value = index;
+  first = numbers[video.start];
+  span = lastNumber() - first + 1;
+  cursor = position;
+  if (position >= 0) { span = Math.min(span, 240); first = numbers[position] - span / 2; }
+  draw();
+}
+function clamp() {
+  const whole = lastNumber() - numbers[video.start] + 1;
+  span = Math.min(Math.max(span, 12), Math.max(whole, 12));
+  first = Math.max(numbers[video.start], Math.min(first, numbers[video.start] + Math.max(whole, 12) - span));
+  slider.min = numbers[video.start];
+  slider.max = Math.max(numbers[video.start], Math.ceil(numbers[video.start] + whole - span));
+  slider.value = first;
+}
+function indexAt(number) { // the first frame of the video with at least this number
+  let low = video.start, high = video.start + video.count;
+  while (low < high) { const middle = (low + high) >> 1; numbers[middle] < number ? (low = middle + 1) : (high = middle); }
+  return low;
+}
+function isLabel(index, row, of) { return data.kind === "classes" ? of[index] === row : of[index * count + row] > 0; }
+
+function draw() {
+  clamp();
+  const scale = window.devicePixelRatio || 1;
+  const width = canvas.clientWidth, height = canvas.clientHeight;
+  canvas.width = width * scale;
+  canvas.height = height * scale;
+  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  const fore = getComputedStyle(document.body).color;
+  pen.clearRect(0, 0, width, height);
+  const left = Math.min(90, width * 0.25), plot = width - left - 4, rowHeight = (height - 18) / count;
+  const x = (number) => left + ((number - first) / span) * plot;
+  pen.font = "12px system-ui, sans-serif";
+  pen.textBaseline = "middle";
+  const begin = indexAt(first), end = Math.min(indexAt(first + span) + 1, video.start + video.count);
+  const cell = Math.max(1, plot / span);
+  for (let row = 0; row < count; row++) {
+    const top = row * rowHeight;
+    pen.fillStyle = fore;
+    pen.fillText(data.classes[row], 2, top + rowHeight / 2, left - 6);
+    if (data.kind === "values") { drawValues(row, top, rowHeight, begin, end, x, fore); continue; }
+    for (let pixel = -1, best = 0, index = begin; index <= end; index++) { // the largest of the frames on a pixel
+      const at = index < end ? Math.floor(x(numbers[index])) : Infinity;
+      if (at !== pixel && pixel >= 0 && best) {
+        pen.globalAlpha = best / 255;
+        pen.fillStyle = colours[row % colours.length];
+        pen.fillRect(pixel, top + 1, cell + 0.5, rowHeight - 7);
+        best = 0;
+      }
+      pixel = at;
+      if (index < end) best = Math.max(best, probabilities[index * count + row]);
+    }
+    pen.globalAlpha = 1;
+    for (let index = begin; index < end; index++) {
+      if (isLabel(index, row, labels)) { pen.fillStyle = fore; pen.fillRect(x(numbers[index]), top + rowHeight - 5, cell + 0.5, 3); }
+    }
+  }
+  pen.fillStyle = fore;
+  pen.fillText(String(Math.round(first)), left, height - 8);
+  const label = String(Math.round(first + span));
+  pen.fillText(label, width - 4 - pen.measureText(label).width, height - 8);
+  if (cursor >= 0) { pen.fillRect(x(numbers[cursor]) + cell / 2, 0, 1.5, height - 18); tell(cursor); }
+}
+function drawValues(row, top, rowHeight, begin, end, x, fore) {
+  const y = (value) => top + 4 + (1 - value / 255) * (rowHeight - 8);
+  for (const [of, colour] of [[labels, fore], [probabilities, colours[row]]]) {
+    pen.strokeStyle = colour;
+    pen.lineWidth = 1.5;
+    pen.beginPath();
+    for (let index = begin; index < end; index++) pen.lineTo(x(numbers[index]), y(of[index * count + row]));
+    pen.stroke();
+  }
+}
+function named(index, of) {
+  if (data.kind === "values") return data.classes.map((name, row) => `${name} ${(of[index * count + row] / 127.5 - 1).toFixed(2)}`).join(", ");
+  return data.classes.filter((_, row) => isLabel(index, row, of)).join(", ") || "none";
+}
+function tell(index) {
+  readout.textContent = `frame ${numbers[index]}: label ${named(index, labels)}; decided ${named(index, decided)}`;
+}
+function move(share) { first += span * share; draw(); }
+function zoom(factor, around = first + span / 2) { first = around - (around - first) * factor; span *= factor; draw(); }
+function step(by) {
+  cursor = cursor < 0 ? indexAt(first) : Math.max(video.start, Math.min(cursor + by, video.start + video.count - 1));
+  if (numbers[cursor] < first || numbers[cursor] > first + span) first = numbers[cursor] - span / 2;
+  draw();
+}
+function numberAt(event) {
+  const box = canvas.getBoundingClientRect(), left = Math.min(90, box.width * 0.25);
+  return first + ((event.clientX - box.left - left) / (box.width - left - 4)) * span;
+}
+
+chooser.addEventListener("change", () => show(Number(chooser.value)));
+slider.addEventListener("input", () => { first = Number(slider.value); draw(); });
+for (const [id, act] of [["in", () => zoom(0.5)], ["out", () => zoom(2)], ["back", () => move(-0.5)], ["on", () => move(0.5)]])
+  document.getElementById(id).addEventListener("click", act);
+canvas.addEventListener("wheel", (event) => {
+  if (!event.ctrlKey && Math.abs(event.deltaX) <= Math.abs(event.deltaY) && !event.shiftKey) return; // the page scrolls
+  event.preventDefault();
+  event.ctrlKey ? zoom(event.deltaY > 0 ? 1.25 : 0.8, numberAt(event)) : move((event.deltaX || event.deltaY) / 800);
+}, { passive: false });
+canvas.addEventListener("click", (event) => {
+  cursor = Math.min(indexAt(Math.floor(numberAt(event))), video.start + video.count - 1);
+  draw();
+});
+canvas.addEventListener("keydown", (event) => {
+  const act = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), PageUp: () => move(-0.8), PageDown: () => move(0.8),
+    "+": () => zoom(0.5), "-": () => zoom(2), Home: () => { cursor = video.start; step(0); },
+    End: () => { cursor = video.start + video.count - 1; step(0); } }[event.key];
+  if (act) { event.preventDefault(); act(); }
+});
+for (const button of document.querySelectorAll(".crops button")) {
+  button.addEventListener("click", () => {
+    const position = Number(button.dataset.position);
+    show(data.videos.findIndex((one) => position < one.start + one.count), position);
+    canvas.scrollIntoView({ block: "center" });
+    canvas.focus({ preventScroll: true });
+  });
+}
+const filter = document.getElementById("class");
+if (filter) filter.addEventListener("change", () => {
+  let shown = 0;
+  for (const button of document.querySelectorAll("#hardest button")) {
+    button.hidden = filter.value !== "" && !button.dataset.classes.split("|").includes(filter.value);
+    shown += button.hidden ? 0 : 1;
+  }
+  document.getElementById("shown").textContent = `${shown} frames`;
+});
+window.addEventListener("resize", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+show(0);

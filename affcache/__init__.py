@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from affcache.interop.exporting import ExportResult, export_embeddings
     from affcache.interop.importing import ImportResult, import_embeddings
     from affcache.listener import Listener
-    from affcache.report.reporting import ReportResult, report
+    from affcache.reports.reporting import ReportResult, report
     from affcache.risk import cvar
     from affcache.sam import SAM
     from affcache.sample import write_sample
@@ -86,7 +86,7 @@ _MODULE_OF = {
     "InputError": "errors",
     "Listener": "listener",
     "MLPHead": "heads",
-    "ReportResult": "report.reporting",
+    "ReportResult": "reports.reporting",
     "ReportSettings": "score_settings",
     "SAM": "sam",
     "ScoreResult": "scoring",
@@ -109,7 +109,7 @@ _MODULE_OF = {
     "fit": "fitting",
     "import_embeddings": "interop.importing",
     "load_encoder": "encoder_loading",
-    "report": "report.reporting",
+    "report": "reports.reporting",
     "score": "scoring",
     "submit": "submitting",
     "write_sample": "sample",

@@ -47,6 +47,7 @@ def test_the_wheel_holds_the_whole_sample_and_no_other_data(wheel: Path) -> None
     assert {name for name in data if not name.startswith("sample/")} == {
         "__init__.py",
         "practice_encoder/open_clip_config.json",
+        "published.toml",
     }
     assert sum(name.endswith(".jpg") for name in data) > 1000
 

@@ -13,8 +13,8 @@ import pytest
 from affcache.errors import ConfigError
 from affcache.fitting import fit
 from affcache.listener import Listener
-from affcache.report.contents import PER_CLASS, hardest, suspicious, tail_positions
-from affcache.report.reporting import report
+from affcache.reports.contents import PER_CLASS, hardest, suspicious, tail_positions
+from affcache.reports.reporting import report
 from affcache.scoring import score
 from affcache.tasks import TASKS
 from tests.conftest import MakeData, write_crops, write_labels, write_store

@@ -21,10 +21,10 @@ from affcache.listener import Listener
 from affcache.metric_names import metric_name
 from affcache.metrics import Scores
 from affcache.opened_run import OpenedRun
-from affcache.report.charts import Line, line_chart
-from affcache.report.contents import describe, frame_losses, hardest, suspicious, tail_positions, timeline
-from affcache.report.crops import find_pictures
-from affcache.report.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
+from affcache.reports.charts import Line, line_chart
+from affcache.reports.contents import describe, frame_losses, hardest, suspicious, tail_positions, timeline
+from affcache.reports.crops import find_pictures
+from affcache.reports.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
 from affcache.runs import RunFolder, newest_run, write_text
 from affcache.score_figures import confusion
 from affcache.score_settings import ReportSettings

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from affcache.fitting import fit
-from affcache.report.reporting import report
+from affcache.reports.reporting import report
 from tests.conftest import MakeData, write_crops
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
@@ -70,7 +70,13 @@ def test_it_loads_without_an_error_or_a_request(page: Any) -> None:
     urls = requests(page)
     assert len([url for url in urls if url.startswith("file:")]) == 1
     assert all(url.startswith(("file:", "data:")) for url in urls), urls
-    assert page.execute_script("return [...document.images].every((image) => image.complete)")
+    decoded = page.execute_async_script(
+        "const done = arguments[0], images = [...document.images];"
+        "for (const image of images) image.loading = 'eager';"
+        "Promise.all(images.map((image) => image.decode()))"
+        ".then(() => done(images.length), (error) => done(`${error}`))"
+    )
+    assert decoded == len(page.find_elements("css selector", ".crops img")) > 0
 
 
 def test_filter_click_keys_and_scrolling_work(page: Any) -> None:

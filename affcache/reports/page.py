@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from affcache.metric_names import metric_name
 from affcache.metrics import Scores
-from affcache.report.contents import ShownFrame
+from affcache.reports.contents import ShownFrame
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTENTS = {
@@ -33,7 +33,7 @@ def page(title: str, sections: Mapping[str, str], frames: Mapping[str, Any]) -> 
         sections: by name, in the order of ``CONTENTS``; empty ones are left out. "" comes first, without a heading.
         frames: what the script draws the timelines from.
     """
-    own = files("affcache.report")
+    own = files("affcache.reports")
     shown = {name: heading for name, heading in CONTENTS.items() if sections.get(name)}
     links = "".join(f'<li><a href="#{name}-section">{heading}</a></li>' for name, heading in shown.items())
     body = "".join(

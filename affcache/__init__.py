@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from affcache.bench.extraction import BenchExtractResult, bench_extract
     from affcache.bench.fit import BenchFitResult, bench_fit
     from affcache.bench.store import BenchStoreResult, bench_store
+    from affcache.bench_settings import (
+        BenchAblateSettings,
+        BenchExtractSettings,
+        BenchFitSettings,
+        BenchStoreSettings,
+    )
     from affcache.checkup import DoctorResult, doctor
     from affcache.demonstration import DemoResult, demo
     from affcache.encoder import Encoder
@@ -38,10 +44,6 @@ if TYPE_CHECKING:
     from affcache.score_settings import ReportSettings, ScoreSettings, SubmitSettings
     from affcache.scoring import ScoreResult, score
     from affcache.settings import (
-        BenchAblateSettings,
-        BenchExtractSettings,
-        BenchFitSettings,
-        BenchStoreSettings,
         DemoSettings,
         DoctorSettings,
         ExportSettings,
@@ -59,13 +61,13 @@ _MODULE_OF = {
     "AblateSettings": "ablate_settings",
     "AffcacheError": "errors",
     "BenchAblateResult": "bench.ablation",
-    "BenchAblateSettings": "settings",
+    "BenchAblateSettings": "bench_settings",
     "BenchExtractResult": "bench.extraction",
-    "BenchExtractSettings": "settings",
+    "BenchExtractSettings": "bench_settings",
     "BenchFitResult": "bench.fit",
-    "BenchFitSettings": "settings",
+    "BenchFitSettings": "bench_settings",
     "BenchStoreResult": "bench.store",
-    "BenchStoreSettings": "settings",
+    "BenchStoreSettings": "bench_settings",
     "CVaRMLPClassifier": "estimators",
     "CVaRMLPMultiLabelClassifier": "estimators",
     "ConfigError": "errors",

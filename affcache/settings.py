@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affcache.ablate_settings import AblateSettings
+from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.fit_settings import FitSettings
 from affcache.score_settings import ReportSettings, ScoreSettings, SubmitSettings
 from affcache.settings_base import (
@@ -33,6 +34,10 @@ __all__ = [
     "PRETRAINED",
     "RUNS",
     "AblateSettings",
+    "BenchAblateSettings",
+    "BenchExtractSettings",
+    "BenchFitSettings",
+    "BenchStoreSettings",
     "FitSettings",
     "ReportSettings",
     "ScoreSettings",
@@ -165,100 +170,6 @@ class ExportSettings(Settings):
 @dataclass(frozen=True)
 class DoctorSettings(ExtractSettings):
     """Check device, model, crops and disk for an extraction with these settings, and say how long it will take."""
-
-
-@dataclass(frozen=True)
-class BenchExtractSettings(Settings):
-    """Measure the extraction pipeline's rate against the bare encoder's."""
-
-    crops: tuple[Path, ...] = setting(
-        (), "Folder or archive of crops; may be given several times.", default_text="the shipped practice faces"
-    )
-    model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
-    pretrained: str = setting("random:0", "Weights, as for extract; random ones are as fast as any.")
-    precision: str = setting(
-        "auto", "Number format of the encoder, as for extract.", choices=("auto", "fp32", "bf16", "fp16")
-    )
-    batch_size: int | None = setting(
-        None, "Crops per encoder call.", default_text="what fits up to 512 on a GPU, 16 on the CPU"
-    )
-    workers: int | None = setting(None, "Threads that read and decode crops.", default_text="one per core, at most 16")
-    device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")
-    compile: str = setting("auto", "Let torch compile the encoder: auto does on a GPU.", choices=("auto", "on", "off"))
-    seconds: float = setting(20.0, "How long each measurement takes, in seconds, about.")
-    rounds: int = setting(3, "Measurements of each, bare and pipeline in turn.")
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        for name in ("batch_size", "workers", "rounds"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("seconds", 0, excluded=True)
-
-
-@dataclass(frozen=True)
-class BenchStoreSettings(Settings):
-    """Measure a store's reads and writes against plain files and chunked HDF5."""
-
-    rows: int = setting(200_000, "Rows of the matrix; 4,096 or more.")
-    width: int = setting(768, "Values in a row.")
-    reads: int = setting(20, "Random reads of 4,096 rows from each layout.")
-    folder: Path | None = setting(
-        None, "Folder on the disk to measure, for temporary files.", default_text="the system's temporary folder"
-    )
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        yield from self.at_least("rows", 4096)  # one random read
-        for name in ("width", "reads"):
-            yield from self.at_least(name, 1)
-
-
-@dataclass(frozen=True)
-class BenchFitSettings(Settings):
-    """Measure a training step against its bare matrix products and against the published loop."""
-
-    rows: int = setting(20_000, "Random embeddings to train on.")
-    width: int = setting(768, "Values in an embedding.")
-    batch_size: int = setting(32, "Frames per step.")
-    precision: str = setting(
-        "fp32", "Number format of the step's matrix products; the bare ones are fp32.", choices=("fp32", "bf16")
-    )
-    device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
-    steps: int = setting(200, "Steps of each measurement; the published loop makes a tenth of them.")
-    rounds: int = setting(5, "Measurements of each, in turn.")
-    published: str = setting("on", "Whether to measure the published loop's stand-in too.", choices=("on", "off"))
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        for name in ("width", "steps", "rounds"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
-        yield from self.at_least("rows", self.batch_size)
-
-
-@dataclass(frozen=True)
-class BenchAblateSettings(Settings):
-    """Measure what heads trained side by side cost, against one head alone."""
-
-    heads: tuple[int, ...] = setting(
-        (4, 16, 64), "How many side by side; several times for several.", default_text="4, 16 and 64"
-    )
-    rows: int = setting(20_000, "Random embeddings to train on.")
-    width: int = setting(768, "Values in an embedding.")
-    batch_size: int = setting(32, "Frames per step.")
-    precision: str = setting("fp32", "Number format of the step's matrix products.", choices=("fp32", "bf16"))
-    device: str = setting("auto", "Where the heads train: auto, cpu, cuda, cuda:1, ...")
-    steps: int = setting(192, "Steps of one head in each measurement; H heads make an H-th of them, but at least 3.")
-    rounds: int = setting(5, "Measurements of each, in turn.")
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        for name in ("width", "steps", "rounds"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
-        yield from self.at_least("rows", self.batch_size)
-        if not self.heads or min(self.heads) < 2:
-            yield f"--heads is {self.heads}; expected numbers of at least 2, each is compared with one head."
 
 
 COMMANDS: dict[str, type[Settings]] = {

@@ -30,7 +30,7 @@ from affcache.settings import (
     SubmitSettings,
 )
 
-from . import commands, measuring
+from . import commands, measuring, storing
 from .commands import INPUT_ERROR
 from .options import add, add_command, argument
 
@@ -137,7 +137,7 @@ add(
     app,
     "info",
     "Say what an embedding store holds and how it was made.",
-    commands.info,
+    storing.info,
     "affcache info data/features/ViT-L-14-openai.h5\naffcache info my/faces.h5 --json",
     [store_argument],
 )
@@ -145,7 +145,7 @@ add(
     app,
     "verify",
     "Read a whole embedding store and check every block against its checksum.",
-    commands.verify,
+    storing.verify,
     "affcache verify data/features/ViT-L-14-openai.h5\naffcache verify my/faces.h5 --json",
     [store_argument],
 )
@@ -153,7 +153,7 @@ add_command(
     app,
     "sample",
     SampleSettings,
-    commands.sample,
+    storing.sample,
     """
     affcache sample practice
     affcache sample practice --videos 200 --frames 300 --seed 7
@@ -174,7 +174,7 @@ add_command(
     app,
     "import",
     ImportSettings,
-    commands.import_,
+    storing.import_,
     """
     affcache import train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai
     affcache import embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai
@@ -185,7 +185,7 @@ add_command(
     app,
     "export",
     ExportSettings,
-    commands.export,
+    storing.export,
     """
     affcache export data/features/ViT-L-14-openai.h5 --format npy --out embeddings
     affcache export my/faces.h5 --format parquet --out my/faces.parquet

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from affcache.bootstrap import VideoResamples, seed_and_video_interval
+from affcache.bootstrap import VideoResamples, seed_and_video_interval, video_interval
 from affcache.tasks import EXPR
 from affcache.video_statistics import Table
 
@@ -60,3 +60,27 @@ def test_few_seeds_that_differ_widen_the_interval() -> None:
     assert (found.low, found.high) == (0.1, 0.5)
     one = seed_and_video_interval(0.1, resampled[:1])
     assert (one.low, one.high) == (0.1, 0.1)
+
+
+def drawn_videos(random: np.random.Generator, videos: int) -> Table:
+    """Draw videos of four classes: each with its own length, mixture of classes, and how well it is recognised."""
+    mixtures = random.dirichlet(np.ones(4), videos)
+    lengths = random.integers(20, 200, videos)
+    skill = random.beta(4, 3, videos)
+    counts = np.empty((videos, 4, 3))
+    for video in range(videos):
+        labelled = random.multinomial(lengths[video], mixtures[video])
+        right = random.binomial(labelled, skill[video])
+        wrong = random.multinomial((labelled - right).sum(), np.full(4, 0.25))
+        counts[video] = np.stack([right, right + wrong, labelled], axis=-1)
+    return counts
+
+
+def test_macro_f1_of_seventy_videos_is_held_by_its_interval_as_often_as_it_says() -> None:
+    random, held, trials = np.random.default_rng(7), 0, 1000
+    truth = float(EXPR.metric_of(drawn_videos(random, 40_000).sum(0)))
+    for trial in range(trials):
+        counts = drawn_videos(random, 70)
+        found = video_interval(0.0, VideoResamples(70, 300, seed=trial).metric(counts, EXPR.metric_of))
+        held += found.low <= truth <= found.high
+    assert 0.93 <= held / trials <= 0.97, held / trials

@@ -101,7 +101,9 @@ def test_help_names_every_setting_with_its_sentence_and_default(name: str) -> No
 
     shown = squeezed(call(*name.split(), "--help").stdout)
     for declared in dataclasses.fields(COMMANDS[name]):
-        positional = (name, declared.name) in {("score", "run"), ("import", "sources"), ("export", "store")}
+        positional = (name, declared.name) in {
+            ("score", "run"), ("report", "run"), ("submit", "run"), ("import", "sources"), ("export", "store"),
+        }  # fmt: skip
         assert (f"[{declared.name.upper()}]" if positional else flag(declared.name)) in shown
         assert squeezed(declared.metadata["help"]) in shown
         if declared.metadata["default_text"]:

@@ -199,7 +199,7 @@ def test_build_names_unknown_settings() -> None:
     message = str(caught.value)
     assert "Unknown setting 'epoch' (did you mean 'epochs'?)." in message
     assert "Unknown setting 'learning'" in message
-    assert "Expected some of: task, store," in message
+    assert "Expected some of: task, annotations," in message
     assert "'rho'" not in message
 
 
@@ -216,5 +216,5 @@ def test_settings_objects_take_paths_as_text_and_nothing_else_is_taken_for_setti
 
 
 def test_a_key_that_belongs_in_a_table_is_told_so(toml: Toml) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'epochs' \(it belongs in \[fit\]\)"):
+    with pytest.raises(ConfigError, match=r"unknown key 'epochs' \(it belongs in \[fit\] or \[ablate\]\)"):
         toml("epochs = 3\n")

@@ -177,7 +177,8 @@ def predict(heads: StackedHeads, frames: FrameSource, normalize: str) -> torch.T
     """Return the logits (H, n, C) of all frames, as trained heads give them."""
     most = max(1, EVALUATION_BATCH // heads.count)  # frames at a time: hidden layers hold H times as many rows
     parts = (part for batch in frames.evaluation_batches() for part in batch.split(most))
-    return torch.cat([heads.evaluate(prepare(part, normalize)) for part in parts], dim=1)
+    evaluate = heads.evaluator()
+    return torch.cat([evaluate(prepare(part, normalize)) for part in parts], dim=1)
 
 
 def _take(rows: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:

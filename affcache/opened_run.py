@@ -65,11 +65,11 @@ class OpenedRun:
         """
         store = self.store if view == "plain" else self.store.view(view)
         store.require_complete()
-        heads = StackedHeads([self.head], dropout=[0.0], device=device)
+        evaluate = StackedHeads([self.head], dropout=[0.0], device=device).evaluator()
         groups = [rows[start : start + EVALUATION_BATCH] for start in range(0, len(rows), EVALUATION_BATCH)]
         found = [torch.empty(0, self.task.outputs)]
         for group, embeddings in zip(groups, read_ahead(store, groups, device), strict=True):
-            (logits,) = heads.evaluate(prepare(embeddings, self.settings.normalize))
+            (logits,) = evaluate(prepare(embeddings, self.settings.normalize))
             _require_finite(embeddings, group, store)
             found.append(logits.cpu())
         return torch.cat(found)

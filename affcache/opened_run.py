@@ -1,6 +1,6 @@
 """A finished run opened to predict with: its head, its task, and a store that holds embeddings of its encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,12 @@ class OpenedRun:
             )
         return cls(folder, config, task, settings, opened, head, epoch)
 
-    def logits(self, rows: Rows, device: torch.device, view: str = "plain") -> torch.Tensor:
+    def logits(
+        self, rows: Rows, device: torch.device, view: str = "plain", on_done: Callable[[int], None] = lambda _: None
+    ) -> torch.Tensor:
         """Return the head's logits (n, C) float32, on the CPU, for rows of the store, which rise.
+
+        ``on_done`` is told how many more frames are done, now and then.
 
         Raises:
             InputError: an embedding isn't finite.
@@ -72,6 +76,7 @@ class OpenedRun:
             (logits,) = evaluate(prepare(embeddings, self.settings.normalize))
             _require_finite(embeddings, group, store)
             found.append(logits.cpu())
+            on_done(len(group))
         return torch.cat(found)
 
 

@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import InputError
+from affcache.listener import Listener
 from affcache.opened_run import OpenedRun, Rows
 from affcache.store import EmbeddingStore
 
 VIEWS = {"plain": ("plain",), "both": ("plain", "flip")}
-TINY = 1e-12
+FEW = 50_000  # frames; up to here nobody waits
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Predictions:
         return np.asarray(self.store.frame_number[self.rows])
 
     @classmethod
-    def of(cls, runs: Sequence[OpenedRun], rows: Rows, device: torch.device, views: str = "plain") -> "Predictions":
+    def of(
+        cls, runs: Sequence[OpenedRun], rows: Rows, device: torch.device, views: str, listener: Listener
+    ) -> "Predictions":
         """Predict rows of the first run's store with every run and view, and average the probabilities.
 
         Raises:
@@ -46,7 +49,15 @@ class Predictions:
         first, kinds = runs[0], VIEWS[views]
         for run in runs[1:]:
             _require_same_frames(first.store, run.store, rows)
-        logits = [run.logits(rows, device, view) for run in runs for view in kinds]
+        total, done = len(rows) * len(runs) * len(kinds), 0
+
+        def on_done(frames: int) -> None:
+            nonlocal done
+            done += frames
+            if total > FEW:
+                listener.progress(done, total, "frame")
+
+        logits = [run.logits(rows, device, view, on_done) for run in runs for view in kinds]
         if len(logits) == 1:
             return cls(first.store, rows, first.task.probabilities(logits[0]).numpy(), logits[0])
         averaged = torch.stack([first.task.probabilities(one).double() for one in logits]).mean(0)

@@ -8,6 +8,7 @@ import torch
 from affcache.annotations import join_labels
 from affcache.decision_rule import DecisionRule, fit_rule, plain_rule
 from affcache.errors import ConfigError
+from affcache.listener import Listener
 from affcache.opened_run import OpenedRun
 from affcache.predictions import Predictions
 from affcache.score_settings import PredictionSettings
@@ -15,7 +16,13 @@ from affcache.video_groups import hold_out
 
 
 def find_rule(
-    settings: PredictionSettings, runs: Sequence[OpenedRun], annotations: Path, device: torch.device, *, reported: str
+    settings: PredictionSettings,
+    runs: Sequence[OpenedRun],
+    annotations: Path,
+    device: torch.device,
+    listener: Listener,
+    *,
+    reported: str,
 ) -> DecisionRule:
     """Return the rule that the settings ask for, fitted where they say.
 
@@ -24,6 +31,7 @@ def find_rule(
         runs: whose averaged predictions are decided on.
         annotations: where the labels of the frames to fit on are.
         device: where the heads run.
+        listener: receives progress.
         reported: the split that will be scored, or "" where none is.
 
     Raises:
@@ -47,5 +55,5 @@ def find_rule(
         train = join_labels(first.store, annotations, task, "train")
         _, joined = hold_out(first.store, train, shares.pop())
         where = "held-out training videos"
-    predictions = Predictions.of(runs, joined.rows, device, settings.views)
+    predictions = Predictions.of(runs, joined.rows, device, settings.views, listener)
     return fit_rule(settings, task, predictions, joined.labels, where, optimistic=where == reported)

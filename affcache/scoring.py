@@ -119,7 +119,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     annotations = settings.annotations or first.settings.annotations
     joined = join_labels(first.store, annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
-    scored = score_frames(settings, runs, annotations, joined, device, split=settings.split)
+    scored = score_frames(settings, runs, annotations, joined, device, listener, split=settings.split)
     if scored.scores.without_support:
         listener.warning(
             f"No {settings.split} frame is labelled {', '.join(scored.scores.without_support)}: each counts as 0 in "
@@ -130,7 +130,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     if settings.against is not None:
         other = OpenedRun.open(RunFolder(settings.against), settings.store, listener)
         require_one_task([first, other])
-        theirs = score_frames(settings, [other], annotations, joined, device, split=settings.split)
+        theirs = score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
         against = _compare(scored, theirs, task, resamples, other)
     if scored.rule.optimistic:
         listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
@@ -172,13 +172,14 @@ def score_frames(
     annotations: Path,
     joined: JoinedLabels,
     device: torch.device,
+    listener: Listener,
     *,
     split: str,
 ) -> Scored:
     """Predict the joined frames of a split, decide by the rule that the settings ask for, and score."""
     task, store = runs[0].task, runs[0].store
-    predictions = Predictions.of(runs, joined.rows, device, settings.views)
-    rule = find_rule(settings, runs, annotations, device, reported=split)
+    predictions = Predictions.of(runs, joined.rows, device, settings.views, listener)
+    rule = find_rule(settings, runs, annotations, device, listener, reported=split)
     probabilities = rule.probabilities(predictions, task)
     decided = rule.decide(probabilities, task)
     names, group = group_frames(store, joined)

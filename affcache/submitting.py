@@ -71,9 +71,9 @@ def submit(
     runs = [OpenedRun.open(folder, settings.store, listener) for folder in folders]
     task = require_one_task(runs)
     on_training = [OpenedRun.open(folder, None, Listener()) for folder in folders] if settings.fits_rules else runs
-    rule = find_rule(settings, on_training, runs[0].settings.annotations, device, reported="")
+    rule = find_rule(settings, on_training, runs[0].settings.annotations, device, listener, reported="")
     rows = _rows_of(runs[0].store, template)
-    predictions = Predictions.of(runs, rows, device, settings.views)
+    predictions = Predictions.of(runs, rows, device, settings.views, listener)
     probabilities = rule.probabilities(predictions, task)
     filled, count, missing = fill(template, predictions, probabilities)
     if missing:

@@ -76,7 +76,7 @@ def report(
     task, annotations = run.task, settings.annotations or run.settings.annotations
     joined = join_labels(run.store, annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
-    scored = score_frames(settings, [run], annotations, joined, device, split=settings.split)
+    scored = score_frames(settings, [run], annotations, joined, device, listener, split=settings.split)
     scores = with_intervals(scored, task, VideoResamples(len(scored.statistics), settings.resamples))
     losses = frame_losses(task, task.losses(scored.predictions.logits, torch.from_numpy(joined.labels)).numpy())
     tail = tail_positions(losses, run.settings.alpha)

@@ -385,3 +385,10 @@ def test_a_saved_head_is_the_best_epochs_and_not_the_last(learnable: MakeData, t
         logits = head.eval()(validation.embeddings.float()).detach()
         decided = task.decide(task.probabilities(logits).numpy())
         assert task.score(validation.labels.numpy(), decided, task.classes).value == float(row["value"])
+
+
+def test_of_epochs_that_are_alike_the_first_is_the_best(learnable: MakeData, tmp_path: Path) -> None:
+    result = run(learnable(), tmp_path / "out", vary=("lr=1e-30,1e-31",), lr_minimum=0.0, epochs=4, head="linear")
+    assert all(row["best_epoch"] == "1" for row in read(tmp_path / "out" / "results.csv"))
+    assert result.best is not None
+    assert result.best["setting"] == "lr=1e-30", "and of settings the first in the grid"

@@ -33,7 +33,9 @@ class AblateSettings(TrainingSettings):
         (), "The embedding store; several are compared.", default_text="data/features/<model>-<pretrained>.h5"
     )
     out: Path | None = setting(
-        None, "Folder to write; what is finished in it is kept and skipped.", default_text="ablations/<task>"
+        None,
+        "Folder to write; what is finished in it is kept and skipped.",
+        default_text="ablations/<task>-<what is varied>",
     )
     select: str = setting(
         "validation",

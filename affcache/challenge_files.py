@@ -5,7 +5,7 @@ comma, and the prediction. Frames without a crop have lines too.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Template:
     locations: list[str]  # as the organisers write them, such as 14-30-1920x1080/00001.jpg
     videos: list[str]  # (n,)
     frame_numbers: npt.NDArray[np.int64]  # (n,)
+    columns: tuple[str, ...] = ()  # what its header names after the location, if it has one that does
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -37,11 +38,12 @@ def read_template(path: Path) -> Template:
     Raises:
         InputError: the file can't be read, has no frame, a line is none, or a frame comes twice.
     """
-    lines = _lines(path)
+    lines, columns = _lines(path), tuple[str, ...]()
     locations, videos, numbers = list[str](), list[str](), list[int]()
     for position, line in enumerate(lines, start=1):
         location = line.partition(",")[0].strip()
         if position == 1 and (location == LOCATION or "/" not in location):
+            columns = tuple(name.strip() for name in line.split(",")[1:] if name.strip())
             continue
         video, _, name = location.replace("\\", "/").rpartition("/")
         stem = name.rpartition(".")[0]
@@ -53,7 +55,21 @@ def read_template(path: Path) -> Template:
         locations.append(location)
         videos.append(video)
         numbers.append(int(stem))
-    return _template(locations, videos, numbers, path)
+    return replace(_template(locations, videos, numbers, path), columns=columns)
+
+
+def require_template_of(template: Template, task: Task) -> None:
+    """Refuse a template whose header is another task's.
+
+    Raises:
+        InputError: it is.
+    """
+    if template.columns and [name.lower() for name in template.columns] != [name.lower() for name in task.classes]:
+        raise InputError(
+            f"The template's header names {', '.join(template.columns)[:80]}, but the run is of {task.name}. Expected "
+            f"a template with {task.header}, or one whose header names nothing but {LOCATION}. Take the run or the "
+            "template of the other task."
+        )
 
 
 def read_frame_counts(path: Path) -> Template:

@@ -189,3 +189,10 @@ def from_text(text: str, kind: Any) -> Any:
         return kind(text)
     except ValueError:
         raise ValueError(_EXPECTED.get(kind, "another value")) from None
+
+
+def as_text(value: Any) -> str:
+    """Write a value as ``from_text`` reads it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -16,7 +16,7 @@ from affcache.heads import MLPHead
 from affcache.learner import build_head
 from affcache.listener import Listener
 from affcache.read_ahead import read_ahead
-from affcache.runs import RunFolder, read_tensors, settings_from_json
+from affcache.runs import RunFolder, fit_command, read_tensors, settings_from_json
 from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task, find_task
@@ -119,6 +119,11 @@ def _open_store(chosen: Path | None, config: dict[str, Any], folder: RunFolder) 
 
 def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -> tuple[MLPHead, int]:
     """Return the run's best head and its epoch."""
+    if not folder.head.exists() and folder.history.exists():
+        raise StoreError(
+            f"The head of run {folder.path} was not kept. Expected {folder.head}; 'affcache ablate' keeps heads as "
+            f"--keep says. Train it again with '{fit_command(fitted)}'."
+        )
     tensors, best = read_tensors(folder.head)
     head = build_head(fitted, width, task)
     try:

@@ -14,6 +14,8 @@ from affcache.predictions import Predictions
 from affcache.score_settings import PredictionSettings
 from affcache.video_groups import hold_out
 
+SAY_WIDTH = " Smoothing needs no fitting with --smooth-width N."
+
 
 def find_rule(
     settings: PredictionSettings,
@@ -51,6 +53,7 @@ def find_rule(
                 f"A rule can't be fitted on held-out training videos: {paths} {found}. Expected runs that held the "
                 "same out. Train with 'affcache fit --held-out 0.2', or fit on validation with --fit-on validation: "
                 "scores there are optimistic then."
+                f"{SAY_WIDTH if settings.smooth != 'none' and settings.smooth_width is None else ''}"
             )
         train = join_labels(first.store, annotations, task, "train")
         _, joined = hold_out(first.store, train, shares.pop())

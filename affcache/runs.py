@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from affcache.config import build
+from affcache.config import as_text, build
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.settings import FitSettings, flag
 from affcache.store import EmbeddingStore
@@ -174,6 +174,15 @@ def settings_to_json(settings: FitSettings) -> dict[str, Any]:
     """Return the settings that decide a run; its folder, its store and whether it was resumed stand elsewhere."""
     values = {name: value for name, value in asdict(settings).items() if name not in ("run", "resume", "store")}
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def fit_command(settings: FitSettings) -> str:
+    """Return the call of ``affcache fit`` with these settings, but for the run folder and the machine's."""
+    defaults, words = FitSettings(), ["affcache fit"]
+    for name, value in asdict(settings).items():
+        if name not in ("run", "resume", "memory", "device") and value != getattr(defaults, name):
+            words.append(flag(name) if value is True else f"{flag(name)} {as_text(value)}")
+    return " ".join(words)
 
 
 def settings_from_json(values: dict[str, Any]) -> FitSettings:

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.challenge_files import Template, check_submission, read_frame_counts, read_template, write_submission
+from affcache.challenge_files import (
+    Template,
+    check_submission,
+    read_frame_counts,
+    read_template,
+    require_template_of,
+    write_submission,
+)
 from affcache.config import build
+from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.listener import Listener
@@ -32,7 +40,7 @@ class SubmitResult:
     videos: int
     filled: int  # lines of frames without a crop, in videos that have some
     videos_without_crops: tuple[str, ...]  # all of their lines hold the mean over all other videos
-    rule: dict[str, Any]
+    rule: DecisionRule
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -70,6 +78,7 @@ def submit(
     device = resolve_device(settings.device)
     runs = [OpenedRun.open(folder, settings.store, listener) for folder in folders]
     task = require_one_task(runs)
+    require_template_of(template, task)
     on_training = [OpenedRun.open(folder, None, Listener()) for folder in folders] if settings.fits_rules else runs
     rule = find_rule(settings, on_training, runs[0].settings.annotations, device, listener, reported="")
     rows = _rows_of(runs[0].store, template)
@@ -91,7 +100,7 @@ def submit(
         videos=len(set(template.videos)),
         filled=count,
         videos_without_crops=tuple(missing),
-        rule=rule.to_json(),
+        rule=rule,
     )
 
 

@@ -118,7 +118,9 @@ def score(given: dict[str, Any], as_json: bool) -> None:
 
     def show(result: Any) -> None:
         title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {result.frames:,} frames"
-        losses = f"loss {result.loss:.3f}, the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
+        losses = f"loss {result.loss:.3f}"
+        if result.alpha < 1:
+            losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
         if result.calibration_error is not None:
             losses += f", calibration error {result.calibration_error:.3f}"
         out(title, score_table(result.scores), losses)
@@ -129,7 +131,7 @@ def score(given: dict[str, Any], as_json: bool) -> None:
             of = result.against["difference"]
             out(
                 f"{result.against['run']} has {result.against['value']:.3f}: "
-                f"{of['value']:+.3f} above it, 95 % {of['low']:+.3f} to {of['high']:+.3f}"
+                f"the difference is {of['value']:+.3f}, 95 % {of['low']:+.3f} to {of['high']:+.3f}"
             )
         written = [result.scores_file, result.predictions_file, *result.figures]
         out(f"written: {', '.join(written)}")
@@ -163,11 +165,13 @@ def submit(given: dict[str, Any], as_json: bool) -> None:
     def show(result: Any) -> None:
         facts = {
             "out": result.out,
-            "lines": f"{result.lines:,} of {result.videos:,} videos, as in the template; read back and checked",
+            "lines": f"{result.lines:,} of {result.videos:,} videos, all that were asked for; read back and checked",
             "filled": f"{result.filled:,} frames without a crop, from their neighbours",
         }
         if result.videos_without_crops:
             facts["no crop at all"] = ", ".join(result.videos_without_crops)
+        if result.rule.fitted_on or result.rule.smooth != "none":
+            facts["rule"] = rule_text(result.rule)
         out(fact_table(facts))
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
@@ -187,12 +191,13 @@ def ablate(given: dict[str, Any], as_json: bool) -> None:
             "epochs chosen on": chosen,
             "written": f"{result.out}: results.csv, summary.csv, .md and .tex, figures/",
         }
-        if result.best:
-            facts["best run"] = f"{result.best['setting']}, seed {result.best['seed']}: {result.best['value']:.3f}"
+        for best in result.best:
+            chosen = f" ({best['selected']:.3f} where it was chosen)" if result.heldout else ""
+            name = f"best run, {best['task']}" if len(result.best) > 1 else "best run"
+            facts[name] = f"{best['setting']}, seed {best['seed']}: {best['value']:.3f} on validation{chosen}"
         out(fact_table(facts))
-        if result.best:
-            run_folder = result.best["run"]
-            out(f"next: affcache score {run_folder}" if run_folder else f"next: {result.best['fit']}")
+        for best in result.best:
+            out(f"next: affcache score {best['run']}" if best["run"] else f"next: {best['fit']}")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         store = {} if "store" in given or "store" in config.of("ablate") else {"store": (config.store,)}
@@ -208,6 +213,7 @@ def demo(given: dict[str, Any], as_json: bool) -> None:
         for task, scored in result.scores.items():
             out(f"{task}: {scored.frames:,} validation frames of the sample", score_table(scored.scores))
         out(Text(result.notice, style="yellow"), f"written: {result.out}")
+        out(f"next: affcache report {next(iter(result.scores.values())).run}")
 
     def work(listener: ConsoleListener, config: ConfigFile) -> Any:
         return affcache.demo(resolve(DemoSettings, "demo", given, config), listener=listener)

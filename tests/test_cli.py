@@ -360,15 +360,17 @@ def test_ablate_shows_a_table_and_what_is_next(workplace: Path, monkeypatch: pyt
     assert any(re.search(r"alpha=1, lr=0.001 +2 .*[+-]0\.\d{3} to [+-]0\.\d{3}", line) for line in lines)
     assert any(re.search(r"alpha=1, lr=1e\+30 +0 \(2 diverged\)", line) for line in lines)
     assert "validation itself, which flatters" in shown.stdout
-    assert lines[-1].startswith("next: affcache score ablations/expr/cells/")
+    assert lines[-1].startswith("next: affcache score ablations/expr-alpha-lr/cells/")
     call("score", lines[-1].split()[-1])
     assert "8 heads" in shown.stderr
     found = json_of(call("ablate", "--vary", "alpha=0.3,1", "--select", "heldout", "--keep", "none", "--json"))
     assert (found["trained"], found["select"]) == (4, "heldout")
-    assert "--alpha" in found["best"]["fit"]
+    assert "--alpha" in found["best"][0]["fit"]
     again = call("ablate", "--vary", "alpha=0.3,1", "--select", "heldout", "--keep", "none")
     assert "held-out training videos" in again.stdout
-    assert again.stdout.splitlines()[-1] == f"next: {found['best']['fit']}"
+    best = found["best"][0]
+    assert f"{best['value']:.3f} on validation ({best['selected']:.3f} where it was chosen)" in again.stdout
+    assert again.stdout.splitlines()[-1] == f"next: {found['best'][0]['fit']}"
 
 
 def test_ablate_names_what_is_wrong(workplace: Path) -> None:

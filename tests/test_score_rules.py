@@ -172,6 +172,8 @@ def test_a_run_that_held_nothing_out_has_nothing_to_fit_on(learnable: MakeData, 
             ConfigError, match=r"trained on all training videos\. .*--held-out 0\.2.*--fit-on validation"
         ):
             score(run=run, **wanted)
+    with pytest.raises(ConfigError, match="Smoothing needs no fitting with --smooth-width N"):
+        score(run=run, smooth="mean")
     with pytest.raises(ConfigError, match="held out different shares"):
         score(run=(run, other), decide="fitted")
 

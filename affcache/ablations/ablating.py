@@ -1,5 +1,6 @@
 """An ablation as a whole: a grid read, its missing cells trained, and all of them compared."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from filelock import FileLock, Timeout
 
 from affcache.ablate_settings import AblateSettings
 from affcache.ablations.ablation import MANY, Ablation, Sources
-from affcache.ablations.grid import Grid, as_text, build_grid
+from affcache.ablations.grid import Grid, build_grid
 from affcache.ablations.sources import Source
 from affcache.ablations.summary import Summary
-from affcache.config import build
+from affcache.config import as_text, build
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.listener import Listener
@@ -32,7 +33,7 @@ class AblateResult:
     seconds: float
     device: str
     rows: list[Summary]
-    best: dict[str, Any] | None  # the run with the best metric where epochs were chosen
+    best: list[dict[str, Any]]  # of each task the run with the best metric where epochs were chosen
     files: list[str]
 
     @property
@@ -84,7 +85,7 @@ def ablate(
             grid.fit_settings(point, 0)
         grid.base_index()
     sources = _open_sources(grid, settings, listener)
-    out = settings.out or Path("ablations") / settings.task
+    out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
     with _alone_in(out):
         ablation = Ablation(settings, grid, sources, out, device, listener)
         trained = ablation.train()
@@ -121,10 +122,15 @@ def _alone_in(out: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process is at work there.
     """
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield
+    except ConfigError:  # refused before anything was done
+        if new and [path.name for path in out.iterdir()] == [".lock"]:
+            shutil.rmtree(out)
+        raise
     except Timeout:
         raise ConfigError(
             f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "

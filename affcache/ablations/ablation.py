@@ -18,7 +18,7 @@ from affcache.ablations.tables import latex, markdown, write_results, write_summ
 from affcache.fitting import SMALLEST_TAIL, tail_of
 from affcache.listener import Listener
 from affcache.memory import default_memory
-from affcache.runs import write_text
+from affcache.runs import fit_command, write_text
 
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # cells; a grid of more is projected before they are made one by one
@@ -79,6 +79,12 @@ class Ablation:
         if self.outcomes:
             words += f", {len(self.outcomes):,} of them finished before"
         self.listener.message(words)
+        without = sum(not cell.folder.head.is_file() for cell, outcome in self._finished() if outcome.diverged is None)
+        if self.settings.keep == "all" and without:
+            self.listener.warning(
+                f"{without} heads finished before were not kept then, and --keep counts for heads that are trained. "
+                "Train them again with another --out DIR, or one by one with 'affcache fit'."
+            )
         if not pending:
             return 0
         self._warn_of_tails()
@@ -112,21 +118,27 @@ class Ablation:
         write_summary(files[1], rows, varied)
         write_text(files[2], markdown(rows, heldout))
         write_text(files[3], latex(rows, heldout))
-        return rows, [*files, *(write_figures(self.out / "figures", self.grid, rows) if with_figures else [])]
+        if with_figures:
+            figures = write_figures(self.out / "figures", self.grid, rows)
+            for other in set((self.out / "figures").glob("*.*")).difference(figures):  # of another grid in this folder
+                other.unlink()
+            files += figures
+        return rows, files
 
-    def best(self) -> dict[str, Any] | None:
-        """Return the best run of the first task, and where its head is or how it is trained again."""
-        if not self.heads.best:
-            return None
-        selected, cell = next(iter(self.heads.best.values()))
-        return {
-            "setting": cell.setting.name,
-            "seed": cell.settings.seed,
-            "value": self.outcomes[cell.name].value,
-            "selected": selected,
-            "run": str(cell.folder.path) if cell.folder.head.is_file() else None,
-            "fit": cell.fit_command(),
-        }
+    def best(self) -> list[dict[str, Any]]:
+        """Return the best run of each task, where its head is, and how it is trained again."""
+        return [
+            {
+                "task": task,
+                "setting": cell.setting.name,
+                "seed": cell.settings.seed,
+                "value": self.outcomes[cell.name].value,
+                "selected": selected,
+                "run": str(cell.folder.path) if cell.folder.head.is_file() else None,
+                "fit": fit_command(cell.settings),
+            }
+            for task, (selected, cell) in self.heads.best.items()
+        ]
 
     def _load(self, source: Source) -> LoadedSource:
         if self._loaded is None or self._loaded[0] is not source:
@@ -142,7 +154,7 @@ class Ablation:
         first = self.sources[self.grid[0].store, recipes[0].task]
         seconds = cells * project(alike, self._load(first), self.device)
         require_asked_for(cells, seconds, self.settings.yes)
-        self.listener.message(f"{cells:,} heads to train: at most about {duration(seconds)} on {self.device}")
+        self.listener.message(f"{cells:,} heads to train: about {duration(seconds)} on {self.device}")
 
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""

@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import affcache
-from affcache.ablations.grid import Setting, as_text
+from affcache.ablations.grid import Setting
 from affcache.ablations.sources import Source
 from affcache.errors import StoreError
 from affcache.fit_settings import FitSettings
 from affcache.runs import RunFolder, read_tensors, settings_to_json, write_json, write_tensors, write_text
-from affcache.settings_base import flag
 from affcache.training import Entry
 from affcache.video_statistics import Table
 
@@ -104,14 +103,6 @@ class Cell:
             return Outcome(None, None, best_epoch, diverged, history, None, [])
         tensors, header = read_tensors(self._statistics)
         return Outcome(value, selected, best_epoch, None, history, tensors["sums"].numpy(), header["videos"])
-
-    def fit_command(self) -> str:
-        """Return the call of ``affcache fit`` that trains the cell's setting again by itself."""
-        defaults, words = FitSettings(), ["affcache fit"]
-        for name, value in asdict(self.settings).items():
-            if name not in ("run", "resume", "memory", "device") and value != getattr(defaults, name):
-                words.append(flag(name) if value is True else f"{flag(name)} {as_text(value)}")
-        return " ".join(words)
 
 
 @dataclass(frozen=True)

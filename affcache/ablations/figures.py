@@ -8,8 +8,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from affcache.ablations.grid import Grid, as_text
+from affcache.ablations.grid import Grid
 from affcache.ablations.summary import Summary
+from affcache.config import as_text
 from affcache.figure_files import save_figures, single_axes
 from affcache.metric_names import metric_name
 

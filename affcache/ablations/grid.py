@@ -11,7 +11,7 @@ from typing import Any
 
 from affcache.ablate_settings import AblateSettings
 from affcache.ablations.presets import Point, preset_points
-from affcache.config import build, from_text
+from affcache.config import as_text, build, from_text
 from affcache.errors import ConfigError, did_you_mean
 from affcache.fit_settings import FitSettings, TrainingSettings
 from affcache.settings_base import default_store, flag
@@ -44,6 +44,7 @@ class Grid:
     stores: Sequence[Path]
     seeds: int
     base: str
+    words: Sequence[str]  # what is varied, for a folder's name
     held_out: float  # share of the training frames on which epochs are chosen; 0 for validation
 
     @property
@@ -119,7 +120,8 @@ class Grid:
         if not self.base:
             return 0
         raise ConfigError(
-            f"--base is {self.base!r}, but no setting of the grid has these values. Expected one that has."
+            f"--base is {self.base!r}, but no setting of the grid has these values. Expected those of one of: "
+            f"{_some([setting.name for setting in self])}."
         )
 
 
@@ -155,7 +157,9 @@ def build_grid(settings: AblateSettings) -> Grid:
         name, value = next(iter(points[0][1].items()))
         base = f"{name}={as_text(value)}"
     held_out = settings.held_out if settings.select == "heldout" else 0.0
-    return Grid(recipe, points, axes, stores, settings.seeds, base, held_out)
+    words = [settings.preset] if settings.preset != "none" else [settings.list.stem] if settings.list else []
+    words += [*axes, *(["stores"] if len(stores) > 1 else []), *(["heldout"] if held_out else [])]
+    return Grid(recipe, points, axes, stores, settings.seeds, base, words, held_out)
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
@@ -206,13 +210,6 @@ def read_list(path: Path) -> list[Point]:
     return points
 
 
-def as_text(value: Any) -> str:
-    """Write a value as --vary takes it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
 def _parse_values(text: str, where: str, names: Sequence[str]) -> dict[str, Any]:
     """Read ``alpha=1,rho=0``: one value each."""
     values = {}
@@ -220,12 +217,16 @@ def _parse_values(text: str, where: str, names: Sequence[str]) -> dict[str, Any]
         name, sign, value = part.strip().partition("=")
         if not sign:
             raise ConfigError(
-                f"{where} is {text!r}, which no setting is called{did_you_mean(text, names)}. Expected a name from the "
-                "table, or values such as alpha=1,rho=0."
+                f"{where} is {text!r}, which no setting is called{did_you_mean(text, names)}. Expected one of "
+                f"{_some(names)}, or values such as alpha=1,rho=0."
             )
         name = name.strip().replace("-", "_")
         values[name] = _value(name, value.strip(), where)
     return values
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _value(name: str, text: str, where: str) -> Any:

@@ -17,7 +17,7 @@ from affcache.objective import ClassCounts
 from affcache.runs import Tensors, read_tensors, write_tensors
 from affcache.training import Entry, has_diverged, train_epoch
 
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 Report = Callable[[int, str], None]  # epochs of heads finished now, how it stands
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from affcache.ablations.cell_folder import Cell, Outcome
-from affcache.ablations.grid import as_text
 from affcache.ablations.summary import Summary
+from affcache.config import as_text
 from affcache.metric_names import metric_name
 from affcache.runs import write_text
 

@@ -38,6 +38,9 @@ else:
     import tomli as tomllib
 
 
+AFF_WILD2 = 100_000  # frames; its validation sets have three to four times as many, and figures of others mislead
+
+
 @dataclass(frozen=True)
 class ReportResult:
     """What a report shows."""
@@ -89,7 +92,7 @@ def report(
     sections = {
         "": _headline(run, scored, scores, joined, settings.split),
         "scores": score_section(scores),
-        "published": _published(task, scores) if settings.split == "validation" else "",
+        "published": _published(task, scores) if settings.split == "validation" and len(joined) >= AFF_WILD2 else "",
         "curves": f'<div class="charts">{"".join(_charts(task, run, scored, joined))}</div>',
         "timelines": TIMELINES + _timeline_words(task),
         "hardest": _tail_words(run, len(tail), len(hard)) + class_filter(_filter_classes(task), len(hard))

@@ -139,9 +139,8 @@ def test_heads_are_kept_as_asked_and_score_reads_them(learnable: MakeData, tmp_p
     assert (
         heads == {"best": {Path(best["run"]).name}, "all": {Path(row["run"]).name for row in rows}, "none": set()}[keep]
     )
-    assert result.best is not None
-    assert result.best["value"] == float(best["value"])
-    assert result.best["run"] == (None if keep == "none" else str(out / best["run"]))
+    assert result.best[0]["value"] == float(best["value"])
+    assert result.best[0]["run"] == (None if keep == "none" else str(out / best["run"]))
     for row in rows:
         if Path(row["run"]).name in heads:
             assert affcache.score(run=out / row["run"]).scores.value == float(row["value"])
@@ -154,16 +153,14 @@ def test_the_best_of_a_later_call_takes_the_place_of_the_first(learnable: MakeDa
     run(data, out, vary=("lr=1e-6,2e-6",))
     result = run(data, out, vary=("lr=1e-6,2e-6,1e-2",), epochs=2)
     (kept,) = out.glob("cells/*/head.safetensors")
-    assert result.best is not None
-    assert result.best["setting"] == "lr=0.01"
-    assert str(kept.parent) == result.best["run"]
+    assert result.best[0]["setting"] == "lr=0.01"
+    assert str(kept.parent) == result.best[0]["run"]
 
 
 def test_the_command_to_fit_again_is_the_cells_settings(learnable: MakeData, tmp_path: Path) -> None:
     data = learnable()
     result = run(data, tmp_path / "out", vary=("alpha=0.3",), seeds=1, adaptive=True, keep="none")
-    assert result.best is not None
-    assert result.best["fit"] == (
+    assert result.best[0]["fit"] == (
         f"affcache fit --annotations {data[1]} --epochs 2 --batch-size 16 --alpha 0.3 --adaptive --dropout 0.3 "
         f"--hidden-layers 1 --hidden-width 16 --store {data[0]}"
     )
@@ -204,7 +201,7 @@ def test_a_cell_that_diverges_is_reported_and_the_others_go_on(learnable: MakeDa
     alone = run(data, tmp_path / "alone", vary=("lr=0.001,0.002",))
     assert alone.rows[0].mean == sound.mean
     everything = run(data, tmp_path / "every", vary=("lr=1e30,1e31",))
-    assert everything.best is None
+    assert everything.best == []
     assert all(row.mean is None for row in everything.rows)
 
 
@@ -222,6 +219,7 @@ def test_stores_heads_and_tasks_are_axes(learnable: MakeData, tmp_path: Path) ->
     ]  # fmt: skip
     assert all(row.mean is not None for row in result.rows)
     assert {row.metric for row in result.rows} == {"macro_f1", "mean_f1"}
+    assert [best["task"] for best in result.best] == ["expr", "au"]
     bases = [row.setting.name for row in result.rows if row.is_base]
     assert bases == ["task=expr, head=mlp, expr", "task=au, head=mlp, expr"]
     for first, second in zip(result.rows[::2], result.rows[1::2], strict=True):
@@ -274,7 +272,7 @@ def test_what_takes_more_than_a_day_has_to_be_asked_for(
     monkeypatch.setattr("affcache.ablations.projection.LONGEST", 0.0)
     with pytest.raises(ConfigError, match="has 4 heads to train"):
         run(data, out, vary=("alpha=0.5,1",))
-    assert not list(out.glob("cells/*"))
+    assert not out.exists(), "a refused grid leaves nothing behind"
     assert run(data, out, vary=("alpha=0.5,1",), yes=True).trained == 4
     assert run(data, out, vary=("alpha=0.5,1",)).trained == 0, "what is finished takes no time"
 
@@ -390,5 +388,39 @@ def test_a_saved_head_is_the_best_epochs_and_not_the_last(learnable: MakeData, t
 def test_of_epochs_that_are_alike_the_first_is_the_best(learnable: MakeData, tmp_path: Path) -> None:
     result = run(learnable(), tmp_path / "out", vary=("lr=1e-30,1e-31",), lr_minimum=0.0, epochs=4, head="linear")
     assert all(row["best_epoch"] == "1" for row in read(tmp_path / "out" / "results.csv"))
-    assert result.best is not None
-    assert result.best["setting"] == "lr=1e-30", "and of settings the first in the grid"
+    assert result.best[0]["setting"] == "lr=1e-30", "and of settings the first in the grid"
+
+
+def test_a_folder_shows_the_last_calls_grid_alone(learnable: MakeData, tmp_path: Path) -> None:
+    data, out = learnable(), tmp_path / "out"
+    run(data, out, vary=("alpha=0.5,1", "rho=0,0.05"))
+    result = run(data, out, vary=("alpha=0.5,1",))
+    assert {path.name for path in (out / "figures").iterdir()} == {"alpha.png", "alpha.svg"}
+    assert len(read(out / "results.csv")) == 4
+    assert all(Path(file).is_file() for file in result.files)
+
+
+def test_by_default_each_question_has_a_folder_of_its_own(
+    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = learnable()
+    monkeypatch.chdir(tmp_path)
+    common = {**QUICK, "store": data[0], "annotations": data[1], "seeds": 1, "epochs": 1}
+    (tmp_path / "mine.toml").write_text("[a]\n[b]\nalpha = 1\n")
+    for more, name in (
+        ({"preset": "paper"}, "expr-paper"),
+        ({"vary": ("alpha=0.5,1", "rho=0,0.05")}, "expr-alpha-rho"),
+        ({"list": tmp_path / "mine.toml", "vary": ("lr=0.1,0.01",)}, "expr-mine-lr"),
+        ({"vary": ("alpha=0.5,1",), "select": "heldout"}, "expr-alpha-heldout"),
+    ):
+        assert ablate(**common, **more).out == str(Path("ablations") / name)  # type: ignore[arg-type]
+
+
+def test_a_head_that_was_not_kept_says_how_it_is_trained_again(learnable: MakeData, tmp_path: Path) -> None:
+    data, heard = learnable(), Heard()
+    run(data, tmp_path / "out", vary=("alpha=0.5,1",), keep="none")
+    cell = tmp_path / "out" / read(tmp_path / "out" / "results.csv")[3]["run"]
+    with pytest.raises(StoreError, match=r"was not kept\. .*Train it again with 'affcache fit .*--alpha 1 .*--seed 1'"):
+        affcache.score(run=cell)
+    run(data, tmp_path / "out", vary=("alpha=0.5,1",), keep="all", listener=heard)
+    assert any("4 heads finished before were not kept then" in text for text in heard.warnings)

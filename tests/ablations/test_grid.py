@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from affcache.ablations.grid import as_text, build_grid, parse_axis
+from affcache.ablations.grid import build_grid, parse_axis
+from affcache.config import as_text
 from affcache.errors import ConfigError
 from affcache.settings import AblateSettings
 

@@ -219,7 +219,9 @@ def test_a_damaged_or_missing_head_is_a_named_error(run: Path) -> None:
     with pytest.raises(StoreError, match=r"head\.safetensors can't be read .*Train again with 'affcache fit'"):
         score(run=run)
     head.unlink()
-    with pytest.raises(StoreError, match=r"head\.safetensors can't be read"):
+    with pytest.raises(
+        StoreError, match=r"was not kept\. Expected .*head\.safetensors.*Train it again with 'affcache fit"
+    ):
         score(run=run)
     assert not (run / "scores.json").exists()
 

@@ -2,12 +2,13 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -17,10 +18,11 @@ from affcache.errors import ConfigError
 from affcache.fitting import FitResult, fit
 from affcache.learner import Learner
 from affcache.memory import default_memory
+from affcache.read_ahead import read_ahead
 from affcache.scoring import score
 from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
-from affcache.streaming import StreamedFrames, load_frames
+from affcache.streaming import StreamedFrames
 from affcache.tasks import TASKS
 from affcache.training_data import Frames, FrameSource
 from tests.conftest import MakeData
@@ -121,20 +123,22 @@ def test_a_run_is_not_continued_with_other_memory(little_fit: Fit) -> None:
         little_fit(resume=True, memory=1)
 
 
-def test_scoring_streams_too(little_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_reads_a_few_frames_at_a_time(little_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     little_fit()
-    found = []
-    for memory in (1.0, 64 * FRAME / 1e9):
-        loaded: list[FrameSource] = []
+    found, sizes = [], list[list[int]]()
 
-        def recorded(*arguments: Any, loaded: list[FrameSource] = loaded) -> FrameSource:
-            loaded.append(load_frames(*arguments))
-            return loaded[-1]
+    def recorded(store: EmbeddingStore, groups: Sequence[Any], device: torch.device) -> Any:
+        sizes.append([len(group) for group in groups])
+        return read_ahead(store, groups, device)
 
-        monkeypatch.setattr("affcache.scoring.load_frames", recorded)
-        monkeypatch.setattr("affcache.scoring.default_memory", lambda device, memory=memory: memory)
+    monkeypatch.setattr("affcache.opened_run.read_ahead", recorded)
+    for most in (8192, 20):
+        monkeypatch.setattr("affcache.opened_run.EVALUATION_BATCH", most)
         result = score(run=tmp_path / "run")
         with h5py.File(tmp_path / "run" / "predictions.h5") as file:
-            found.append((type(loaded[0]), result.scores.value, file["probabilities"][:].tobytes()))
-    assert [kind for kind, *_ in found] == [Frames, StreamedFrames]
-    assert found[0][1:] == found[1][1:]
+            found.append((result.scores.value, file["probabilities"][:]))
+    whole, parts = sizes
+    assert whole == [sum(parts)]
+    assert max(parts) == 20
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)

@@ -22,6 +22,7 @@ from affcache.runs import fit_command, write_text
 
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # cells; a grid of more is projected before they are made one by one
+FEW_SEEDS = 3
 TRIED = 5  # settings for a projection
 
 Sources = dict[tuple[Path, str], Source]  # by store and task
@@ -79,6 +80,8 @@ class Ablation:
         if self.outcomes:
             words += f", {len(self.outcomes):,} of them finished before"
         self.listener.message(words)
+        if self.grid.seeds < FEW_SEEDS:
+            self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
         without = sum(not cell.folder.head.is_file() for cell, outcome in self._finished() if outcome.diverged is None)
         if self.settings.keep == "all" and without:
             self.listener.warning(

@@ -79,7 +79,7 @@ class GroupTraining:
             self.best_heads[head] = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
 
     def _standing(self) -> str:
-        return f"best {self.task.metric} of {len(self.cells)} heads {max(self.best_values):.3f}"
+        return f"best {self.task.metric} of this group's {len(self.cells)} heads {max(self.best_values):.3f}"
 
     def outcomes(self) -> list[Outcome]:
         """Score each head's best epoch on validation, all in one pass. The training is over then."""

@@ -301,7 +301,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(
         stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert stdout == ""
-    assert "Interrupted. What was finished is kept: 'affcache extract' continues with the same command" in stderr
+    continues = "'affcache extract' and 'affcache ablate' continue with the same command"
+    assert f"Interrupted. What was finished is kept: {continues}" in stderr
     assert "Traceback" not in stderr
     counts = EmbeddingStore.open(tmp_path / "s.h5").counts
     assert counts["unreadable"] == 0

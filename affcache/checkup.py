@@ -18,6 +18,7 @@ from affcache.bench.machine import describe_machine
 from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.devices import on_device, resolve_device
+from affcache.durations import duration_text
 from affcache.encoder import Encoder
 from affcache.errors import AffcacheError
 from affcache.extraction import default_workers, list_crops, prepare_encoder
@@ -251,11 +252,3 @@ def readable(crops: CropList, row: int) -> bool:
     except (OSError, UnreadableCropError, DamagedMemberError):
         return False
     return True
-
-
-def duration_text(seconds: float) -> str:
-    """Write a duration for people: 40 s, 12 min, 3.4 h, 2.1 days."""
-    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}" if length > 60 else f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -27,6 +27,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def on_device(device: torch.device) -> AbstractContextManager[None]:
     """Make a GPU the current one for a while, so that nothing is set up on another: --device cuda:1 is obeyed."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -91,14 +91,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         require_finite(source, split)
     listener.message(f"run folder: {folder.path}")
     claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
-    identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
-    training: Training | RidgeRun
-    if settings.head == "ridge":
-        training = RidgeRun(settings, task, store.width, folder, identity)
-    else:
-        counts = ClassCounts.of(task, torch.from_numpy(train.labels))
-        learner = Learner([settings], task, store.width, device, counts, videos=len(store.video_names))
-        training = Training(learner, folder, identity)
+    training = _training(settings, task, store, train, folder, device)
     if settings.resume:
         training.restore()
     start = time.perf_counter()
@@ -117,6 +110,23 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         seconds=time.perf_counter() - start,
         device=str(device),
     )
+
+
+def _training(
+    settings: FitSettings,
+    task: Task,
+    store: EmbeddingStore,
+    train: JoinedLabels,
+    folder: RunFolder,
+    device: torch.device,
+) -> Training | RidgeRun:
+    """Return the run that the settings ask for, untrained."""
+    identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
+    if settings.head == "ridge":
+        return RidgeRun(settings, task, store.width, folder, identity)
+    counts = ClassCounts.of(task, torch.from_numpy(train.labels))
+    learner = Learner([settings], task, store.width, device, counts, videos=len(store.video_names))
+    return Training(learner, folder, identity)
 
 
 def join_splits(

@@ -20,7 +20,7 @@ from affcache.runs import RunFolder, fit_command, read_tensors, settings_from_js
 from affcache.stacked_heads import StackedHeads
 from affcache.store import EmbeddingStore
 from affcache.tasks import Task, find_task
-from affcache.training_data import EVALUATION_BATCH, prepare
+from affcache.training_data import EVALUATION_BATCH, broken_rows, prepare
 
 Rows = npt.NDArray[np.int64]
 
@@ -94,7 +94,7 @@ def require_one_task(runs: Sequence[OpenedRun]) -> Task:
 
 
 def _require_finite(embeddings: torch.Tensor, rows: Rows, store: EmbeddingStore) -> None:
-    wrong = (~embeddings.sum(dim=1, dtype=torch.float32).isfinite()).nonzero()  # a sum hides no inf and no nan
+    wrong = broken_rows(embeddings)
     if len(wrong):
         raise InputError(
             f"{len(wrong):,} of {len(rows):,} frames have an embedding with nan or inf in it, the first is row "

@@ -48,7 +48,7 @@ class Predictions:
         """
         first, kinds = runs[0], VIEWS[views]
         for run in runs[1:]:
-            _require_same_frames(first.store, run.store, rows)
+            require_same_frames(first.store, run.store, rows)
         total, done = len(rows) * len(runs) * len(kinds), 0
 
         def on_done(frames: int) -> None:
@@ -64,8 +64,12 @@ class Predictions:
         return cls(first.store, rows, averaged.numpy(), first.task.logits(averaged).float())
 
 
-def _require_same_frames(store: EmbeddingStore, other: EmbeddingStore, rows: Rows) -> None:
-    """Refuse to average predictions of different frames: rows of several stores must be of the same crops."""
+def require_same_frames(store: EmbeddingStore, other: EmbeddingStore, rows: Rows) -> None:
+    """Refuse to average or compare predictions of different frames: rows of stores must be of the same crops.
+
+    Raises:
+        InputError: they aren't.
+    """
     if other.path == store.path:
         return
     same = len(other) == len(store) and other.video_names == store.video_names

@@ -224,10 +224,11 @@ def _require_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]
             f"{before['store']['path']} held when the run began. Restore that store, or begin a new run with another "
             "--run DIR."
         )
+    then = {**settings_to_json(FitSettings()), **before["settings"]}  # what it doesn't name came later
     changed = [
-        f"{flag(name)} {before['settings'].get(name)!r} then, {value!r} now"
+        f"{flag(name)} {then[name]!r} then, {value!r} now"
         for name, value in now["settings"].items()
-        if before["settings"].get(name) != value and name not in ("annotations", "device")
+        if then[name] != value and name not in ("annotations", "device")
     ]
     if before["labels"] != json.loads(json.dumps(now["labels"])):  # tuples read back as lists
         changed.append(f"the labels in {now['settings']['annotations']}")

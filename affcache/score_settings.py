@@ -49,22 +49,15 @@ class PredictionSettings(Settings):
 
 
 @dataclass(frozen=True)
-class ScoreSettings(PredictionSettings):
-    """Score a run on a split, or several runs whose probabilities are averaged."""
+class SplitSettings(PredictionSettings):
+    """Which labelled frames heads are scored on."""
 
-    run: tuple[Path, ...] = setting(
-        (),
-        "Run folders to score; the probabilities of several are averaged.",
-        default_text="the newest one under runs/",
-    )
     split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
     store: Path | None = setting(None, "The embedding store.", default_text="the one the run was trained on")
     annotations: Path | None = setting(
         None, "Folder with the label files.", default_text="the one the run was trained on"
     )
-    against: Path | None = setting(None, "Run to compare with on the same frames.", default_text="none")
     resamples: int = setting(1000, "Sets of videos drawn for the intervals.")
-    figures: Path | None = setting(None, "Folder for pictures, PNG and SVG.", default_text="none")
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
@@ -73,27 +66,29 @@ class ScoreSettings(PredictionSettings):
 
 
 @dataclass(frozen=True)
-class ReportSettings(PredictionSettings):
+class ScoreSettings(SplitSettings):
+    """Score a run on a split, or several runs whose probabilities are averaged."""
+
+    run: tuple[Path, ...] = setting(
+        (),
+        "Run folders to score; the probabilities of several are averaged.",
+        default_text="the newest one under runs/",
+    )
+    against: Path | None = setting(None, "Run to compare with on the same frames.", default_text="none")
+    figures: Path | None = setting(None, "Folder for pictures, PNG and SVG.", default_text="none")
+
+
+@dataclass(frozen=True)
+class ReportSettings(SplitSettings):
     """Write a run's report: one HTML file with scores, curves, timelines and the hardest frames."""
 
     run: Path | None = setting(None, "Run folder to report on.", default_text="the newest one under runs/")
-    split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
-    store: Path | None = setting(None, "The embedding store.", default_text="the one the run was trained on")
-    annotations: Path | None = setting(
-        None, "Folder with the label files.", default_text="the one the run was trained on"
-    )
     crops: tuple[Path, ...] = setting(
         CROPS,
         "Folder or archive of crops, to show frames from; may be given several times.",
         default_text="data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it",
     )
-    resamples: int = setting(1000, "Sets of videos drawn for the intervals.")
     out: Path | None = setting(None, "File to write.", default_text="report.html in the run folder")
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        yield from super().problems()
-        yield from self.at_least("resamples", 100)
 
 
 @dataclass(frozen=True)

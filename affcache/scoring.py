@@ -20,7 +20,7 @@ from affcache.devices import resolve_device
 from affcache.listener import Listener
 from affcache.metrics import Scores
 from affcache.opened_run import OpenedRun, require_one_task
-from affcache.predictions import Predictions
+from affcache.predictions import Predictions, require_same_frames
 from affcache.risk import cvar
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run, write_json
@@ -120,20 +120,15 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     joined = join_labels(first.store, annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
     scored = score_frames(settings, runs, annotations, joined, device, listener, split=settings.split)
-    if scored.scores.without_support:
-        listener.warning(
-            f"No {settings.split} frame is labelled {', '.join(scored.scores.without_support)}: each counts as 0 in "
-            f"{scored.scores.metric}, as the mean runs over all {task.outputs} classes."
-        )
+    _warn(scored, task, settings.split, listener)
     resamples = VideoResamples(len(scored.statistics), settings.resamples)
     against = None
     if settings.against is not None:
         other = OpenedRun.open(RunFolder(settings.against), settings.store, listener)
         require_one_task([first, other])
+        require_same_frames(first.store, other.store, joined.rows)
         theirs = score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
         against = _compare(scored, theirs, task, resamples, other)
-    if scored.rule.optimistic:
-        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
     scores = with_intervals(scored, task, resamples)
     figures: list[Path] = []
     if settings.figures is not None:
@@ -164,6 +159,17 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     _write_predictions(Path(result.predictions_file), result, task, scored, joined)
     write_json(Path(result.scores_file), result.to_json())
     return result
+
+
+def _warn(scored: Scored, task: Task, split: str, listener: Listener) -> None:
+    """Warn of what makes scores less than they look."""
+    if scored.scores.without_support:
+        listener.warning(
+            f"No {split} frame is labelled {', '.join(scored.scores.without_support)}: each counts as 0 in "
+            f"{scored.scores.metric}, as the mean runs over all {task.outputs} classes."
+        )
+    if scored.rule.optimistic:
+        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
 
 
 def score_frames(

@@ -68,6 +68,11 @@ def labels_and_videos(
     return torch.from_numpy(joined.labels).to(device), videos.to(device)
 
 
+def broken_rows(embeddings: torch.Tensor) -> torch.Tensor:
+    """Return the positions (k, 1) of embeddings (n, D) that hold nan or inf; a sum hides neither."""
+    return (~embeddings.sum(dim=1, dtype=torch.float32).isfinite()).nonzero()
+
+
 def require_finite(frames: FrameSource, split: str) -> None:
     """Refuse embeddings that hold nan or inf: a loss over them is no number, and a decision by them means nothing.
 
@@ -76,7 +81,7 @@ def require_finite(frames: FrameSource, split: str) -> None:
     """
     broken, first, start = 0, -1, 0
     for batch in frames.evaluation_batches():
-        wrong = (~batch.sum(dim=1, dtype=torch.float32).isfinite()).nonzero()  # a sum hides no inf and no nan
+        wrong = broken_rows(batch)
         if len(wrong) and not broken:
             first = start + int(wrong[0])
         broken += len(wrong)

@@ -98,6 +98,7 @@ add_command(
     affcache score runs/au-rho01 --split train --json
     """,
     positional=("run",),
+    first=("split", "store", "annotations", "against", "figures"),
 )
 add_command(
     app,
@@ -120,6 +121,7 @@ add_command(
     affcache report runs/au-rho01 --crops my/faces --out au.html
     """,
     positional=("run",),
+    first=("split", "store", "annotations", "crops", "out"),
 )
 add_command(
     app,
@@ -131,6 +133,7 @@ add_command(
     affcache submit runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51
     """,
     positional=("run",),
+    first=("template", "frames", "store", "out"),
 )
 store_argument = argument("store", "The embedding store.")
 add(

@@ -9,6 +9,7 @@ from rich.text import Text
 
 import affcache
 from affcache.config import ConfigFile, resolve
+from affcache.durations import duration_text
 from affcache.settings import (
     BenchAblateSettings,
     BenchExtractSettings,
@@ -92,7 +93,7 @@ def bench_fit(given: dict[str, Any], as_json: bool) -> None:
         if result.published is not None:
             facts["published loop"] = f"{result.published:.1f} ms a step, {result.speedup:.1f} times as long"
         facts["evaluation"] = f"{result.evaluation:.1f} s for a million frames"
-        facts["paper-size fit"] = f"{_duration(result.paper_fit)}: 585,317 frames, 32 epochs, each evaluated"
+        facts["paper-size fit"] = f"{duration_text(result.paper_fit)}: 585,317 frames, 32 epochs, each evaluated"
         facts["machine"] = ", ".join(f"{name} {value}" for name, value in result.machine.items())
         out(fact_table(facts))
 
@@ -113,7 +114,7 @@ def bench_ablate(given: dict[str, Any], as_json: bool) -> None:
             table.add_row(
                 str(row.heads),
                 f"{row.step:,.1f} ms",
-                _duration(row.epoch),
+                duration_text(row.epoch),
                 f"{row.ratio:.2f}",
                 f"{row.ratio / row.heads:.2f}",
             )
@@ -143,9 +144,3 @@ def bench_store(given: dict[str, Any], as_json: bool) -> None:
         out(table, f"random reads: {result.ratio:.2f} of a plain numpy.memmap's rate")
 
     run(as_json, work, show)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from affcache.annotations import join_labels
 from affcache.frames import CropList
 from affcache.learner import Learner
+from affcache.listener import Listener
 from affcache.store import ENCODED, EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from affcache.tasks import TASKS
@@ -135,6 +136,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class Heard(Listener):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.warnings: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        self.steps.append((done, total))
 
 
 def frames_of(data: tuple[Path, Path], task: str) -> tuple[Frames, Frames]:

@@ -244,6 +244,18 @@ def test_interrupted_after_any_epoch_and_resumed_equals_a_whole_run(
     assert (resumed.value, resumed.best_epoch, resumed.epochs) == (whole.value, whole.best_epoch, 4)
 
 
+def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(quick_fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quick_fit("cut", listener=Recorder(interrupt_after=1))
+    path = tmp_path / "cut" / "config.json"
+    config = json.loads(path.read_text())
+    del config["settings"]["held_out"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"--held-out 0\.0 then, 0\.3 now"):
+        quick_fit("cut", resume=True, held_out=0.3)
+    assert quick_fit("cut", resume=True).epochs == 4
+
+
 def test_killed_between_any_two_writes_and_resumed_equals_a_whole_run(
     quick_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,25 +11,14 @@ import pytest
 from affcache.annotations import join_labels
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fitting import fit
-from affcache.listener import Listener
 from affcache.scoring import ScoreResult, score
 from affcache.smoothing import smooth
 from affcache.store import EmbeddingStore, view_path
 from affcache.tasks import TASKS
 from affcache.video_groups import hold_out
-from tests.conftest import MakeData
+from tests.conftest import Heard, MakeData
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
-
-
-class Heard(Listener):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def fitted(data: tuple[Path, Path], run: Path, task: str = "expr", **changes: Any) -> Path:
@@ -97,6 +86,18 @@ def test_runs_on_other_frames_are_not_averaged(learnable: MakeData, tmp_path: Pa
     fewer = learnable(videos=5)
     with pytest.raises((InputError, StoreError)):
         score(run=(one, fitted(fewer, tmp_path / "other")))
+
+
+def test_a_run_on_other_frames_is_no_comparison(learnable: MakeData, tmp_path: Path) -> None:
+    one = fitted(learnable(), tmp_path / "one")
+    (tmp_path / "expr.h5").rename(tmp_path / "first.h5")
+    config = (one / "config.json").read_text().replace("expr.h5", "first.h5")
+    (one / "config.json").write_text(config)
+    other = fitted(learnable(videos=7, frames=30), tmp_path / "other")
+    with pytest.raises(
+        InputError, match="don't hold the same frames, so that predictions on them can't be averaged or"
+    ):
+        score(run=one, against=other)
 
 
 def mirrored(path: Path) -> EmbeddingStore:

@@ -11,26 +11,15 @@ from hypothesis import strategies as st
 from affcache.challenge_files import Template, check_submission, read_frame_counts, read_template, write_submission
 from affcache.errors import ConfigError, InputError
 from affcache.fitting import fit
-from affcache.listener import Listener
 from affcache.scoring import score
 from affcache.store import EmbeddingStore
 from affcache.submitting import submit
 from affcache.tasks import TASKS
-from tests.conftest import MakeData, write_labels, write_store
+from tests.conftest import Heard, MakeData, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 1, "hidden_layers": 1, "hidden_width": 8, "batch_size": 16, "rho": 0.05}
 NAMES = ("1-30-640x360", "1-30-640x360_left", "video7_right", "2", "no crops")
 HELD = {"1-30-640x360": [3, 4, 9], "1-30-640x360_left": [1], "video7_right": [2, 50], "2": [7, 8], "elsewhere": [1, 2]}
-
-
-class Heard(Listener):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from affcache.ablations.cell_folder import Cell, Outcome
 from affcache.ablations.figures import write_figures
 from affcache.ablations.grid import Grid, Setting
 from affcache.ablations.grid_run import BestHeads, GridRun, epochs_of
-from affcache.ablations.projection import duration, project, require_asked_for
+from affcache.ablations.projection import project, require_asked_for
 from affcache.ablations.sources import LoadedSource, Source
 from affcache.ablations.summary import Summary, summarise
 from affcache.ablations.tables import latex, markdown, write_results, write_summary
+from affcache.durations import duration_text
 from affcache.fitting import SMALLEST_TAIL, tail_of
 from affcache.listener import Listener
 from affcache.memory import default_memory
@@ -157,7 +158,7 @@ class Ablation:
         first = self.sources[self.grid[0].store, recipes[0].task]
         seconds = cells * project(alike, self._load(first), self.device)
         require_asked_for(cells, seconds, self.settings.yes)
-        self.listener.message(f"{cells:,} heads to train: about {duration(seconds)} on {self.device}")
+        self.listener.message(f"{cells:,} heads to train: about {duration_text(seconds)} on {self.device}")
 
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""

@@ -10,7 +10,7 @@ import torch
 
 import affcache
 from affcache.ablations.grid import Setting
-from affcache.ablations.sources import Source
+from affcache.ablations.sources import LoadedSource, Source
 from affcache.errors import StoreError
 from affcache.fit_settings import FitSettings
 from affcache.runs import RunFolder, read_tensors, settings_to_json, write_json, write_tensors, write_text
@@ -116,6 +116,17 @@ class Outcome:
     history: list[Entry]
     statistics: Table | None  # (G, C, S) of validation's videos, for ``Task.metric_of``
     videos: list[str]  # (G,)
+
+    @classmethod
+    def of(
+        cls, source: LoadedSource, logits: torch.Tensor, selected: float, best_epoch: int, history: list[Entry]
+    ) -> "Outcome":
+        """Return what a head's logits (n, C) on validation say."""
+        task, names, labels = source.of.task, source.video_names, source.validation.labels.cpu().numpy()
+        decided = task.decide(task.probabilities(logits).cpu().numpy())
+        value = task.score(labels, decided, task.classes).value
+        statistics = task.video_statistics(labels, decided, source.video_of_frame, len(names))
+        return cls(value, selected, best_epoch, None, history, statistics, names)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""

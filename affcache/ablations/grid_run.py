@@ -104,15 +104,10 @@ class GridRun:
         head.load_state_dict(tensors)
         stacked = StackedHeads([head], dropout=[0.0], device=self.device)
         (logits,) = predict(stacked, source.validation, cell.settings.normalize)  # (n, C)
-        decided = task.decide(task.probabilities(logits).cpu().numpy())
-        labels = source.validation.labels.cpu().numpy()
-        value = task.score(labels, decided, task.classes).value
-        sums = task.video_statistics(labels, decided, source.video_of_frame, len(source.video_names))
-        history = folder.read_history()
-        outcome = Outcome(value, ridge.best_value, ridge.best_epoch, None, history, sums, source.video_names)
+        outcome = Outcome.of(source, logits, ridge.best_value, ridge.best_epoch, folder.read_history())
         self.heads.write(cell, outcome, source.video_names, tensors)
         shutil.rmtree(folder.path)
-        self._report(1, f"ridge: {task.metric} {value:.3f}")
+        self._report(1, f"ridge: {task.metric} {outcome.value:.3f}")
         return outcome
 
     def _report(self, epochs: int, note: str) -> None:

@@ -4,9 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import torch
 
 from affcache.ablations.cell_folder import Cell, Outcome
@@ -87,19 +85,14 @@ class GroupTraining:
             if state:  # a head may have diverged at once
                 self.learner.heads.load_state_dict(head, state)
         logits = self.learner.predict(self.source.validation)  # (H, n, C)
-        labels = self.source.validation.labels.cpu().numpy()
-        return [self._outcome(head, of_head, labels) for head, of_head in enumerate(logits)]
+        return [self._outcome(head, of_head) for head, of_head in enumerate(logits)]
 
-    def _outcome(self, head: int, logits: torch.Tensor, labels: npt.NDArray[Any]) -> Outcome:
-        """Return what a head's logits (n, C) on validation say."""
+    def _outcome(self, head: int, logits: torch.Tensor) -> Outcome:
+        """Return what a head's logits (n, C) on validation say; nothing where it diverged."""
         history, epoch, diverged = self.histories[head], self.best_epochs[head], self.diverged[head]
         if diverged is not None:
             return Outcome(None, None, epoch, diverged, history, None, [])
-        decided = self.task.decide(self.task.probabilities(logits).cpu().numpy())
-        value = self.task.score(labels, decided, self.task.classes).value
-        names = self.source.video_names
-        statistics = self.task.video_statistics(labels, decided, self.source.video_of_frame, len(names))
-        return Outcome(value, self.best_values[head], epoch, None, history, statistics, names)
+        return Outcome.of(self.source, logits, self.best_values[head], epoch, history)
 
     def save(self) -> None:
         """Write everything that a continued training needs, so that it equals an uninterrupted one."""

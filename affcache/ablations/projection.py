@@ -7,6 +7,8 @@ from dataclasses import replace
 import torch
 
 from affcache.ablations.sources import LoadedSource
+from affcache.devices import wait_for
+from affcache.durations import duration_text
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
@@ -43,7 +45,9 @@ def _seconds_of(recipe: FitSettings, source: LoadedSource, device: torch.device)
     embeddings = next(iter(source.train.evaluation_batches()))[:TRIED_FRAMES].clone()
     frames = Frames(embeddings, source.train.labels[: len(embeddings)], source.train.videos[: len(embeddings)])
     size = min(recipe.batch_size, len(frames))
-    order = torch.randint(0, len(frames), (heads, (WARM_UP + STEPS) * size), device=frames.labels.device)
+    generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay his own
+    order = torch.randint(0, len(frames), (heads, (WARM_UP + STEPS) * size), generator=generator)
+    order = order.to(frames.labels.device)
     taken = batches(order, size)
     for batch in taken[:WARM_UP]:
         learner.step(frames, batch)
@@ -54,16 +58,11 @@ def _seconds_of(recipe: FitSettings, source: LoadedSource, device: torch.device)
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     work()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def require_asked_for(cells: int, seconds: float, asked: bool) -> None:
@@ -74,14 +73,6 @@ def require_asked_for(cells: int, seconds: float, asked: bool) -> None:
     """
     if seconds > LONGEST and not asked:
         raise ConfigError(
-            f"The grid has {cells:,} heads to train: about {duration(seconds)}. Expected at most a day unless --yes is "
-            "given. Say --yes, or vary less, with fewer --seeds or --epochs, or with --stride or --frames-per-epoch."
+            f"The grid has {cells:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
+            "--yes is given. Say it, or vary less, with fewer --seeds or --epochs, or with --stride or --frames-per-epoch."
         )
-
-
-def duration(seconds: float) -> str:
-    """Write a duration for people: 40 seconds, 12 minutes, 3.5 hours, 9 days."""
-    for unit, length, digits in (("days", 86400.0, 0), ("hours", 3600.0, 1), ("minutes", 60.0, 0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.{digits}f} {unit}"
-    return f"{seconds:.0f} seconds"

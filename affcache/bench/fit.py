@@ -15,7 +15,7 @@ import torch
 from affcache.bench.machine import describe_machine
 from affcache.bench.published_loop import PublishedProcess, write_published_file
 from affcache.config import build
-from affcache.devices import resolve_device
+from affcache.devices import resolve_device, wait_for
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.listener import Listener
@@ -121,10 +121,10 @@ def in_turn(works: Works, rounds: int, device: torch.device, listener: Listener)
     times: dict[str, list[float]] = {name: [] for name in works}
     for done in range(rounds):
         for name, (work, steps) in works.items():
-            wait(device)
+            wait_for(device)
             start = time.perf_counter()
             work(steps)
-            wait(device)
+            wait_for(device)
             times[name].append((time.perf_counter() - start) / steps * 1e3)
         listener.progress(done + 1, rounds, "round")
     return times
@@ -171,13 +171,8 @@ def _bare_products(recipe: FitSettings, width: int, device: torch.device) -> Cal
 def evaluation_seconds(learner: Learner, frames: Frames, device: torch.device) -> float:
     """Return the seconds to evaluate a frame."""
     learner.predict(frames)
-    wait(device)
+    wait_for(device)
     start = time.perf_counter()
     learner.predict(frames)
-    wait(device)
+    wait_for(device)
     return (time.perf_counter() - start) / len(frames)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -17,30 +17,11 @@ from affcache.ablations.ablating import ablate
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fit_settings import FitSettings
 from affcache.learner import build_head
-from affcache.listener import Listener
 from affcache.runs import read_tensors
 from affcache.tasks import TASKS
-from tests.conftest import MakeData, frames_of, write_labels, write_store
+from tests.conftest import Heard, MakeData, frames_of, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "dropout": 0.3}
-
-
-class Heard(Listener):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.warnings: list[str] = []
-        self.steps: list[tuple[int, int]] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        self.steps.append((done, total))
 
 
 def run(data: tuple[Path, Path], out: Path, **values: Any) -> ablating.AblateResult:
@@ -267,7 +248,7 @@ def test_what_takes_more_than_a_day_has_to_be_asked_for(
     learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = learnable(), tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"has 1,000,000 heads to train: about .* (days|hours)\. .*--yes"):
+    with pytest.raises(ConfigError, match=r"has 1,000,000 heads to train: about .* (days|h)\. .*--yes"):
         run(data, out, vary=("alpha=0.5,1",), seeds=500_000, epochs=1000)
     monkeypatch.setattr("affcache.ablations.projection.LONGEST", 0.0)
     with pytest.raises(ConfigError, match="has 4 heads to train"):

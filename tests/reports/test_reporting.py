@@ -12,12 +12,11 @@ import pytest
 
 from affcache.errors import ConfigError
 from affcache.fitting import fit
-from affcache.listener import Listener
 from affcache.reports.contents import PER_CLASS, hardest, suspicious, tail_positions
 from affcache.reports.reporting import report
 from affcache.scoring import score
 from affcache.tasks import TASKS
-from tests.conftest import MakeData, write_crops, write_labels, write_store
+from tests.conftest import Heard, MakeData, write_crops, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 8, "batch_size": 16, "rho": 0.05}
 
@@ -54,11 +53,17 @@ def frames_in(text: str) -> dict[str, Any]:
     return dict(json.loads(found[1]))
 
 
-@pytest.mark.parametrize("task", ["expr", "au"])
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
 def test_a_report_says_what_score_says(
     learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    data = learnable(task)
+    data = learnable("au" if task == "au" else "expr")
+    if task == "va":
+        random = np.random.default_rng(0)
+        for index in range(6):
+            values = [f"{v:.2f},{a:.2f}" for v, a in random.uniform(-1, 1, (40, 2))]
+            split = "validation" if index % 3 == 2 else "train"
+            write_labels(data[1], "va", split, {f"{index}-30-640x360": values})
     fit(task=task, store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
     scored = score(run=tmp_path / "run")
     monkeypatch.setattr("affcache.reports.reporting.AFF_WILD2", 50)
@@ -70,11 +75,12 @@ def test_a_report_says_what_score_says(
     assert scored.scores.interval is not None
     assert "95 % {:.3f} to {:.3f}".format(*scored.scores.interval) in page.text
     for one in scored.scores.classes:
-        assert f"{one.values['f1']:.3f}" in page.text
+        assert f"{one.values['ccc' if task == 'va' else 'f1']:.3f}" in page.text
     assert (result.frames, result.bytes) == (scored.frames, len(text.encode()))
     assert len(page.of("button")) == 4 + result.hardest + result.suspicious
-    assert "EmotiEffNet-B0" in page.text
-    assert "say nothing about a run on other data" in page.text
+    assert ("EmotiEffNet-B0" in page.text) == (task != "va"), "there are no published figures of va here"
+    assert ("say nothing about a run on other data" in page.text) == (task != "va")
+    assert frames_in(text)["kind"] == {"expr": "classes", "au": "units", "va": "values"}[task]
     assert {one["href"] for one in page.of("a")} <= {f"#{one.get('id')}" for one in page.of("section")}
     assert '"alpha": 0.5' in page.text, "the settings"
 
@@ -165,16 +171,6 @@ def test_doubtful_labels_are_those_that_a_sure_head_contradicts() -> None:
     assert suspicious(TASKS["expr"], labels, decided, probabilities) == [2, 1]
     probabilities[1, 2] = 0.4
     assert suspicious(TASKS["expr"], labels, decided, probabilities) == [2], "not sure"
-
-
-class Heard(Listener):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def test_rules_and_splits_are_said(learnable: MakeData, tmp_path: Path) -> None:

@@ -74,5 +74,5 @@ def require_asked_for(cells: int, seconds: float, asked: bool) -> None:
     if seconds > LONGEST and not asked:
         raise ConfigError(
             f"The grid has {cells:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
-            "--yes is given. Say it, or vary less, with fewer --seeds or --epochs, or with --stride or --frames-per-epoch."
+            "--yes is given. Say it, or vary less, or with fewer --seeds or --epochs, --stride or --frames-per-epoch."
         )

@@ -20,13 +20,15 @@ from affcache.crop_list import CropList
 from affcache.devices import on_device, resolve_device
 from affcache.durations import duration_text
 from affcache.encoder import Encoder
+from affcache.engine import default_workers
 from affcache.errors import AffcacheError
-from affcache.extraction import default_workers, list_crops, prepare_encoder
+from affcache.extraction import list_crops
 from affcache.images import UnreadableCropError, decode_crop
 from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.settings import DoctorSettings, ExtractSettings, default_store
 from affcache.store import EmbeddingStore
+from affcache.tuning import prepare_encoder
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 CROPS_TO_DECODE = 10

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,10 @@ class CropList:
         """Return what must be there for the crops of a row's video to be read: its folder, or the archive."""
         archived = self.archived.get(self.video(row))
         return archived.archive.path if archived else self.folders[self.video(row)]
+
+    def absolute(self) -> "CropList":
+        """Return the list with paths that hold in any working folder, for other processes."""
+        return replace(self, folders=tuple(folder.absolute() for folder in self.folders))
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "CropList":
         """Return the list of the rows where ``kept``, bool (N,), is true; videos without a row are dropped."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,20 @@ def load_encoder(
         ConfigError: unknown model or tag, an activation that has to be said, or a device with too little memory.
         InputError: the weights can't be loaded.
     """
-    device = torch.device(device)
+    return encoder_of(load_weights(model, pretrained, activation=activation), precision=precision, device=device)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The image half of an open_clip model in fp32 on the CPU, before it goes to a device."""
+
+    tower: torch.nn.Module
+    preprocessing: Preprocessing
+    description: Mapping[str, Any]  # what a store keeps, but for the width, which shows when it runs
+
+
+def load_weights(model: str, pretrained: str = "", *, activation: str = "auto") -> Weights:
+    """Build an open_clip image tower with its weights; as ``load_encoder``."""
     if model.startswith(OWN_WEIGHTS) and not pretrained.startswith(RANDOM_WEIGHTS):
         pretrained = ""
     network, config = build_network(model, pretrained, activation)
@@ -49,16 +62,22 @@ def load_encoder(
     tower = network.visual  # the image half; the text half would double the memory
     assert isinstance(tower, torch.nn.Module)
     description = _describe(model, pretrained, config, preprocessing, _weights_sha256(tower))
+    return Weights(tower.eval().requires_grad_(False), preprocessing, description)
+
+
+def encoder_of(weights: Weights, *, precision: str = "auto", device: torch.device | str = "cpu") -> Encoder:
+    """Put weights on a device in a number format; as ``load_encoder``."""
+    device, preprocessing, description = torch.device(device), weights.preprocessing, weights.description
     try:
-        tower = ImageTower(tower.eval().requires_grad_(False), preprocessing, torch.float32).to(device)
+        tower = ImageTower(weights.tower, preprocessing, torch.float32).to(device)
         encoder = Encoder(tower, preprocessing, device, description)
         width = encoder.encode([np.zeros((*preprocessing.size, 3), dtype=np.uint8)]).shape[1]
         encoder = replace(encoder, description={**description, "width": width})
         return choose_precision(encoder) if precision == "auto" else encoder.in_precision(precision)
     except torch.OutOfMemoryError:
         raise ConfigError(
-            f"{model} doesn't fit the memory of {device}. Expected room for its weights, in fp32 at first, "
-            "and one crop. Free the device, or use another --device or a smaller --model."
+            f"{description['model']} doesn't fit the memory of {device}. Expected room for its weights, in fp32 at "
+            "first, and one crop. Free the device, or use another --device or a smaller --model."
         ) from None
 
 

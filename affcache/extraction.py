@@ -1,27 +1,27 @@
 """Stage one: every crop through the frozen encoder once, into an embedding store, resumable at any moment."""
 
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.devices import on_device, resolve_device
-from affcache.encoder import Encoder
-from affcache.encoder_loading import load_encoder
+from affcache.engine import Encoding, Engine, LocalEngine, default_workers
 from affcache.errors import InputError
+from affcache.filling import fill
+from affcache.fingerprint import fingerprint
 from affcache.frames import find_crops
 from affcache.listed_crops import keep_listed
 from affcache.listener import Listener
-from affcache.pipeline import Pipeline
 from affcache.settings import CROPS, ExtractSettings, default_store
 from affcache.store import EmbeddingStore, view_path
 from affcache.store_match import require_same_crops, require_same_encoder
 from affcache.store_writer import StoreWriter, create_store, writing_lock
-from affcache.tuning import ROWS_WORTH_COMPILING, compile_encoder, find_batch_size
+from affcache.tuning import prepare_encoder
 from affcache.unreadable import list_unreadable
 
 
@@ -42,10 +42,13 @@ class ExtractResult:
     bottleneck: str  # one sentence: what holds the run up, and the flag to turn; empty when nothing was encoded
     converted: dict[str, int]  # crops of another mode than RGB that were converted, by mode
     unreadable_list: str | None  # text file that names the unreadable crops
+    engine: str  # local or ray
+    actors: int  # of Ray, that encoded; 0 for local
+    nodes: int  # machines that encoded
     device: str
     precision: str
     batch_size: int
-    workers: int
+    workers: int  # threads that decode, of each actor
     compiled: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -72,56 +75,26 @@ def extract(
     path = settings.store or default_store(settings.model, settings.pretrained)
     device = resolve_device(settings.device)
     crops = list_crops(settings, listener)
-    with writing_lock(path), on_device(device):
+    with writing_lock(path), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
             begun = EmbeddingStore.open(path)
             require_same_crops(begun, crops)  # before the encoder is loaded, which takes a while
             recorded = begun.encoder
-        encoder = prepare_encoder(settings, recorded, len(crops), listener)
-        result = _extract_view(settings, path, path, "plain", crops, encoder, listener)
+        engine: Engine
+        if settings.engine == "ray":
+            from affcache.cluster.engine import cluster_engine  # Ray is an extra, and imported there
+
+            engine = stack.enter_context(cluster_engine(settings, recorded, crops, listener))
+        else:
+            encoder = prepare_encoder(settings, recorded, len(crops), listener)
+            engine = LocalEngine(encoder, settings.workers or default_workers())
+        result = _extract_view(settings, path, path, "plain", crops, engine, listener)
         if settings.view != "plain":
-            flipped = replace(encoder, description={**encoder.description, "view": settings.view})
-            listener.message(f"view {settings.view}: mirrored crops, into {view_path(path, settings.view)}")
             target = view_path(path, settings.view)
-            result = _extract_view(settings, path, target, settings.view, crops, flipped, listener)
+            listener.message(f"view {settings.view}: mirrored crops, into {target}")
+            result = _extract_view(settings, path, target, settings.view, crops, engine, listener)
     return result
-
-
-def prepare_encoder(settings: ExtractSettings, recorded: Mapping[str, Any], rows: int, listener: Listener) -> Encoder:
-    """Load the encoder, and settle how it is run: as the store was begun, else as suits the device.
-
-    Args:
-        settings: model, weights, precision, device, batch size, compile.
-        recorded: the encoder that the store to continue was begun with; empty for a new one.
-        rows: N, for how many crops the encoder is to be used.
-        listener: hears what was chosen.
-
-    Returns:
-        The encoder; its description carries ``batch_size`` and ``compiled`` for a store to keep.
-    """
-    precision = settings.precision
-    if precision == "auto":
-        precision = recorded.get("precision", "auto")
-    listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
-    encoder = load_encoder(
-        settings.model,
-        settings.pretrained,
-        activation=settings.activation,
-        precision=precision,
-        device=resolve_device(settings.device),
-    )
-    batch_size = settings.batch_size or recorded.get("batch_size") or find_batch_size(encoder)
-    worth_it = encoder.device.type == "cuda" and rows >= ROWS_WORTH_COMPILING
-    wanted = recorded.get("compiled", worth_it) if settings.compile == "auto" else settings.compile == "on"
-    if wanted:
-        encoder = compile_encoder(encoder, batch_size, listener)
-    how = {"batch_size": batch_size, "compiled": encoder.compiled is not None}
-    listener.message(
-        f"encoding on {encoder.device} in {encoder.precision}, {batch_size} crops a call"
-        + (", compiled" if how["compiled"] else "")
-    )
-    return replace(encoder, description={**encoder.description, **how})
 
 
 def _extract_view(
@@ -130,30 +103,26 @@ def _extract_view(
     path: Path,
     view: str,
     crops: CropList,
-    encoder: Encoder,
+    engine: Engine,
     listener: Listener,
 ) -> ExtractResult:
     """Make or continue the file of one view, and say what was done."""
-    batch_size = int(encoder.description["batch_size"])
+    description = {**engine.description, **({} if view == "plain" else {"view": view})}
+    batch_size = int(description["batch_size"])
     if path.exists():
         begun = EmbeddingStore.open(path)
         require_same_crops(begun, crops)
-        require_same_encoder(begun, encoder)
+        require_same_encoder(begun, description)
         batch_size = settings.batch_size or begun.encoder.get("batch_size", batch_size)  # a view may have its own
     else:
-        create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
+        create_store(path, crops, int(description["width"]), description, fingerprint(description))
     with StoreWriter(path) as writer:
-        pipeline = Pipeline(
-            crops,
-            encoder,
-            writer,
-            listener,
-            batch_size=batch_size,
-            workers=settings.workers or default_workers(),
-            mirror=view == "flip",
+        encoding = engine.encoding(crops, listener, batch_size, mirror=view == "flip")
+        encoded_now, seconds, listed = _encode_pending(
+            writer, encoding, crops, listener, retry_unreadable=settings.retry_unreadable
         )
-        encoded_now, seconds, listed = _encode_pending(pipeline, retry_unreadable=settings.retry_unreadable)
         counts = writer.store.counts
+    account = encoding.account
     return ExtractResult(
         store=str(store),
         view=view,
@@ -164,41 +133,37 @@ def _extract_view(
         encoded_now=encoded_now,
         seconds=seconds,
         rate=encoded_now / seconds,
-        shares=pipeline.clock.shares(),
-        bottleneck=pipeline.bottleneck(),
-        converted={mode: count for mode, count in sorted(pipeline.modes.items()) if mode != "RGB"},
+        shares=account.clock.shares(),
+        bottleneck=encoding.bottleneck(),
+        converted={mode: count for mode, count in sorted(account.modes.items()) if mode != "RGB"},
         unreadable_list=str(listed) if listed else None,
-        device=str(encoder.device),
-        precision=encoder.precision,
-        batch_size=pipeline.batch_size,
-        workers=pipeline.workers,
-        compiled=encoder.compiled is not None,
+        precision=str(description["precision"]),
+        batch_size=batch_size,
+        compiled=bool(description["compiled"]),
+        **engine.facts(),
     )
 
 
-def default_workers() -> int:
-    """Return how many threads decode unless said otherwise: one per core, at most 16."""
-    return min(16, os.cpu_count() or 1)
-
-
-def _encode_pending(pipeline: Pipeline, *, retry_unreadable: bool) -> tuple[int, float, Path | None]:
-    """Run the pipeline over what a store still lacks; return rows encoded now, seconds, and the unreadable list."""
-    writer, crops = pipeline.writer, pipeline.crops
+def _encode_pending(
+    writer: StoreWriter, encoding: Encoding, crops: CropList, listener: Listener, *, retry_unreadable: bool
+) -> tuple[int, float, Path | None]:
+    """Encode what a store still lacks; return rows encoded now, seconds, and the unreadable list."""
     if retry_unreadable:
         writer.reopen_unreadable()
     writer.finish_checksums()
     pending = writer.pending_rows()
     if 0 < len(pending) < len(crops):
-        pipeline.listener.message(f"continuing: {len(crops) - len(pending):,} of {len(crops):,} rows are committed")
+        listener.message(f"continuing: {len(crops) - len(pending):,} of {len(crops):,} rows are committed")
     start = time.perf_counter()
+    unreadable = encoding.account.unreadable
     try:
         if len(pending):
-            pipeline.run(pending)
+            fill(writer, encoding, pending, listener)
     finally:
-        listed = list_unreadable(writer.store, crops, pipeline.unreadable)
+        listed = list_unreadable(writer.store, crops, unreadable)
     seconds = time.perf_counter() - start
     if not writer.store.counts["encoded"]:
-        first = next(iter(sorted(pipeline.unreadable.items())), None)
+        first = next(iter(sorted(unreadable.items())), None)
         example = f" The first one, {crops.path(first[0])}: {first[1]}." if first else ""
         raise InputError(
             f"None of the {len(crops):,} crops could be read.{example} Expected image files. They are all listed in "

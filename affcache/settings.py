@@ -10,6 +10,7 @@ from pathlib import Path
 
 from affcache.ablate_settings import AblateSettings
 from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
+from affcache.engine_settings import EngineSettings
 from affcache.fit_settings import FitSettings
 from affcache.score_settings import ReportSettings, ScoreSettings, SubmitSettings
 from affcache.settings_base import (
@@ -50,7 +51,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ExtractSettings(Settings):
+class ExtractSettings(EngineSettings):
     """Encode face crops into an embedding store."""
 
     crops: tuple[Path, ...] = setting(
@@ -95,6 +96,7 @@ class ExtractSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
+        yield from super().problems()
         yield from self.at_least("batch_size", 1)
         yield from self.at_least("workers", 1)
         if not self.crops:
@@ -170,6 +172,12 @@ class ExportSettings(Settings):
 @dataclass(frozen=True)
 class DoctorSettings(ExtractSettings):
     """Check device, model, crops and disk for an extraction with these settings, and say how long it will take."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        yield from super().problems()
+        if self.engine != "local":
+            yield f"--engine is {self.engine}; expected local, since doctor looks at this machine alone."
 
 
 COMMANDS: dict[str, type[Settings]] = {

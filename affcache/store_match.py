@@ -1,18 +1,20 @@
 """Whether a store may be continued: it must be of the same crops, through the same encoder."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from affcache.crop_list import CropList
-from affcache.encoder import Encoder
 from affcache.errors import StoreError
-from affcache.fingerprint import differing_fields
+from affcache.fingerprint import differing_fields, fingerprint
 from affcache.store import EmbeddingStore
 
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 
 
-def require_same_encoder(store: EmbeddingStore, encoder: Encoder) -> None:
-    """Raise StoreError when a store was made with another encoder, saying what differs."""
-    if store.encoder_fingerprint != encoder.fingerprint:
-        lines = "\n  ".join(differing_fields(store.encoder, encoder.description))
+def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) -> None:
+    """Raise StoreError when a store was made with another encoder than the one described, saying what differs."""
+    if store.encoder_fingerprint != fingerprint(description):
+        lines = "\n  ".join(differing_fields(store.encoder, description))
         raise StoreError(
             f"{store.path} was made with another encoder. Expected the same one; these differ (store against now):\n"
             f"  {lines}\n{FORWARD}"

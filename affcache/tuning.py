@@ -4,16 +4,61 @@ Both change embeddings by rounding alone, but a continued store must equal an un
 depends on a clock: the batch size is what fits the memory, and a store keeps what it was begun with.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
+from affcache.devices import resolve_device
 from affcache.encoder import Encoder
+from affcache.encoder_loading import Weights, encoder_of, load_weights
 from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, smallest_cosine
+from affcache.settings import ExtractSettings
 
 LARGEST_BATCH = 512  # not tuned on a GPU yet: bench extract --batch-size compares
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
 ROWS_WORTH_COMPILING = 50_000  # compiling is taken to cost a minute, which fewer crops would hardly win back
+
+
+def prepare_encoder(settings: ExtractSettings, recorded: Mapping[str, Any], rows: int, listener: Listener) -> Encoder:
+    """Load the encoder, and settle how it is run: as the store was begun, else as suits the device.
+
+    Args:
+        settings: model, weights, precision, device, batch size, compile.
+        recorded: the encoder that the store to continue was begun with; empty for a new one.
+        rows: N, for how many crops the encoder is to be used.
+        listener: hears what was chosen.
+
+    Returns:
+        The encoder; its description carries ``batch_size`` and ``compiled`` for a store to keep.
+    """
+    listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
+    weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
+    return tune_encoder(weights, settings, recorded, rows, listener)
+
+
+def tune_encoder(
+    weights: Weights, settings: ExtractSettings, recorded: Mapping[str, Any], rows: int, listener: Listener
+) -> Encoder:
+    """Put weights on their device, and settle how they are run; as ``prepare_encoder``."""
+    precision = settings.precision
+    if precision == "auto":
+        precision = recorded.get("precision", "auto")
+    encoder = encoder_of(weights, precision=precision, device=resolve_device(settings.device))
+    batch_size = settings.batch_size or recorded.get("batch_size") or find_batch_size(encoder)
+    worth_it = encoder.device.type == "cuda" and rows >= ROWS_WORTH_COMPILING
+    wanted = recorded.get("compiled", worth_it) if settings.compile == "auto" else settings.compile == "on"
+    if wanted:
+        encoder = compile_encoder(encoder, batch_size, listener)
+    how = {"batch_size": batch_size, "compiled": encoder.compiled is not None}
+    listener.message(
+        f"encoding on {encoder.device} in {encoder.precision}, {batch_size} crops a call"
+        + (", compiled" if how["compiled"] else "")
+    )
+    return replace(encoder, description={**encoder.description, **how})
 
 
 def find_batch_size(encoder: Encoder) -> int:

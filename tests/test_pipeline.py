@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from affcache import committer as committer_module
+from affcache.decoding import consecutive_batches
 from affcache.encoder import Encoder
 from affcache.encoder_loading import load_encoder
 from affcache.errors import InputError
+from affcache.filling import fill
 from affcache.frames import find_crops
 from affcache.images import decode_crop
 from affcache.listener import Listener
-from affcache.pipeline import Pipeline, consecutive_batches
+from affcache.pipeline import Pipeline
 from affcache.store import EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from tests.conftest import write_crops
@@ -54,8 +56,8 @@ def run(
     if not store.exists():
         create_store(store, crops, encoder.width, encoder.description, encoder.fingerprint)
     with StoreWriter(store) as writer:
-        pipeline = Pipeline(crops, encoder, writer, listener or Listener(), batch_size, workers)
-        pipeline.run(writer.pending_rows())
+        pipeline = Pipeline(crops, encoder, listener or Listener(), batch_size, workers)
+        fill(writer, pipeline, writer.pending_rows(), listener or Listener())
     return pipeline
 
 
@@ -125,7 +127,7 @@ def test_pending_rows_in_pieces_are_put_where_they_belong(tmp_path: Path, crops:
         for row in done:
             writer.commit(int(row), whole.features[row : row + 1], np.ones(1, np.uint8))
     pipeline = run(tmp_path / "s.h5", crops, encoder)
-    assert pipeline.modes == {"RGB": 40 - len(done)}
+    assert pipeline.account.modes == {"RGB": 40 - len(done)}
     assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
@@ -134,9 +136,9 @@ def test_account_of_modes_reasons_and_time(tmp_path: Path, crops: Path, encoder:
     (crops / "a" / "00003.jpg").unlink()
     (crops / "a" / "00003.jpg").mkdir()
     pipeline = run(tmp_path / "s.h5", crops, encoder)
-    assert pipeline.unreadable == {1: "the file is empty (0 bytes)", 2: "Is a directory"}
-    assert pipeline.modes == {"RGB": 38}
-    shares = pipeline.clock.shares()
+    assert pipeline.account.unreadable == {1: "the file is empty (0 bytes)", 2: "Is a directory"}
+    assert pipeline.account.modes == {"RGB": 38}
+    shares = pipeline.account.clock.shares()
     assert set(shares) == {"decode", "copy", "encode", "write"}
     assert sum(shares.values()) == pytest.approx(1)
     assert all(share > 0 for share in shares.values())
@@ -153,15 +155,15 @@ def test_a_crop_that_goes_is_unreadable_but_a_folder_that_goes_stops_the_run(
     (crops / "a" / "00001.jpg").unlink()
     (crops / "b").rename(crops / "gone")
     with StoreWriter(tmp_path / "s.h5") as writer:
-        pipeline = Pipeline(listing, encoder, writer, Listener(), batch_size=5, workers=2)
+        pipeline = Pipeline(listing, encoder, Listener(), batch_size=5, workers=2)
         with pytest.raises(InputError) as caught:
-            pipeline.run(writer.pending_rows())
+            fill(writer, pipeline, writer.pending_rows(), Listener())
         assert str(caught.value) == (
             f"The crops folder {crops / 'b'} can't be read any more (No such file or directory). Expected it to stay "
             "while crops are encoded. Reconnect it and run the same command again: it continues at the last committed "
             "row."
         )
-        assert pipeline.unreadable == {0: "No such file or directory"}
+        assert pipeline.account.unreadable == {0: "No such file or directory"}
         assert not (writer.store.status[30:] != 0).any()
 
 
@@ -179,5 +181,5 @@ def test_remarks_of_pillow_are_no_fault_of_a_crop(tmp_path: Path, encoder: Encod
     image = Image.fromarray(np.zeros((40, 40, 3), np.uint8)).quantize(4)
     image.save(root / "v" / "00001.png", transparency=b"\x00\x80")
     pipeline = run(tmp_path / "s.h5", root, encoder)
-    assert pipeline.unreadable == {}
-    assert pipeline.modes == {"P": 1}
+    assert pipeline.account.unreadable == {}
+    assert pipeline.account.modes == {"P": 1}

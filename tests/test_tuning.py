@@ -10,6 +10,7 @@ import torch
 from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract, tuning
 from affcache.encoder import Crops, Encoder
 from affcache.encoder_loading import load_encoder
+from affcache.filling import fill
 from affcache.frames import find_crops
 from affcache.pipeline import Pipeline
 from affcache.store_writer import StoreWriter, create_store
@@ -50,7 +51,7 @@ def run(encoder: Encoder, folder: Path, batch_size: int) -> tuple[EmbeddingStore
     create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
     recorder = Recorder()
     with StoreWriter(path) as writer:
-        Pipeline(crops, encoder, writer, recorder, batch_size, 2).run(writer.pending_rows())
+        fill(writer, Pipeline(crops, encoder, recorder, batch_size, 2), writer.pending_rows(), recorder)
     return EmbeddingStore.open(path), recorder
 
 

@@ -53,6 +53,10 @@ class Archive(ABC):
                 "crops. Check the path and its permissions, then run the same command again."
             ) from None
 
+    def __reduce__(self) -> tuple[type["Archive"], tuple[Path]]:
+        """Travel by path: another process opens the archive for itself."""
+        return type(self), (self.path.absolute(),)
+
     def entries(self, on_bytes: Callable[[int, int], None] | None = None) -> Iterator[tuple[str, Member]]:
         """List the regular files in the archive's order, by names like ``video/00001.jpg``.
 

@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from affcache.crop_list import CropList
 from affcache.demonstration import shipped
 from affcache.devices import on_device, resolve_device
 from affcache.encoder import Encoder
-from affcache.extraction import default_workers, prepare_encoder
+from affcache.encoder_calls import calls_at_once, one_thread_a_call
+from affcache.engine import default_workers
+from affcache.filling import fill
 from affcache.frames import find_crops
 from affcache.listener import Listener
 from affcache.pipeline import Pipeline
 from affcache.precision import check_faces
 from affcache.settings import BenchExtractSettings, ExtractSettings
 from affcache.store_writer import StoreWriter, create_store
-from affcache.tuning import ROWS_WORTH_COMPILING
+from affcache.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _bench(settings: BenchExtractSettings, device: torch.device, listener: Liste
         unit="crops/s",
         rates=rates,
         bares=bares,
-        shares=pipeline.clock.shares(),
+        shares=pipeline.account.clock.shares(),
         bottleneck=pipeline.bottleneck(),
         crops=len(crops),
         model=settings.model,
@@ -122,14 +125,21 @@ def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
     pixels = encoder.prepare([faces[index % len(faces)] for index in range(batch_size_of(encoder))])
 
     @torch.inference_mode()
+    def once(_: int = 0) -> None:
+        if encoder.compiled is not None:
+            encoder.compiled(pixels)
+        else:
+            encoder.network.encode_inputs(inputs)
+
     def run(batches: int) -> None:
-        for _ in range(batches):
-            if encoder.compiled is not None:
-                encoder.compiled(pixels)
-            else:
-                encoder.network.encode_inputs(inputs)
         if encoder.device.type == "cuda":
+            for _ in range(batches):
+                once()
             torch.cuda.synchronize(encoder.device)
+        else:  # as many at once as the pipeline has under way
+            with ThreadPoolExecutor(calls_at_once(encoder, None)) as pool, one_thread_a_call(encoder):
+                for _ in pool.map(once, range(batches)):
+                    pass
 
     with torch.inference_mode():
         inputs = encoder.network.normalise(pixels)
@@ -143,8 +153,8 @@ def measure_pipeline(encoder: Encoder, crops: CropList, workers: int) -> tuple[P
         path = Path(folder) / "store.h5"
         create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
         with StoreWriter(path) as writer:
-            pipeline = Pipeline(crops, encoder, writer, Listener(), batch_size_of(encoder), workers)
-            return pipeline, seconds_of(lambda: pipeline.run(writer.pending_rows()))
+            pipeline = Pipeline(crops, encoder, Listener(), batch_size_of(encoder), workers)
+            return pipeline, seconds_of(lambda: fill(writer, pipeline, writer.pending_rows(), Listener()))
 
 
 def batch_size_of(encoder: Encoder) -> int:

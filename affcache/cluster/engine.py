@@ -1,0 +1,130 @@
+"""An encoder in every worker of a cluster: the engine that ``affcache extract --engine ray`` uses."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from affcache.cluster.connection import connected, require_ray
+from affcache.cluster.encoding import ClusterEncoding
+from affcache.cluster.evidence import Evidence
+from affcache.cluster.nodes import Node, WorkerSize, living_nodes, worker_size
+from affcache.cluster.pool import WorkerPool, reason
+from affcache.cluster.shared_weights import share
+from affcache.cluster.worker import EncodingWorker, Job, versions
+from affcache.crop_list import CropList
+from affcache.encoder_loading import load_weights
+from affcache.errors import AffcacheError, ConfigError, InputError
+from affcache.listener import Listener
+from affcache.settings import ExtractSettings
+
+ROOM_FOR_REPLIES = 2**30  # bytes of shared memory, of which the list of crops takes some too
+
+
+@dataclass
+class ClusterEngine:
+    """A pool of workers with an encoder each."""
+
+    ray: ModuleType
+    pool: WorkerPool
+    size: WorkerSize
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What a store keeps of the encoder, as the first worker settled it."""
+        return self.pool.description
+
+    def encoding(self, crops: CropList, listener: Listener, batch_size: int, *, mirror: bool) -> ClusterEncoding:
+        """Return what encodes the crops that the workers were given."""
+        return ClusterEncoding(self.ray, self.pool, self.size, batch_size, mirror)
+
+    def facts(self) -> dict[str, Any]:
+        """Return where it ran."""
+        joined = [worker.joined for worker in self.pool.workers if worker.joined]
+        return {
+            "engine": "ray",
+            "device": joined[0].device if joined else self.size.device,
+            "workers": self.size.workers,
+            "actors": len(joined),
+            "nodes": len({one.node for one in joined}),
+        }
+
+
+@contextmanager
+def cluster_engine(
+    settings: ExtractSettings, recorded: Mapping[str, Any], crops: CropList, listener: Listener
+) -> Iterator[ClusterEngine]:
+    """Be connected to a cluster whose workers have the encoder and see the crops.
+
+    Args:
+        settings: of the extraction.
+        recorded: the encoder that the store to continue was begun with; empty for a new one.
+        crops: what is going to be encoded.
+        listener: receives messages.
+
+    Raises:
+        ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a worker.
+        InputError: a machine doesn't see the crops, or the weights can't be loaded.
+    """
+    require_ray()
+    listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
+    shared = share(load_weights(settings.model, settings.pretrained, activation=settings.activation))
+    crops = crops.absolute()
+    with connected(settings.ray_address, 2 * shared.bytes + ROOM_FOR_REPLIES, listener) as ray:
+        nodes = living_nodes(ray)
+        size = worker_size(nodes, settings.device, settings.actors, settings.workers)
+        evidence = Evidence.of(crops)
+        require_everywhere(ray, nodes, size, evidence, listener)
+        settings = replace(settings, device=size.device)
+        job = Job(settings, ray.put(shared), ray.put(crops), evidence, len(crops), size.workers, size.cores)
+        pool = WorkerPool(ray, ray.remote(EncodingWorker), job, size, settings.actors, recorded, listener)
+        try:
+            yield ClusterEngine(ray, pool, size)
+        finally:
+            pool.close()
+
+
+def require_everywhere(
+    ray: ModuleType, nodes: Sequence[Node], size: WorkerSize, evidence: Evidence, listener: Listener
+) -> None:
+    """Ask every machine that can have a worker whether it runs this affcache, and sees the crops.
+
+    Raises:
+        ConfigError: one runs another affcache, or none.
+        InputError: one doesn't see the crops.
+    """
+    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    remote = ray.remote(look_around)
+    asked = [node for node in nodes if size.room([node])]
+    references = [
+        remote.options(num_cpus=0, scheduling_strategy=affinity(node.id, soft=False)).remote(evidence, node.name)
+        for node in asked
+    ]
+    ours = versions()
+    for node, reference in zip(asked, references, strict=True):
+        try:
+            found = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raise ConfigError(
+                f"Node {node.name} can't run affcache: {reason(error)}. Expected the same Python with affcache[ray] "
+                "installed on every machine of the cluster. Install it there, then run the same command again."
+            ) from None
+        if isinstance(found, AffcacheError):
+            raise found
+        if found["affcache"] != ours["affcache"]:
+            raise ConfigError(
+                f"Node {node.name} has affcache {found['affcache']}, and the driver {ours['affcache']}. Expected the "
+                "same everywhere. Install it there, then run the same command again."
+            )
+        if found != ours:
+            listener.warning(f"node {node.name} has {found}, the driver {ours}: embeddings can differ by rounding")
+
+
+def look_around(evidence: Evidence, node: str) -> dict[str, str] | AffcacheError:
+    """Return what is installed here, or why the crops can't be seen."""
+    try:
+        evidence.require_paths(node)
+    except InputError as error:
+        return error
+    return versions()

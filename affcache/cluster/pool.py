@@ -1,0 +1,171 @@
+"""The workers of a cluster: made where there is room, made anew where they were lost, more as machines join."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from affcache.cluster.nodes import WorkerSize, living_nodes
+from affcache.cluster.worker import Joined
+from affcache.errors import AffcacheError, InputError
+from affcache.listener import Listener
+
+JOIN_RETRIES = 5  # times that a worker may be lost while it loads the encoder
+PIECES_A_WORKER = 2  # in flight: the second decodes while the first encodes
+SECONDS_BETWEEN_LOOKS = 5.0  # for machines that joined
+SECONDS_BETWEEN_REMINDERS = 30.0
+
+
+@dataclass
+class Worker:
+    """One actor, as the driver sees it."""
+
+    actor: Any
+    joining: Any  # reference to what ``join`` returns; None once it has joined
+    joined: Joined | None = None
+    busy: int = 0  # pieces that it has
+    rate: float = 0.0  # crops per second, of its last piece
+
+    @property
+    def node(self) -> str:
+        """Where it is, or was."""
+        return self.joined.node if self.joined else "a node that it had not reached"
+
+
+class WorkerPool:
+    """Keeps workers alive.
+
+    Args:
+        ray: the module.
+        actor_class: what ``ray.remote`` made of the worker's class.
+        job: what ``join`` takes.
+        size: what a worker takes of a machine.
+        actors: how many; None for as many as there is room for.
+        recorded: the description of the encoder, empty for a new store: the first worker settles it then.
+        listener: hears of workers that come and go.
+    """
+
+    def __init__(
+        self,
+        ray: ModuleType,
+        actor_class: Any,
+        job: Any,
+        size: WorkerSize,
+        actors: int | None,
+        recorded: Mapping[str, Any],
+        listener: Listener,
+    ) -> None:
+        self._ray, self._actor_class, self._job, self._size = ray, actor_class, job, size
+        self._actors, self._recorded, self._listener = actors, recorded, listener
+        self.workers: list[Worker] = []
+        self._made = 0
+        self._looked = self._reminded = time.monotonic()
+        self._add()
+        self.description = self._settle()
+        self._recorded = self.description
+        self._grow()
+
+    def _add(self) -> None:
+        options = {"max_restarts": -1, "max_concurrency": PIECES_A_WORKER, "scheduling_strategy": "SPREAD"}
+        actor = self._actor_class.options(**self._size.options, **options).remote()
+        self.workers.append(Worker(actor, self._join(actor)))
+        self._made += 1
+
+    def _join(self, actor: Any) -> Any:
+        # Ray makes a lost worker again, here or elsewhere, and calls this again: it returns once there is one
+        return actor.join.options(max_task_retries=JOIN_RETRIES).remote(self._job, self._recorded)
+
+    def _settle(self) -> Mapping[str, Any]:
+        """Wait for the first worker, which decides what a new store says of the encoder."""
+        while True:
+            (worker,) = self.workers
+            done, _ = self._ray.wait([worker.joining], timeout=1.0)
+            if done:
+                self.take_join(worker.joining)
+                assert worker.joined is not None
+                return worker.joined.description
+            self._remind()
+
+    def _grow(self) -> None:
+        """Make as many workers as were asked for, or as there is room for. Those left out count as made."""
+        self._looked = time.monotonic()
+        wanted = self._actors or self._size.room(living_nodes(self._ray))
+        while self._made < wanted:
+            self._add()
+
+    def tend(self) -> None:
+        """Look now and then whether machines joined, and say so when no worker is there."""
+        if self._actors is None and time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:
+            self._grow()
+        self._remind()
+
+    def _remind(self) -> None:
+        if any(worker.joined and not worker.joining for worker in self.workers):
+            self._reminded = time.monotonic()
+        elif time.monotonic() - self._reminded >= SECONDS_BETWEEN_REMINDERS:
+            self._reminded = time.monotonic()
+            takes = "a GPU" if self._size.device == "cuda" else f"{self._size.cpus:g} cores"
+            self._listener.message(
+                f"waiting for a worker, which takes {takes}: none has room, or it is loading; see 'ray status'"
+            )
+
+    @property
+    def joining(self) -> list[Any]:
+        """References to wait for besides pieces."""
+        return [worker.joining for worker in self.workers if worker.joining is not None]
+
+    @property
+    def present(self) -> list[Worker]:
+        """Workers that can be given pieces."""
+        return [worker for worker in self.workers if worker.joining is None]
+
+    def take_join(self, reference: Any) -> None:
+        """Take up a worker that is ready, or leave it out.
+
+        Raises:
+            AffcacheError: it was the last one.
+        """
+        worker = next(worker for worker in self.workers if worker.joining == reference)
+        try:
+            joined = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError:  # a bug, and shown as one
+            raise
+        except self._ray.exceptions.RayError as error:
+            joined = InputError(
+                f"A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder: {reason(error)}"
+            )
+        if isinstance(joined, AffcacheError):
+            self.leave_out(worker, joined)
+            return
+        worker.joined, worker.joining = joined, None
+
+    def leave_out(self, worker: Worker, error: AffcacheError) -> None:
+        """Do without a worker from now on.
+
+        Raises:
+            AffcacheError: it was the last one.
+        """
+        if worker not in self.workers:  # its other piece said the same before
+            return
+        self.workers.remove(worker)
+        self._ray.kill(worker.actor)
+        if not self.workers:
+            raise error
+        self._listener.warning(f"going on without the worker on {worker.node}: {error}")
+
+    def lost(self, worker: Worker, error: Exception) -> None:
+        """Take note that a worker's process or machine is gone; Ray makes it again."""
+        if worker in self.workers and worker.joining is None:
+            self._listener.warning(f"the worker on {worker.node} is lost, its crops go to others: {reason(error)}")
+            worker.joining = self._join(worker.actor)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            self._ray.kill(worker.actor)
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what Ray says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

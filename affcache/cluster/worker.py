@@ -1,0 +1,115 @@
+"""What runs on the machines of a cluster: an encoder, with a pipeline around it. Ray makes an actor of it."""
+
+import socket
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+import affcache
+from affcache.account import Account
+from affcache.cluster.evidence import Evidence
+from affcache.committer import Encoded
+from affcache.decoding import Rows
+from affcache.errors import AffcacheError
+from affcache.listener import Listener
+from affcache.pipeline import Pipeline
+from affcache.settings import ExtractSettings
+from affcache.tuning import tune_encoder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all workers of an extraction have in common. What is large stands as a reference, read once a machine."""
+
+    settings: ExtractSettings
+    weights: Any  # reference to SharedWeights
+    crops: Any  # reference to CropList
+    evidence: Evidence
+    rows: int
+    workers: int
+    cores: int
+
+
+def versions() -> dict[str, str]:
+    """Return what has to be the same on all machines, or embeddings may differ."""
+    return {"affcache": affcache.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__}
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A worker that is ready."""
+
+    node: str
+    device: str
+    description: Mapping[str, Any]  # of its encoder
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A piece that is done."""
+
+    encoded: Encoded  # features (n, D) and status (n,) of the piece's rows
+    account: Account  # of this piece
+    seconds: float  # that it took
+
+
+class EncodingWorker:
+    """Encodes pieces: two at a time, of which the second decodes while the first encodes.
+
+    Errors of affcache's own are returned and not raised, as Ray would wrap them.
+    """
+
+    def __init__(self) -> None:
+        self._node = socket.gethostname()
+        self._turn = Lock()
+        self._idle_since: float | None = None  # after the first piece
+        self._loaded: tuple[Any, ...] | None = None
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that it reads well
+
+    def join(self, job: Job, recorded: Mapping[str, Any]) -> Joined | AffcacheError:
+        """Look at the crops, and load the encoder as it was begun with.
+
+        Args:
+            job: what to do; not the constructor's, since Ray can't repeat that with references.
+            recorded: the description of the encoder; empty for the first worker of a new store.
+        """
+        import ray
+
+        try:
+            job.evidence.require_paths(self._node)
+            crops = ray.get(job.crops)
+            job.evidence.require(crops, self._node)
+            settings = job.settings
+            if recorded:  # precision, batch size and compiling are settled then
+                settings = replace(settings, precision="auto", batch_size=None, compile="auto")
+            weights = ray.get(job.weights).weights()
+            encoder = tune_encoder(weights, settings, recorded, job.rows, Listener())
+        except AffcacheError as error:
+            return error
+        self._loaded = job, crops, encoder
+        return Joined(self._node, str(encoder.device), encoder.description)
+
+    def encode(self, rows: Rows, batch_size: int, mirror: bool) -> Reply | AffcacheError:
+        """Encode the rows of one piece, int64 (n,)."""
+        assert self._loaded is not None
+        job, crops, encoder = self._loaded
+        account = Account()
+        if self._idle_since is not None and not self._turn.locked():  # the driver was busy writing
+            account.clock.add("write", time.perf_counter() - self._idle_since)
+        start = time.perf_counter()
+        pipeline = Pipeline(crops, encoder, Listener(), batch_size, job.workers, mirror, job.cores, account)
+        try:
+            parts = [encoded for _, encoded in pipeline.encode(rows, self._turn)]
+        except AffcacheError as error:
+            return error
+        finally:
+            self._idle_since = time.perf_counter()
+        features, status = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
+        return Reply((features, status), account, time.perf_counter() - start)

@@ -115,8 +115,8 @@ class ClusterEncoding:
 
     def note(self) -> str:
         """Return how it stands, in a few words."""
-        present = [worker for worker in self.pool.present if worker.joined]
-        nodes = len({worker.node for worker in present})
+        present = [worker.joined for worker in self.pool.present if worker.joined]
+        nodes = len({joined.node_id for joined in present})
         return (
             f"{len(present)} workers on {nodes} nodes; {shares_text(self.account.clock.shares())}; "
             f"{self.bottleneck().partition(' ')[0]}"

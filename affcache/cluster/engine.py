@@ -47,7 +47,7 @@ class ClusterEngine:
             "device": joined[0].device if joined else self.size.device,
             "workers": self.size.workers,
             "actors": len(joined),
-            "nodes": len({one.node for one in joined}),
+            "nodes": len({one.node_id for one in joined}),
         }
 
 

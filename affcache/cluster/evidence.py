@@ -27,8 +27,8 @@ class Evidence:
     def of(cls, crops: CropList) -> "Evidence":
         """Read a few crops, spread over all."""
         rows = np.unique(np.linspace(0, len(crops) - 1, SAMPLED).astype(np.int64)).tolist()
-        archives = {archived.archive.path for archived in crops.archived.values()}
-        paths = sorted({crops.container(row) for row in rows} | archives)
+        archives = {archived.archive.path.absolute() for archived in crops.archived.values()}
+        paths = sorted({crops.container(row).absolute() for row in rows} | archives)
         return cls(rows, [_checksum(crops, row) for row in rows], paths)
 
     def require_paths(self, node: str) -> None:

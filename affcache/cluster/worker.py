@@ -46,7 +46,8 @@ def versions() -> dict[str, str]:
 class Joined:
     """A worker that is ready."""
 
-    node: str
+    node: str  # the machine's name
+    node_id: str  # Ray's
     device: str
     description: Mapping[str, Any]  # of its encoder
 
@@ -94,7 +95,7 @@ class EncodingWorker:
         except AffcacheError as error:
             return error
         self._loaded = job, crops, encoder
-        return Joined(self._node, str(encoder.device), encoder.description)
+        return Joined(self._node, ray.get_runtime_context().get_node_id(), str(encoder.device), encoder.description)
 
     def encode(self, rows: Rows, batch_size: int, mirror: bool) -> Reply | AffcacheError:
         """Encode the rows of one piece, int64 (n,)."""
@@ -110,6 +111,8 @@ class EncodingWorker:
         except AffcacheError as error:
             return error
         finally:
-            self._idle_since = time.perf_counter()
+            end = time.perf_counter()
+            seconds = end - max(start, self._idle_since or start)  # without the wait for its turn
+            self._idle_since = end
         features, status = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
-        return Reply((features, status), account, time.perf_counter() - start)
+        return Reply((features, status), account, seconds)

@@ -42,7 +42,10 @@ class Committer:
     def _begin_commit(self) -> None:
         self._wait()
         if self._gathered:
-            features, status = (np.concatenate(parts) for parts in zip(*self._gathered, strict=True))
+            if len(self._gathered) == 1:  # a block of a cluster, say: no need for a copy
+                ((features, status),) = self._gathered
+            else:
+                features, status = (np.concatenate(parts) for parts in zip(*self._gathered, strict=True))
             self._writing = self._pool.submit(self._writer.commit, self._first_row, features, status)
             self._gathered = []
 

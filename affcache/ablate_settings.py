@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from affcache.engine_settings import EngineSettings
 from affcache.fit_settings import TrainingSettings
 from affcache.settings_base import setting
 
 
 @dataclass(frozen=True)
-class AblateSettings(TrainingSettings):
+class AblateSettings(TrainingSettings, EngineSettings):
     """Train a grid of heads off one read of the store, with seeds, and compare them."""
 
     vary: tuple[str, ...] = setting(

@@ -67,6 +67,7 @@ class TrainingSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
+        yield from super().problems()
         for name in ("epochs", "hidden_width", "stride"):
             yield from self.at_least(name, 1)
         yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames

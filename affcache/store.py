@@ -253,4 +253,4 @@ def block_bounds(block: int, rows: int) -> tuple[int, int]:
 
 def block_crc(features: npt.NDArray[np.float16]) -> int:
     """CRC-32 over one block's little-endian float16 bytes; a sum of 0, which means pending, is kept as 1."""
-    return crc32(np.ascontiguousarray(features, dtype="<f2").view(np.uint8)) or 1
+    return crc32(np.ascontiguousarray(features, dtype="<f2").view(np.uint8).data) or 1

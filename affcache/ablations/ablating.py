@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from affcache.ablate_settings import AblateSettings
@@ -15,6 +16,7 @@ from affcache.ablations.ablation import MANY, Ablation, Sources
 from affcache.ablations.grid import Grid, build_grid
 from affcache.ablations.sources import Source
 from affcache.ablations.summary import Summary
+from affcache.ablations.trainer import LocalTrainer, Trainer
 from affcache.config import as_text, build
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
@@ -79,15 +81,15 @@ def ablate(
     if isinstance(values.get("vary"), Mapping):
         values["vary"] = tuple(f"{name}={','.join(map(as_text, of))}" for name, of in values["vary"].items())
     settings, listener = build(AblateSettings, values, over=settings), listener or Listener()
-    start, grid, device = time.perf_counter(), build_grid(settings), resolve_device(settings.device)
+    start, grid = time.perf_counter(), build_grid(settings)
     if grid.cells <= MANY:  # mistakes show before anything is read
         for point in grid:
             grid.fit_settings(point, 0)
         grid.base_index()
     sources = _open_sources(grid, settings, listener)
     out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
-    with _alone_in(out):
-        ablation = Ablation(settings, grid, sources, out, device, listener)
+    with _alone_in(out), _trainer(settings, listener) as (trainer, device):
+        ablation = Ablation(settings, grid, sources, out, trainer, device, listener)
         trained = ablation.train()
         rows, files = ablation.write(with_figures=True)
     return AblateResult(
@@ -96,11 +98,24 @@ def ablate(
         cells=grid.cells,
         trained=trained,
         seconds=time.perf_counter() - start,
-        device=str(device),
+        device=trainer.device_type,
         rows=rows,
         best=ablation.best(),
         files=[str(file) for file in files],
     )
+
+
+@contextmanager
+def _trainer(settings: AblateSettings, listener: Listener) -> Iterator[tuple[Trainer, torch.device]]:
+    """Give what trains the heads, and the device on which this process keeps frames."""
+    if settings.engine == "ray":
+        from affcache.cluster.training import cluster_trainer  # Ray is an extra, and imported there
+
+        with cluster_trainer(settings, listener) as trainer:
+            yield trainer, torch.device("cpu")
+    else:
+        device = resolve_device(settings.device)
+        yield LocalTrainer(device), device
 
 
 def _open_sources(grid: Grid, settings: AblateSettings, listener: Listener) -> Sources:

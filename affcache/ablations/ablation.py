@@ -11,10 +11,11 @@ from affcache.ablations.cell_folder import Cell, Outcome
 from affcache.ablations.figures import write_figures
 from affcache.ablations.grid import Grid, Setting
 from affcache.ablations.grid_run import BestHeads, GridRun, epochs_of
-from affcache.ablations.projection import project, require_asked_for
+from affcache.ablations.projection import require_asked_for
 from affcache.ablations.sources import LoadedSource, Source
 from affcache.ablations.summary import Summary, summarise
 from affcache.ablations.tables import latex, markdown, write_results, write_summary
+from affcache.ablations.trainer import Trainer
 from affcache.durations import duration_text
 from affcache.fitting import SMALLEST_TAIL, tail_of
 from affcache.listener import Listener
@@ -37,7 +38,8 @@ class Ablation:
         grid: what is trained.
         sources: store and labels for every store and task of the grid.
         out: the folder.
-        device: where heads train.
+        trainer: trains heads.
+        device: where frames are kept.
         listener: receives messages and progress.
 
     Raises:
@@ -51,11 +53,12 @@ class Ablation:
         grid: Grid,
         sources: Sources,
         out: Path,
+        trainer: Trainer,
         device: torch.device,
         listener: Listener,
     ) -> None:
         self.settings, self.grid, self.sources, self.out = settings, grid, sources, out
-        self.device, self.listener = device, listener
+        self.trainer, self.device, self.listener = trainer, device, listener
         self.memory = settings.memory or default_memory(device)
         self._loaded: tuple[Source, LoadedSource] | None = None  # one at a time
         self._written = time.monotonic()  # the tables
@@ -94,7 +97,7 @@ class Ablation:
         self._warn_of_tails()
         if self.grid.cells <= MANY:
             self._project(len(pending))
-        run = GridRun(self.out, self.heads, self.device, epochs_of(pending), self.listener)
+        run = GridRun(self.out, self.heads, self.trainer, len(self.cells), epochs_of(pending), self.listener)
         for source in self.sources.values():
             of_source = [cell for cell in pending if cell.source is source]
             if of_source:
@@ -156,9 +159,9 @@ class Ablation:
         recipes = [self.grid.fit_settings(self.grid[i * count // tried], 0) for i in range(tried)]
         alike = [one for one in recipes if one.task == recipes[0].task]
         first = self.sources[self.grid[0].store, recipes[0].task]
-        seconds = cells * project(alike, self._load(first), self.device)
+        seconds = cells * self.trainer.project(alike, self._load(first))
         require_asked_for(cells, seconds, self.settings.yes)
-        self.listener.message(f"{cells:,} heads to train: about {duration_text(seconds)} on {self.device}")
+        self.listener.message(f"{cells:,} heads to train: about {duration_text(seconds)} on {self.trainer.device_type}")
 
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""

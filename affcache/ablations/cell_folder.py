@@ -122,7 +122,7 @@ class Outcome:
         cls, source: LoadedSource, logits: torch.Tensor, selected: float, best_epoch: int, history: list[Entry]
     ) -> "Outcome":
         """Return what a head's logits (n, C) on validation say."""
-        task, names, labels = source.of.task, source.video_names, source.validation.labels.cpu().numpy()
+        task, names, labels = source.task, source.video_names, source.validation.labels.cpu().numpy()
         decided = task.decide(task.probabilities(logits).cpu().numpy())
         value = task.score(labels, decided, task.classes).value
         statistics = task.video_statistics(labels, decided, source.video_of_frame, len(names))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from affcache.ablations.cell_folder import Cell, Outcome
+from affcache.ablations.cell_folder import Outcome
 from affcache.ablations.sources import LoadedSource
 from affcache.errors import StoreError
+from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.objective import ClassCounts
 from affcache.runs import Tensors, read_tensors, write_tensors
@@ -26,21 +27,27 @@ class GroupTraining:
     A head that diverges is out: its numbers go on being computed beside the others', which they can't reach.
 
     Args:
-        cells: H of one source, whose settings have one form.
+        cells: names of H cells of one source.
+        recipes: their settings, which have one form.
         source: the frames.
         device: where they train.
-        checkpoint: file to continue from after a kill.
+        checkpoint: file to continue from after a kill; None for none.
     """
 
-    def __init__(self, cells: Sequence[Cell], source: LoadedSource, device: torch.device, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        cells: Sequence[str],
+        recipes: Sequence[FitSettings],
+        source: LoadedSource,
+        device: torch.device,
+        checkpoint: Path | None,
+    ) -> None:
         self.cells = list(cells)
         self.source = source
-        self.task = source.of.task
+        self.task = source.task
         self.checkpoint = checkpoint
-        counts = ClassCounts.of(self.task, torch.from_numpy(source.of.train.labels))
-        recipes, width = [cell.settings for cell in cells], source.of.store.width
-        videos = len(source.of.store.video_names)
-        self.learner = Learner(recipes, self.task, width, device, counts, videos)
+        counts = ClassCounts.of(self.task, source.train.labels.cpu())
+        self.learner = Learner(list(recipes), self.task, source.width, device, counts, source.videos)
         self.epochs = recipes[0].epochs
         self.epoch = 0  # finished ones
         self.histories: list[list[Entry]] = [[] for _ in cells]
@@ -96,12 +103,14 @@ class GroupTraining:
 
     def save(self) -> None:
         """Write everything that a continued training needs, so that it equals an uninterrupted one."""
+        if self.checkpoint is None:
+            return
         tensors = self.learner.state()
         for head, state in enumerate(self.best_heads):
             tensors |= {f"best.{head}.{name}": tensor for name, tensor in state.items()}
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         progress = {
-            "cells": [cell.name for cell in self.cells],
+            "cells": self.cells,
             "epoch": self.epoch,
             "histories": self.histories,
             "diverged": self.diverged,
@@ -112,11 +121,13 @@ class GroupTraining:
 
     def restore(self) -> int:
         """Continue from the checkpoint if there is one of these cells; return how many epochs it had finished."""
+        if self.checkpoint is None:
+            return 0
         try:
             tensors, progress = read_tensors(self.checkpoint)
         except StoreError:  # none, or none that can be read: its work is made again
             return 0
-        if progress["cells"] != [cell.name for cell in self.cells]:
+        if progress["cells"] != self.cells:
             return 0
         self.learner.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("best.")})
         for head in range(len(self.cells)):
@@ -128,7 +139,3 @@ class GroupTraining:
         self.best_epochs = progress["best_epochs"]
         self.best_values = [-math.inf if value is None else value for value in progress["best_values"]]
         return self.epoch
-
-    def discard_checkpoint(self) -> None:
-        """Remove the checkpoint once all results are written."""
-        self.checkpoint.unlink(missing_ok=True)

@@ -23,7 +23,14 @@ def form_of(settings: FitSettings) -> tuple[object, ...]:
     return (*(getattr(settings, name) for name in FORM), settings.rho > 0, alone)
 
 
-def group_cells(cells: Sequence[Cell], device: torch.device, memory: int | None = None) -> Iterator[list[Cell]]:
+def heads_memory(device: torch.device) -> float:
+    """Return the bytes that the heads of a group may take on a device: a quarter of its memory."""
+    return device_memory(device) * SHARE
+
+
+def group_cells(
+    cells: Sequence[Cell], device_type: str, memory: float, largest: int | None = None
+) -> Iterator[list[Cell]]:
     """Yield the groups in which cells are trained.
 
     Groups depend on nothing but the cells and the memory, and finished ones don't change the others: after a kill, what
@@ -31,26 +38,27 @@ def group_cells(cells: Sequence[Cell], device: torch.device, memory: int | None 
 
     Args:
         cells: of one source.
-        device: where they train.
-        memory: bytes that heads may take; None for a quarter of the device's.
+        device_type: where they train, cpu or cuda.
+        memory: bytes that the heads of a group may take.
+        largest: cells in a group, at most; None where nothing else limits them.
     """
     by_form: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
         by_form.setdefault(form_of(cell.settings), []).append(cell)
-    budget = device_memory(device) * SHARE if memory is None else memory
     for form in sorted(by_form, key=repr):  # not by what comes first, which changes when it is finished
         alike = by_form[form]
         first = alike[0]
         frames = len(first.source.validation)
-        size = most_heads(first.settings, first.source.task, first.source.store.width, frames, budget, device)
+        size = most_heads(first.settings, first.source.task, first.source.store.width, frames, memory, device_type)
+        size = min(size, largest or size)
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
 
 
-def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budget: float, device: torch.device) -> int:
+def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budget: float, device_type: str) -> int:
     """Return how many heads train side by side within ``budget`` bytes, at least 1."""
     with torch.device("meta"):
         shape = HeadShape.of(build_head(settings, width, task))
     activations = 8 * shape.layers * shape.width * settings.batch_size
     a_head = FLOAT * (COPIES * sum(shape.lengths) + activations + 3 * frames * task.outputs)
-    return max(1, min(MOST_HEADS.get(device.type, 1), int(budget // a_head)))
+    return max(1, min(MOST_HEADS.get(device_type, 1), int(budget // a_head)))

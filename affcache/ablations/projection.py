@@ -31,13 +31,13 @@ def project(recipes: Sequence[FitSettings], source: LoadedSource, device: torch.
 
 
 def _seconds_of(recipe: FitSettings, source: LoadedSource, device: torch.device) -> float:
-    counts = ClassCounts.of(source.of.task, source.train.labels)
-    videos = len(source.of.store.video_names)
+    counts = ClassCounts.of(source.task, source.train.labels)
+    videos = source.videos
     heads = SIDE_BY_SIDE.get(device.type, 1)
     learner = Learner(
         [replace(recipe, seed=seed) for seed in range(heads)],
-        source.of.task,
-        source.of.store.width,
+        source.task,
+        source.width,
         device,
         counts,
         videos,

@@ -83,14 +83,19 @@ class Source:
             selection = load_frames(self.store, self.selection, device, max(left, memory * GIGABYTE / 10))
         for frames, split in ((train, "training"), (selection, "held-out"), (validation, "validation")):
             require_finite(frames, split)
-        return LoadedSource(self, train, selection, validation, *group_frames(self.store, self.validation))
+        store, names_and_videos = self.store, group_frames(self.store, self.validation)
+        return LoadedSource(
+            self.task, store.width, len(store.video_names), train, selection, validation, *names_and_videos
+        )
 
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """The frames of a source, and which video each validation frame is of."""
+    """The frames of a source, and which video each validation frame is of. What training needs, and no more."""
 
-    of: Source
+    task: Task
+    width: int  # D
+    videos: int  # V, of the store
     train: FrameSource
     selection: FrameSource
     validation: FrameSource

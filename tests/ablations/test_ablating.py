@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 
 import affcache
-from affcache.ablations import ablating, group_training, grouping
+from affcache.ablations import ablating, grid_run, group_training, grouping
 from affcache.ablations.ablating import ablate
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fit_settings import FitSettings
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_other_cells_or_a_broken_one_is_passed_over(
 ) -> None:
     data, out = learnable(), tmp_path / "out"
     monkeypatch.setattr(group_training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    monkeypatch.setattr(group_training.GroupTraining, "discard_checkpoint", lambda self: None)
+    monkeypatch.setattr(grid_run, "discard_checkpoint", lambda group: None)
     run(data, out, vary=("alpha=0.5,1",))
     (checkpoint,) = out.glob("groups/*.safetensors")
     whole = tables(out)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,8 @@ from affcache.ablations.grouping import form_of, group_cells, most_heads
 from affcache.fit_settings import FitSettings
 from affcache.tasks import TASKS
 
-CPU = torch.device("cpu")
+CPU = "cpu"
+PLENTY = 1e12  # bytes
 SMALL = FitSettings(hidden_layers=1, hidden_width=8)
 SOURCE = SimpleNamespace(task=TASKS["expr"], store=SimpleNamespace(width=16), validation=range(100))
 
@@ -42,7 +42,7 @@ def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
 
 def test_every_ridge_stands_alone() -> None:
     ridges = [replace(SMALL, head="ridge", seed=seed) for seed in range(3)]
-    assert [len(group) for group in group_cells(cells_of(ridges), CPU)] == [1, 1, 1]
+    assert [len(group) for group in group_cells(cells_of(ridges), CPU, PLENTY)] == [1, 1, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,10 +52,10 @@ def test_what_is_left_after_finished_groups_falls_into_the_same_groups(kinds: li
     before = grouping.MOST_HEADS["cpu"]
     grouping.MOST_HEADS["cpu"] = most
     try:
-        groups = [[cell.name for cell in group] for group in group_cells(cells, CPU)]
+        groups = [[cell.name for cell in group] for group in group_cells(cells, CPU, PLENTY)]
         finished = {name for group in groups[:done] for name in group}
         left = [cell for cell in cells if cell.name not in finished]
-        again = [[cell.name for cell in group] for group in group_cells(left, CPU)] if left else []
+        again = [[cell.name for cell in group] for group in group_cells(left, CPU, PLENTY)] if left else []
     finally:
         grouping.MOST_HEADS["cpu"] = before
     assert sorted(name for group in groups for name in group) == sorted(cell.name for cell in cells)

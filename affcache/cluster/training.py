@@ -1,0 +1,181 @@
+"""Groups of an ablation's heads as tasks of a cluster: Ray schedules them, and does lost ones again elsewhere."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from affcache.ablate_settings import AblateSettings
+from affcache.ablations.cell_folder import Outcome
+from affcache.ablations.grouping import heads_memory
+from affcache.ablations.projection import project
+from affcache.ablations.sources import LoadedSource
+from affcache.ablations.trainer import Group, Report, Trained, train_group
+from affcache.cluster.connection import connected, require_ray
+from affcache.cluster.nodes import WorkerSize, living_nodes, worker_size
+from affcache.cluster.pool import reason
+from affcache.cluster.shared_frames import SharedSource, share_source
+from affcache.errors import AffcacheError, InputError
+from affcache.fit_settings import FitSettings
+from affcache.listener import Listener
+from affcache.memory import GIGABYTE, default_memory
+
+RETRIES = 5  # of a group whose worker or machine was lost
+SECONDS_BETWEEN_LOOKS = 1.0  # at how far the groups are
+
+
+class Tally:
+    """How many epochs of heads each group has finished; an actor, since groups train on many machines."""
+
+    def __init__(self) -> None:
+        self._finished: dict[int, tuple[int, str]] = {}
+
+    def tell(self, group: int, epochs: int, note: str) -> None:
+        """Take note of a group; one that is done again begins again."""
+        self._finished[group] = epochs, note
+
+    def read(self) -> tuple[int, str]:
+        """Return the epochs of all groups, and what the one that spoke last said."""
+        notes = [note for _, note in self._finished.values()]
+        return sum(epochs for epochs, _ in self._finished.values()), notes[-1] if notes else ""
+
+
+@dataclass
+class ClusterTrainer:
+    """Trains groups in a cluster, several at a time."""
+
+    ray: ModuleType
+    size: WorkerSize
+    at_once: int
+    keep: str  # whose heads are wanted: best, all or none
+
+    @property
+    def device_type(self) -> str:
+        """Where heads train: cpu or cuda."""
+        return self.size.device
+
+    @cached_property
+    def heads_memory(self) -> float:
+        """Bytes that the heads of a group may take, as a worker sees it; on a CPU they share the machine's."""
+        memory = float(self.ray.get(self._remote(_heads_memory).remote(self.size.device)))
+        most = max(self.size.room([node]) for node in living_nodes(self.ray))
+        return memory / (most if self.size.device == "cpu" else 1)
+
+    def project(self, recipes: Sequence[FitSettings], source: LoadedSource) -> float:
+        """Return the seconds that a head takes, tried on a worker, divided by how many groups train at a time."""
+        shared = self.ray.put(share_source(source))
+        seconds = float(self.ray.get(self._remote(_project).remote(recipes, shared, self.size)))
+        return seconds / self.at_once
+
+    def train(self, groups: Sequence[Group], source: LoadedSource, report: Report) -> Iterator[tuple[int, Trained]]:
+        """Yield the index of each group with what was found, as they finish.
+
+        Raises:
+            InputError: a group's worker was lost again and again.
+        """
+        ray = self.ray
+        shared = ray.put(share_source(source))  # each machine copies it once
+        tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
+        remote = self._remote(_train)
+        index_of = {
+            remote.remote(index, group, shared, self.size, self.keep, tally): index
+            for index, group in enumerate(groups)
+        }
+        known = 0
+        while index_of:
+            done, _ = ray.wait(list(index_of), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+            with suppress(ray.exceptions.RayError):  # it is with a machine that is lost; a new one is on its way
+                epochs, note = ray.get(tally.read.remote())
+                report(epochs - known, note)
+                known = epochs
+            for reference in done:
+                index = index_of.pop(reference)
+                yield index, self._result(reference, groups[index])
+        ray.kill(tally)
+
+    def _result(self, reference: Any, group: Group) -> Trained:
+        try:
+            trained = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError:  # a bug, and shown as one
+            raise
+        except self.ray.exceptions.RayError as error:
+            raise InputError(
+                f"The workers that trained the {len(group.cells)} heads of {group.cells[0]} and beside it were lost "
+                f"{RETRIES + 1} times: {reason(error)}. Expected one to survive: see whether memory ran out. Groups "
+                "that are finished are kept; the same command continues."
+            ) from None
+        if isinstance(trained, AffcacheError):
+            raise trained
+        assert isinstance(trained, Trained)
+        return replace(trained, outcomes=[_own(outcome) for outcome in trained.outcomes])
+
+    def _remote(self, function: Any) -> Any:
+        return self.ray.remote(function).options(**self.size.options, max_retries=RETRIES, scheduling_strategy="SPREAD")
+
+
+def _own(outcome: Outcome) -> Outcome:
+    """Copy what lies in Ray's memory, which is read only."""
+    statistics = outcome.statistics
+    return outcome if statistics is None else replace(outcome, statistics=statistics.copy())
+
+
+def _heads_memory(device: str) -> float:
+    return heads_memory(torch.device(device))
+
+
+def _project(recipes: Sequence[FitSettings], shared: SharedSource, size: WorkerSize) -> float:
+    torch.set_num_threads(size.cores)
+    device = torch.device(size.device)
+    return project(recipes, shared.loaded(device), device)
+
+
+def _train(
+    index: int, group: Group, shared: SharedSource, size: WorkerSize, keep: str, tally: Any
+) -> Trained | AffcacheError:
+    """Train a group on a worker. Checkpoints are kept where the ablation's folder can be seen from here."""
+    torch.set_num_threads(size.cores)
+    device = torch.device(size.device)
+    finished = 0
+
+    def report(epochs: int, note: str) -> None:
+        nonlocal finished
+        finished += epochs
+        tally.tell.remote(index, finished, note)
+
+    seen = (group.checkpoint.parent.parent / ".lock").exists()
+    try:
+        trained = train_group(group, shared.loaded(device), device, report, keep_checkpoint=seen)
+    except AffcacheError as error:
+        return error
+    return replace(trained, heads=wanted_heads(trained, keep))
+
+
+def wanted_heads(trained: Trained, keep: str) -> list[dict[str, torch.Tensor]]:
+    """Leave out the heads that nobody will keep: those of a large group take half a gigabyte."""
+    if keep == "all":
+        return list(trained.heads)
+    values = [-1e9 if outcome.selected is None else outcome.selected for outcome in trained.outcomes]
+    best = max(range(len(values)), key=values.__getitem__)
+    return [head if keep == "best" and index == best else {} for index, head in enumerate(trained.heads)]
+
+
+@contextmanager
+def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[ClusterTrainer]:
+    """Be connected to a cluster that trains heads.
+
+    Raises:
+        ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a group.
+    """
+    require_ray()
+    memory = settings.memory or default_memory(torch.device("cpu"))
+    # heads come back through it as well; a quarter of what frames may take is plenty
+    with connected(settings.ray_address, int(min(memory, 64) * GIGABYTE * 1.25 / 4), listener) as ray:
+        nodes = living_nodes(ray)
+        size = worker_size(nodes, settings.device, settings.actors, None)
+        at_once = settings.actors or size.room(nodes)
+        listener.message(f"{at_once} groups of heads at a time, on {size.device} of {len(nodes)} nodes")
+        yield ClusterTrainer(ray, size, at_once, settings.keep)

@@ -1,7 +1,9 @@
 """Extraction on a cluster: the bytes of a local one, whoever is lost on the way."""
 
 import shutil
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 import affcache
 from affcache.cluster import encoding as encoding_module
 from affcache.cluster import engine as engine_module
+from affcache.cluster import pool as pool_module
+from affcache.cluster.evidence import Evidence
 from affcache.cluster.pieces import Piece, PieceQueue
 from affcache.cluster.pool import WorkerPool
 from affcache.errors import InputError
-from tests.cluster.conftest import kill, ray, worker_processes
+from tests.cluster.conftest import MEMORY, kill, ray, worker_processes
 from tests.conftest import Heard, write_crops
 
 VIDEOS = {f"v{index:02d}": range(1, 61) for index in range(8)}  # 480 rows, 30 batches
@@ -145,7 +149,7 @@ def test_an_interrupted_driver_continues(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(crops, tmp_path / "ray.h5", tiny_encoder, Once(interrupt), engine="ray", actors=2)
+        extract(crops, tmp_path / "ray.h5", tiny_encoder, Once(interrupt), engine="ray", actors=1)
     counts = affcache.EmbeddingStore.open(tmp_path / "ray.h5").counts
     assert 0 < counts["pending"] < 480
     handed_out.clear()
@@ -174,6 +178,41 @@ def test_crops_that_go_stop_the_run_and_name_the_folder(
     assert store.counts["encoded"] > 0
     assert (store.status[420:] == 0).all()
     assert np.isfinite(store.features).all()
+
+
+def test_a_node_that_does_not_see_the_crops_is_named_before_work_starts(
+    cluster: Any, crops: Path, tmp_path: Path, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = Evidence.of
+    monkeypatch.setattr(Evidence, "of", lambda crops: replace(of(crops), paths=[tmp_path / "elsewhere"]))
+    with pytest.raises(InputError, match=rf"^Node {socket.gethostname()} .*doesn't see the crops: .*elsewhere is not"):
+        extract(crops, tmp_path / "ray.h5", tiny_encoder, engine="ray")
+    assert not (tmp_path / "ray.h5").exists()
+
+
+def test_a_node_that_joins_is_used(
+    cluster: Any,
+    crops: Path,
+    tmp_path: Path,
+    tiny_encoder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    pools: list[WorkerPool],
+) -> None:
+    extract(crops, tmp_path / "local.h5", tiny_encoder)
+    monkeypatch.setattr(pool_module, "SECONDS_BETWEEN_LOOKS", 0.0)
+    before = {node["NodeID"] for node in ray.nodes()}
+
+    def add_node() -> None:
+        heard.what = lambda: wait_for_all(pools)  # at the next progress
+        cluster.add_node(num_cpus=2, **MEMORY)
+        cluster.wait_for_nodes()
+
+    heard = Once(add_node)
+    result = extract(crops, tmp_path / "ray.h5", tiny_encoder, heard, engine="ray")
+    assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
+    assert (result.actors, result.nodes) == (3, 3)
+    (newcomer,) = [w for w in pools[-1].workers if w.joined is not None and w.joined.node_id not in before]
+    assert newcomer.rate > 0, "it has encoded a piece"
 
 
 def test_a_node_killed(

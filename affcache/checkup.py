@@ -26,7 +26,7 @@ from affcache.extraction import list_crops
 from affcache.images import UnreadableCropError, decode_crop
 from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
-from affcache.settings import DoctorSettings, ExtractSettings, default_store
+from affcache.settings import DoctorSettings, EncodingSettings, default_store
 from affcache.store import EmbeddingStore
 from affcache.tuning import prepare_encoder
 
@@ -242,7 +242,7 @@ class Examination:
             f"the limit is {limit}"
         )
 
-    def _settings_of_extract(self) -> ExtractSettings:
+    def _settings_of_extract(self) -> EncodingSettings:
         # compiling takes a minute, and is no question of health; a device that isn't there was said already
         return replace(self.settings, compile="off", device=str(self.device))
 

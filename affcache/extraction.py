@@ -17,7 +17,7 @@ from affcache.fingerprint import fingerprint
 from affcache.frames import find_crops
 from affcache.listed_crops import keep_listed
 from affcache.listener import Listener
-from affcache.settings import CROPS, ExtractSettings, default_store
+from affcache.settings import CROPS, EncodingSettings, ExtractSettings, default_store
 from affcache.store import EmbeddingStore, view_path
 from affcache.store_match import require_same_crops, require_same_encoder
 from affcache.store_writer import StoreWriter, create_store, writing_lock
@@ -172,7 +172,7 @@ def _encode_pending(
     return len(pending), seconds, listed
 
 
-def list_crops(settings: ExtractSettings, listener: Listener) -> CropList:
+def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
     """Find the crops that the settings name, and say what was found and what was left out."""
     # the second default folder came with later editions: not everybody has it
     roots = [r for r in settings.crops if r.is_dir()] if settings.crops == CROPS else list(settings.crops)

@@ -51,8 +51,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ExtractSettings(EngineSettings):
-    """Encode face crops into an embedding store."""
+class EncodingSettings(Settings):
+    """Which crops, which encoder, and how it is run."""
 
     crops: tuple[Path, ...] = setting(
         CROPS,
@@ -101,6 +101,11 @@ class ExtractSettings(EngineSettings):
         yield from self.at_least("workers", 1)
         if not self.crops:
             yield "--crops is empty; expected at least one folder."
+
+
+@dataclass(frozen=True)
+class ExtractSettings(EncodingSettings, EngineSettings):
+    """Encode face crops into an embedding store."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +175,8 @@ class ExportSettings(Settings):
 
 
 @dataclass(frozen=True)
-class DoctorSettings(ExtractSettings):
+class DoctorSettings(EncodingSettings):
     """Check device, model, crops and disk for an extraction with these settings, and say how long it will take."""
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        yield from super().problems()
-        if self.engine != "local":
-            yield f"--engine is {self.engine}; expected local, since doctor looks at this machine alone."
 
 
 COMMANDS: dict[str, type[Settings]] = {

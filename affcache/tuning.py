@@ -16,14 +16,14 @@ from affcache.encoder import Encoder
 from affcache.encoder_loading import Weights, encoder_of, load_weights
 from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, smallest_cosine
-from affcache.settings import ExtractSettings
+from affcache.settings import EncodingSettings
 
 LARGEST_BATCH = 512  # not tuned on a GPU yet: bench extract --batch-size compares
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
 ROWS_WORTH_COMPILING = 50_000  # compiling is taken to cost a minute, which fewer crops would hardly win back
 
 
-def prepare_encoder(settings: ExtractSettings, recorded: Mapping[str, Any], rows: int, listener: Listener) -> Encoder:
+def prepare_encoder(settings: EncodingSettings, recorded: Mapping[str, Any], rows: int, listener: Listener) -> Encoder:
     """Load the encoder, and settle how it is run: as the store was begun, else as suits the device.
 
     Args:
@@ -41,7 +41,7 @@ def prepare_encoder(settings: ExtractSettings, recorded: Mapping[str, Any], rows
 
 
 def tune_encoder(
-    weights: Weights, settings: ExtractSettings, recorded: Mapping[str, Any], rows: int, listener: Listener
+    weights: Weights, settings: EncodingSettings, recorded: Mapping[str, Any], rows: int, listener: Listener
 ) -> Encoder:
     """Put weights on their device, and settle how they are run; as ``prepare_encoder``."""
     precision = settings.precision

@@ -76,6 +76,7 @@ add_command(
     affcache extract --crops data/Aff-Wild2/cropped_aligned
     affcache extract --crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k
     """,
+    first=("crops", "crop_list", "store", "model", "pretrained"),
 )
 add_command(
     app,

@@ -73,6 +73,8 @@ def extract(given: dict[str, Any], as_json: bool) -> None:
             "store": result.store,
             "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable{view}",
         }
+        if result.engine == "ray":
+            facts["cluster"] = f"{result.actors} workers on {result.nodes} nodes"
         if result.encoded_now:
             facts["this run"] = (
                 f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate_text(result.rate, 'crop')}"

@@ -118,9 +118,14 @@ class ClusterEncoding:
         present = [worker.joined for worker in self.pool.present if worker.joined]
         nodes = len({joined.node_id for joined in present})
         return (
-            f"{len(present)} workers on {nodes} nodes; {shares_text(self.account.clock.shares())}; "
+            f"{counted(len(present), 'worker')} on {counted(nodes, 'node')}; {shares_text(self.account.clock.shares())}; "
             f"{self.bottleneck().partition(' ')[0]}"
         )
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: 1 worker, 2 workers."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def consecutive_runs(rows: Rows, encoded: Encoded) -> Iterator[tuple[Rows, Encoded]]:

@@ -16,6 +16,7 @@ from affcache.ablations.projection import project
 from affcache.ablations.sources import LoadedSource
 from affcache.ablations.trainer import Group, Report, Trained, train_group
 from affcache.cluster.connection import connected, require_ray
+from affcache.cluster.encoding import counted
 from affcache.cluster.nodes import WorkerSize, living_nodes, worker_size
 from affcache.cluster.pool import reason
 from affcache.cluster.shared_frames import SharedSource, share_source
@@ -177,5 +178,7 @@ def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[Cl
         nodes = living_nodes(ray)
         size = worker_size(nodes, settings.device, settings.actors, None)
         at_once = settings.actors or size.room(nodes)
-        listener.message(f"{at_once} groups of heads at a time, on {size.device} of {len(nodes)} nodes")
+        listener.message(
+            f"{counted(at_once, 'group')} of heads at a time, on {size.device} of {counted(len(nodes), 'node')}"
+        )
         yield ClusterTrainer(ray, size, at_once, settings.keep)

@@ -26,7 +26,7 @@ from affcache.encoder_loading import encoder_of, load_encoder, load_weights
 from affcache.errors import ConfigError, InputError
 from affcache.extraction import extract
 from affcache.frames import find_crops
-from affcache.settings import AblateSettings, DoctorSettings, ExtractSettings
+from affcache.settings import AblateSettings, ExtractSettings
 from tests.conftest import write_crops
 
 
@@ -195,8 +195,3 @@ def test_settings_that_can_not_be_meant(given: dict[str, Any], message: str) -> 
     for kind in (ExtractSettings, AblateSettings):
         with pytest.raises(ConfigError, match=message):
             kind(**given)
-
-
-def test_doctor_looks_at_this_machine_alone() -> None:
-    with pytest.raises(ConfigError, match="doctor looks at this machine alone"):
-        DoctorSettings(engine="ray")

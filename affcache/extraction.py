@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.devices import on_device, resolve_device
@@ -73,7 +75,8 @@ def extract(
     settings = build(ExtractSettings, values, over=settings)
     listener = listener or Listener()
     path = settings.store or default_store(settings.model, settings.pretrained)
-    device = resolve_device(settings.device)
+    # a cluster's driver needs no GPU
+    device = resolve_device(settings.device) if settings.engine == "local" else torch.device("cpu")
     crops = list_crops(settings, listener)
     with writing_lock(path), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from affcache.account import Account
-from affcache.cluster.nodes import WorkerSize
+from affcache.cluster.nodes import WorkerSize, counted
 from affcache.cluster.pieces import Piece, PieceQueue
 from affcache.cluster.pool import PIECES_A_WORKER, Worker, WorkerPool
 from affcache.cluster.worker import Reply
@@ -117,15 +117,8 @@ class ClusterEncoding:
         """Return how it stands, in a few words."""
         present = [worker.joined for worker in self.pool.present if worker.joined]
         nodes = len({joined.node_id for joined in present})
-        return (
-            f"{counted(len(present), 'worker')} on {counted(nodes, 'node')}; {shares_text(self.account.clock.shares())}; "
-            f"{self.bottleneck().partition(' ')[0]}"
-        )
-
-
-def counted(number: int, what: str) -> str:
-    """Write a number of things: 1 worker, 2 workers."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
+        where = f"{counted(len(present), 'worker')} on {counted(nodes, 'node')}"
+        return f"{where}; {shares_text(self.account.clock.shares())}; {self.bottleneck().partition(' ')[0]}"
 
 
 def consecutive_runs(rows: Rows, encoded: Encoded) -> Iterator[tuple[Rows, Encoded]]:

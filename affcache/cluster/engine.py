@@ -78,6 +78,7 @@ def cluster_engine(
         require_everywhere(ray, nodes, size, evidence, listener)
         settings = replace(settings, device=size.device)
         job = Job(settings, ray.put(shared), ray.put(crops), evidence, len(crops), size.workers, size.cores)
+        del shared  # workers have theirs; the driver needs none
         pool = WorkerPool(ray, ray.remote(EncodingWorker), job, size, settings.actors, recorded, listener)
         try:
             yield ClusterEngine(ray, pool, size)

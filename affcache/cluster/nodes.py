@@ -100,3 +100,8 @@ def largest_share(cpus: Sequence[float], actors: int) -> float:
 
 def _fit(cpus: float, share: float) -> int:
     return math.floor(cpus / share + 1e-9)
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: 1 worker, 2 workers."""
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -16,8 +16,7 @@ from affcache.ablations.projection import project
 from affcache.ablations.sources import LoadedSource
 from affcache.ablations.trainer import Group, Report, Trained, train_group
 from affcache.cluster.connection import connected, require_ray
-from affcache.cluster.encoding import counted
-from affcache.cluster.nodes import WorkerSize, living_nodes, worker_size
+from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
 from affcache.cluster.pool import reason
 from affcache.cluster.shared_frames import SharedSource, share_source
 from affcache.errors import AffcacheError, InputError

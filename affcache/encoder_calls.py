@@ -1,8 +1,8 @@
 """Batches under way in the encoder: on a GPU handed over and fetched later, on a CPU one in each of several threads.
 
 On a CPU every call computes with one thread, and there are as many calls at once as there would be threads in a single
-one. That is faster (docs/performance.md), and the bits of an embedding depend on the number of threads of its call:
-like this they are the same on two cores and on sixty-four, here and in a worker of a cluster.
+one. The bits of an embedding depend on the number of threads of its call: like this they are the same on two cores and
+on sixty-four, here and in a worker of a cluster. docs/performance.md says what that costs, or gains.
 """
 
 from collections import Counter

@@ -63,6 +63,7 @@ class ClusterEncoding:
                 del reference  # lets go of the shared memory once the reply is dealt with
                 if reply is not None:
                     self.account.take(reply.account)
+                    self.pool.pass_on(worker, reply.remarks)
                     worker.rate = len(piece.rows) / reply.seconds
                     yield from consecutive_runs(piece.rows, reply.encoded)
 

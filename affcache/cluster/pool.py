@@ -1,7 +1,7 @@
 """The workers of a cluster: made where there is room, made anew where they were lost, more as machines join."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -139,6 +139,12 @@ class WorkerPool:
             self.leave_out(worker, joined)
             return
         worker.joined, worker.joining = joined, None
+        self.pass_on(worker, joined.remarks)
+
+    def pass_on(self, worker: Worker, remarks: Sequence[str]) -> None:
+        """Say what a worker warns of."""
+        for text in remarks:
+            self._listener.warning(f"on node {worker.node}: {text}")
 
     def leave_out(self, worker: Worker, error: AffcacheError) -> None:
         """Do without a worker from now on.

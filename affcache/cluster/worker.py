@@ -3,7 +3,7 @@
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
@@ -50,6 +50,7 @@ class Joined:
     node_id: str  # Ray's
     device: str
     description: Mapping[str, Any]  # of its encoder
+    remarks: Sequence[str] = ()  # warnings, for the driver to pass on
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ class Reply:
     encoded: Encoded  # features (n, D) and status (n,) of the piece's rows
     account: Account  # of this piece
     seconds: float  # that it took
+    remarks: Sequence[str] = ()
+
+
+class Remarks(Listener):
+    """Keeps warnings until they can be sent to the driver."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warning(self, text: str) -> None:
+        """Keep one."""
+        self.texts.append(text)
 
 
 class EncodingWorker:
@@ -72,6 +85,7 @@ class EncodingWorker:
         self._turn = Lock()
         self._idle_since: float | None = None  # after the first piece
         self._loaded: tuple[Any, ...] | None = None
+        self._largest_call = 0  # crops; what the device's memory was found to hold
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that it reads well
 
     def join(self, job: Job, recorded: Mapping[str, Any]) -> Joined | AffcacheError:
@@ -91,11 +105,13 @@ class EncodingWorker:
             if recorded:  # precision, batch size and compiling are settled then
                 settings = replace(settings, precision="auto", batch_size=None, compile="auto")
             weights = ray.get(job.weights).weights()
-            encoder = tune_encoder(weights, settings, recorded, job.rows, Listener())
+            remarks = Remarks()
+            encoder = tune_encoder(weights, settings, recorded, job.rows, remarks)
         except AffcacheError as error:
             return error
         self._loaded = job, crops, encoder
-        return Joined(self._node, ray.get_runtime_context().get_node_id(), str(encoder.device), encoder.description)
+        node_id = ray.get_runtime_context().get_node_id()
+        return Joined(self._node, node_id, str(encoder.device), encoder.description, remarks.texts)
 
     def encode(self, rows: Rows, batch_size: int, mirror: bool) -> Reply | AffcacheError:
         """Encode the rows of one piece, int64 (n,)."""
@@ -105,7 +121,10 @@ class EncodingWorker:
         if self._idle_since is not None and not self._turn.locked():  # the driver was busy writing
             account.clock.add("write", time.perf_counter() - self._idle_since)
         start = time.perf_counter()
-        pipeline = Pipeline(crops, encoder, Listener(), batch_size, job.workers, mirror, job.cores, account)
+        remarks = Remarks()
+        pipeline = Pipeline(
+            crops, encoder, remarks, batch_size, job.workers, mirror, job.cores, account, self._largest_call
+        )
         try:
             parts = [encoded for _, encoded in pipeline.encode(rows, self._turn)]
         except AffcacheError as error:
@@ -114,5 +133,6 @@ class EncodingWorker:
             end = time.perf_counter()
             seconds = end - max(start, self._idle_since or start)  # without the wait for its turn
             self._idle_since = end
+        self._largest_call = pipeline.largest_call
         features, status = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
-        return Reply((features, status), account, seconds)
+        return Reply((features, status), account, seconds, remarks.texts)

@@ -292,8 +292,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(
     start += "from affcache.cli.app import main; main()"
     words = ["extract", "--crops", "crops", "--store", "s.h5", "--model", tiny_encoder]
     words += ["--batch-size", "4", "--workers", "1", "--device", "cpu"]
+    one_core = {**os.environ, "OMP_NUM_THREADS": "1"}  # more would have more batches under way, and decoded ahead
     with subprocess.Popen(
-        [sys.executable, "-c", start, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", start, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_core
     ) as process:
         with pipe.open("wb") as writing:  # opens when the other side reads: by then two batches at least are encoded
             process.send_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +15,38 @@ from affcache.listener import Listener
 
 LOCAL = "local"
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's name for it; with 0 it uses loopback on any system
+SECONDS_TO_ANSWER = 10.0
 SMALLEST_OBJECT_STORE = 256 * 2**20  # bytes
 
 
-def require_ray() -> None:
-    """Raise ConfigError where Ray isn't installed. It isn't imported: see ``_prefer_loopback``."""
+def require_ray(address: str | None = None) -> None:
+    """Refuse what can't work, before anything that takes long. Ray isn't imported: see ``_prefer_loopback``.
+
+    Args:
+        address: where a cluster is to be; HOST:PORT is knocked at, since Ray would wait there for minutes.
+
+    Raises:
+        ConfigError: Ray isn't installed, or nothing listens at the address.
+    """
     if find_spec("ray") is None:
         raise ConfigError(
             "--engine ray needs Ray, which is not installed: install it with pip install 'affcache[ray]'."
         )
+    host, _, port = (address or os.environ.get("RAY_ADDRESS") or LOCAL).rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+        except OSError as error:
+            raise _no_cluster(f"{host}:{port}", error.strerror or str(error)) from None
+
+
+def _no_cluster(address: str, reason: str) -> ConfigError:
+    what = "No Ray could be started here" if address == LOCAL else f"No Ray cluster could be reached at {address}"
+    return ConfigError(
+        f"{what}: {reason.rstrip('.')}. Expected a machine of a running cluster, with the same Ray and Python. Look at "
+        "it with 'ray status', start one with 'ray start --head', or leave --ray-address and RAY_ADDRESS out to use "
+        "this machine alone."
+    )
 
 
 @contextmanager
@@ -37,7 +61,7 @@ def connected(address: str | None, shared_bytes: int, listener: Listener) -> Ite
     Raises:
         ConfigError: Ray isn't installed, there is no cluster at the address, or none can be started.
     """
-    require_ray()
+    require_ray(address)
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     if address == LOCAL:
         _prefer_loopback()
@@ -55,13 +79,7 @@ def connected(address: str | None, shared_bytes: int, listener: Listener) -> Ite
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        what = "No Ray could be started here" if address == LOCAL else f"No Ray cluster could be reached at {address}"
-        raise ConfigError(
-            f"{what}: {reason} Expected a machine of a running cluster, of the same Ray and Python. Look at it with "
-            "'ray status', start one with 'ray start --head', or leave --ray-address and RAY_ADDRESS out to use this "
-            "machine alone."
-        ) from None
+        raise _no_cluster(address, next(iter(str(error).strip().splitlines()), type(error).__name__)) from None
     try:
         yield ray
     finally:

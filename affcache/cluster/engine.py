@@ -67,7 +67,7 @@ def cluster_engine(
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a worker.
         InputError: a machine doesn't see the crops, or the weights can't be loaded.
     """
-    require_ray()
+    require_ray(settings.ray_address)
     listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
     shared = share(load_weights(settings.model, settings.pretrained, activation=settings.activation))
     crops = crops.absolute()

@@ -170,7 +170,7 @@ def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[Cl
     Raises:
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a group.
     """
-    require_ray()
+    require_ray(settings.ray_address)
     memory = settings.memory or default_memory(torch.device("cpu"))
     # heads come back through it as well; a quarter of what frames may take is plenty
     with connected(settings.ray_address, int(min(memory, 64) * GIGABYTE * 1.25 / 4), listener) as ray:

@@ -15,7 +15,7 @@ from affcache.ablations.sources import Source
 from affcache.ablations.trainer import Trained
 from affcache.cluster import training as training_module
 from affcache.cluster.shared_frames import share_source
-from affcache.cluster.training import wanted_heads
+from affcache.cluster.training import ClusterTrainer, wanted_heads
 from affcache.errors import ConfigError
 from affcache.listener import Listener
 from affcache.settings import AblateSettings
@@ -68,9 +68,18 @@ def test_tables_of_a_local_run_although_a_worker_is_lost(
     assert again.trained == 0
 
 
-def test_several_groups_at_a_time_and_the_best_head_alone(cluster: Any, learnable: MakeData, tmp_path: Path) -> None:
-    data, heard = learnable(), Heard()
+def test_several_groups_at_a_time_and_the_best_head_alone(
+    cluster: Any, learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, heard, sizes, train = learnable(), Heard(), [], ClusterTrainer.train
+
+    def counted(self: ClusterTrainer, groups: Any, *arguments: Any) -> Any:
+        sizes.extend(len(group.cells) for group in groups)
+        return train(self, groups, *arguments)
+
+    monkeypatch.setattr(ClusterTrainer, "train", counted)
     result = run(data, tmp_path / "ray", engine="ray", actors=4, vary=("head=mlp,ridge",), seeds=4, listener=heard)
+    assert sorted(sizes) == [1, 1, 1, 1, 2, 2], "ridges stand alone, and the rest is cut so that nobody idles"
     assert result.trained == 8
     assert any(message.startswith("4 groups of heads at a time, on cpu of 2 nodes") for message in heard.messages)
     (head,) = (tmp_path / "ray").glob("cells/*/head.safetensors")

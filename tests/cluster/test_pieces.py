@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import shutil
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,21 @@ def test_without_ray_one_sentence_says_how_to_install_it(tmp_path: Path, monkeyp
         extract(crops=(root,), store=tmp_path / "s.h5", engine="ray", model="ViT-B-32", pretrained="random:0")
     assert str(caught.value) == message
     assert not (tmp_path / "s.h5").exists()
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but it doesn't listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        root = write_crops(tmp_path / "crops", {"a": range(1, 3)})
+        for work in (
+            lambda: require_ray(address),
+            lambda: extract(crops=(root,), store=tmp_path / "s.h5", engine="ray", ray_address=address, model="RN50"),
+        ):
+            with pytest.raises(
+                ConfigError, match=rf"^No Ray cluster could be reached at {address}: .*refused\. Expect"
+            ):
+                work()
 
 
 @pytest.mark.parametrize(

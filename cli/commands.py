@@ -74,7 +74,7 @@ def extract(given: dict[str, Any], as_json: bool) -> None:
             "rows": f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable{view}",
         }
         if result.engine == "ray":
-            facts["cluster"] = f"{result.actors} workers on {result.nodes} nodes"
+            facts["cluster"] = f"workers: {result.actors}, nodes: {result.nodes}"
         if result.encoded_now:
             facts["this run"] = (
                 f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate_text(result.rate, 'crop')}"

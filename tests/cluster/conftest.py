@@ -34,17 +34,32 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-def worker_processes(name: str = "EncodingWorker") -> list[int]:
-    """Return the processes that Ray runs for actors of a class, newest last."""
-    found = []
+def family_of(process: int) -> list[int]:
+    """Return a process and everything that descends from it."""
+    children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                title = (folder / "cmdline").read_bytes()
-            except OSError:  # it has just ended
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
                 continue
-            if title.startswith(f"ray::{name}".encode()):
-                found.append(int(folder.name))
+            children.setdefault(parent, []).append(int(folder.name))
+    found = [process]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def worker_processes(name: str = "EncodingWorker") -> list[int]:
+    """Return the processes that our Ray, and no other on this machine, runs for actors of a class."""
+    found = []
+    for process in family_of(os.getpid()):
+        try:
+            title = Path(f"/proc/{process}/cmdline").read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if title.startswith(f"ray::{name}".encode()):
+            found.append(process)
     return sorted(found)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from affcache.store import EmbeddingStore
+from tests.cluster.conftest import family_of
 from tests.conftest import write_crops
 
 pytest.importorskip("ray", reason="Ray, the extra affcache[ray], is not installed")
@@ -51,22 +52,6 @@ def committed(path: Path) -> int:
     return EmbeddingStore.open(path).counts["encoded"] if path.exists() else 0
 
 
-def session_of(process: int) -> list[int]:
-    """Return a process and everything that descends from it."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(folder.name))
-    found = [process]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
 def listening_addresses(processes: list[int]) -> set[str]:
     """Return the addresses, as the kernel writes them, on which some processes listen."""
     sockets = set()
@@ -95,7 +80,7 @@ def test_the_driver_killed_and_run_again(tmp_path: Path, tiny_encoder: str) -> N
     with start(tmp_path, "ray.h5", tiny_encoder, *ray_flags) as process:
         while process.poll() is None and committed(store) < 3 * COMMIT:
             time.sleep(0.02)
-        family = session_of(process.pid)
+        family = family_of(process.pid)
         addresses = listening_addresses(family)
         process.kill()
         process.communicate()

@@ -1,7 +1,9 @@
 """What each command does: resolve its settings, call one library function, print what that returns."""
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ def run(as_json: bool, work: Work, show: Callable[[Any], None]) -> None:
     """Do a command's work, print its result, and turn what went wrong into a message and an exit code."""
     with ConsoleListener() as listener:
         try:
-            result = work(listener, find_config(Path.cwd()))
+            with redirect_stdout(sys.stderr):  # Ray prints what it has to say of lost workers
+                result = work(listener, find_config(Path.cwd()))
         except AffcacheError as error:
             listener.message(f"Error: {error}")
             if as_json:

@@ -62,6 +62,7 @@ def connected(address: str | None, shared_bytes: int, listener: Listener) -> Ite
         ConfigError: Ray isn't installed, there is no cluster at the address, or none can be started.
     """
     require_ray(address)
+    listener.message("connecting to Ray; each worker takes some seconds to start, and loads the encoder or frames")
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     if address == LOCAL:
         _prefer_loopback()
@@ -90,6 +91,7 @@ def _prefer_loopback() -> None:
     """Have Ray's ports open on loopback only; it reads this when it is imported, and its processes inherit it."""
     if "ray" not in sys.modules:
         os.environ.setdefault(LOOPBACK_ONLY, "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # others on this machine reach loopback; Ray makes a token
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 

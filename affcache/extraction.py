@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from affcache.cluster.connection import require_ray
 from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.devices import on_device, resolve_device
@@ -75,8 +76,11 @@ def extract(
     settings = build(ExtractSettings, values, over=settings)
     listener = listener or Listener()
     path = settings.store or default_store(settings.model, settings.pretrained)
-    # a cluster's driver needs no GPU
-    device = resolve_device(settings.device) if settings.engine == "local" else torch.device("cpu")
+    if settings.engine == "ray":
+        require_ray(settings.ray_address)  # before crops are listed, which takes a while
+        device = torch.device("cpu")  # of the driver
+    else:
+        device = resolve_device(settings.device)
     crops = list_crops(settings, listener)
     with writing_lock(path), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}

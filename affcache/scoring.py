@@ -125,9 +125,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     against = None
     if settings.against is not None:
         other = OpenedRun.open(RunFolder(settings.against), settings.store, listener)
-        require_one_task([first, other])
-        require_same_frames(first.store, other.store, joined.rows)
-        theirs = score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
+        theirs = _score_other(settings, first, other, joined, device, listener)
         against = _compare(scored, theirs, task, resamples, other)
     scores = with_intervals(scored, task, resamples)
     figures: list[Path] = []
@@ -200,6 +198,21 @@ def with_intervals(scored: Scored, task: Task, resamples: VideoResamples) -> Sco
     own = video_interval(scored.scores.value, of_classes.mean(axis=1))
     each = [video_interval(0.0, column) for column in of_classes.T]
     return scored.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
+
+
+def _score_other(
+    settings: ScoreSettings,
+    first: OpenedRun,
+    other: OpenedRun,
+    joined: JoinedLabels,
+    device: torch.device,
+    listener: Listener,
+) -> Scored:
+    """Score the run that another is compared with, on the same frames."""
+    require_one_task([first, other])
+    require_same_frames(first.store, other.store, joined.rows)
+    annotations = settings.annotations or first.settings.annotations
+    return score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
 
 
 def _compare(scored: Scored, other: Scored, task: Task, resamples: VideoResamples, run: OpenedRun) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import os
 import socket
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from affcache.account import Account
+from affcache.bench.extraction import seconds_of
 from affcache.cluster.connection import connected
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.nodes import WorkerSize
@@ -124,13 +124,6 @@ def write_plainly(path: Path, rows: int, width: int) -> None:
         for _ in range(rows // BLOCK_ROWS):
             file.write(block)
         os.fsync(file.fileno())
-
-
-def seconds_of(work: Callable[[], None]) -> float:
-    """Return how long some work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import affcache
 from affcache.cli.app import app
-from affcache.cli.commands import out
+from affcache.cli.commands import out, run
 from affcache.cli.console import ConsoleListener, rate_text
 from affcache.cli.tables import fact_table
 from affcache.settings import COMMANDS, flag
@@ -349,6 +349,19 @@ def test_json_of_a_command_that_succeeds_is_alone(tmp_path: Path) -> None:
         assert process.returncode == code
         assert len(process.stdout.splitlines()) == 1
         json.loads(process.stdout)
+
+
+def test_what_a_library_prints_does_not_reach_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray prints what it has to say of lost workers."""
+
+    def work(listener: Any, config: Any) -> dict[str, int]:
+        print("a worker died")
+        return {"rows": 1}
+
+    run(True, work, lambda result: None)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"rows": 1}
+    assert "a worker died" in printed.err
 
 
 def test_ablate_shows_a_table_and_what_is_next(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

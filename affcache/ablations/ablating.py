@@ -86,19 +86,20 @@ def ablate(
         for point in grid:
             grid.fit_settings(point, 0)
         grid.base_index()
-    sources = _open_sources(grid, settings, listener)
     out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
-    with _alone_in(out), _trainer(settings, listener) as (trainer, device):
-        ablation = Ablation(settings, grid, sources, out, trainer, device, listener)
-        trained = ablation.train()
-        rows, files = ablation.write(with_figures=True)
+    with _trainer(settings, listener) as (trainer, device):
+        sources = _open_sources(grid, settings, listener)
+        with _alone_in(out):
+            ablation = Ablation(settings, grid, sources, out, trainer, device, listener)
+            trained = ablation.train()
+            rows, files = ablation.write(with_figures=True)
     return AblateResult(
         out=str(out),
         select=settings.select,
         cells=grid.cells,
         trained=trained,
         seconds=time.perf_counter() - start,
-        device=trainer.device_type,
+        device=str(trainer.device),
         rows=rows,
         best=ablation.best(),
         files=[str(file) for file in files],

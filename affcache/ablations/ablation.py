@@ -161,7 +161,7 @@ class Ablation:
         first = self.sources[self.grid[0].store, recipes[0].task]
         seconds = cells * self.trainer.project(alike, self._load(first))
         require_asked_for(cells, seconds, self.settings.yes)
-        self.listener.message(f"{cells:,} heads to train: about {duration_text(seconds)} on {self.trainer.device_type}")
+        self.listener.message(f"{cells:,} heads to train: about {duration_text(seconds)} on {self.trainer.device}")
 
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""

@@ -38,11 +38,8 @@ class BestHeads:
     def write(self, cell: Cell, outcome: Outcome, videos: list[str], head: Tensors) -> None:
         """Write a finished cell, with its head if that is kept; the head that was the best before goes then."""
         beaten = self._take(cell, outcome)
-        kept = (
-            bool(head)
-            and outcome.diverged is None
-            and (self.keep == "all" or (self.keep == "best" and beaten is not None))
-        )
+        wanted = self.keep == "all" or (self.keep == "best" and beaten is not None)
+        kept = wanted and outcome.diverged is None and bool(head)  # a cluster sends what may be kept, and no more
         cell.write(outcome, videos, head if kept else None)
         if self.keep == "best" and beaten is not None and beaten is not cell:
             beaten.folder.head.unlink(missing_ok=True)
@@ -73,7 +70,7 @@ class GridRun:
     ) -> None:
         """Train cells of one source; ``after_each`` gets the outcomes, by the cells' names, of each finished group."""
         trainer = self.trainer
-        groups = list(group_cells(cells, trainer.device_type, trainer.heads_memory, self.largest_group))
+        groups = list(group_cells(cells, trainer.device, trainer.heads_memory, self.largest_group))
         work = [
             Group(
                 [cell.name for cell in group],

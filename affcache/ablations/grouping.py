@@ -29,7 +29,7 @@ def heads_memory(device: torch.device) -> float:
 
 
 def group_cells(
-    cells: Sequence[Cell], device_type: str, memory: float, largest: int | None = None
+    cells: Sequence[Cell], device: torch.device, memory: float, largest: int | None = None
 ) -> Iterator[list[Cell]]:
     """Yield the groups in which cells are trained.
 
@@ -38,7 +38,7 @@ def group_cells(
 
     Args:
         cells: of one source.
-        device_type: where they train, cpu or cuda.
+        device: where they train.
         memory: bytes that the heads of a group may take.
         largest: cells in a group, at most; None where nothing else limits them.
     """
@@ -49,16 +49,16 @@ def group_cells(
         alike = by_form[form]
         first = alike[0]
         frames = len(first.source.validation)
-        size = most_heads(first.settings, first.source.task, first.source.store.width, frames, memory, device_type)
+        size = most_heads(first.settings, first.source.task, first.source.store.width, frames, memory, device)
         size = min(size, largest or size)
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
 
 
-def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budget: float, device_type: str) -> int:
+def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budget: float, device: torch.device) -> int:
     """Return how many heads train side by side within ``budget`` bytes, at least 1."""
     with torch.device("meta"):
         shape = HeadShape.of(build_head(settings, width, task))
     activations = 8 * shape.layers * shape.width * settings.batch_size
     a_head = FLOAT * (COPIES * sum(shape.lengths) + activations + 3 * frames * task.outputs)
-    return max(1, min(MOST_HEADS.get(device_type, 1), int(budget // a_head)))
+    return max(1, min(MOST_HEADS.get(device.type, 1), int(budget // a_head)))

@@ -44,8 +44,8 @@ class Trainer(Protocol):
     """Trains groups of heads somewhere."""
 
     @property
-    def device_type(self) -> str:
-        """Where they train: cpu or cuda."""
+    def device(self) -> torch.device:
+        """Where they train."""
 
     @property
     def heads_memory(self) -> float:
@@ -68,11 +68,6 @@ class LocalTrainer:
 
     device: torch.device
     at_once = 1
-
-    @property
-    def device_type(self) -> str:
-        """Where heads train."""
-        return self.device.type
 
     @property
     def heads_memory(self) -> float:

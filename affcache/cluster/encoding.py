@@ -10,7 +10,7 @@ import numpy as np
 from affcache.account import Account
 from affcache.cluster.nodes import WorkerSize, counted
 from affcache.cluster.pieces import Piece, PieceQueue
-from affcache.cluster.pool import PIECES_A_WORKER, Worker, WorkerPool
+from affcache.cluster.pool import PIECES_A_WORKER, Worker, WorkerPool, reason
 from affcache.cluster.worker import Reply
 from affcache.committer import Encoded
 from affcache.decoding import Rows
@@ -60,7 +60,6 @@ class ClusterEncoding:
                 piece, worker = in_flight.pop(reference)
                 worker.busy -= 1
                 reply = self._reply(reference, piece, worker, queue)
-                del reference  # lets go of the shared memory once the reply is dealt with
                 if reply is not None:
                     self.account.take(reply.account)
                     self.pool.pass_on(worker, reply.remarks)
@@ -94,7 +93,11 @@ class ClusterEncoding:
             raise
         except self.ray.exceptions.RayError as error:
             queue.give_back(piece, lost=True)
-            self.pool.lost(worker, error)
+            self.pool.lost(worker, reason(error))
+            return None
+        if reply is None:
+            queue.give_back(piece, lost=False)
+            self.pool.lost(worker, "its process was replaced")
             return None
         if isinstance(reply, AffcacheError):
             queue.give_back(piece, lost=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from affcache.cluster.connection import connected, require_ray
+from affcache.cluster.connection import connected
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.evidence import Evidence
 from affcache.cluster.nodes import Node, WorkerSize, living_nodes, worker_size
@@ -67,7 +67,6 @@ def cluster_engine(
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a worker.
         InputError: a machine doesn't see the crops, or the weights can't be loaded.
     """
-    require_ray(settings.ray_address)
     listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
     shared = share(load_weights(settings.model, settings.pretrained, activation=settings.activation))
     crops = crops.absolute()

@@ -75,7 +75,7 @@ def worker_size(nodes: Sequence[Node], device: str, actors: int | None, workers:
         )
     with_gpus = [node for node in nodes if node.gpus >= 1]
     if device == "cuda" and not with_gpus:
-        raise ConfigError("--device is cuda, but no machine of the cluster has a GPU. Expected one; or say cpu.")
+        raise ConfigError("--device is cuda, but no machine of the cluster has a GPU. Expected one, or --device cpu.")
     if device != "cpu" and with_gpus:
         share = min(node.cpus / int(node.gpus) for node in with_gpus)
         decoding = workers or max(1, min(16, int(share) or default_workers()))

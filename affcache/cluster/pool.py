@@ -160,10 +160,10 @@ class WorkerPool:
             raise error
         self._listener.warning(f"going on without the worker on {worker.node}: {error}")
 
-    def lost(self, worker: Worker, error: Exception) -> None:
+    def lost(self, worker: Worker, why: str) -> None:
         """Take note that a worker's process or machine is gone; Ray makes it again."""
         if worker in self.workers and worker.joining is None:
-            self._listener.warning(f"the worker on {worker.node} is lost, its crops go to others: {reason(error)}")
+            self._listener.warning(f"the worker on {worker.node} is lost, its crops go to others: {why}")
             worker.joining = self._join(worker.actor)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from affcache.ablations.grouping import heads_memory
 from affcache.ablations.projection import project
 from affcache.ablations.sources import LoadedSource
 from affcache.ablations.trainer import Group, Report, Trained, train_group
-from affcache.cluster.connection import connected, require_ray
+from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
 from affcache.cluster.pool import reason
 from affcache.cluster.shared_frames import SharedSource, share_source
@@ -24,6 +24,7 @@ from affcache.fit_settings import FitSettings
 from affcache.listener import Listener
 from affcache.memory import GIGABYTE, default_memory
 
+ROOM_FOR_HEADS = 1.0  # GB of shared memory, beside frames; it is taken as it is needed
 RETRIES = 5  # of a group whose worker or machine was lost
 SECONDS_BETWEEN_LOOKS = 1.0  # at how far the groups are
 
@@ -52,11 +53,12 @@ class ClusterTrainer:
     size: WorkerSize
     at_once: int
     keep: str  # whose heads are wanted: best, all or none
+    _shared: tuple[LoadedSource, Any] | None = None  # one at a time, with its reference
 
     @property
-    def device_type(self) -> str:
-        """Where heads train: cpu or cuda."""
-        return self.size.device
+    def device(self) -> torch.device:
+        """Where heads train."""
+        return torch.device(self.size.device)
 
     @cached_property
     def heads_memory(self) -> float:
@@ -67,8 +69,7 @@ class ClusterTrainer:
 
     def project(self, recipes: Sequence[FitSettings], source: LoadedSource) -> float:
         """Return the seconds that a head takes, tried on a worker, divided by how many groups train at a time."""
-        shared = self.ray.put(share_source(source))
-        seconds = float(self.ray.get(self._remote(_project).remote(recipes, shared, self.size)))
+        seconds = float(self.ray.get(self._remote(_project).remote(recipes, self._share(source), self.size)))
         return seconds / self.at_once
 
     def train(self, groups: Sequence[Group], source: LoadedSource, report: Report) -> Iterator[tuple[int, Trained]]:
@@ -78,7 +79,7 @@ class ClusterTrainer:
             InputError: a group's worker was lost again and again.
         """
         ray = self.ray
-        shared = ray.put(share_source(source))  # each machine copies it once
+        shared = self._share(source)
         tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
         remote = self._remote(_train)
         index_of = {
@@ -112,6 +113,13 @@ class ClusterTrainer:
             raise trained
         assert isinstance(trained, Trained)
         return replace(trained, outcomes=[_own(outcome) for outcome in trained.outcomes])
+
+    def _share(self, source: LoadedSource) -> Any:
+        """Put the frames where every machine copies them once."""
+        if self._shared is None or self._shared[0] is not source:
+            self._shared = None  # before the next one takes its place in memory
+            self._shared = source, self.ray.put(share_source(source))
+        return self._shared[1]
 
     def _remote(self, function: Any) -> Any:
         return self.ray.remote(function).options(**self.size.options, max_retries=RETRIES, scheduling_strategy="SPREAD")
@@ -170,10 +178,9 @@ def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[Cl
     Raises:
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a group.
     """
-    require_ray(settings.ray_address)
     memory = settings.memory or default_memory(torch.device("cpu"))
-    # heads come back through it as well; a quarter of what frames may take is plenty
-    with connected(settings.ray_address, int(min(memory, 64) * GIGABYTE * 1.25 / 4), listener) as ray:
+    room = int((memory + ROOM_FOR_HEADS) * GIGABYTE)
+    with connected(settings.ray_address, room, listener) as ray:
         nodes = living_nodes(ray)
         size = worker_size(nodes, settings.device, settings.actors, None)
         at_once = settings.actors or size.room(nodes)

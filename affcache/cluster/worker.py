@@ -113,9 +113,10 @@ class EncodingWorker:
         node_id = ray.get_runtime_context().get_node_id()
         return Joined(self._node, node_id, str(encoder.device), encoder.description, remarks.texts)
 
-    def encode(self, rows: Rows, batch_size: int, mirror: bool) -> Reply | AffcacheError:
-        """Encode the rows of one piece, int64 (n,)."""
-        assert self._loaded is not None
+    def encode(self, rows: Rows, batch_size: int, mirror: bool) -> Reply | AffcacheError | None:
+        """Encode the rows of one piece, int64 (n,); None where this process is new, and the driver doesn't know yet."""
+        if self._loaded is None:
+            return None
         job, crops, encoder = self._loaded
         account = Account()
         if self._idle_since is not None and not self._turn.locked():  # the driver was busy writing

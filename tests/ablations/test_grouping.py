@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from affcache.ablations.grouping import form_of, group_cells, most_heads
 from affcache.fit_settings import FitSettings
 from affcache.tasks import TASKS
 
-CPU = "cpu"
+CPU = torch.device("cpu")
 PLENTY = 1e12  # bytes
 SMALL = FitSettings(hidden_layers=1, hidden_width=8)
 SOURCE = SimpleNamespace(task=TASKS["expr"], store=SimpleNamespace(width=16), validation=range(100))

@@ -82,12 +82,14 @@ def test_the_driver_killed_and_run_again(tmp_path: Path, tiny_encoder: str) -> N
             time.sleep(0.02)
         family = family_of(process.pid)
         addresses = listening_addresses(family)
+        modes = {mode for one in family if "raylet/raylet" in title_of(one) for mode in environment_of(one)}
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert len(family) > 4  # Ray's own processes and the workers
     assert addresses
     assert addresses <= set(LOOPBACK)  # nothing that another machine could reach
+    assert "RAY_AUTH_MODE=token" in modes, "others on this machine reach loopback"
     kept = committed(store)
     assert 3 * COMMIT <= kept < ROWS
     with start(tmp_path, "ray.h5", tiny_encoder, *ray_flags) as process:
@@ -96,6 +98,10 @@ def test_the_driver_killed_and_run_again(tmp_path: Path, tiny_encoder: str) -> N
     assert json.loads(output)["encoded_now"] == ROWS - kept
     assert store.read_bytes() == (tmp_path / "local.h5").read_bytes()
     assert not [name for one in family if any(kind in (name := title_of(one)) for kind in ENDED_BY_A_KILL)]
+
+
+def environment_of(process: int) -> list[str]:
+    return Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
 
 
 def title_of(process: int) -> str:

@@ -1,7 +1,7 @@
 """Pieces of work: every pending row once, whole batches, never across a block; sizes of workers; what travels."""
 
+import copy
 import itertools
-import pickle
 import shutil
 import socket
 import sys
@@ -138,7 +138,7 @@ def test_what_no_machine_can_do_is_refused(machines: list[Node], device: str, me
 def test_weights_travel_to_the_bit(tiny_encoder: str) -> None:
     crops = [np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(5)]
     expected = load_encoder(tiny_encoder, precision="fp32")
-    shared = pickle.loads(pickle.dumps(share(load_weights(tiny_encoder))))
+    shared = copy.deepcopy(share(load_weights(tiny_encoder)))
     encoder = encoder_of(shared.weights(), precision="fp32")
     assert encoder.description == expected.description
     assert encoder.encode(crops).numpy().tobytes() == expected.encode(crops).numpy().tobytes()
@@ -156,7 +156,7 @@ def test_a_machine_that_sees_other_crops_or_none_is_named(tmp_path: Path, packed
     where = Path(shutil.make_archive(str(tmp_path / "faces"), "zip", root)) if packed else root
     crops = find_crops([where])
     evidence = Evidence.of(crops)
-    travelled = pickle.loads(pickle.dumps(crops.absolute()))
+    travelled = copy.deepcopy(crops.absolute())  # opens archives anew, as another process does
     evidence.require_paths("node7")
     evidence.require(travelled, "node7")
     assert [travelled.read(row) for row in range(16)] == [crops.read(row) for row in range(16)]

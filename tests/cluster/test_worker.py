@@ -88,3 +88,8 @@ def test_errors_come_back_as_they_are(tiny_encoder: str, root: Path) -> None:
     error = worker.encode(np.arange(16), BATCH, False)
     assert isinstance(error, InputError)
     assert "can't be read any more" in str(error)
+
+
+def test_a_process_that_is_new_says_so() -> None:
+    """The driver may give it a piece before it hears that the worker was made anew."""
+    assert EncodingWorker().encode(np.arange(16), BATCH, False) is None

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.engine_settings import EngineSettings
 from affcache.fit_settings import TrainingSettings
-from affcache.settings_base import setting
+from affcache.settings import EngineSettings, setting
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings_base import MODEL, Settings, setting
+from affcache.settings import MODEL, Settings, setting
 
 
 @dataclass(frozen=True)

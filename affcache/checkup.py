@@ -15,18 +15,18 @@ import torch
 from affcache.archives import DamagedMemberError
 from affcache.bench.extraction import bare_encoder, batch_size_of, seconds_of
 from affcache.bench.machine import describe_machine
-from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.devices import on_device, resolve_device
 from affcache.durations import duration_text
 from affcache.encoder import Encoder
 from affcache.engine import default_workers
 from affcache.errors import AffcacheError
+from affcache.extract_settings import DoctorSettings, EncodingSettings
 from affcache.extraction import list_crops
 from affcache.images import UnreadableCropError, decode_crop
 from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
-from affcache.settings import DoctorSettings, EncodingSettings, default_store
+from affcache.settings import build, default_store
 from affcache.store import EmbeddingStore
 from affcache.tuning import prepare_encoder
 

@@ -7,13 +7,16 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from affcache.config import build
+from affcache.demo_settings import DemoSettings
 from affcache.errors import ConfigError
+from affcache.extract_settings import ExtractSettings
 from affcache.extraction import ExtractResult, extract
+from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.listener import Listener
+from affcache.score_settings import ScoreSettings
 from affcache.scoring import ScoreResult, score
-from affcache.settings import DemoSettings, ExtractSettings, FitSettings, ScoreSettings
+from affcache.settings import build
 
 TASKS_SHOWN = ("expr", "au", "va")
 RANDOM_WEIGHTS = "random:0"

@@ -15,12 +15,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from affcache.config import build
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner, build_head, learning_rate
 from affcache.objective import ClassCounts
+from affcache.settings import build
 from affcache.tasks import Task
 from affcache.training_data import EVALUATION_BATCH, Frames, prepare
 

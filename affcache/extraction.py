@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from affcache.cluster.connection import require_ray
-from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.devices import on_device, resolve_device
 from affcache.engine import Encoding, Engine, LocalEngine, default_workers
 from affcache.errors import InputError
+from affcache.extract_settings import EncodingSettings, ExtractSettings
 from affcache.filling import fill
 from affcache.fingerprint import fingerprint
 from affcache.frames import find_crops
 from affcache.listed_crops import keep_listed
 from affcache.listener import Listener
-from affcache.settings import CROPS, EncodingSettings, ExtractSettings, default_store
+from affcache.settings import CROPS, build, default_store
 from affcache.store import EmbeddingStore, view_path
 from affcache.store_match import require_same_crops, require_same_encoder
 from affcache.store_writer import StoreWriter, create_store, writing_lock

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings_base import ANNOTATIONS, Settings, flag, setting
+from affcache.settings import ANNOTATIONS, Settings, flag, setting
 
 
 @dataclass(frozen=True)

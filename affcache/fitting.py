@@ -12,9 +12,9 @@ import torch
 
 import affcache
 from affcache.annotations import JoinedLabels, find_label_files, join_labels
-from affcache.config import build
 from affcache.devices import resolve_device
 from affcache.errors import InputError
+from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.listener import Listener
 from affcache.memory import default_memory
@@ -22,7 +22,7 @@ from affcache.objective import ClassCounts
 from affcache.ridge_run import RidgeRun
 from affcache.risk import tail_size
 from affcache.runs import RunFolder, claim_run, describe_store, require_free, settings_to_json
-from affcache.settings import RUNS, FitSettings, default_store
+from affcache.settings import RUNS, build, default_store
 from affcache.store import EmbeddingStore
 from affcache.streaming import load_splits
 from affcache.tasks import Task, find_task

@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from affcache.config import as_text, build
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.settings import FitSettings, flag
+from affcache.fit_settings import FitSettings
+from affcache.settings import as_text, build, flag
 from affcache.store import EmbeddingStore
 
 Tensors = dict[str, torch.Tensor]

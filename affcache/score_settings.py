@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings_base import CROPS, Settings, setting
+from affcache.settings import Settings, setting
 
 
 @dataclass(frozen=True)
@@ -76,31 +76,3 @@ class ScoreSettings(SplitSettings):
     )
     against: Path | None = setting(None, "Run to compare with on the same frames.", default_text="none")
     figures: Path | None = setting(None, "Folder for pictures, PNG and SVG.", default_text="none")
-
-
-@dataclass(frozen=True)
-class ReportSettings(SplitSettings):
-    """Write a run's report: one HTML file with scores, curves, timelines and the hardest frames."""
-
-    run: Path | None = setting(None, "Run folder to report on.", default_text="the newest one under runs/")
-    crops: tuple[Path, ...] = setting(
-        CROPS,
-        "Folder or archive of crops, to show frames from; may be given several times.",
-        default_text="data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it",
-    )
-    out: Path | None = setting(None, "File to write.", default_text="report.html in the run folder")
-
-
-@dataclass(frozen=True)
-class SubmitSettings(PredictionSettings):
-    """Write a challenge's submission file: a prediction for every line of the organisers' template."""
-
-    run: tuple[Path, ...] = setting(
-        (),
-        "Run folders to predict with; the probabilities of several are averaged.",
-        default_text="the newest one under runs/",
-    )
-    template: Path | None = setting(None, "The organisers' list of frames.", default_text="none")
-    frames: Path | None = setting(None, "Instead of a template: a list of videos, video,count.", default_text="none")
-    store: Path | None = setting(None, "The embeddings of the test videos.", default_text="none; it is needed")
-    out: Path = setting(Path("predictions.txt"), "File to write.")

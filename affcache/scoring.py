@@ -14,7 +14,6 @@ import torch
 from affcache.annotations import JoinAccount, JoinedLabels, join_labels
 from affcache.bootstrap import Interval, VideoResamples, video_interval
 from affcache.calibration import reliability
-from affcache.config import build
 from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
 from affcache.listener import Listener
@@ -25,8 +24,8 @@ from affcache.risk import cvar
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run, write_json
 from affcache.score_figures import write_score_figures
-from affcache.score_settings import PredictionSettings
-from affcache.settings import RUNS, ScoreSettings
+from affcache.score_settings import PredictionSettings, ScoreSettings
+from affcache.settings import RUNS, build
 from affcache.tasks import Task
 from affcache.video_groups import group_frames
 from affcache.video_statistics import Table

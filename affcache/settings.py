@@ -1,198 +1,283 @@
-"""The settings of every command: one frozen dataclass each, a sentence with the unit for each field.
+"""Settings: what their classes are made of, and where a value comes from: flag, affcache.toml, or default."""
 
-These classes are the only place where a setting's name, default and meaning stand. The command line is made from
-them, affcache.toml is checked against them, and the Python functions take the same names.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-from affcache.ablate_settings import AblateSettings
-from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
-from affcache.engine_settings import EngineSettings
-from affcache.fit_settings import FitSettings
-from affcache.score_settings import ReportSettings, ScoreSettings, SubmitSettings
-from affcache.settings_base import (
-    ANNOTATIONS,
-    CROPS,
-    FEATURES,
-    MODEL,
-    PRETRAINED,
-    RUNS,
-    Settings,
-    default_store,
-    flag,
-    setting,
-)
+from affcache.errors import ConfigError, did_you_mean
 
-__all__ = [
-    "ANNOTATIONS",
-    "COMMANDS",
-    "CROPS",
-    "FEATURES",
-    "MODEL",
-    "PRETRAINED",
-    "RUNS",
-    "AblateSettings",
-    "BenchAblateSettings",
-    "BenchExtractSettings",
-    "BenchFitSettings",
-    "BenchStoreSettings",
-    "FitSettings",
-    "ReportSettings",
-    "ScoreSettings",
-    "Settings",
-    "SubmitSettings",
-    "default_store",
-    "flag",
-    "setting",
-]
+CROPS = (Path("data/Aff-Wild2/cropped_aligned"), Path("data/Aff-Wild2/cropped_aligned_new_50_vids"))
+ANNOTATIONS = Path("data/Aff-Wild2/annotations")
+FEATURES = Path("data/features")
+RUNS = Path("runs")
+MODEL, PRETRAINED = "ViT-L-14", "openai"
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+CONFIG_NAME = "affcache.toml"
+SHARED_KEYS = ("crops", "annotations", "store", "model", "pretrained", "device", "seed")
+NOT_SHARED = {
+    "score": ("store", "annotations"),  # a run is scored on what it was trained on, unless said for score itself
+    "report": ("store", "annotations"),
+    "submit": ("store",),  # the test videos' store is another than that of training
+    "demo": SHARED_KEYS,  # brings its own data and encoder
+}
+_EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
+
+
+def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), default_text: str = "") -> Any:
+    """Declare one field: its default, a sentence on what it is (with the unit), and what values it may take."""
+    return field(default=default, metadata={"help": sentence, "choices": choices, "default_text": default_text})
+
+
+class Settings:
+    """Base of the settings classes: checks choices and ranges, and reports every problem at once."""
+
+    def __post_init__(self) -> None:
+        problems = [*self._choice_problems(), *self.problems()]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range. Subclasses add theirs."""
+        yield from ()
+
+    def _choice_problems(self) -> Iterator[str]:
+        for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            choices, value = declared.metadata["choices"], getattr(self, declared.name)
+            if choices and value not in choices:
+                yield f"{flag(declared.name)} is {value!r}; expected one of {', '.join(choices)}."
+
+    def at_least(self, name: str, smallest: float, *, excluded: bool = False) -> Iterator[str]:
+        """Yield a problem unless the number is at least ``smallest`` (or above it, when that is ``excluded``)."""
+        value = getattr(self, name)
+        if value is not None and not (value > smallest if excluded else value >= smallest):
+            yield f"{flag(name)} is {value}; expected {'more than' if excluded else 'at least'} {smallest}."
+
+
+def flag(name: str) -> str:
+    """Return the command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def default_store(model: str = MODEL, pretrained: str = PRETRAINED) -> Path:
+    """Return where the store of an encoder lies unless said otherwise: data/features/<model>-<pretrained>.h5."""
+    if model.startswith(("hf-hub:", "local-dir:")):
+        own = model.partition(":")[2].rstrip("/").rpartition("/")[2]
+        parts = [own, pretrained if pretrained.startswith("random:") else ""]
+    else:
+        parts = [model, Path(pretrained).stem if Path(pretrained).suffix else pretrained]
+    name = "-".join(part.replace("/", "-").replace(":", "-") for part in parts if part)
+    return FEATURES / f"{name}.h5"
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+Commands = Mapping[str, type[Settings]]
 
 
 @dataclass(frozen=True)
-class EncodingSettings(Settings):
-    """Which crops, which encoder, and how it is run."""
+class ConfigFile:
+    """The checked contents of an affcache.toml: values per command; shared keys already spread over the commands."""
 
-    crops: tuple[Path, ...] = setting(
-        CROPS,
-        "Folder that holds one folder of crops per video, or a .zip or .tar of it; may be given several times over.",
-        default_text="data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it",
+    path: Path | None = None
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, command: str) -> Mapping[str, Any]:
+        """Return what the file sets for one command."""
+        return self.values.get(command, {})
+
+    @property
+    def store(self) -> Path:
+        """The store that ``fit`` reads when none is named: the one ``extract`` would write with these settings."""
+        extract = self.of("extract")
+        named: Path | None = extract.get("store")
+        return named or default_store(extract.get("model", MODEL), extract.get("pretrained", PRETRAINED))
+
+
+def find_config(start: Path, commands: Commands) -> ConfigFile:
+    """Read the nearest affcache.toml in ``start`` or a folder above it; an empty one where there is none.
+
+    A table per command ([extract], [fit], ...) holds that command's settings; a shared key before the first table
+    (crops, annotations, store, model, pretrained, device, seed) counts for every command that has it. Relative paths
+    are relative to the file.
+
+    Args:
+        start: where to begin looking.
+        commands: every command with its settings class, as in ``affcache.commands``.
+
+    Raises:
+        ConfigError: not TOML, or unknown keys or values of the wrong type: all of them at once.
+    """
+    for folder in (start.absolute(), *start.absolute().parents):
+        path = folder / CONFIG_NAME
+        if path.is_file():
+            return _read_config(path, commands)
+    return ConfigFile()
+
+
+def resolve(settings: type[AnySettings], command: str, given: Mapping[str, Any], config: ConfigFile) -> AnySettings:
+    """Build a command's settings from the flags that were given (not None), then the file, then the defaults.
+
+    Raises:
+        ConfigError: unknown names or values out of range, all of them at once.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    return build(settings, {**config.of(command), **named})
+
+
+def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySettings | None = None) -> AnySettings:
+    """Build settings from names and values, with a suggestion for a name that doesn't exist.
+
+    What ``over`` has stays where no value is given. Paths may be given as text.
+
+    Raises:
+        ConfigError: unknown names or values out of range.
+    """
+    known = [f.name for f in dataclasses.fields(settings)]  # type: ignore[arg-type]  # subclasses are dataclasses
+    if over is not None:
+        if not isinstance(over, settings):
+            raise ConfigError(
+                f"{over!r} was given as settings. Expected {settings.__name__}, or settings by name, such as "
+                f"{known[0]}=..."
+            )
+        values = {**{name: getattr(over, name) for name in known}, **values}
+    unknown = [f"Unknown setting {name!r}{did_you_mean(name, known)}." for name in values if name not in known]
+    if unknown:
+        raise ConfigError("\n".join([*unknown, f"Expected some of: {', '.join(known)}."]))
+    kinds = typing.get_type_hints(settings)
+    converted: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in values.items():
+        problems += _put(converted, name, value, kinds[name], Path())
+    if problems:
+        raise ConfigError("\n".join(f"{problem}." for problem in problems))
+    return settings(**converted)
+
+
+def _read_config(path: Path, commands: Commands) -> ConfigFile:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Correct that line.") from None
+    values: dict[str, dict[str, Any]] = {command: {} for command in commands}
+    problems: list[str] = []
+    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    for key, value in shared.items():
+        if key in commands:
+            problems.append(f"{key} is {value!r}, expected a table [{key}]")
+        elif key not in SHARED_KEYS:
+            tables_with_it = [f"[{c}]" for c, s in commands.items() if key in typing.get_type_hints(s)]
+            hint = f" (it belongs in {' or '.join(tables_with_it)})" if tables_with_it else ""
+            problems.append(f"unknown key {key!r}{hint or did_you_mean(key, [*SHARED_KEYS, *commands])}")
+        for command, settings in commands.items():
+            kinds = typing.get_type_hints(settings)
+            if key in SHARED_KEYS and key in kinds and key not in NOT_SHARED.get(command, ()):
+                problems += _put(values[command], key, value, kinds[key], path.parent)
+    for command, table in tables.items():  # after the shared keys, over which a command's own table wins
+        if command not in commands:
+            problems.append(f"unknown table [{command}]{did_you_mean(command, commands)}")
+            continue
+        kinds = typing.get_type_hints(commands[command])
+        for name, value in table.items():
+            if name in kinds:
+                problems += _put(values[command], name, value, kinds[name], path.parent)
+            else:
+                problems.append(f"unknown key {name!r} in [{command}]{did_you_mean(name, kinds)}")
+    if problems:
+        raise ConfigError(
+            f"{path}: {'; '.join(dict.fromkeys(problems))}. Expected tables {', '.join(f'[{c}]' for c in commands)} "
+            f"with the settings that 'affcache COMMAND --help' lists, or {', '.join(SHARED_KEYS)} before them."
+        )
+    return ConfigFile(path, values)
+
+
+def _put(values: dict[str, Any], name: str, value: Any, kind: Any, folder: Path) -> list[str]:
+    """Store one value in the type of its setting, or return what is wrong with it."""
+    try:
+        values[name] = _convert(value, kind, folder)
+    except TypeError as error:
+        return [f"{name} is {value!r}, expected {error}"]
+    return []
+
+
+def _convert(value: Any, kind: Any, folder: Path) -> Any:
+    """Convert to ``kind``; paths become absolute from ``folder``. Raises TypeError saying what was expected."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is tuple:
+        entries = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
+    if kind is Path and isinstance(value, (str, Path)):
+        return folder / Path(value).expanduser()
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(_EXPECTED.get(kind, "true or false"))
+    return value
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """Turn text into the value of a setting of type ``kind``: 0.5, 32, true, none, l2.
+
+    Raises:
+        ValueError: it is none; says what was expected.
+    """
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(_EXPECTED.get(kind, "another value")) from None
+
+
+def as_text(value: Any) -> str:
+    """Write a value as ``from_text`` reads it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+@dataclass(frozen=True)
+class EngineSettings(Settings):
+    """What work that a cluster can do has in common."""
+
+    engine: str = setting(
+        "local",
+        "What does the work: this process, or the workers of a Ray cluster, which pip install 'affcache[ray]' enables.",
+        choices=("local", "ray"),
     )
-    crop_list: Path | None = setting(
+    ray_address: str | None = setting(
         None,
-        "Encode only the crops that this text file names, a path a line; s-Aff-Wild2's label files serve as they are.",
-        default_text="every crop found",
+        "Running Ray cluster to use: auto, or HOST:PORT.",
+        default_text="what RAY_ADDRESS says, else one is started on this machine for the run",
     )
-    store: Path | None = setting(
-        None, "The embedding store to make or to continue.", default_text="data/features/<model>-<pretrained>.h5"
+    actors: int | None = setting(
+        None, "Workers of the Ray cluster that are used.", default_text="one per GPU; without GPUs, one per node"
     )
-    model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
-    pretrained: str = setting(PRETRAINED, "Pretrained tag, checkpoint file, or random:SEED for seeded random weights.")
-    activation: str = setting(
-        "auto", "Activation the weights were trained with.", choices=("auto", "quick_gelu", "gelu")
-    )
-    precision: str = setting(
-        "auto",
-        "Number format of the encoder: auto is the fastest of the device that agrees with fp32, or the store's own.",
-        choices=("auto", "fp32", "bf16", "fp16"),
-    )
-    batch_size: int | None = setting(
-        None, "Crops per encoder call.", default_text="the store's own; what fits up to 512 on a GPU, 16 on the CPU"
-    )
-    workers: int | None = setting(None, "Threads that read and decode crops.", default_text="one per core, at most 16")
-    device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")
-    compile: str = setting(
-        "auto",
-        "Let torch compile the encoder: auto does on a GPU from 50,000 crops on.",
-        choices=("auto", "on", "off"),
-    )
-    view: str = setting(
-        "plain",
-        "What to encode: the crops as they are, or (flip) mirrored ones too, into a second matrix beside the first.",
-        choices=("plain", "flip"),
-    )
-    retry_unreadable: bool = setting(False, "Try crops again that could not be read before.")
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
         yield from super().problems()
-        yield from self.at_least("batch_size", 1)
-        yield from self.at_least("workers", 1)
-        if not self.crops:
-            yield "--crops is empty; expected at least one folder."
-
-
-@dataclass(frozen=True)
-class ExtractSettings(EncodingSettings, EngineSettings):
-    """Encode face crops into an embedding store."""
-
-
-@dataclass(frozen=True)
-class SampleSettings(Settings):
-    """Render practice faces with known expressions and action units, in Aff-Wild2's layout."""
-
-    videos: int = setting(30, "Videos to render, train and validation together.")
-    frames: int = setting(40, "Frames per video, about.")
-    seed: int = setting(0, "Seed of identities, timelines, poses and lighting.")
-
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
-        yield from self.at_least("frames", 1)
-        yield from self.at_least("seed", 0)
-
-
-@dataclass(frozen=True)
-class DemoSettings(Settings):
-    """Run the whole pipeline on the shipped sample."""
-
-    out: Path = setting(Path("demo"), "Folder for the store and the runs.")
-    model: str | None = setting(
-        None, "open_clip model to use instead of a small one with random weights.", default_text="small, random"
-    )
-    pretrained: str = setting("", "Pretrained tag or checkpoint file that goes with --model.")
-    seed: int = setting(0, "Seed of the heads' training.")
-
-
-@dataclass(frozen=True)
-class ImportSettings(Settings):
-    """Make an embedding store of embeddings that another tool, or affcache export, wrote."""
-
-    sources: tuple[Path, ...] = setting(
-        (),
-        "What to import: HDF5 files, folders with img_emb/ and metadata/, or what affcache export wrote.",
-        default_text="none; at least one is needed",
-    )
-    list: tuple[Path, ...] = setting(
-        (),
-        "List of frames, path<TAB>label, of each HDF5 file, in the order of the files; may be given several times.",
-        default_text="none",
-    )
-    store: Path | None = setting(
-        None, "The embedding store to make.", default_text="data/features/<model>-<pretrained>.h5"
-    )
-    model: str | None = setting(
-        None, "Encoder that made the embeddings, as open_clip names it.", default_text="what an export says, or unknown"
-    )
-    pretrained: str = setting("", "Pretrained tag of that encoder.")
-
-
-@dataclass(frozen=True)
-class ExportSettings(Settings):
-    """Write the embeddings of a store, with their frames and provenance, for other tools."""
-
-    store: Path | None = setting(
-        None, "The embedding store to export.", default_text="data/features/<model>-<pretrained>.h5"
-    )
-    format: str = setting(
-        "npy",
-        "What to write: npy is a folder, the others are one file.",
-        choices=("npy", "parquet", "safetensors"),
-    )
-    out: Path | None = setting(
-        None, "Where it goes: a folder for npy, else a file.", default_text="beside the store, named after it"
-    )
-
-
-@dataclass(frozen=True)
-class DoctorSettings(EncodingSettings):
-    """Check device, model, crops and disk for an extraction with these settings, and say how long it will take."""
-
-
-COMMANDS: dict[str, type[Settings]] = {
-    "extract": ExtractSettings,
-    "fit": FitSettings,
-    "score": ScoreSettings,
-    "ablate": AblateSettings,
-    "submit": SubmitSettings,
-    "report": ReportSettings,
-    "sample": SampleSettings,
-    "demo": DemoSettings,
-    "doctor": DoctorSettings,
-    "bench fit": BenchFitSettings,
-    "bench extract": BenchExtractSettings,
-    "bench ablate": BenchAblateSettings,
-    "bench store": BenchStoreSettings,
-    "import": ImportSettings,
-    "export": ExportSettings,
-}
+        yield from self.at_least("actors", 1)
+        if self.engine == "ray":
+            if self.ray_address is not None and "://" in self.ray_address:
+                yield (f"--ray-address is {self.ray_address}; expected auto or HOST:PORT, on a machine of the cluster.")
+            return
+        for name, value in (("--ray-address", self.ray_address), ("--actors", self.actors)):
+            if value is not None:
+                yield f"{name} is {value}, which is of use to --engine ray only. Give that too, or leave it out."

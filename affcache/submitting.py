@@ -15,7 +15,6 @@ from affcache.challenge_files import (
     require_template_of,
     write_submission,
 )
-from affcache.config import build
 from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
@@ -24,9 +23,9 @@ from affcache.opened_run import OpenedRun, require_one_task
 from affcache.predictions import Predictions
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run
-from affcache.score_settings import SubmitSettings
-from affcache.settings import RUNS
+from affcache.settings import RUNS, build
 from affcache.store import ENCODED, EmbeddingStore
+from affcache.submit_settings import SubmitSettings
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, did_you_mean
+from affcache.fit_settings import FitSettings
 from affcache.losses import (
     binary_cross_entropy,
     concordance,
@@ -23,7 +24,6 @@ from affcache.losses import (
     squared_error,
 )
 from affcache.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
-from affcache.settings import FitSettings
 from affcache.video_statistics import Table, ccc_of_outputs, class_counts, f1_of_classes, moments, unit_counts
 
 Labels = npt.NDArray[Any]

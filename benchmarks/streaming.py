@@ -32,8 +32,8 @@ from affcache.annotations import JoinAccount, JoinedLabels
 from affcache.bench.machine import describe_machine
 from affcache.crop_list import CropList
 from affcache.devices import resolve_device
+from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
-from affcache.settings import FitSettings
 from affcache.store import ENCODED, EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from affcache.streaming import StreamedFrames, load_frames

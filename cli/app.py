@@ -12,23 +12,16 @@ if {"fit", "ablate"}.intersection(sys.argv[1:3]):  # but waking them costs more 
 import typer
 
 import affcache
-from affcache.settings import (
-    AblateSettings,
-    BenchAblateSettings,
-    BenchExtractSettings,
-    BenchFitSettings,
-    BenchStoreSettings,
-    DemoSettings,
-    DoctorSettings,
-    ExportSettings,
-    ExtractSettings,
-    FitSettings,
-    ImportSettings,
-    ReportSettings,
-    SampleSettings,
-    ScoreSettings,
-    SubmitSettings,
-)
+from affcache.ablate_settings import AblateSettings
+from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
+from affcache.demo_settings import DemoSettings
+from affcache.exchange_settings import ExportSettings, ImportSettings
+from affcache.extract_settings import DoctorSettings, ExtractSettings
+from affcache.fit_settings import FitSettings
+from affcache.report_settings import ReportSettings
+from affcache.sample_settings import SampleSettings
+from affcache.score_settings import ScoreSettings
+from affcache.submit_settings import SubmitSettings
 
 from . import commands, measuring, storing
 from .commands import INPUT_ERROR

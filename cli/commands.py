@@ -12,18 +12,17 @@ from rich.console import Console
 from rich.text import Text
 
 import affcache
-from affcache.config import ConfigFile, find_config, resolve
+from affcache.ablate_settings import AblateSettings
+from affcache.commands import COMMANDS
+from affcache.demo_settings import DemoSettings
 from affcache.errors import AffcacheError
+from affcache.extract_settings import ExtractSettings
+from affcache.fit_settings import FitSettings
 from affcache.metric_names import metric_name
-from affcache.settings import (
-    AblateSettings,
-    DemoSettings,
-    ExtractSettings,
-    FitSettings,
-    ReportSettings,
-    ScoreSettings,
-    SubmitSettings,
-)
+from affcache.report_settings import ReportSettings
+from affcache.score_settings import ScoreSettings
+from affcache.settings import ConfigFile, find_config, resolve
+from affcache.submit_settings import SubmitSettings
 
 from .console import ConsoleListener, rate_text
 from .tables import ablation_table, fact_table, rule_text, score_table
@@ -42,7 +41,7 @@ def run(as_json: bool, work: Work, show: Callable[[Any], None]) -> None:
     with ConsoleListener() as listener:
         try:
             with redirect_stdout(sys.stderr):  # Ray prints what it has to say of lost workers
-                result = work(listener, find_config(Path.cwd()))
+                result = work(listener, find_config(Path.cwd(), COMMANDS))
         except AffcacheError as error:
             listener.message(f"Error: {error}")
             if as_json:

@@ -8,15 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 import affcache
-from affcache.config import ConfigFile, resolve
+from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.durations import duration_text
-from affcache.settings import (
-    BenchAblateSettings,
-    BenchExtractSettings,
-    BenchFitSettings,
-    BenchStoreSettings,
-    DoctorSettings,
-)
+from affcache.extract_settings import DoctorSettings
+from affcache.settings import ConfigFile, resolve
 
 from .commands import INPUT_ERROR, out, run
 from .console import ConsoleListener

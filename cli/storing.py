@@ -3,8 +3,9 @@
 from typing import Any
 
 import affcache
-from affcache.config import ConfigFile, resolve
-from affcache.settings import ExportSettings, ImportSettings, SampleSettings
+from affcache.exchange_settings import ExportSettings, ImportSettings
+from affcache.sample_settings import SampleSettings
+from affcache.settings import ConfigFile, resolve
 
 from .commands import out, run
 from .console import ConsoleListener

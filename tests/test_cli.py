@@ -18,7 +18,8 @@ from affcache.cli.app import app
 from affcache.cli.commands import out, run
 from affcache.cli.console import ConsoleListener, rate_text
 from affcache.cli.tables import fact_table
-from affcache.settings import COMMANDS, flag
+from affcache.commands import COMMANDS
+from affcache.settings import flag
 from affcache.store_writer import create_store
 from affcache.tasks import TASKS
 from tests.conftest import MakeData, crop_list, write_labels, write_store

@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.config import SHARED_KEYS, ConfigFile, build, find_config, resolve
+from affcache.commands import COMMANDS
+from affcache.demo_settings import DemoSettings
 from affcache.errors import ConfigError
-from affcache.settings import COMMANDS, DemoSettings, ExtractSettings, FitSettings, SampleSettings, ScoreSettings
+from affcache.extract_settings import ExtractSettings
+from affcache.fit_settings import FitSettings
+from affcache.sample_settings import SampleSettings
+from affcache.score_settings import ScoreSettings
+from affcache.settings import SHARED_KEYS, ConfigFile, build, find_config, resolve
 
 Toml = Callable[[str], ConfigFile]
 
@@ -22,7 +27,7 @@ def toml(tmp_path: Path) -> Toml:
 
     def read(text: str) -> ConfigFile:
         (tmp_path / "affcache.toml").write_text(text, encoding="utf-8")
-        return find_config(tmp_path)
+        return find_config(tmp_path, COMMANDS)
 
     return read
 
@@ -53,9 +58,9 @@ def test_the_nearest_file_above_is_read(tmp_path: Path) -> None:
     below = tmp_path / "a" / "b"
     below.mkdir(parents=True)
     (tmp_path / "affcache.toml").write_text("seed = 1\n")
-    assert find_config(below).path == tmp_path / "affcache.toml"
+    assert find_config(below, COMMANDS).path == tmp_path / "affcache.toml"
     (tmp_path / "a" / "affcache.toml").write_text("seed = 2\n")
-    config = find_config(below)
+    config = find_config(below, COMMANDS)
     assert config.path == tmp_path / "a" / "affcache.toml"
     assert config.of("fit")["seed"] == 2
 
@@ -68,7 +73,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     below = tmp_path / "below"
     below.mkdir()
     monkeypatch.chdir(below)
-    config = find_config(Path.cwd())
+    config = find_config(Path.cwd(), COMMANDS)
     settings = resolve(FitSettings, "fit", {}, config)
     assert settings.annotations == tmp_path / "labels"
     assert settings.run == tmp_path / "runs" / "x"
@@ -174,7 +179,7 @@ def test_no_toml_is_a_named_error(toml: Toml, text: str) -> None:
 def test_a_file_in_another_encoding_is_a_named_error(tmp_path: Path) -> None:
     (tmp_path / "affcache.toml").write_bytes("task = 'é'".encode("latin-1"))
     with pytest.raises(ConfigError, match="is not valid TOML"):
-        find_config(tmp_path)
+        find_config(tmp_path, COMMANDS)
 
 
 def test_whole_numbers_are_fine_where_a_fraction_may_stand(toml: Toml) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from affcache.settings import COMMANDS, flag
+from affcache.commands import COMMANDS
+from affcache.settings import flag
 
 ROOT = Path(__file__).parents[1]
 

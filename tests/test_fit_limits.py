@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from affcache.errors import AffcacheError, ConfigError, InputError
+from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.scoring import score
-from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
 from tests.conftest import write_labels, write_store
 

@@ -12,10 +12,10 @@ import torch
 
 import affcache.training
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.fit_settings import FitSettings
 from affcache.fitting import FitResult, fit
 from affcache.listener import Listener
 from affcache.runs import RunFolder, read_tensors
-from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
 from affcache.store_writer import create_store
 from tests.conftest import MakeData, crop_list, write_labels, write_store

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.learner import Learner, _generator, build_head, learning_rate, predict
-from affcache.settings import FitSettings
 from affcache.stacked_heads import StackedHeads
 from affcache.tasks import TASKS
 from affcache.training_data import Frames

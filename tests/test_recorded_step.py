@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.objective import ClassCounts
-from affcache.settings import FitSettings
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
 

@@ -11,13 +11,13 @@ from sklearn.preprocessing import StandardScaler
 
 from affcache.annotations import join_labels
 from affcache.errors import ConfigError, InputError
+from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.listener import Listener
 from affcache.ridge import STRENGTHS
 from affcache.ridge_run import RidgeRun
 from affcache.runs import RunFolder, read_tensors
 from affcache.scoring import score
-from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
 from affcache.tasks import TASKS
 from affcache.training_data import Frames

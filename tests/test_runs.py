@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.fit_settings import FitSettings
 from affcache.runs import (
     RunFolder,
     claim_run,
@@ -21,7 +22,6 @@ from affcache.runs import (
     write_tensors,
     write_text,
 )
-from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
 from tests.conftest import MakeData
 

@@ -11,10 +11,10 @@ import pytest
 from sklearn.metrics import f1_score
 
 from affcache.errors import InputError, StoreError
+from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.listener import Listener
 from affcache.scoring import score
-from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
 from affcache.tasks import TASKS
 from tests.conftest import MakeData, write_labels, write_store

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from affcache.commands import COMMANDS
 from affcache.errors import ConfigError
-from affcache.settings import COMMANDS, ExtractSettings, FitSettings, ScoreSettings, Settings, default_store, flag
+from affcache.extract_settings import ExtractSettings
+from affcache.fit_settings import FitSettings
+from affcache.score_settings import ScoreSettings
+from affcache.settings import Settings, default_store, flag
 
 
 @pytest.mark.parametrize(

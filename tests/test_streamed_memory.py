@@ -12,9 +12,9 @@ import torch
 
 from affcache import read_ahead, streaming
 from affcache.errors import ConfigError
+from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.learner import Learner
-from affcache.settings import FitSettings
 from affcache.streaming import StreamedFrames, load_frames, load_splits
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
@@ -102,7 +102,7 @@ from pathlib import Path
 import numpy as np, torch
 from affcache.annotations import JoinAccount, JoinedLabels
 from affcache.learner import Learner
-from affcache.settings import FitSettings
+from affcache.fit_settings import FitSettings
 from affcache.store import EmbeddingStore
 from affcache.streaming import load_frames
 from affcache.tasks import TASKS

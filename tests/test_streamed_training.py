@@ -15,12 +15,12 @@ import torch
 from affcache import streaming
 from affcache.annotations import JoinedLabels, join_labels
 from affcache.errors import ConfigError
+from affcache.fit_settings import FitSettings
 from affcache.fitting import FitResult, fit
 from affcache.learner import Learner
 from affcache.memory import default_memory
 from affcache.read_ahead import read_ahead
 from affcache.scoring import score
-from affcache.settings import FitSettings
 from affcache.store import EmbeddingStore
 from affcache.streaming import StreamedFrames
 from affcache.tasks import TASKS

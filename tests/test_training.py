@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from affcache.errors import ConfigError
+from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.listener import Listener
 from affcache.runs import RunFolder, read_tensors
-from affcache.settings import FitSettings
 from affcache.tasks import TASKS
 from affcache.training import Training, train_epoch
 from tests.conftest import MakeData, frames_of

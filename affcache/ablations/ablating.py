@@ -17,10 +17,10 @@ from affcache.ablations.grid import Grid, build_grid
 from affcache.ablations.sources import Source
 from affcache.ablations.summary import Summary
 from affcache.ablations.trainer import LocalTrainer, Trainer
-from affcache.config import as_text, build
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.listener import Listener
+from affcache.settings import as_text, build
 from affcache.tasks import find_task
 
 

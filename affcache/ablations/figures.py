@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from affcache.ablations.grid import Grid
 from affcache.ablations.summary import Summary
-from affcache.config import as_text
 from affcache.figure_files import save_figures, single_axes
 from affcache.metric_names import metric_name
+from affcache.settings import as_text
 
 MOST_LINES = 6  # one for each value of the other axis; with more, the mean over them is drawn
 GREY = "#777777"

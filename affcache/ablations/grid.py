@@ -11,10 +11,9 @@ from typing import Any
 
 from affcache.ablate_settings import AblateSettings
 from affcache.ablations.presets import Point, preset_points
-from affcache.config import as_text, build, from_text
 from affcache.errors import ConfigError, did_you_mean
 from affcache.fit_settings import FitSettings, TrainingSettings
-from affcache.settings_base import default_store, flag
+from affcache.settings import as_text, build, default_store, flag, from_text
 
 if sys.version_info >= (3, 11):
     import tomllib

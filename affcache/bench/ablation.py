@@ -14,12 +14,12 @@ from affcache.bench.fit import (
     steps_of,
 )
 from affcache.bench.machine import describe_machine
-from affcache.config import build
+from affcache.bench_settings import BenchAblateSettings
 from affcache.devices import resolve_device
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.listener import Listener
-from affcache.settings import BenchAblateSettings
+from affcache.settings import build
 from affcache.tasks import EXPR
 
 FEWEST_STEPS = 3

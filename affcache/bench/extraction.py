@@ -13,19 +13,20 @@ import numpy as np
 import torch
 
 from affcache.bench.machine import describe_machine
-from affcache.config import build
+from affcache.bench_settings import BenchExtractSettings
 from affcache.crop_list import CropList
 from affcache.demonstration import shipped
 from affcache.devices import on_device, resolve_device
 from affcache.encoder import Encoder
 from affcache.encoder_calls import calls_at_once, one_thread_a_call
 from affcache.engine import default_workers
+from affcache.extract_settings import ExtractSettings
 from affcache.filling import fill
 from affcache.frames import find_crops
 from affcache.listener import Listener
 from affcache.pipeline import Pipeline
 from affcache.precision import check_faces
-from affcache.settings import BenchExtractSettings, ExtractSettings
+from affcache.settings import build
 from affcache.store_writer import StoreWriter, create_store
 from affcache.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 

@@ -14,12 +14,12 @@ import torch
 
 from affcache.bench.machine import describe_machine
 from affcache.bench.published_loop import PublishedProcess, write_published_file
-from affcache.config import build
+from affcache.bench_settings import BenchFitSettings
 from affcache.devices import resolve_device, wait_for
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.listener import Listener
-from affcache.settings import BenchFitSettings
+from affcache.settings import build
 from affcache.tasks import EXPR
 from affcache.training_data import Frames, batches
 

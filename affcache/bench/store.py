@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 
 from affcache.bench.machine import describe_machine
-from affcache.config import build
+from affcache.bench_settings import BenchStoreSettings
 from affcache.crop_list import CropList
 from affcache.listener import Listener
-from affcache.settings import BenchStoreSettings
+from affcache.settings import build
 from affcache.store import BLOCK_ROWS, ENCODED, EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 

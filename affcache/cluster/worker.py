@@ -18,9 +18,9 @@ from affcache.cluster.evidence import Evidence
 from affcache.committer import Encoded
 from affcache.decoding import Rows
 from affcache.errors import AffcacheError
+from affcache.extract_settings import ExtractSettings
 from affcache.listener import Listener
 from affcache.pipeline import Pipeline
-from affcache.settings import ExtractSettings
 from affcache.tuning import tune_encoder
 
 

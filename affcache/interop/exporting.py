@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from affcache.config import build
 from affcache.errors import InputError
+from affcache.exchange_settings import ExportSettings
 from affcache.interop.writers import write_npy, write_parquet, write_safetensors
 from affcache.listener import Listener
-from affcache.settings import ExportSettings, default_store
+from affcache.settings import build, default_store
 from affcache.store import EmbeddingStore
 
 WRITERS: dict[str, tuple[str, Callable[[Path, EmbeddingStore, Listener], None]]] = {  # ending of the default name

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.config import build
 from affcache.crop_list import CropList
 from affcache.errors import ConfigError, StoreError
+from affcache.exchange_settings import ImportSettings
 from affcache.fingerprint import fingerprint
 from affcache.interop.keys import join_keys, stored_order
 from affcache.interop.opening import open_sources
 from affcache.interop.sources import Matrix, Part, Source, blocks_of, read_rows
 from affcache.interop.survey import Survey, survey
 from affcache.listener import Listener
-from affcache.settings import ImportSettings, default_store
+from affcache.settings import build, default_store
 from affcache.store import EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store, writing_lock
 

@@ -15,21 +15,20 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from affcache.annotations import JoinedLabels, join_labels
 from affcache.bootstrap import VideoResamples
 from affcache.calibration import reliability
-from affcache.config import build
 from affcache.devices import resolve_device
 from affcache.listener import Listener
 from affcache.metric_names import metric_name
 from affcache.metrics import Scores
 from affcache.opened_run import OpenedRun
+from affcache.report_settings import ReportSettings
 from affcache.reports.charts import Line, line_chart
 from affcache.reports.contents import describe, frame_losses, hardest, suspicious, tail_positions, timeline
 from affcache.reports.crops import find_pictures
 from affcache.reports.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
 from affcache.runs import RunFolder, newest_run, write_text
 from affcache.score_figures import confusion
-from affcache.score_settings import ReportSettings
 from affcache.scoring import Scored, score_frames, with_intervals
-from affcache.settings import RUNS
+from affcache.settings import RUNS, build
 from affcache.tasks import Task
 
 if sys.version_info >= (3, 11):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from affcache.ablate_settings import AblateSettings
 from affcache.ablations.grid import build_grid, parse_axis
-from affcache.config import as_text
 from affcache.errors import ConfigError
-from affcache.settings import AblateSettings
+from affcache.settings import as_text
 
 
 def names(**values: object) -> list[str]:

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from affcache.ablate_settings import AblateSettings
 from affcache.ablations.projection import project, require_asked_for
 from affcache.ablations.sources import Source
 from affcache.errors import ConfigError
+from affcache.fit_settings import FitSettings
 from affcache.listener import Listener
-from affcache.settings import AblateSettings, FitSettings
 from affcache.tasks import TASKS
 from tests.conftest import MakeData
 

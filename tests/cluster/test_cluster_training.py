@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from affcache.ablate_settings import AblateSettings
 from affcache.ablations.ablating import AblateResult, ablate
 from affcache.ablations.cell_folder import Outcome
 from affcache.ablations.sources import Source
@@ -18,7 +19,6 @@ from affcache.cluster.shared_frames import share_source
 from affcache.cluster.training import ClusterTrainer, wanted_heads
 from affcache.errors import ConfigError
 from affcache.listener import Listener
-from affcache.settings import AblateSettings
 from affcache.streaming import StreamedFrames
 from affcache.tasks import TASKS
 from tests.ablations.test_ablating import QUICK, tables

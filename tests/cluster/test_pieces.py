@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from affcache.ablate_settings import AblateSettings
 from affcache.cluster import pieces as pieces_module
 from affcache.cluster.connection import require_ray
 from affcache.cluster.encoding import consecutive_runs
@@ -25,9 +26,9 @@ from affcache.cluster.shared_weights import share
 from affcache.decoding import consecutive_batches
 from affcache.encoder_loading import encoder_of, load_encoder, load_weights
 from affcache.errors import ConfigError, InputError
+from affcache.extract_settings import ExtractSettings
 from affcache.extraction import extract
 from affcache.frames import find_crops
-from affcache.settings import AblateSettings, ExtractSettings
 from tests.conftest import write_crops
 
 

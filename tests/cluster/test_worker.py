@@ -12,8 +12,8 @@ from affcache.cluster.worker import EncodingWorker, Job, Reply
 from affcache.encoder import Crops, Encoder
 from affcache.encoder_loading import load_encoder
 from affcache.errors import InputError
+from affcache.extract_settings import ExtractSettings
 from affcache.frames import find_crops
-from affcache.settings import ExtractSettings
 from affcache.submission import Submission
 from tests.conftest import write_crops
 

@@ -1,0 +1,63 @@
+"""Every public name of affcache, with the module it lives in: the only list of them."""
+
+from .ablate_settings import AblateSettings as AblateSettings
+from .ablations.ablating import AblateResult as AblateResult
+from .ablations.ablating import ablate as ablate
+from .bench.ablation import BenchAblateResult as BenchAblateResult
+from .bench.ablation import bench_ablate as bench_ablate
+from .bench.extraction import BenchExtractResult as BenchExtractResult
+from .bench.extraction import bench_extract as bench_extract
+from .bench.fit import BenchFitResult as BenchFitResult
+from .bench.fit import bench_fit as bench_fit
+from .bench.store import BenchStoreResult as BenchStoreResult
+from .bench.store import bench_store as bench_store
+from .bench_settings import BenchAblateSettings as BenchAblateSettings
+from .bench_settings import BenchExtractSettings as BenchExtractSettings
+from .bench_settings import BenchFitSettings as BenchFitSettings
+from .bench_settings import BenchStoreSettings as BenchStoreSettings
+from .checkup import DoctorResult as DoctorResult
+from .checkup import doctor as doctor
+from .demo_settings import DemoSettings as DemoSettings
+from .demonstration import DemoResult as DemoResult
+from .demonstration import demo as demo
+from .encoder import Encoder as Encoder
+from .encoder_loading import load_encoder as load_encoder
+from .errors import AffcacheError as AffcacheError
+from .errors import ConfigError as ConfigError
+from .errors import InputError as InputError
+from .errors import StoreError as StoreError
+from .estimators import CVaRMLPClassifier as CVaRMLPClassifier
+from .estimators import CVaRMLPMultiLabelClassifier as CVaRMLPMultiLabelClassifier
+from .exchange_settings import ExportSettings as ExportSettings
+from .exchange_settings import ImportSettings as ImportSettings
+from .extract_settings import DoctorSettings as DoctorSettings
+from .extract_settings import ExtractSettings as ExtractSettings
+from .extraction import ExtractResult as ExtractResult
+from .extraction import extract as extract
+from .fit_settings import FitSettings as FitSettings
+from .fitting import FitResult as FitResult
+from .fitting import fit as fit
+from .heads import MLPHead as MLPHead
+from .interop.exporting import ExportResult as ExportResult
+from .interop.exporting import export_embeddings as export_embeddings
+from .interop.importing import ImportResult as ImportResult
+from .interop.importing import import_embeddings as import_embeddings
+from .listener import Listener as Listener
+from .report_settings import ReportSettings as ReportSettings
+from .reports.reporting import ReportResult as ReportResult
+from .reports.reporting import report as report
+from .risk import cvar as cvar
+from .sam import SAM as SAM
+from .sample import write_sample as write_sample
+from .score_settings import ScoreSettings as ScoreSettings
+from .scoring import ScoreResult as ScoreResult
+from .scoring import score as score
+from .store import EmbeddingStore as EmbeddingStore
+from .submit_settings import SubmitSettings as SubmitSettings
+from .submitting import SubmitResult as SubmitResult
+from .submitting import submit as submit
+from .tasks import TASKS as TASKS
+from .tasks import Task as Task
+
+__all__: list[str]
+__version__: str

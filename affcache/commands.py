@@ -1,0 +1,31 @@
+"""Every command with its settings class: the command line and affcache.toml go by it."""
+
+from affcache.ablate_settings import AblateSettings
+from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
+from affcache.demo_settings import DemoSettings
+from affcache.exchange_settings import ExportSettings, ImportSettings
+from affcache.extract_settings import DoctorSettings, ExtractSettings
+from affcache.fit_settings import FitSettings
+from affcache.report_settings import ReportSettings
+from affcache.sample_settings import SampleSettings
+from affcache.score_settings import ScoreSettings
+from affcache.settings import Settings
+from affcache.submit_settings import SubmitSettings
+
+COMMANDS: dict[str, type[Settings]] = {
+    "extract": ExtractSettings,
+    "fit": FitSettings,
+    "score": ScoreSettings,
+    "ablate": AblateSettings,
+    "submit": SubmitSettings,
+    "report": ReportSettings,
+    "sample": SampleSettings,
+    "demo": DemoSettings,
+    "doctor": DoctorSettings,
+    "bench fit": BenchFitSettings,
+    "bench extract": BenchExtractSettings,
+    "bench ablate": BenchAblateSettings,
+    "bench store": BenchStoreSettings,
+    "import": ImportSettings,
+    "export": ExportSettings,
+}

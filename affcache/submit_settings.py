@@ -1,0 +1,22 @@
+"""The settings of a submission."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from affcache.score_settings import PredictionSettings
+from affcache.settings import setting
+
+
+@dataclass(frozen=True)
+class SubmitSettings(PredictionSettings):
+    """Write a challenge's submission file: a prediction for every line of the organisers' template."""
+
+    run: tuple[Path, ...] = setting(
+        (),
+        "Run folders to predict with; the probabilities of several are averaged.",
+        default_text="the newest one under runs/",
+    )
+    template: Path | None = setting(None, "The organisers' list of frames.", default_text="none")
+    frames: Path | None = setting(None, "Instead of a template: a list of videos, video,count.", default_text="none")
+    store: Path | None = setting(None, "The embeddings of the test videos.", default_text="none; it is needed")
+    out: Path = setting(Path("predictions.txt"), "File to write.")

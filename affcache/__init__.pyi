@@ -42,7 +42,7 @@ from .interop.exporting import ExportResult as ExportResult
 from .interop.exporting import export_embeddings as export_embeddings
 from .interop.importing import ImportResult as ImportResult
 from .interop.importing import import_embeddings as import_embeddings
-from .listener import Listener as Listener
+from .progress import Listener as Listener
 from .report_settings import ReportSettings as ReportSettings
 from .reports.reporting import ReportResult as ReportResult
 from .reports.reporting import report as report

@@ -24,8 +24,8 @@ from affcache.errors import AffcacheError
 from affcache.extract_settings import DoctorSettings, EncodingSettings
 from affcache.extraction import list_crops
 from affcache.images import UnreadableCropError, decode_crop
-from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
+from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store import EmbeddingStore
 from affcache.tuning import prepare_encoder

@@ -13,7 +13,7 @@ from affcache.extract_settings import ExtractSettings
 from affcache.extraction import ExtractResult, extract
 from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.score_settings import ScoreSettings
 from affcache.scoring import ScoreResult, score
 from affcache.settings import build

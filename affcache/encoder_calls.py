@@ -20,7 +20,7 @@ import torch
 
 from affcache.encoder import Crops, Encoder
 from affcache.errors import ConfigError
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.submission import Submission
 
 # every network has them between its heavy parts, which makes them places to stop at

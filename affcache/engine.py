@@ -10,8 +10,8 @@ from affcache.committer import Encoded
 from affcache.crop_list import CropList
 from affcache.decoding import Rows
 from affcache.encoder import Encoder
-from affcache.listener import Listener
 from affcache.pipeline import Pipeline
+from affcache.progress import Listener
 
 
 class Encoding(Protocol):

@@ -19,7 +19,7 @@ from affcache.filling import fill
 from affcache.fingerprint import fingerprint
 from affcache.frames import find_crops
 from affcache.listed_crops import keep_listed
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.settings import CROPS, build, default_store
 from affcache.store import EmbeddingStore, view_path
 from affcache.store_match import require_same_crops, require_same_encoder

@@ -8,7 +8,7 @@ from affcache.committer import Committer
 from affcache.decoding import Rows
 from affcache.engine import Encoding
 from affcache.errors import InputError
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.store_writer import StoreWriter
 
 

@@ -16,9 +16,9 @@ from affcache.devices import resolve_device
 from affcache.errors import InputError
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
-from affcache.listener import Listener
 from affcache.memory import default_memory
 from affcache.objective import ClassCounts
+from affcache.progress import Listener
 from affcache.ridge_run import RidgeRun
 from affcache.risk import tail_size
 from affcache.runs import RunFolder, claim_run, describe_store, require_free, settings_to_json

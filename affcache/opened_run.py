@@ -14,7 +14,7 @@ from affcache.fingerprint import differing_fields
 from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.learner import build_head
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.read_ahead import read_ahead
 from affcache.runs import RunFolder, fit_command, read_tensors, settings_from_json
 from affcache.stacked_heads import StackedHeads

@@ -21,7 +21,7 @@ from affcache.crop_list import CropList
 from affcache.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
 from affcache.encoder import Encoder
 from affcache.encoder_calls import Embeddings, EncoderCalls, calls_at_once
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.store import ENCODED, UNREADABLE
 from affcache.timing import bottleneck, shares_text
 

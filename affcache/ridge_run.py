@@ -9,7 +9,7 @@ import torch
 from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.learner import predict
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.ridge import STRENGTHS, RidgePath, balanced_weights, class_targets, label_targets
 from affcache.runs import RunFolder, write_tensors
 from affcache.stacked_heads import StackedHeads

@@ -8,9 +8,9 @@ import torch
 from affcache.annotations import join_labels
 from affcache.decision_rule import DecisionRule, fit_rule, plain_rule
 from affcache.errors import ConfigError
-from affcache.listener import Listener
 from affcache.opened_run import OpenedRun
 from affcache.predictions import Predictions
+from affcache.progress import Listener
 from affcache.score_settings import PredictionSettings
 from affcache.video_groups import hold_out
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from affcache.calibration import reliability
-from affcache.figure_files import save_figures, single_axes
+from affcache.files import save_figures, single_axes
 from affcache.metric_names import metric_name
 from affcache.metrics import Scores
 from affcache.tasks import Task

@@ -16,10 +16,10 @@ from affcache.bootstrap import Interval, VideoResamples, video_interval
 from affcache.calibration import reliability
 from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
-from affcache.listener import Listener
 from affcache.metrics import Scores
 from affcache.opened_run import OpenedRun, require_one_task
 from affcache.predictions import Predictions, require_same_frames
+from affcache.progress import Listener
 from affcache.risk import cvar
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run, write_json

@@ -18,8 +18,8 @@ import torch
 
 from affcache.annotations import JoinedLabels
 from affcache.errors import ConfigError
-from affcache.listener import Listener
 from affcache.memory import GIGABYTE
+from affcache.progress import Listener
 from affcache.read_ahead import read_ahead
 from affcache.store import EmbeddingStore
 from affcache.training_data import EVALUATION_BATCH, Frames, FrameSource, labels_and_videos

@@ -18,9 +18,9 @@ from affcache.challenge_files import (
 from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
-from affcache.listener import Listener
 from affcache.opened_run import OpenedRun, require_one_task
 from affcache.predictions import Predictions
+from affcache.progress import Listener
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run
 from affcache.settings import RUNS, build

@@ -6,7 +6,7 @@ from typing import Any
 
 from affcache.errors import ConfigError
 from affcache.learner import Learner, learning_rate
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.risk import cvar
 from affcache.runs import RunFolder, read_tensors, write_tensors
 from affcache.training_data import FrameSource

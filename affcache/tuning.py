@@ -15,8 +15,8 @@ from affcache.devices import resolve_device
 from affcache.encoder import Encoder
 from affcache.encoder_loading import Weights, encoder_of, load_weights
 from affcache.extract_settings import EncodingSettings
-from affcache.listener import Listener
 from affcache.precision import AGREEMENT, check_faces, smallest_cosine
+from affcache.progress import Listener
 
 LARGEST_BATCH = 512  # not tuned on a GPU yet: bench extract --batch-size compares
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better

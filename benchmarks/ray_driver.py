@@ -30,7 +30,7 @@ from affcache.committer import Encoded
 from affcache.crop_list import CropList
 from affcache.decoding import Rows
 from affcache.filling import fill
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.store import BLOCK_ROWS
 from affcache.store_writer import StoreWriter, create_store
 

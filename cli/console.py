@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from affcache.listener import Listener
+from affcache.progress import Listener
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from affcache.annotations import join_labels
 from affcache.frames import CropList
 from affcache.learner import Learner
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.store import ENCODED, EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from affcache.tasks import TASKS

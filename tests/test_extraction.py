@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from affcache import ExtractSettings, extract
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.frames import find_crops
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.store import EmbeddingStore
 from affcache.store_writer import writing_lock
 from tests.conftest import write_crops, write_tiny_encoder

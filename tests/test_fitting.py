@@ -14,7 +14,7 @@ import affcache.training
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fit_settings import FitSettings
 from affcache.fitting import FitResult, fit
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.runs import RunFolder, read_tensors
 from affcache.store import EmbeddingStore
 from affcache.store_writer import create_store

@@ -17,8 +17,8 @@ from affcache.errors import InputError
 from affcache.filling import fill
 from affcache.frames import find_crops
 from affcache.images import decode_crop
-from affcache.listener import Listener
 from affcache.pipeline import Pipeline
+from affcache.progress import Listener
 from affcache.store import EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store
 from tests.conftest import write_crops

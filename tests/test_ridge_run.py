@@ -13,7 +13,7 @@ from affcache.annotations import join_labels
 from affcache.errors import ConfigError, InputError
 from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.ridge import STRENGTHS
 from affcache.ridge_run import RidgeRun
 from affcache.runs import RunFolder, read_tensors

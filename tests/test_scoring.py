@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from affcache.errors import InputError, StoreError
 from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.scoring import score
 from affcache.store import EmbeddingStore
 from affcache.tasks import TASKS

@@ -9,7 +9,7 @@ import torch
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.runs import RunFolder, read_tensors
 from affcache.tasks import TASKS
 from affcache.training import Training, train_epoch

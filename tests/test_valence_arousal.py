@@ -16,8 +16,8 @@ from affcache.cli.app import app
 from affcache.errors import InputError
 from affcache.extraction import extract
 from affcache.fitting import fit
-from affcache.listener import Listener
 from affcache.metrics import regression_scores
+from affcache.progress import Listener
 from affcache.sample import write_sample
 from affcache.scoring import score
 from affcache.store import EmbeddingStore

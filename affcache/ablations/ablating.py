@@ -19,7 +19,7 @@ from affcache.ablations.summary import Summary
 from affcache.ablations.trainer import LocalTrainer, Trainer
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.settings import as_text, build
 from affcache.tasks import find_task
 

@@ -18,8 +18,8 @@ from affcache.ablations.tables import latex, markdown, write_results, write_summ
 from affcache.ablations.trainer import Trainer
 from affcache.durations import duration_text
 from affcache.fitting import SMALLEST_TAIL, tail_of
-from affcache.listener import Listener
 from affcache.memory import default_memory
+from affcache.progress import Listener
 from affcache.runs import fit_command, write_text
 
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid

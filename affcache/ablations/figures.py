@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from affcache.ablations.grid import Grid
 from affcache.ablations.summary import Summary
-from affcache.figure_files import save_figures, single_axes
+from affcache.files import save_figures, single_axes
 from affcache.metric_names import metric_name
 from affcache.settings import as_text
 

@@ -8,7 +8,7 @@ from affcache.ablations.cell_folder import Cell, Outcome
 from affcache.ablations.grouping import group_cells
 from affcache.ablations.sources import LoadedSource
 from affcache.ablations.trainer import Group, Trainer
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.runs import Tensors
 
 

@@ -10,8 +10,8 @@ import torch
 from affcache.ablate_settings import AblateSettings
 from affcache.annotations import JoinedLabels
 from affcache.fitting import join_splits
-from affcache.listener import Listener
 from affcache.memory import GIGABYTE
+from affcache.progress import Listener
 from affcache.runs import describe_store
 from affcache.store import EmbeddingStore
 from affcache.streaming import load_frames, load_splits

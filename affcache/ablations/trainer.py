@@ -15,7 +15,7 @@ from affcache.ablations.projection import project
 from affcache.ablations.sources import LoadedSource
 from affcache.fit_settings import FitSettings
 from affcache.learner import build_head, predict
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.ridge_run import RidgeRun
 from affcache.runs import RunFolder, Tensors, read_tensors
 from affcache.stacked_heads import StackedHeads

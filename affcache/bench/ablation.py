@@ -18,7 +18,7 @@ from affcache.bench_settings import BenchAblateSettings
 from affcache.devices import resolve_device
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.settings import build
 from affcache.tasks import EXPR
 

@@ -23,9 +23,9 @@ from affcache.engine import default_workers
 from affcache.extract_settings import ExtractSettings
 from affcache.filling import fill
 from affcache.frames import find_crops
-from affcache.listener import Listener
 from affcache.pipeline import Pipeline
 from affcache.precision import check_faces
+from affcache.progress import Listener
 from affcache.settings import build
 from affcache.store_writer import StoreWriter, create_store
 from affcache.tuning import ROWS_WORTH_COMPILING, prepare_encoder

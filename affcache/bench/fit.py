@@ -18,7 +18,7 @@ from affcache.bench_settings import BenchFitSettings
 from affcache.devices import resolve_device, wait_for
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.settings import build
 from affcache.tasks import EXPR
 from affcache.training_data import Frames, batches

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from affcache.errors import ConfigError
-from affcache.listener import Listener
+from affcache.progress import Listener
 
 LOCAL = "local"
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's name for it; with 0 it uses loopback on any system

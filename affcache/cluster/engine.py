@@ -17,7 +17,7 @@ from affcache.crop_list import CropList
 from affcache.encoder_loading import load_weights
 from affcache.errors import AffcacheError, ConfigError, InputError
 from affcache.extract_settings import ExtractSettings
-from affcache.listener import Listener
+from affcache.progress import Listener
 
 ROOM_FOR_REPLIES = 2**30  # bytes of shared memory, of which the list of crops takes some too
 

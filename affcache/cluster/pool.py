@@ -9,7 +9,7 @@ from typing import Any
 from affcache.cluster.nodes import WorkerSize, living_nodes
 from affcache.cluster.worker import Joined
 from affcache.errors import AffcacheError, InputError
-from affcache.listener import Listener
+from affcache.progress import Listener
 
 JOIN_RETRIES = 5  # times that a worker may be lost while it loads the encoder
 PIECES_A_WORKER = 2  # in flight: the second decodes while the first encodes

@@ -19,8 +19,8 @@ from affcache.committer import Encoded
 from affcache.decoding import Rows
 from affcache.errors import AffcacheError
 from affcache.extract_settings import ExtractSettings
-from affcache.listener import Listener
 from affcache.pipeline import Pipeline
+from affcache.progress import Listener
 from affcache.tuning import tune_encoder
 
 

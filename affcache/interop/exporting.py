@@ -10,7 +10,7 @@ from typing import Any
 from affcache.errors import InputError
 from affcache.exchange_settings import ExportSettings
 from affcache.interop.writers import write_npy, write_parquet, write_safetensors
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store import EmbeddingStore
 

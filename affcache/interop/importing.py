@@ -19,7 +19,7 @@ from affcache.interop.keys import join_keys, stored_order
 from affcache.interop.opening import open_sources
 from affcache.interop.sources import Matrix, Part, Source, blocks_of, read_rows
 from affcache.interop.survey import Survey, survey
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store import EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store, writing_lock

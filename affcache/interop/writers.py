@@ -10,7 +10,7 @@ from affcache.interop.clip_retrieval import EMBEDDINGS, METADATA
 from affcache.interop.parquet import pyarrow_parquet
 from affcache.interop.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, provenance_of
 from affcache.interop.sources import blocks_of
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.store import EmbeddingStore
 
 SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it

@@ -16,10 +16,10 @@ from affcache.annotations import JoinedLabels, join_labels
 from affcache.bootstrap import VideoResamples
 from affcache.calibration import reliability
 from affcache.devices import resolve_device
-from affcache.listener import Listener
 from affcache.metric_names import metric_name
 from affcache.metrics import Scores
 from affcache.opened_run import OpenedRun
+from affcache.progress import Listener
 from affcache.report_settings import ReportSettings
 from affcache.reports.charts import Line, line_chart
 from affcache.reports.contents import describe, frame_losses, hardest, suspicious, tail_positions, timeline

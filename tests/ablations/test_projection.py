@@ -10,7 +10,7 @@ from affcache.ablations.projection import project, require_asked_for
 from affcache.ablations.sources import Source
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.tasks import TASKS
 from tests.conftest import MakeData
 

@@ -18,7 +18,7 @@ from affcache.cluster import training as training_module
 from affcache.cluster.shared_frames import share_source
 from affcache.cluster.training import ClusterTrainer, wanted_heads
 from affcache.errors import ConfigError
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.streaming import StreamedFrames
 from affcache.tasks import TASKS
 from tests.ablations.test_ablating import QUICK, tables

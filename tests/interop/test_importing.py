@@ -12,7 +12,7 @@ import pytest
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fingerprint import fingerprint
-from affcache.listener import Listener
+from affcache.progress import Listener
 from affcache.store import EmbeddingStore
 from affcache.store_writer import writing_lock
 from tests.conftest import MakeData, write_store

@@ -12,10 +12,11 @@ import numpy as np
 import open_clip
 import torch
 
-from affcache.archives import DamagedMemberError
 from affcache.bench.extraction import bare_encoder, batch_size_of, seconds_of
 from affcache.bench.machine import describe_machine
-from affcache.crop_list import CropList
+from affcache.crops.archives import DamagedMemberError
+from affcache.crops.crop_list import CropList
+from affcache.crops.images import UnreadableCropError, decode_crop
 from affcache.devices import on_device, resolve_device
 from affcache.durations import duration_text
 from affcache.encoder import Encoder
@@ -23,7 +24,6 @@ from affcache.engine import default_workers
 from affcache.errors import AffcacheError
 from affcache.extract_settings import DoctorSettings, EncodingSettings
 from affcache.extraction import list_crops
-from affcache.images import UnreadableCropError, decode_crop
 from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.progress import Listener
 from affcache.settings import build, default_store

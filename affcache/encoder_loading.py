@@ -10,9 +10,9 @@ import open_clip
 import torch
 import torchvision
 
+from affcache.crops.images import Preprocessing
 from affcache.encoder import Encoder, ImageTower
 from affcache.errors import ConfigError
-from affcache.images import Preprocessing
 from affcache.open_clip_models import OWN_WEIGHTS, RANDOM_WEIGHTS, build_network, preprocessing_of
 from affcache.precision import choose_precision
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from affcache.account import Account
 from affcache.committer import Encoded
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.decoding import Rows
 from affcache.encoder import Encoder
 from affcache.pipeline import Pipeline

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from affcache.cluster.connection import require_ray
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
+from affcache.crops.folders import find_crops
+from affcache.crops.listed_crops import keep_listed
 from affcache.devices import on_device, resolve_device
 from affcache.engine import Encoding, Engine, LocalEngine, default_workers
 from affcache.errors import InputError
 from affcache.extract_settings import EncodingSettings, ExtractSettings
 from affcache.filling import fill
 from affcache.fingerprint import fingerprint
-from affcache.frames import find_crops
-from affcache.listed_crops import keep_listed
 from affcache.progress import Listener
 from affcache.settings import CROPS, build, default_store
 from affcache.store import EmbeddingStore, view_path

@@ -10,8 +10,8 @@ from typing import Any
 import open_clip
 import torch
 
+from affcache.crops.images import Preprocessing
 from affcache.errors import ConfigError, InputError, did_you_mean
-from affcache.images import Preprocessing
 
 RANDOM_WEIGHTS = "random:"  # --pretrained random:SEED
 OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # models that bring their weights with them

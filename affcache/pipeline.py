@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from affcache.account import Account
 from affcache.committer import Encoded
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
 from affcache.encoder import Encoder
 from affcache.encoder_calls import Embeddings, EncoderCalls, calls_at_once

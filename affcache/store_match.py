@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
 from affcache.fingerprint import differing_fields, fingerprint
 from affcache.store import EmbeddingStore

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
 from affcache.store import (
     BLOCK_ROWS,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.store import UNREADABLE, EmbeddingStore
 
 

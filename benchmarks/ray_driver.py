@@ -27,7 +27,7 @@ from affcache.cluster.nodes import WorkerSize
 from affcache.cluster.pool import WorkerPool
 from affcache.cluster.worker import Joined, Reply
 from affcache.committer import Encoded
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.decoding import Rows
 from affcache.filling import fill
 from affcache.progress import Listener

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from affcache.frames import find_crops
-from affcache.images import decode_crop
+from affcache.crops.folders import find_crops
+from affcache.crops.images import decode_crop
 
 ROUNDS = 5
 MEMBERS = 100_000

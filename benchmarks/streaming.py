@@ -30,7 +30,7 @@ import torch
 
 from affcache.annotations import JoinAccount, JoinedLabels
 from affcache.bench.machine import describe_machine
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.devices import resolve_device
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from affcache.crops.folders import find_crops
+from affcache.crops.images import decode_crop
 from affcache.devices import resolve_device
 from affcache.encoder import Encoder
 from affcache.encoder_loading import load_encoder
-from affcache.frames import find_crops
-from affcache.images import decode_crop
 
 
 def embed(encoder: Encoder, crops: Sequence[np.ndarray], batch_size: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from affcache.annotations import join_labels
-from affcache.frames import CropList
+from affcache.crops.folders import CropList
 from affcache.learner import Learner
 from affcache.progress import Listener
 from affcache.store import ENCODED, EmbeddingStore

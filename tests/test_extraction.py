@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from affcache import ExtractSettings, extract
+from affcache.crops.folders import find_crops
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.frames import find_crops
 from affcache.progress import Listener
 from affcache.store import EmbeddingStore
 from affcache.store_writer import writing_lock

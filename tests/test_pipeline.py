@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from affcache import committer as committer_module
+from affcache.crops.folders import find_crops
+from affcache.crops.images import decode_crop
 from affcache.decoding import consecutive_batches
 from affcache.encoder import Encoder
 from affcache.encoder_loading import load_encoder
 from affcache.errors import InputError
 from affcache.filling import fill
-from affcache.frames import find_crops
-from affcache.images import decode_crop
 from affcache.pipeline import Pipeline
 from affcache.progress import Listener
 from affcache.store import EmbeddingStore

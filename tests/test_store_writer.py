@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 from affcache.store import EmbeddingStore
 from affcache.store_writer import StoreWriter, create_store, writing_lock
-from affcache.frames import CropList
+from affcache.crops.folders import CropList
 
 path, seed, fatal_flush = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rows, width = 5000, 5

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract, tuning
+from affcache.crops.folders import find_crops
 from affcache.encoder import Crops, Encoder
 from affcache.encoder_loading import load_encoder
 from affcache.filling import fill
-from affcache.frames import find_crops
 from affcache.pipeline import Pipeline
 from affcache.store_writer import StoreWriter, create_store
 from affcache.submission import Submission

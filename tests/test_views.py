@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from affcache import EmbeddingStore, ExtractSettings, StoreError, extract
+from affcache.crops.images import mirrored
 from affcache.fingerprint import fingerprint
-from affcache.images import mirrored
 from affcache.store_writer import create_store
 from tests.conftest import crop_list, write_crops, write_store, write_tiny_encoder
 from tests.test_extraction import Recorder

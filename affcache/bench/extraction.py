@@ -14,7 +14,8 @@ import torch
 
 from affcache.bench.machine import describe_machine
 from affcache.bench_settings import BenchExtractSettings
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
+from affcache.crops.folders import find_crops
 from affcache.demonstration import shipped
 from affcache.devices import on_device, resolve_device
 from affcache.encoder import Encoder
@@ -22,7 +23,6 @@ from affcache.encoder_calls import calls_at_once, one_thread_a_call
 from affcache.engine import default_workers
 from affcache.extract_settings import ExtractSettings
 from affcache.filling import fill
-from affcache.frames import find_crops
 from affcache.pipeline import Pipeline
 from affcache.precision import check_faces
 from affcache.progress import Listener

@@ -16,7 +16,7 @@ import torch
 
 from affcache.bench.machine import describe_machine
 from affcache.bench_settings import BenchStoreSettings
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.progress import Listener
 from affcache.settings import build
 from affcache.store import BLOCK_ROWS, ENCODED, EmbeddingStore

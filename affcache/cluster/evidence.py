@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from affcache.archives import DamagedMemberError
-from affcache.crop_list import CropList
+from affcache.crops.archives import DamagedMemberError
+from affcache.crops.crop_list import CropList
 from affcache.errors import InputError
 
 SAMPLED = 8

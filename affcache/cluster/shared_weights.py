@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from affcache.crops.images import Preprocessing
 from affcache.encoder_loading import Weights
-from affcache.images import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.errors import ConfigError, StoreError
 from affcache.exchange_settings import ImportSettings
 from affcache.fingerprint import fingerprint

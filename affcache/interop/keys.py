@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
+from affcache.crops.folders import IMAGE_SUFFIXES, LARGEST_FRAME_NUMBER
 from affcache.errors import InputError
-from affcache.frames import IMAGE_SUFFIXES, LARGEST_FRAME_NUMBER
 
 _SEPARATOR = re.compile(r"[/\\]")  # lists made on Windows mix both
 _FRAME_NUMBER = re.compile(r"\d+$", re.ASCII)

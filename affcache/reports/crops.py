@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from affcache.crops.folders import find_crops
+from affcache.crops.images import UnreadableCropError, decode_crop
 from affcache.errors import InputError
-from affcache.frames import find_crops
-from affcache.images import UnreadableCropError, decode_crop
 from affcache.predictions import Predictions
 
 SIDE = 112  # pixels at most

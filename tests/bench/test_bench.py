@@ -19,8 +19,8 @@ from affcache import (
 )
 from affcache.bench.extraction import repeated
 from affcache.cli.app import app
+from affcache.crops.folders import find_crops
 from affcache.errors import ConfigError
-from affcache.frames import find_crops
 from tests.conftest import write_crops
 
 

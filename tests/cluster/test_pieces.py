@@ -23,12 +23,12 @@ from affcache.cluster.evidence import Evidence
 from affcache.cluster.nodes import Node, largest_share, worker_size
 from affcache.cluster.pieces import MOST_LOSSES, PieceQueue
 from affcache.cluster.shared_weights import share
+from affcache.crops.folders import find_crops
 from affcache.decoding import consecutive_batches
 from affcache.encoder_loading import encoder_of, load_encoder, load_weights
 from affcache.errors import ConfigError, InputError
 from affcache.extract_settings import ExtractSettings
 from affcache.extraction import extract
-from affcache.frames import find_crops
 from tests.conftest import write_crops
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from affcache import EmbeddingStore, extract
-from affcache.images import FORMATS, LARGEST_SIDE, SMALLEST_SIDE
-from tests.test_images import smooth_pixels
+from affcache.crops.images import FORMATS, LARGEST_SIDE, SMALLEST_SIDE
+from tests.crops.test_images import smooth_pixels
 
 DAMAGED = 10_000
 SOME = 400

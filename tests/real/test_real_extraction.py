@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import affcache
+from affcache.crops.folders import find_crops
 from affcache.encoder_loading import load_encoder
-from affcache.frames import find_crops
 from affcache.store import EmbeddingStore
 from tests.conftest import REAL
 

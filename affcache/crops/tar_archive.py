@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from affcache.archives.archive import Archive, Member
+from affcache.crops.archive import Archive, Member
 from affcache.errors import InputError
 
 _LARGEST_TAR_HEADER = 2**17  # bytes; even many attributes and long names take less

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from affcache.archives.archive import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member
-from affcache.archives.tar_archive import TarArchive, refuse_compressed
-from affcache.archives.zip_archive import ZipArchive
+from affcache.crops.archive import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member
+from affcache.crops.tar_archive import TarArchive, refuse_compressed
+from affcache.crops.zip_archive import ZipArchive
 from affcache.errors import InputError
 
 __all__ = [

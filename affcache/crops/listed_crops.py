@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from affcache.crop_list import CropList
+from affcache.crops.crop_list import CropList
 from affcache.errors import InputError
 
 

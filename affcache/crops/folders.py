@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from affcache.archives import ARCHIVE_SUFFIXES, MEMBER_DTYPE, Archive, Member, open_archive
-from affcache.crop_list import USUAL_NAMING, ArchivedFrames, CropList, Naming
+from affcache.crops.archives import ARCHIVE_SUFFIXES, MEMBER_DTYPE, Archive, Member, open_archive
+from affcache.crops.crop_list import USUAL_NAMING, ArchivedFrames, CropList, Naming
 from affcache.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})

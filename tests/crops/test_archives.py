@@ -22,9 +22,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache import archives
-from affcache.archives import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member, open_archive, zip_archive
-from affcache.archives import archive as archive_module
+from affcache.crops import archives
+from affcache.crops.archives import (
+    LARGEST_FILE,
+    MEMBER_DTYPE,
+    Archive,
+    DamagedMemberError,
+    Member,
+    open_archive,
+    zip_archive,
+)
+from affcache.crops.archives import archive as archive_module
 from affcache.errors import InputError
 
 CROPS = {f"{video}/{frame:05d}.jpg": os.urandom(40) * (frame + 1) for video in ("a", "b-left") for frame in range(3)}

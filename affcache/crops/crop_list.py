@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.archives import ARCHIVE_SUFFIXES, LARGEST_FILE, Archive, Member
+from affcache.crops.archives import ARCHIVE_SUFFIXES, LARGEST_FILE, Archive, Member
 from affcache.errors import InputError
 
 # the machine's fault, or the network's, whatever file they are met at

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from affcache import ExtractSettings, extract
-from affcache.crop_list import CropList, require_source
+from affcache.crops.crop_list import CropList, require_source
+from affcache.crops.folders import find_crops
 from affcache.errors import InputError
-from affcache.frames import find_crops
 from tests.conftest import write_crops
 
 VIDEOS = {"10-25-640x360": [1, 2, 4], "b_left": [7, 100], "c": range(1, 21)}

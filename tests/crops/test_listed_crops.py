@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from affcache.crops.listed_crops import keep_listed
 from affcache.errors import InputError
-from affcache.listed_crops import keep_listed
 from tests.conftest import crop_list
 
 VIDEOS = {"a": [1, 2, 3, 7], "b_left": [1, 2], "c": range(10, 20)}

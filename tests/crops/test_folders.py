@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from affcache.crops.folders import LARGEST_FRAME_NUMBER, CropList, find_crops
 from affcache.errors import InputError
-from affcache.frames import LARGEST_FRAME_NUMBER, CropList, find_crops
 
 
 def touch(*paths: Path) -> None:

@@ -52,7 +52,7 @@ from .sample import write_sample as write_sample
 from .score_settings import ScoreSettings as ScoreSettings
 from .scoring import ScoreResult as ScoreResult
 from .scoring import score as score
-from .store import EmbeddingStore as EmbeddingStore
+from .store.reading import EmbeddingStore as EmbeddingStore
 from .submit_settings import SubmitSettings as SubmitSettings
 from .submitting import SubmitResult as SubmitResult
 from .submitting import submit as submit

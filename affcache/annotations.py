@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError
-from affcache.store import ENCODED, EmbeddingStore
+from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.tasks import Task
 
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}

@@ -27,7 +27,7 @@ from affcache.extraction import list_crops
 from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.progress import Listener
 from affcache.settings import build, default_store
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tuning import prepare_encoder
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"

@@ -18,12 +18,12 @@ from affcache.engine import Encoding, Engine, LocalEngine, default_workers
 from affcache.errors import InputError
 from affcache.extract_settings import EncodingSettings, ExtractSettings
 from affcache.filling import fill
-from affcache.fingerprint import fingerprint
 from affcache.progress import Listener
 from affcache.settings import CROPS, build, default_store
-from affcache.store import EmbeddingStore, view_path
+from affcache.store.fingerprint import fingerprint
+from affcache.store.reading import EmbeddingStore, view_path
+from affcache.store.writing import StoreWriter, create_store, writing_lock
 from affcache.store_match import require_same_crops, require_same_encoder
-from affcache.store_writer import StoreWriter, create_store, writing_lock
 from affcache.tuning import prepare_encoder
 from affcache.unreadable import list_unreadable
 

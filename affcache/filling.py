@@ -9,7 +9,7 @@ from affcache.decoding import Rows
 from affcache.engine import Encoding
 from affcache.errors import InputError
 from affcache.progress import Listener
-from affcache.store_writer import StoreWriter
+from affcache.store.writing import StoreWriter
 
 
 def fill(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:

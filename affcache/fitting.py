@@ -23,7 +23,7 @@ from affcache.ridge_run import RidgeRun
 from affcache.risk import tail_size
 from affcache.runs import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.settings import RUNS, build, default_store
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.streaming import load_splits
 from affcache.tasks import Task, find_task
 from affcache.training import Training

@@ -10,15 +10,15 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import InputError, StoreError
-from affcache.fingerprint import differing_fields
 from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.learner import build_head
 from affcache.progress import Listener
-from affcache.read_ahead import read_ahead
 from affcache.runs import RunFolder, fit_command, read_tensors, settings_from_json
 from affcache.stacked_heads import StackedHeads
-from affcache.store import EmbeddingStore
+from affcache.store.fingerprint import differing_fields
+from affcache.store.prefetch import read_ahead
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import Task, find_task
 from affcache.training_data import EVALUATION_BATCH, broken_rows, prepare
 

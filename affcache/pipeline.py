@@ -22,7 +22,7 @@ from affcache.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecut
 from affcache.encoder import Encoder
 from affcache.encoder_calls import Embeddings, EncoderCalls, calls_at_once
 from affcache.progress import Listener
-from affcache.store import ENCODED, UNREADABLE
+from affcache.store.reading import ENCODED, UNREADABLE
 from affcache.timing import bottleneck, shares_text
 
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once

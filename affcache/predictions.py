@@ -11,7 +11,7 @@ import torch
 from affcache.errors import InputError
 from affcache.opened_run import OpenedRun, Rows
 from affcache.progress import Listener
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 VIEWS = {"plain": ("plain",), "both": ("plain", "flip")}
 FEW = 50_000  # frames; up to here nobody waits

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fit_settings import FitSettings
 from affcache.settings import as_text, build, flag
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 Tensors = dict[str, torch.Tensor]
 

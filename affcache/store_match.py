@@ -5,8 +5,8 @@ from typing import Any
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
-from affcache.fingerprint import differing_fields, fingerprint
-from affcache.store import EmbeddingStore
+from affcache.store.fingerprint import differing_fields, fingerprint
+from affcache.store.reading import EmbeddingStore
 
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 

@@ -24,7 +24,7 @@ from affcache.progress import Listener
 from affcache.rule_finding import find_rule
 from affcache.runs import RunFolder, newest_run
 from affcache.settings import RUNS, build
-from affcache.store import ENCODED, EmbeddingStore
+from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.submit_settings import SubmitSettings
 
 

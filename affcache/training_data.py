@@ -9,7 +9,7 @@ import torch
 
 from affcache.annotations import JoinedLabels
 from affcache.errors import InputError
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 EVALUATION_BATCH = 8192  # frames per forward pass without gradients
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from affcache.crops.crop_list import CropList
-from affcache.store import UNREADABLE, EmbeddingStore
+from affcache.store.reading import UNREADABLE, EmbeddingStore
 
 
 def list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, str]) -> Path | None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from affcache.annotations import JoinedLabels
 from affcache.errors import InputError
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
 

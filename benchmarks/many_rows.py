@@ -20,7 +20,7 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 FRAMES_A_VIDEO = 5_000
 ENCODER = {

@@ -31,8 +31,8 @@ from affcache.crops.crop_list import CropList
 from affcache.decoding import Rows
 from affcache.filling import fill
 from affcache.progress import Listener
-from affcache.store import BLOCK_ROWS
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.reading import BLOCK_ROWS
+from affcache.store.writing import StoreWriter, create_store
 
 DESCRIPTION = {"model": "stand-in", "precision": "fp32", "batch_size": 256, "compiled": False}
 

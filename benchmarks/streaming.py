@@ -34,8 +34,8 @@ from affcache.crops.crop_list import CropList
 from affcache.devices import resolve_device
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
-from affcache.store import ENCODED, EmbeddingStore
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.reading import ENCODED, EmbeddingStore
+from affcache.store.writing import StoreWriter, create_store
 from affcache.streaming import StreamedFrames, load_frames
 from affcache.tasks import TASKS
 from affcache.training_data import Frames, FrameSource

@@ -23,8 +23,8 @@ from affcache.annotations import join_labels
 from affcache.crops.folders import CropList
 from affcache.learner import Learner
 from affcache.progress import Listener
-from affcache.store import ENCODED, EmbeddingStore
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.reading import ENCODED, EmbeddingStore
+from affcache.store.writing import StoreWriter, create_store
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
 

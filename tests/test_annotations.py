@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from affcache.annotations import JoinedLabels, find_label_files, join_labels, read_label_file
 from affcache.errors import InputError
-from affcache.store import ENCODED, UNREADABLE, EmbeddingStore
+from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
 from affcache.tasks import TASKS, Task
 from tests.conftest import crop_list, write_labels
 

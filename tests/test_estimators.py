@@ -32,7 +32,7 @@ from affcache.learner import Learner, learning_rate
 from affcache.objective import ClassCounts
 from affcache.risk import cvar
 from affcache.runs import RunFolder, read_tensors
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import MakeData

@@ -14,8 +14,8 @@ from affcache import ExtractSettings, extract
 from affcache.crops.folders import find_crops
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.progress import Listener
-from affcache.store import EmbeddingStore
-from affcache.store_writer import writing_lock
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import writing_lock
 from tests.conftest import write_crops, write_tiny_encoder
 
 VIDEOS = {"a": [1, 2, 3, 5, 8, 13], "b_left": range(1, 31), "c": range(0, 40, 4)}  # 46 rows

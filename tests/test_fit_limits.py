@@ -10,7 +10,7 @@ from affcache.errors import AffcacheError, ConfigError, InputError
 from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.scoring import score
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import write_labels, write_store
 
 QUICK = {"epochs": 2, "hidden_layers": 1, "hidden_width": 8, "device": "cpu"}

@@ -16,8 +16,8 @@ from affcache.fit_settings import FitSettings
 from affcache.fitting import FitResult, fit
 from affcache.progress import Listener
 from affcache.runs import RunFolder, read_tensors
-from affcache.store import EmbeddingStore
-from affcache.store_writer import create_store
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import create_store
 from tests.conftest import MakeData, crop_list, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 4, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}

@@ -19,8 +19,8 @@ from affcache.errors import InputError
 from affcache.filling import fill
 from affcache.pipeline import Pipeline
 from affcache.progress import Listener
-from affcache.store import EmbeddingStore
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import write_crops
 
 VIDEOS = {"a": range(1, 31), "b": range(0, 30, 3)}  # 40 rows

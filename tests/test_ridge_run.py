@@ -18,7 +18,7 @@ from affcache.ridge import STRENGTHS
 from affcache.ridge_run import RidgeRun
 from affcache.runs import RunFolder, read_tensors
 from affcache.scoring import score
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import MakeData

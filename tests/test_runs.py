@@ -22,7 +22,7 @@ from affcache.runs import (
     write_tensors,
     write_text,
 )
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import MakeData
 
 

@@ -13,7 +13,7 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fitting import fit
 from affcache.scoring import ScoreResult, score
 from affcache.smoothing import smooth
-from affcache.store import EmbeddingStore, view_path
+from affcache.store.reading import EmbeddingStore, view_path
 from affcache.tasks import TASKS
 from affcache.video_groups import hold_out
 from tests.conftest import Heard, MakeData

@@ -15,7 +15,7 @@ from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.progress import Listener
 from affcache.scoring import score
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import TASKS
 from tests.conftest import MakeData, write_labels, write_store
 

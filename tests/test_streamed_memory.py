@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from affcache import read_ahead, streaming
+from affcache import streaming
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.learner import Learner
+from affcache.store import prefetch as read_ahead
 from affcache.streaming import StreamedFrames, load_frames, load_splits
 from affcache.tasks import TASKS
 from affcache.training_data import Frames
@@ -103,7 +104,7 @@ import numpy as np, torch
 from affcache.annotations import JoinAccount, JoinedLabels
 from affcache.learner import Learner
 from affcache.fit_settings import FitSettings
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.streaming import load_frames
 from affcache.tasks import TASKS
 

@@ -19,9 +19,9 @@ from affcache.fit_settings import FitSettings
 from affcache.fitting import FitResult, fit
 from affcache.learner import Learner
 from affcache.memory import default_memory
-from affcache.read_ahead import read_ahead
 from affcache.scoring import score
-from affcache.store import EmbeddingStore
+from affcache.store.prefetch import read_ahead
+from affcache.store.reading import EmbeddingStore
 from affcache.streaming import StreamedFrames
 from affcache.tasks import TASKS
 from affcache.training_data import Frames, FrameSource

@@ -12,7 +12,7 @@ from affcache.challenge_files import Template, check_submission, read_frame_coun
 from affcache.errors import ConfigError, InputError
 from affcache.fitting import fit
 from affcache.scoring import score
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.submitting import submit
 from affcache.tasks import TASKS
 from tests.conftest import Heard, MakeData, write_labels, write_store

@@ -16,7 +16,7 @@ from affcache.errors import ConfigError
 from affcache.fitting import fit
 from affcache.risk import cvar
 from affcache.scoring import score
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import TASKS, Task, find_task
 from tests.conftest import MakeData, write_labels
 

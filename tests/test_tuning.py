@@ -13,7 +13,7 @@ from affcache.encoder import Crops, Encoder
 from affcache.encoder_loading import load_encoder
 from affcache.filling import fill
 from affcache.pipeline import Pipeline
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.writing import StoreWriter, create_store
 from affcache.submission import Submission
 from tests.conftest import write_crops
 from tests.test_extraction import Recorder

@@ -20,7 +20,7 @@ from affcache.metrics import regression_scores
 from affcache.progress import Listener
 from affcache.sample import write_sample
 from affcache.scoring import score
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import TASKS
 from tests.conftest import write_labels, write_store
 

@@ -7,7 +7,7 @@ import pytest
 
 from affcache.annotations import JoinedLabels, join_labels
 from affcache.errors import InputError
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import TASKS
 from affcache.video_groups import group_frames, hold_out, stripped_name
 from tests.conftest import write_labels, write_store

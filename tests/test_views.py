@@ -9,8 +9,8 @@ from PIL import Image
 
 from affcache import EmbeddingStore, ExtractSettings, StoreError, extract
 from affcache.crops.images import mirrored
-from affcache.fingerprint import fingerprint
-from affcache.store_writer import create_store
+from affcache.store.fingerprint import fingerprint
+from affcache.store.writing import create_store
 from tests.conftest import crop_list, write_crops, write_store, write_tiny_encoder
 from tests.test_extraction import Recorder
 

@@ -13,7 +13,7 @@ from affcache.fitting import join_splits
 from affcache.memory import GIGABYTE
 from affcache.progress import Listener
 from affcache.runs import describe_store
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.streaming import load_frames, load_splits
 from affcache.tasks import Task
 from affcache.training_data import FrameSource, require_finite

@@ -27,7 +27,7 @@ from affcache.pipeline import Pipeline
 from affcache.precision import check_faces
 from affcache.progress import Listener
 from affcache.settings import build
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.writing import StoreWriter, create_store
 from affcache.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 
 

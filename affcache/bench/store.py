@@ -19,8 +19,8 @@ from affcache.bench_settings import BenchStoreSettings
 from affcache.crops.crop_list import CropList
 from affcache.progress import Listener
 from affcache.settings import build
-from affcache.store import BLOCK_ROWS, ENCODED, EmbeddingStore
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.reading import BLOCK_ROWS, ENCODED, EmbeddingStore
+from affcache.store.writing import StoreWriter, create_store
 
 READ_ROWS = 4096  # rows of one random read
 

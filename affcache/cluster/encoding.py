@@ -15,7 +15,7 @@ from affcache.cluster.worker import Reply
 from affcache.committer import Encoded
 from affcache.decoding import Rows
 from affcache.errors import AffcacheError
-from affcache.store import BLOCK_ROWS
+from affcache.store.reading import BLOCK_ROWS
 from affcache.timing import bottleneck, shares_text
 
 SECONDS_A_PIECE = 10.0  # what a lost worker costs, at most about twice this: it has two

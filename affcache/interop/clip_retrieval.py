@@ -9,7 +9,7 @@ from affcache.errors import InputError
 from affcache.interop.keys import FrameKeys, KeyCollector, join_keys
 from affcache.interop.parquet import rows_of
 from affcache.interop.sources import Matrix, Part, Source, cannot_read, require_floats, require_same_length
-from affcache.store import ENCODED
+from affcache.store.reading import ENCODED
 
 IMPORTED_FROM = "clip-retrieval"
 EMBEDDINGS, METADATA = "img_emb", "metadata"

@@ -12,7 +12,7 @@ from affcache.exchange_settings import ExportSettings
 from affcache.interop.writers import write_npy, write_parquet, write_safetensors
 from affcache.progress import Listener
 from affcache.settings import build, default_store
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 WRITERS: dict[str, tuple[str, Callable[[Path, EmbeddingStore, Listener], None]]] = {  # ending of the default name
     "npy": ("-npy", write_npy),

@@ -14,7 +14,7 @@ from affcache.interop.keys import FrameKeys, KeyCollector
 from affcache.interop.parquet import parquet_file, require_columns, rows_of
 from affcache.interop.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, read_provenance
 from affcache.interop.sources import Matrix, Part, Source, cannot_read, map_bytes, require_same_length, unpack
-from affcache.store import ENCODED, UNREADABLE
+from affcache.store.reading import ENCODED, UNREADABLE
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")

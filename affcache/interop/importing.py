@@ -14,15 +14,15 @@ import numpy.typing as npt
 from affcache.crops.crop_list import CropList
 from affcache.errors import ConfigError, StoreError
 from affcache.exchange_settings import ImportSettings
-from affcache.fingerprint import fingerprint
 from affcache.interop.keys import join_keys, stored_order
 from affcache.interop.opening import open_sources
 from affcache.interop.sources import Matrix, Part, Source, blocks_of, read_rows
 from affcache.interop.survey import Survey, survey
 from affcache.progress import Listener
 from affcache.settings import build, default_store
-from affcache.store import EmbeddingStore
-from affcache.store_writer import StoreWriter, create_store, writing_lock
+from affcache.store.fingerprint import fingerprint
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 
 @dataclass(frozen=True)

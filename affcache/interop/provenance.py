@@ -7,7 +7,7 @@ from typing import Any
 
 import affcache
 from affcache.errors import InputError
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 EXPORT_FORMAT, EXPORT_VERSION = "affcache-export", 1
 PARQUET_KEY = b"affcache"  # of the schema metadata

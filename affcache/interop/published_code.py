@@ -20,7 +20,7 @@ from affcache.interop.sources import (
     require_same_length,
     unpack,
 )
-from affcache.store import ENCODED
+from affcache.store.reading import ENCODED
 
 IMPORTED_FROM = "published code"
 STORE_FORMAT = "affcache-embeddings"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from affcache.errors import InputError
 from affcache.interop.sources import Matrix, Part, blocks_of
 from affcache.progress import Listener
-from affcache.store import ENCODED
+from affcache.store.reading import ENCODED
 
 NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 

@@ -11,7 +11,7 @@ from affcache.interop.parquet import pyarrow_parquet
 from affcache.interop.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, provenance_of
 from affcache.interop.sources import blocks_of
 from affcache.progress import Listener
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 
 SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from tests.cluster.conftest import family_of
 from tests.conftest import write_crops
 

@@ -19,8 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from affcache.cli.app import app
-from affcache.store import EmbeddingStore
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import crop_list, write_crops, write_tiny_encoder
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from affcache.cli.app import app
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks import TASKS
 from tests.conftest import MakeData, write_labels, write_store
 

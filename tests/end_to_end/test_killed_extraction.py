@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import write_crops
 
 KILLS = int(os.environ.get("AFFCACHE_TEST_KILLS", "10"))

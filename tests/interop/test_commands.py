@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import write_store
 from tests.interop.sources import SHUFFLED, matrix, write_published
 from tests.top.test_cli import call, json_of

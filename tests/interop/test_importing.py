@@ -11,10 +11,10 @@ import pytest
 
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.fingerprint import fingerprint
 from affcache.progress import Listener
-from affcache.store import EmbeddingStore
-from affcache.store_writer import writing_lock
+from affcache.store.fingerprint import fingerprint
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import writing_lock
 from tests.conftest import MakeData, write_store
 from tests.interop.sources import IN_ORDER, SHUFFLED, matrix, unit, write_clip_retrieval, write_published
 

@@ -15,8 +15,8 @@ from safetensors import safe_open
 
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.store import EmbeddingStore
-from affcache.store_writer import create_store
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import create_store
 from tests.conftest import crop_list, write_store
 from tests.interop.sources import matrix
 

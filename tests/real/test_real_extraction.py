@@ -12,7 +12,7 @@ from PIL import Image
 import affcache
 from affcache.crops.folders import find_crops
 from affcache.encoder_loading import load_encoder
-from affcache.store import EmbeddingStore
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import REAL
 
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="the real crops are not here (../shared/real)")

@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
-from affcache.store import (
+from affcache.store.layout import FORMAT, FORMAT_VERSION, NUMERIC_DATASETS
+from affcache.store.reading import (
     BLOCK_ROWS,
     ENCODED,
     PENDING,
@@ -31,7 +32,6 @@ from affcache.store import (
     index_sha256,
     read_rows,
 )
-from affcache.store_layout import FORMAT, FORMAT_VERSION, NUMERIC_DATASETS
 
 RESERVE_BYTES = 1 << 24
 CAN_NOT_RESERVE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # said by the file system

@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import StoreError
-from affcache.store import BLOCK_ROWS, ENCODED, UNREADABLE, EmbeddingStore, block_crc
-from affcache.store_writer import StoreWriter, create_store, writing_lock
+from affcache.store.reading import BLOCK_ROWS, ENCODED, UNREADABLE, EmbeddingStore, block_crc
+from affcache.store.writing import StoreWriter, create_store, writing_lock
 from tests.conftest import crop_list
 
 ROWS, WIDTH = 5000, 5  # two blocks
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 # A process that makes or continues a store of known contents, in pieces whose sizes a seed decides. It prints how many
 # rows it has committed. With a positive third argument it kills itself instead of its n-th flush to the disk.
@@ -32,8 +32,8 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from affcache.store import EmbeddingStore
-from affcache.store_writer import StoreWriter, create_store, writing_lock
+from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import StoreWriter, create_store, writing_lock
 from affcache.crops.folders import CropList
 
 path, seed, fatal_flush = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -254,7 +254,7 @@ def test_a_reader_sees_what_a_writer_commits(small: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from affcache.store_writer import writing_lock
+from affcache.store.writing import writing_lock
 with writing_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

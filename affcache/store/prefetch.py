@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import StoreError
-from affcache.store import EmbeddingStore, read_rows
+from affcache.store.reading import EmbeddingStore, read_rows
 
 SPAN_ROWS = 64  # rows of one read, about 100 KB: the call costs little beside the copy, and the lock is held briefly
 STAGING_ROWS = 8192  # rows on their way to a GPU

@@ -15,10 +15,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache import read_ahead as module
 from affcache.errors import StoreError
-from affcache.read_ahead import SPAN_ROWS, read_ahead
-from affcache.store import EmbeddingStore
+from affcache.store import prefetch as module
+from affcache.store.prefetch import SPAN_ROWS, read_ahead
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import write_store
 
 CPU = torch.device("cpu")

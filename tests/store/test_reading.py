@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import StoreError
-from affcache.store import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc
-from affcache.store_layout import read_layout
-from affcache.store_writer import StoreWriter, create_store
+from affcache.store.layout import read_layout
+from affcache.store.reading import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc
+from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import crop_list, write_store
 
 VIDEOS = {"a": range(1, 6001), "b_left": range(0, 4000, 2), "c": [7, 9, 2**31 - 1]}  # 8003 rows, two blocks
 ROWS, WIDTH = 8003, 3
 UNREADABLE_ROWS = (0, 4096, 8002)
-GOLDEN = Path(__file__).parent / "data" / "golden-store-format-1.h5"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden-store-format-1.h5"
 
 
 def features_of(rows: int, width: int, seed: int = 0) -> npt.NDArray[np.float16]:

@@ -19,12 +19,12 @@ from affcache.crops.crop_list import CropList
 from affcache.crops.images import UnreadableCropError, decode_crop
 from affcache.devices import on_device, resolve_device
 from affcache.durations import duration_text
-from affcache.encoder import Encoder
+from affcache.encoders.encoder import Encoder
+from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.engine import default_workers
 from affcache.errors import AffcacheError
 from affcache.extract_settings import DoctorSettings, EncodingSettings
 from affcache.extraction import list_crops
-from affcache.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.encoder import Crops, Encoder
+from affcache.encoders.encoder import Crops, Encoder
+from affcache.encoders.submission import Submission
 from affcache.errors import ConfigError
 from affcache.progress import Listener
-from affcache.submission import Submission
 
 # every network has them between its heavy parts, which makes them places to stop at
 NORMS = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm)

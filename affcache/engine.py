@@ -9,7 +9,7 @@ from affcache.account import Account
 from affcache.committer import Encoded
 from affcache.crops.crop_list import CropList
 from affcache.decoding import Rows
-from affcache.encoder import Encoder
+from affcache.encoders.encoder import Encoder
 from affcache.pipeline import Pipeline
 from affcache.progress import Listener
 

@@ -19,8 +19,8 @@ from affcache.account import Account
 from affcache.committer import Encoded
 from affcache.crops.crop_list import CropList
 from affcache.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
-from affcache.encoder import Encoder
 from affcache.encoder_calls import Embeddings, EncoderCalls, calls_at_once
+from affcache.encoders.encoder import Encoder
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, UNREADABLE
 from affcache.timing import bottleneck, shares_text

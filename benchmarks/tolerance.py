@@ -19,8 +19,8 @@ import torch
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.devices import resolve_device
-from affcache.encoder import Encoder
-from affcache.encoder_loading import load_encoder
+from affcache.encoders.encoder import Encoder
+from affcache.encoders.encoder_loading import load_encoder
 
 
 def embed(encoder: Encoder, crops: Sequence[np.ndarray], batch_size: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ from affcache import committer as committer_module
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.decoding import consecutive_batches
-from affcache.encoder import Encoder
-from affcache.encoder_loading import load_encoder
+from affcache.encoders.encoder import Encoder
+from affcache.encoders.encoder_loading import load_encoder
 from affcache.errors import InputError
 from affcache.filling import fill
 from affcache.pipeline import Pipeline

@@ -9,12 +9,12 @@ import torch
 
 from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract, tuning
 from affcache.crops.folders import find_crops
-from affcache.encoder import Crops, Encoder
-from affcache.encoder_loading import load_encoder
+from affcache.encoders.encoder import Crops, Encoder
+from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.submission import Submission
 from affcache.filling import fill
 from affcache.pipeline import Pipeline
 from affcache.store.writing import StoreWriter, create_store
-from affcache.submission import Submission
 from tests.conftest import write_crops
 from tests.test_extraction import Recorder
 

@@ -10,11 +10,11 @@ import torch
 from affcache.cluster.evidence import Evidence
 from affcache.cluster.worker import EncodingWorker, Job, Reply
 from affcache.crops.folders import find_crops
-from affcache.encoder import Crops, Encoder
-from affcache.encoder_loading import load_encoder
+from affcache.encoders.encoder import Crops, Encoder
+from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.submission import Submission
 from affcache.errors import InputError
 from affcache.extract_settings import ExtractSettings
-from affcache.submission import Submission
 from tests.conftest import write_crops
 
 BATCH = 16

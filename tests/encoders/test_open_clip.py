@@ -12,9 +12,9 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 
-from affcache import open_clip_models
+from affcache.encoders import open_clip as open_clip_models
+from affcache.encoders.open_clip import build_network, preprocessing_of
 from affcache.errors import ConfigError, InputError
-from affcache.open_clip_models import build_network, preprocessing_of
 from tests.conftest import TINY_CONFIG
 
 TINY_NAME = "affcache-tiny"

@@ -11,10 +11,10 @@ import torch
 import torchvision
 
 from affcache.crops.images import Preprocessing
-from affcache.encoder import Encoder, ImageTower
+from affcache.encoders.encoder import Encoder, ImageTower
+from affcache.encoders.open_clip import OWN_WEIGHTS, RANDOM_WEIGHTS, build_network, preprocessing_of
+from affcache.encoders.precision import choose_precision
 from affcache.errors import ConfigError
-from affcache.open_clip_models import OWN_WEIGHTS, RANDOM_WEIGHTS, build_network, preprocessing_of
-from affcache.precision import choose_precision
 
 
 def load_encoder(

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from affcache.crops.images import Normalise, Preprocessing
+from affcache.encoders.submission import Submission, copy_to_device
 from affcache.store.fingerprint import fingerprint
-from affcache.submission import Submission, copy_to_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

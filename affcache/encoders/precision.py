@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.crops.images import decode_crop
-from affcache.encoder import Encoder
+from affcache.encoders.encoder import Encoder
 
 AGREEMENT = 0.999  # smallest cosine to fp32's embeddings that counts as the same
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})

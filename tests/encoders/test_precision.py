@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from affcache import precision as precision_module
-from affcache.encoder import DTYPES, Encoder
-from affcache.encoder_loading import load_encoder
-from affcache.precision import AGREEMENT, check_faces, choose_precision, fast_precisions, smallest_cosine
+from affcache.encoders import precision as precision_module
+from affcache.encoders.encoder import DTYPES, Encoder
+from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.precision import AGREEMENT, check_faces, choose_precision, fast_precisions, smallest_cosine
 
 
 @pytest.fixture(scope="module")

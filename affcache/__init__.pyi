@@ -56,8 +56,8 @@ from .store.reading import EmbeddingStore as EmbeddingStore
 from .submit_settings import SubmitSettings as SubmitSettings
 from .submitting import SubmitResult as SubmitResult
 from .submitting import submit as submit
-from .tasks import TASKS as TASKS
-from .tasks import Task as Task
+from .tasks.tasks import TASKS as TASKS
+from .tasks.tasks import Task as Task
 
 __all__: list[str]
 __version__: str

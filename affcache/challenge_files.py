@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from affcache.errors import InputError
 from affcache.runs import write_text
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 
 LOCATION = "image_location"
 

@@ -13,7 +13,7 @@ from affcache.errors import ConfigError
 from affcache.predictions import Predictions
 from affcache.score_settings import PredictionSettings
 from affcache.smoothing import smooth
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 
 WIDTHS = (1, 3, 5, 9, 15, 25, 51, 101, 201)  # frame numbers in a window; 1 is none
 

@@ -21,7 +21,7 @@ from affcache.fit_settings import FitSettings
 from affcache.learner import Learner, build_head, learning_rate
 from affcache.objective import ClassCounts
 from affcache.settings import build
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 from affcache.training_data import EVALUATION_BATCH, Frames, prepare
 
 FLOATS = (np.float32, np.float16)  # what a head trains on as it is; all else becomes the first

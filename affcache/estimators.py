@@ -16,7 +16,7 @@ from sklearn.utils.validation import validate_data
 
 from affcache.estimator_base import FLOATS, Array, CVaRMLP
 from affcache.fit_settings import FitSettings
-from affcache.tasks import AU, EXPR, Task
+from affcache.tasks.tasks import AU, EXPR, Task
 
 
 class CVaRMLPClassifier(CVaRMLP):

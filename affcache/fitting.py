@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 import affcache
-from affcache.annotations import JoinedLabels, find_label_files, join_labels
 from affcache.devices import resolve_device
 from affcache.errors import InputError
 from affcache.fit_settings import FitSettings
@@ -25,10 +24,11 @@ from affcache.runs import RunFolder, claim_run, describe_store, require_free, se
 from affcache.settings import RUNS, build, default_store
 from affcache.store.reading import EmbeddingStore
 from affcache.streaming import load_splits
-from affcache.tasks import Task, find_task
+from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels
+from affcache.tasks.splits import hold_out
+from affcache.tasks.tasks import Task, find_task
 from affcache.training import Training
 from affcache.training_data import require_finite
-from affcache.video_groups import hold_out
 
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 

@@ -14,7 +14,7 @@ from affcache.recorded_step import WARM_UP, RecordedStep
 from affcache.sam import clip_stacked_gradients, write_stacked_worst_point
 from affcache.stacked_adamw import StackedAdamW
 from affcache.stacked_heads import StackedHeads
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 from affcache.training_data import EVALUATION_BATCH, Frames, FrameSource, batches, epoch_order, prepare
 
 FORM = (  # what heads side by side have in common; "rho" only in whether it is 0

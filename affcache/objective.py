@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from affcache.fit_settings import FitSettings
-from affcache.losses import Option
 from affcache.risk import TailThreshold, stacked_rank_weights, tail_within, weighted_tail
-from affcache.tasks import Task
+from affcache.tasks.losses import Option
+from affcache.tasks.tasks import Task
 
 WINDOW = 32  # batches whose losses the threshold of --cvar-level set is found over
 

@@ -19,7 +19,7 @@ from affcache.stacked_heads import StackedHeads
 from affcache.store.fingerprint import differing_fields
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import Task, find_task
+from affcache.tasks.tasks import Task, find_task
 from affcache.training_data import EVALUATION_BATCH, broken_rows, prepare
 
 Rows = npt.NDArray[np.int64]

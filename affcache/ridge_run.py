@@ -13,7 +13,7 @@ from affcache.progress import Listener
 from affcache.ridge import STRENGTHS, RidgePath, balanced_weights, class_targets, label_targets
 from affcache.runs import RunFolder, write_tensors
 from affcache.stacked_heads import StackedHeads
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 from affcache.training_data import FrameSource
 
 

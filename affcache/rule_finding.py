@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from affcache.annotations import join_labels
 from affcache.decision_rule import DecisionRule, fit_rule, plain_rule
 from affcache.errors import ConfigError
 from affcache.opened_run import OpenedRun
 from affcache.predictions import Predictions
 from affcache.progress import Listener
 from affcache.score_settings import PredictionSettings
-from affcache.video_groups import hold_out
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.splits import hold_out
 
 SAY_WIDTH = " Smoothing needs no fitting with --smooth-width N."
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from affcache.calibration import reliability
 from affcache.files import save_figures, single_axes
 from affcache.metric_names import metric_name
-from affcache.metrics import Scores
-from affcache.tasks import Task
+from affcache.tasks.metrics import Scores
+from affcache.tasks.tasks import Task
 
 GREY = "#999999"
 

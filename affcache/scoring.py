@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.annotations import JoinAccount, JoinedLabels, join_labels
 from affcache.bootstrap import Interval, VideoResamples, video_interval
 from affcache.calibration import reliability
 from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
-from affcache.metrics import Scores
 from affcache.opened_run import OpenedRun, require_one_task
 from affcache.predictions import Predictions, require_same_frames
 from affcache.progress import Listener
@@ -26,9 +24,11 @@ from affcache.runs import RunFolder, newest_run, write_json
 from affcache.score_figures import write_score_figures
 from affcache.score_settings import PredictionSettings, ScoreSettings
 from affcache.settings import RUNS, build
-from affcache.tasks import Task
-from affcache.video_groups import group_frames
-from affcache.video_statistics import Table
+from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
+from affcache.tasks.metrics import Scores
+from affcache.tasks.splits import group_frames
+from affcache.tasks.tasks import Task
+from affcache.tasks.video_statistics import Table
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.annotations import JoinedLabels
 from affcache.errors import ConfigError
 from affcache.memory import GIGABYTE
 from affcache.progress import Listener
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
+from affcache.tasks.annotations import JoinedLabels
 from affcache.training_data import EVALUATION_BATCH, Frames, FrameSource, labels_and_videos
 
 BLOCK_FRAMES = 64  # 98 KB of ViT-L: 64 reads of a disk in one; larger ones mix worse, in proportion

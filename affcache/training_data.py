@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from affcache.annotations import JoinedLabels
 from affcache.errors import InputError
 from affcache.store.reading import EmbeddingStore
+from affcache.tasks.annotations import JoinedLabels
 
 EVALUATION_BATCH = 8192  # frames per forward pass without gradients
 

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from affcache.annotations import JoinAccount, JoinedLabels
 from affcache.bench.machine import describe_machine
 from affcache.crops.crop_list import CropList
 from affcache.devices import resolve_device
@@ -37,7 +36,8 @@ from affcache.learner import Learner
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store
 from affcache.streaming import StreamedFrames, load_frames
-from affcache.tasks import TASKS
+from affcache.tasks.annotations import JoinAccount, JoinedLabels
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames, FrameSource
 
 WRITE_ROWS = 4096

@@ -11,7 +11,7 @@ from affcache.metric_names import metric_name
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
     from affcache.ablations.summary import Summary
     from affcache.decision_rule import DecisionRule
-    from affcache.metrics import Scores
+    from affcache.tasks.metrics import Scores
 
 
 def score_table(scores: "Scores") -> Table:

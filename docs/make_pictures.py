@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 import affcache
-from affcache.annotations import find_label_files, read_label_file
 from affcache.cli.tables import score_table
 from affcache.crops.folders import find_crops
 from affcache.demonstration import shipped
+from affcache.tasks.annotations import find_label_files, read_label_file
 
 PICTURES = Path(__file__).parent / "pictures"
 FACES_PER_ROW = 9

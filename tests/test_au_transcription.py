@@ -10,7 +10,7 @@ from scipy.optimize import fminbound
 
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import record_losses
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from affcache.bootstrap import VideoResamples, seed_and_video_interval, video_interval
-from affcache.tasks import EXPR
-from affcache.video_statistics import Table
+from affcache.tasks.tasks import EXPR
+from affcache.tasks.video_statistics import Table
 
 
 def mean_of(sums: Table) -> Table:

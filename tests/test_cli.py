@@ -21,7 +21,7 @@ from affcache.cli.tables import fact_table
 from affcache.commands import COMMANDS
 from affcache.settings import flag
 from affcache.store.writing import create_store
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from tests.conftest import MakeData, crop_list, write_labels, write_store
 
 

@@ -25,7 +25,6 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import affcache
-from affcache.annotations import join_labels
 from affcache.estimators import CVaRMLPClassifier, CVaRMLPMultiLabelClassifier
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner, learning_rate
@@ -33,7 +32,8 @@ from affcache.objective import ClassCounts
 from affcache.risk import cvar
 from affcache.runs import RunFolder, read_tensors
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import MakeData
 

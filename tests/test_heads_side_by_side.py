@@ -8,7 +8,7 @@ from scipy.stats import ks_2samp
 
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner, build_head, learning_rate
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import MakeData, frames_of, record_losses
 

@@ -10,7 +10,7 @@ from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.learner import Learner, _generator, build_head, learning_rate, predict
 from affcache.stacked_heads import StackedHeads
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import MakeData, frames_of
 

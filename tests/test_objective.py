@@ -11,7 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from affcache.fit_settings import FitSettings
 from affcache.objective import WINDOW, ClassCounts, Objective
 from affcache.risk import TailThreshold, cvar
-from affcache.tasks import TASKS, Task
+from affcache.tasks.tasks import TASKS, Task
 
 H, BATCH, VIDEOS = 3, 16, 5
 LIKE = torch.zeros(0, dtype=torch.float64)

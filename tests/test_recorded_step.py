@@ -9,7 +9,7 @@ import torch
 from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.objective import ClassCounts
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames
 
 QUICK = FitSettings(hidden_layers=2, hidden_width=16, batch_size=16, rho=0.05, dropout=0.3)

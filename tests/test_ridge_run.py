@@ -9,7 +9,6 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from affcache.annotations import join_labels
 from affcache.errors import ConfigError, InputError
 from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
@@ -19,7 +18,8 @@ from affcache.ridge_run import RidgeRun
 from affcache.runs import RunFolder, read_tensors
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import MakeData
 

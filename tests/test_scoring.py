@@ -16,7 +16,7 @@ from affcache.fitting import fit
 from affcache.progress import Listener
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from tests.conftest import MakeData, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}

@@ -17,7 +17,7 @@ from affcache.fitting import fit
 from affcache.learner import Learner
 from affcache.store import prefetch as read_ahead
 from affcache.streaming import StreamedFrames, load_frames, load_splits
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames
 from tests.conftest import MakeData, write_store
 from tests.test_fitting import Recorder
@@ -101,12 +101,12 @@ HELD = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from affcache.annotations import JoinAccount, JoinedLabels
+from affcache.tasks.annotations import JoinAccount, JoinedLabels
 from affcache.learner import Learner
 from affcache.fit_settings import FitSettings
 from affcache.store.reading import EmbeddingStore
 from affcache.streaming import load_frames
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 
 def memory(entry):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from affcache import streaming
-from affcache.annotations import JoinedLabels, join_labels
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
 from affcache.fitting import FitResult, fit
@@ -23,7 +22,8 @@ from affcache.scoring import score
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.streaming import StreamedFrames
-from affcache.tasks import TASKS
+from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames, FrameSource
 from tests.conftest import MakeData
 from tests.test_fitting import Recorder, assert_same_run

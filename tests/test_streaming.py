@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from affcache import streaming
-from affcache.annotations import JoinAccount, JoinedLabels
 from affcache.errors import ConfigError
 from affcache.store.reading import EmbeddingStore
 from affcache.streaming import BLOCK_FRAMES, StreamedFrames, chunk_bounds
+from affcache.tasks.annotations import JoinAccount, JoinedLabels
 from affcache.training_data import batches
 from tests.conftest import write_store
 

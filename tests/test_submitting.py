@@ -14,7 +14,7 @@ from affcache.fitting import fit
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
 from affcache.submitting import submit
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from tests.conftest import Heard, MakeData, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 1, "hidden_layers": 1, "hidden_width": 8, "batch_size": 16, "rho": 0.05}

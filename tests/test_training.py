@@ -11,7 +11,7 @@ from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.progress import Listener
 from affcache.runs import RunFolder, read_tensors
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from affcache.training import Training, train_epoch
 from tests.conftest import MakeData, frames_of
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.annotations import join_labels
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.tasks import TASKS
 from affcache.training_data import Frames, batches, epoch_length, epoch_order, prepare
 from tests.conftest import MakeData
 

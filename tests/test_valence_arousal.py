@@ -11,17 +11,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from affcache.annotations import SPLIT_FOLDERS, find_label_files, join_labels, read_label_file
 from affcache.cli.app import app
 from affcache.errors import InputError
 from affcache.extraction import extract
 from affcache.fitting import fit
-from affcache.metrics import regression_scores
 from affcache.progress import Listener
 from affcache.sample import write_sample
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS
+from affcache.tasks.annotations import SPLIT_FOLDERS, find_label_files, join_labels, read_label_file
+from affcache.tasks.metrics import regression_scores
+from affcache.tasks.tasks import TASKS
 from tests.conftest import write_labels, write_store
 
 VA = TASKS["va"]

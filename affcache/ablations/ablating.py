@@ -21,7 +21,7 @@ from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.settings import as_text, build
-from affcache.tasks import find_task
+from affcache.tasks.tasks import find_task
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from affcache.ablations.sources import LoadedSource, Source
 from affcache.errors import StoreError
 from affcache.fit_settings import FitSettings
 from affcache.runs import RunFolder, read_tensors, settings_to_json, write_json, write_tensors, write_text
+from affcache.tasks.video_statistics import Table
 from affcache.training import Entry
-from affcache.video_statistics import Table
 
 MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
 

@@ -9,7 +9,7 @@ from affcache.fit_settings import FitSettings
 from affcache.head_parameters import HeadShape
 from affcache.learner import FORM, build_head
 from affcache.memory import device_memory
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 
 MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more
 SHARE = 0.25  # of the device's memory is for heads

@@ -9,8 +9,8 @@ import numpy as np
 from affcache.ablations.cell_folder import Outcome
 from affcache.ablations.grid import Setting
 from affcache.bootstrap import Interval, VideoResamples, seed_and_video_interval
-from affcache.tasks import find_task
-from affcache.video_statistics import Table
+from affcache.tasks.tasks import find_task
+from affcache.tasks.video_statistics import Table
 
 Outcomes = Mapping[int, Outcome]  # by seed
 

@@ -20,7 +20,7 @@ from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.progress import Listener
 from affcache.settings import build
-from affcache.tasks import EXPR
+from affcache.tasks.tasks import EXPR
 
 FEWEST_STEPS = 3
 

@@ -20,7 +20,7 @@ from affcache.fit_settings import FitSettings
 from affcache.learner import Learner
 from affcache.progress import Listener
 from affcache.settings import build
-from affcache.tasks import EXPR
+from affcache.tasks.tasks import EXPR
 from affcache.training_data import Frames, batches
 
 PAPER_FRAMES, PAPER_VALIDATION_FRAMES, PAPER_EPOCHS = 585_317, 280_532, 32  # EXPR of Aff-Wild2, 6th ABAW

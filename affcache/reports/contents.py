@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from affcache.predictions import Predictions
 from affcache.risk import tail_size
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 
 PER_CLASS = 24  # of the hardest frames of each class
 SUSPICIOUS = 60

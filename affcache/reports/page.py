@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.metric_names import metric_name
-from affcache.metrics import Scores
 from affcache.reports.contents import ShownFrame
+from affcache.tasks.metrics import Scores
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTENTS = {

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from affcache.annotations import JoinedLabels, join_labels
 from affcache.bootstrap import VideoResamples
 from affcache.calibration import reliability
 from affcache.devices import resolve_device
 from affcache.metric_names import metric_name
-from affcache.metrics import Scores
 from affcache.opened_run import OpenedRun
 from affcache.progress import Listener
 from affcache.report_settings import ReportSettings
@@ -29,7 +27,9 @@ from affcache.runs import RunFolder, newest_run, write_text
 from affcache.score_figures import confusion
 from affcache.scoring import Scored, score_frames, with_intervals
 from affcache.settings import RUNS, build
-from affcache.tasks import Task
+from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.metrics import Scores
+from affcache.tasks.tasks import Task
 
 if sys.version_info >= (3, 11):
     import tomllib

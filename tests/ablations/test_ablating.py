@@ -18,7 +18,7 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.fit_settings import FitSettings
 from affcache.learner import build_head
 from affcache.runs import read_tensors
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from tests.conftest import Heard, MakeData, frames_of, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "dropout": 0.3}

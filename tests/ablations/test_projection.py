@@ -11,7 +11,7 @@ from affcache.ablations.sources import Source
 from affcache.errors import ConfigError
 from affcache.fit_settings import FitSettings
 from affcache.progress import Listener
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from tests.conftest import MakeData
 
 

@@ -13,7 +13,7 @@ from affcache.ablations.grid import Setting
 from affcache.ablations.summary import Summary, paired_difference, summarise
 from affcache.ablations.tables import cells_of, headings, latex, markdown, write_results, write_summary
 from affcache.bootstrap import Interval
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 
 EXPR = TASKS["expr"]
 VIDEOS = [f"video {index}" for index in range(12)]

@@ -20,7 +20,7 @@ from affcache.cluster.training import ClusterTrainer, wanted_heads
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.streaming import StreamedFrames
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from tests.ablations.test_ablating import QUICK, tables
 from tests.conftest import Heard, MakeData
 

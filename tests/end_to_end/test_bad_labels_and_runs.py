@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from affcache.cli.app import app
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 from tests.conftest import MakeData, write_labels, write_store
 
 SHORT = ("--epochs", "1", "--hidden-width", "8", "--hidden-layers", "1")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import affcache
 from affcache.cli.app import app
 from affcache.sample import SampleSummary
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 
 
 def call(*arguments: object) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import torch
 from affcache.fit_settings import FitSettings
 from affcache.heads import MLPHead
 from affcache.learner import Learner
-from affcache.losses import cross_entropy
 from affcache.risk import cvar
 from affcache.sam import SAM, frozen_batch_norm
-from affcache.tasks import EXPR
+from affcache.tasks.losses import cross_entropy
+from affcache.tasks.tasks import EXPR
 from affcache.training_data import Frames
 from tests.conftest import REAL, record_losses
 

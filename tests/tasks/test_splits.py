@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affcache.annotations import JoinedLabels, join_labels
 from affcache.errors import InputError
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS
-from affcache.video_groups import group_frames, hold_out, stripped_name
+from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.splits import group_frames, hold_out, stripped_name
+from affcache.tasks.tasks import TASKS
 from tests.conftest import write_labels, write_store
 
 NAMES = ("10", "10_left", "11_right", "11_left", "12", "13", "left", "x_left_y")

@@ -12,7 +12,8 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from affcache.fit_settings import FitSettings
-from affcache.losses import (
+from affcache.objective import ClassCounts, Objective
+from affcache.tasks.losses import (
     binary_cross_entropy,
     concordance,
     cross_entropy,
@@ -20,8 +21,7 @@ from affcache.losses import (
     pairwise_auc_loss,
     squared_error,
 )
-from affcache.objective import ClassCounts, Objective
-from affcache.tasks import AU, EXPR
+from affcache.tasks.tasks import AU, EXPR
 
 SEEDS = st.integers(0, 2**32 - 1)
 SOME = settings(deadline=None, max_examples=100)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.tasks import TASKS
+from affcache.tasks.tasks import TASKS
 
 
 def frames(task: str, seed: int, count: int, kinds: int) -> tuple[Any, Any, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.annotations import JoinedLabels
 from affcache.errors import InputError
 from affcache.store.reading import EmbeddingStore
+from affcache.tasks.annotations import JoinedLabels
 
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
 

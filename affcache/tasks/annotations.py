@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from affcache.errors import InputError
 from affcache.store.reading import ENCODED, EmbeddingStore
-from affcache.tasks import Task
+from affcache.tasks.tasks import Task
 
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 

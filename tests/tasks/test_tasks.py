@@ -17,7 +17,7 @@ from affcache.fitting import fit
 from affcache.risk import cvar
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks import TASKS, Task, find_task
+from affcache.tasks.tasks import TASKS, Task, find_task
 from tests.conftest import MakeData, write_labels
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, root_mean_squared_error
 
-from affcache.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
+from affcache.tasks.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
 
 NAMES = ("a", "b", "c", "d", "e")
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)

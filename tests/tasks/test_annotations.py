@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from affcache.annotations import JoinedLabels, find_label_files, join_labels, read_label_file
 from affcache.errors import InputError
 from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
-from affcache.tasks import TASKS, Task
+from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels, read_label_file
+from affcache.tasks.tasks import TASKS, Task
 from tests.conftest import crop_list, write_labels
 
 EXPR, AU = TASKS["expr"], TASKS["au"]

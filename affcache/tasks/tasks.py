@@ -15,7 +15,7 @@ import torch
 
 from affcache.errors import ConfigError, did_you_mean
 from affcache.fit_settings import FitSettings
-from affcache.losses import (
+from affcache.tasks.losses import (
     binary_cross_entropy,
     concordance,
     cross_entropy,
@@ -23,8 +23,8 @@ from affcache.losses import (
     pairwise_auc_loss,
     squared_error,
 )
-from affcache.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
-from affcache.video_statistics import Table, ccc_of_outputs, class_counts, f1_of_classes, moments, unit_counts
+from affcache.tasks.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
+from affcache.tasks.video_statistics import Table, ccc_of_outputs, class_counts, f1_of_classes, moments, unit_counts
 
 Labels = npt.NDArray[Any]
 TINY = 1e-12  # a probability has a logit from here on

@@ -15,8 +15,6 @@ from .bench_settings import BenchAblateSettings as BenchAblateSettings
 from .bench_settings import BenchExtractSettings as BenchExtractSettings
 from .bench_settings import BenchFitSettings as BenchFitSettings
 from .bench_settings import BenchStoreSettings as BenchStoreSettings
-from .checkup import DoctorResult as DoctorResult
-from .checkup import doctor as doctor
 from .demo_settings import DemoSettings as DemoSettings
 from .demonstration import DemoResult as DemoResult
 from .demonstration import demo as demo
@@ -30,10 +28,12 @@ from .estimators import CVaRMLPClassifier as CVaRMLPClassifier
 from .estimators import CVaRMLPMultiLabelClassifier as CVaRMLPMultiLabelClassifier
 from .exchange_settings import ExportSettings as ExportSettings
 from .exchange_settings import ImportSettings as ImportSettings
-from .extract_settings import DoctorSettings as DoctorSettings
-from .extract_settings import ExtractSettings as ExtractSettings
-from .extraction import ExtractResult as ExtractResult
-from .extraction import extract as extract
+from .extraction.doctor import DoctorResult as DoctorResult
+from .extraction.doctor import doctor as doctor
+from .extraction.extract import ExtractResult as ExtractResult
+from .extraction.extract import extract as extract
+from .extraction.settings import DoctorSettings as DoctorSettings
+from .extraction.settings import ExtractSettings as ExtractSettings
 from .fit_settings import FitSettings as FitSettings
 from .fitting import FitResult as FitResult
 from .fitting import fit as fit

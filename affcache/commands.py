@@ -4,7 +4,7 @@ from affcache.ablate_settings import AblateSettings
 from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.demo_settings import DemoSettings
 from affcache.exchange_settings import ExportSettings, ImportSettings
-from affcache.extract_settings import DoctorSettings, ExtractSettings
+from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.fit_settings import FitSettings
 from affcache.report_settings import ReportSettings
 from affcache.sample_settings import SampleSettings

@@ -9,8 +9,8 @@ from typing import Any
 
 from affcache.demo_settings import DemoSettings
 from affcache.errors import ConfigError
-from affcache.extract_settings import ExtractSettings
-from affcache.extraction import ExtractResult, extract
+from affcache.extraction.extract import ExtractResult, extract
+from affcache.extraction.settings import ExtractSettings
 from affcache.fit_settings import FitSettings
 from affcache.fitting import fit
 from affcache.progress import Listener

@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from affcache.account import Account
 from affcache.bench.extraction import seconds_of
 from affcache.cluster.connection import connected
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.nodes import WorkerSize
 from affcache.cluster.pool import WorkerPool
 from affcache.cluster.worker import Joined, Reply
-from affcache.committer import Encoded
 from affcache.crops.crop_list import CropList
-from affcache.decoding import Rows
-from affcache.filling import fill
+from affcache.extraction.commit import Encoded
+from affcache.extraction.decoding import Rows
+from affcache.extraction.filling import fill
+from affcache.extraction.stats import Account
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS
 from affcache.store.writing import StoreWriter, create_store

@@ -16,7 +16,7 @@ from affcache.ablate_settings import AblateSettings
 from affcache.commands import COMMANDS
 from affcache.demo_settings import DemoSettings
 from affcache.errors import AffcacheError
-from affcache.extract_settings import ExtractSettings
+from affcache.extraction.settings import ExtractSettings
 from affcache.fit_settings import FitSettings
 from affcache.metric_names import metric_name
 from affcache.report_settings import ReportSettings

@@ -10,7 +10,7 @@ from rich.text import Text
 import affcache
 from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.durations import duration_text
-from affcache.extract_settings import DoctorSettings
+from affcache.extraction.settings import DoctorSettings
 from affcache.settings import ConfigFile, resolve
 
 from .commands import INPUT_ERROR, out, run

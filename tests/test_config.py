@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from affcache.commands import COMMANDS
 from affcache.demo_settings import DemoSettings
 from affcache.errors import ConfigError
-from affcache.extract_settings import ExtractSettings
+from affcache.extraction.settings import ExtractSettings
 from affcache.fit_settings import FitSettings
 from affcache.sample_settings import SampleSettings
 from affcache.score_settings import ScoreSettings

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from affcache.cli.app import app
 from affcache.errors import InputError
-from affcache.extraction import extract
+from affcache.extraction.extract import extract
 from affcache.fitting import fit
 from affcache.progress import Listener
 from affcache.sample import write_sample

@@ -18,17 +18,17 @@ from affcache.crops.crop_list import CropList
 from affcache.crops.folders import find_crops
 from affcache.demonstration import shipped
 from affcache.devices import on_device, resolve_device
-from affcache.encoder_calls import calls_at_once, one_thread_a_call
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import check_faces
-from affcache.engine import default_workers
-from affcache.extract_settings import ExtractSettings
-from affcache.filling import fill
-from affcache.pipeline import Pipeline
+from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
+from affcache.extraction.engine import default_workers
+from affcache.extraction.filling import fill
+from affcache.extraction.pipeline import Pipeline
+from affcache.extraction.settings import ExtractSettings
+from affcache.extraction.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 from affcache.progress import Listener
 from affcache.settings import build
 from affcache.store.writing import StoreWriter, create_store
-from affcache.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from affcache.account import Account
 from affcache.cluster.nodes import WorkerSize, counted
 from affcache.cluster.pieces import Piece, PieceQueue
 from affcache.cluster.pool import PIECES_A_WORKER, Worker, WorkerPool, reason
 from affcache.cluster.worker import Reply
-from affcache.committer import Encoded
-from affcache.decoding import Rows
 from affcache.errors import AffcacheError
+from affcache.extraction.commit import Encoded
+from affcache.extraction.decoding import Rows
+from affcache.extraction.stats import Account
+from affcache.extraction.timing import bottleneck, shares_text
 from affcache.store.reading import BLOCK_ROWS
-from affcache.timing import bottleneck, shares_text
 
 SECONDS_A_PIECE = 10.0  # what a lost worker costs, at most about twice this: it has two
 SHARES_OF_REST = 4  # towards the end pieces become smaller, so that no worker is left with much

@@ -16,7 +16,7 @@ from affcache.cluster.worker import EncodingWorker, Job, versions
 from affcache.crops.crop_list import CropList
 from affcache.encoders.encoder_loading import load_weights
 from affcache.errors import AffcacheError, ConfigError, InputError
-from affcache.extract_settings import ExtractSettings
+from affcache.extraction.settings import ExtractSettings
 from affcache.progress import Listener
 
 ROOM_FOR_REPLIES = 2**30  # bytes of shared memory, of which the list of crops takes some too

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from affcache.engine import default_workers
 from affcache.errors import ConfigError
+from affcache.extraction.engine import default_workers
 
 
 @dataclass(frozen=True)

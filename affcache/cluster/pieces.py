@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affcache.decoding import Rows, consecutive_batches
 from affcache.errors import InputError
+from affcache.extraction.decoding import Rows, consecutive_batches
 from affcache.store.reading import BLOCK_ROWS
 
 MOST_LOSSES = 5  # of the workers that had the same piece: then the piece is to blame

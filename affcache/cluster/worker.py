@@ -13,15 +13,15 @@ import torch
 import torchvision
 
 import affcache
-from affcache.account import Account
 from affcache.cluster.evidence import Evidence
-from affcache.committer import Encoded
-from affcache.decoding import Rows
 from affcache.errors import AffcacheError
-from affcache.extract_settings import ExtractSettings
-from affcache.pipeline import Pipeline
+from affcache.extraction.commit import Encoded
+from affcache.extraction.decoding import Rows
+from affcache.extraction.pipeline import Pipeline
+from affcache.extraction.settings import ExtractSettings
+from affcache.extraction.stats import Account
+from affcache.extraction.tuning import tune_encoder
 from affcache.progress import Listener
-from affcache.tuning import tune_encoder
 
 
 @dataclass(frozen=True)

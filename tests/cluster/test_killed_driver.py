@@ -25,7 +25,7 @@ ENDED_BY_A_KILL = ("EncodingWorker", "raylet/raylet", "gcs_server")  # Ray's sma
 # the command itself, with frequent commits, and a driver that takes its time to hand out pieces
 COMMAND = f"""
 import sys, time
-from affcache import committer
+from affcache.extraction import commit as committer
 from affcache.cluster import encoding, pieces
 committer.COMMIT_ROWS = {COMMIT}
 take = pieces.PieceQueue.take

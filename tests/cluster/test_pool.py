@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affcache.account import Account
 from affcache.cluster import connection, engine, pool
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.engine import require_everywhere
@@ -16,6 +15,7 @@ from affcache.cluster.nodes import Node, WorkerSize
 from affcache.cluster.pool import JOIN_RETRIES, WorkerPool
 from affcache.cluster.worker import Joined, Reply, versions
 from affcache.errors import AffcacheError, ConfigError, InputError
+from affcache.extraction.stats import Account
 from tests.conftest import Heard
 
 DESCRIPTION = {"precision": "fp32", "batch_size": 16}

@@ -14,7 +14,7 @@ from affcache.encoders.encoder import Crops, Encoder
 from affcache.encoders.encoder_loading import load_encoder
 from affcache.encoders.submission import Submission
 from affcache.errors import InputError
-from affcache.extract_settings import ExtractSettings
+from affcache.extraction.settings import ExtractSettings
 from tests.conftest import write_crops
 
 BATCH = 16

@@ -4,10 +4,10 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from affcache.committer import Committer
-from affcache.decoding import Rows
-from affcache.engine import Encoding
 from affcache.errors import InputError
+from affcache.extraction.commit import Committer
+from affcache.extraction.decoding import Rows
+from affcache.extraction.engine import Encoding
 from affcache.progress import Listener
 from affcache.store.writing import StoreWriter
 

@@ -15,7 +15,7 @@ from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.encoder_loading import Weights, encoder_of, load_weights
 from affcache.encoders.precision import AGREEMENT, check_faces, smallest_cosine
-from affcache.extract_settings import EncodingSettings
+from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener
 
 LARGEST_BATCH = 512  # not tuned on a GPU yet: bench extract --batch-size compares

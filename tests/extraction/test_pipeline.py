@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from affcache import committer as committer_module
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
-from affcache.decoding import consecutive_batches
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.encoder_loading import load_encoder
 from affcache.errors import InputError
-from affcache.filling import fill
-from affcache.pipeline import Pipeline
+from affcache.extraction import commit as committer_module
+from affcache.extraction.decoding import consecutive_batches
+from affcache.extraction.filling import fill
+from affcache.extraction.pipeline import Pipeline
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from affcache.timing import StageClock
+from affcache.extraction.timing import StageClock
 
 
 @dataclass

@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from affcache.extraction.timing import StageClock
 from affcache.store.writing import StoreWriter
-from affcache.timing import StageClock
 
 COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much
 COMMIT_ROWS = 4096

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.encoder_calls import EncoderCalls, calls_at_once, one_thread_a_call
 from affcache.encoders.encoder import Crops, Encoder
 from affcache.encoders.encoder_loading import load_encoder
 from affcache.encoders.submission import Submission
+from affcache.extraction.encode_pool import EncoderCalls, calls_at_once, one_thread_a_call
 from affcache.progress import Listener
 
 CROPS = [np.full((40, 40, 3), value, np.uint8) for value in (0, 90, 255)]

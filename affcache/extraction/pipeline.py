@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.account import Account
-from affcache.committer import Encoded
 from affcache.crops.crop_list import CropList
-from affcache.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
-from affcache.encoder_calls import Embeddings, EncoderCalls, calls_at_once
 from affcache.encoders.encoder import Encoder
+from affcache.extraction.commit import Encoded
+from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
+from affcache.extraction.encode_pool import Embeddings, EncoderCalls, calls_at_once
+from affcache.extraction.stats import Account
+from affcache.extraction.timing import bottleneck, shares_text
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, UNREADABLE
-from affcache.timing import bottleneck, shares_text
 
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once
 

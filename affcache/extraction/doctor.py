@@ -21,14 +21,14 @@ from affcache.devices import on_device, resolve_device
 from affcache.durations import duration_text
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
-from affcache.engine import default_workers
 from affcache.errors import AffcacheError
-from affcache.extract_settings import DoctorSettings, EncodingSettings
-from affcache.extraction import list_crops
+from affcache.extraction.engine import default_workers
+from affcache.extraction.extract import list_crops
+from affcache.extraction.settings import DoctorSettings, EncodingSettings
+from affcache.extraction.tuning import prepare_encoder
 from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
-from affcache.tuning import prepare_encoder
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 CROPS_TO_DECODE = 10

@@ -5,12 +5,12 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from affcache.account import Account
-from affcache.committer import Encoded
 from affcache.crops.crop_list import CropList
-from affcache.decoding import Rows
 from affcache.encoders.encoder import Encoder
-from affcache.pipeline import Pipeline
+from affcache.extraction.commit import Encoded
+from affcache.extraction.decoding import Rows
+from affcache.extraction.pipeline import Pipeline
+from affcache.extraction.stats import Account
 from affcache.progress import Listener
 
 

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract, tuning
+from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract
 from affcache.crops.folders import find_crops
 from affcache.encoders.encoder import Crops, Encoder
 from affcache.encoders.encoder_loading import load_encoder
 from affcache.encoders.submission import Submission
-from affcache.filling import fill
-from affcache.pipeline import Pipeline
+from affcache.extraction import tuning
+from affcache.extraction.filling import fill
+from affcache.extraction.pipeline import Pipeline
 from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import write_crops
-from tests.test_extraction import Recorder
+from tests.extraction.test_extract import Recorder
 
 VIDEOS = {"a": range(1, 41)}
 

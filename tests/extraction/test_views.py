@@ -12,7 +12,7 @@ from affcache.crops.images import mirrored
 from affcache.store.fingerprint import fingerprint
 from affcache.store.writing import create_store
 from tests.conftest import crop_list, write_crops, write_store, write_tiny_encoder
-from tests.test_extraction import Recorder
+from tests.extraction.test_extract import Recorder
 
 VIDEOS = {"a": [1, 2, 5], "b": range(1, 26)}  # 28 rows
 

@@ -14,18 +14,18 @@ from affcache.crops.crop_list import CropList
 from affcache.crops.folders import find_crops
 from affcache.crops.listed_crops import keep_listed
 from affcache.devices import on_device, resolve_device
-from affcache.engine import Encoding, Engine, LocalEngine, default_workers
 from affcache.errors import InputError
-from affcache.extract_settings import EncodingSettings, ExtractSettings
-from affcache.filling import fill
+from affcache.extraction.engine import Encoding, Engine, LocalEngine, default_workers
+from affcache.extraction.filling import fill
+from affcache.extraction.settings import EncodingSettings, ExtractSettings
+from affcache.extraction.store_match import require_same_crops, require_same_encoder
+from affcache.extraction.tuning import prepare_encoder
+from affcache.extraction.unreadable import list_unreadable
 from affcache.progress import Listener
 from affcache.settings import CROPS, build, default_store
 from affcache.store.fingerprint import fingerprint
 from affcache.store.reading import EmbeddingStore, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
-from affcache.store_match import require_same_crops, require_same_encoder
-from affcache.tuning import prepare_encoder
-from affcache.unreadable import list_unreadable
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ from .errors import AffcacheError as AffcacheError
 from .errors import ConfigError as ConfigError
 from .errors import InputError as InputError
 from .errors import StoreError as StoreError
-from .estimators import CVaRMLPClassifier as CVaRMLPClassifier
-from .estimators import CVaRMLPMultiLabelClassifier as CVaRMLPMultiLabelClassifier
 from .exchange_settings import ExportSettings as ExportSettings
 from .exchange_settings import ImportSettings as ImportSettings
 from .extraction.doctor import DoctorResult as DoctorResult
@@ -34,10 +32,6 @@ from .extraction.extract import ExtractResult as ExtractResult
 from .extraction.extract import extract as extract
 from .extraction.settings import DoctorSettings as DoctorSettings
 from .extraction.settings import ExtractSettings as ExtractSettings
-from .fit_settings import FitSettings as FitSettings
-from .fitting import FitResult as FitResult
-from .fitting import fit as fit
-from .heads import MLPHead as MLPHead
 from .interop.exporting import ExportResult as ExportResult
 from .interop.exporting import export_embeddings as export_embeddings
 from .interop.importing import ImportResult as ImportResult
@@ -46,8 +40,6 @@ from .progress import Listener as Listener
 from .report_settings import ReportSettings as ReportSettings
 from .reports.reporting import ReportResult as ReportResult
 from .reports.reporting import report as report
-from .risk import cvar as cvar
-from .sam import SAM as SAM
 from .sample import write_sample as write_sample
 from .score_settings import ScoreSettings as ScoreSettings
 from .scoring import ScoreResult as ScoreResult
@@ -58,6 +50,14 @@ from .submitting import SubmitResult as SubmitResult
 from .submitting import submit as submit
 from .tasks.tasks import TASKS as TASKS
 from .tasks.tasks import Task as Task
+from .training.fit import FitResult as FitResult
+from .training.fit import fit as fit
+from .training.heads import MLPHead as MLPHead
+from .training.risk import cvar as cvar
+from .training.sam import SAM as SAM
+from .training.settings import FitSettings as FitSettings
+from .training.sklearn import CVaRMLPClassifier as CVaRMLPClassifier
+from .training.sklearn import CVaRMLPMultiLabelClassifier as CVaRMLPMultiLabelClassifier
 
 __all__: list[str]
 __version__: str

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.fit_settings import TrainingSettings
 from affcache.settings import EngineSettings, setting
+from affcache.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)

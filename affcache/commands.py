@@ -5,12 +5,12 @@ from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, B
 from affcache.demo_settings import DemoSettings
 from affcache.exchange_settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
-from affcache.fit_settings import FitSettings
 from affcache.report_settings import ReportSettings
 from affcache.sample_settings import SampleSettings
 from affcache.score_settings import ScoreSettings
 from affcache.settings import Settings
 from affcache.submit_settings import SubmitSettings
+from affcache.training.settings import FitSettings
 
 COMMANDS: dict[str, type[Settings]] = {
     "extract": ExtractSettings,

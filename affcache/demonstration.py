@@ -11,12 +11,12 @@ from affcache.demo_settings import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.extract import ExtractResult, extract
 from affcache.extraction.settings import ExtractSettings
-from affcache.fit_settings import FitSettings
-from affcache.fitting import fit
 from affcache.progress import Listener
 from affcache.score_settings import ScoreSettings
 from affcache.scoring import ScoreResult, score
 from affcache.settings import build
+from affcache.training.fit import fit
+from affcache.training.settings import FitSettings
 
 TASKS_SHOWN = ("expr", "au", "va")
 RANDOM_WEIGHTS = "random:0"

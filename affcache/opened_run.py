@@ -10,17 +10,17 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import InputError, StoreError
-from affcache.fit_settings import FitSettings
-from affcache.heads import MLPHead
-from affcache.learner import build_head
 from affcache.progress import Listener
-from affcache.runs import RunFolder, fit_command, read_tensors, settings_from_json
-from affcache.stacked_heads import StackedHeads
 from affcache.store.fingerprint import differing_fields
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import Task, find_task
-from affcache.training_data import EVALUATION_BATCH, broken_rows, prepare
+from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
+from affcache.training.heads import MLPHead
+from affcache.training.learner import build_head
+from affcache.training.run_folder import RunFolder, fit_command, read_tensors, settings_from_json
+from affcache.training.settings import FitSettings
+from affcache.training.stacked import StackedHeads
 
 Rows = npt.NDArray[np.int64]
 

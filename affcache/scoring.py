@@ -18,9 +18,7 @@ from affcache.devices import resolve_device
 from affcache.opened_run import OpenedRun, require_one_task
 from affcache.predictions import Predictions, require_same_frames
 from affcache.progress import Listener
-from affcache.risk import cvar
 from affcache.rule_finding import find_rule
-from affcache.runs import RunFolder, newest_run, write_json
 from affcache.score_figures import write_score_figures
 from affcache.score_settings import PredictionSettings, ScoreSettings
 from affcache.settings import RUNS, build
@@ -29,6 +27,8 @@ from affcache.tasks.metrics import Scores
 from affcache.tasks.splits import group_frames
 from affcache.tasks.tasks import Task
 from affcache.tasks.video_statistics import Table
+from affcache.training.risk import cvar
+from affcache.training.run_folder import RunFolder, newest_run, write_json
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from affcache.opened_run import OpenedRun, require_one_task
 from affcache.predictions import Predictions
 from affcache.progress import Listener
 from affcache.rule_finding import find_rule
-from affcache.runs import RunFolder, newest_run
 from affcache.settings import RUNS, build
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.submit_settings import SubmitSettings
+from affcache.training.run_folder import RunFolder, newest_run
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from affcache.objective import WINDOW
-from affcache.risk import TailThreshold, cvar, rank_weights, tail_size
+from affcache.training.objective import WINDOW
+from affcache.training.risk import TailThreshold, cvar, rank_weights, tail_size
 
 EDGES = (0.0, 0.5, 0.9, 1.1, 1.5, 2.0, math.inf)  # of u / alpha: a column from each to the next
 CHUNK = 1 << 21  # losses at a time

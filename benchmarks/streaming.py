@@ -31,14 +31,14 @@ import torch
 from affcache.bench.machine import describe_machine
 from affcache.crops.crop_list import CropList
 from affcache.devices import resolve_device
-from affcache.fit_settings import FitSettings
-from affcache.learner import Learner
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store
-from affcache.streaming import StreamedFrames, load_frames
 from affcache.tasks.annotations import JoinAccount, JoinedLabels
 from affcache.tasks.tasks import TASKS
-from affcache.training_data import Frames, FrameSource
+from affcache.training.data import Frames, FrameSource
+from affcache.training.learner import Learner
+from affcache.training.settings import FitSettings
+from affcache.training.streaming import StreamedFrames, load_frames
 
 WRITE_ROWS = 4096
 PAGE = 4096  # bytes

@@ -17,11 +17,11 @@ from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, B
 from affcache.demo_settings import DemoSettings
 from affcache.exchange_settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
-from affcache.fit_settings import FitSettings
 from affcache.report_settings import ReportSettings
 from affcache.sample_settings import SampleSettings
 from affcache.score_settings import ScoreSettings
 from affcache.submit_settings import SubmitSettings
+from affcache.training.settings import FitSettings
 
 from . import commands, measuring, storing
 from .commands import INPUT_ERROR

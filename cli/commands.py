@@ -17,12 +17,12 @@ from affcache.commands import COMMANDS
 from affcache.demo_settings import DemoSettings
 from affcache.errors import AffcacheError
 from affcache.extraction.settings import ExtractSettings
-from affcache.fit_settings import FitSettings
 from affcache.metric_names import metric_name
 from affcache.report_settings import ReportSettings
 from affcache.score_settings import ScoreSettings
 from affcache.settings import ConfigFile, find_config, resolve
 from affcache.submit_settings import SubmitSettings
+from affcache.training.settings import FitSettings
 
 from .console import ConsoleListener, rate_text
 from .tables import ablation_table, fact_table, rule_text, score_table

@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from affcache.crops.folders import CropList
-from affcache.learner import Learner
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
-from affcache.training_data import Frames
+from affcache.training.data import Frames
+from affcache.training.learner import Learner
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 TINY_CONFIG = {

@@ -13,10 +13,10 @@ from affcache.commands import COMMANDS
 from affcache.demo_settings import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
-from affcache.fit_settings import FitSettings
 from affcache.sample_settings import SampleSettings
 from affcache.score_settings import ScoreSettings
 from affcache.settings import SHARED_KEYS, ConfigFile, build, find_config, resolve
+from affcache.training.settings import FitSettings
 
 Toml = Callable[[str], ConfigFile]
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.fitting import fit
 from affcache.scoring import ScoreResult, score
 from affcache.smoothing import smooth
 from affcache.store.reading import EmbeddingStore, view_path
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import TASKS
+from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}

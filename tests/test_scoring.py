@@ -11,12 +11,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from affcache.errors import InputError, StoreError
-from affcache.fit_settings import FitSettings
-from affcache.fitting import fit
 from affcache.progress import Listener
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import TASKS
+from affcache.training.fit import fit
+from affcache.training.settings import FitSettings
 from tests.conftest import MakeData, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from affcache.challenge_files import Template, check_submission, read_frame_counts, read_template, write_submission
 from affcache.errors import ConfigError, InputError
-from affcache.fitting import fit
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
 from affcache.submitting import submit
 from affcache.tasks.tasks import TASKS
+from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 1, "hidden_layers": 1, "hidden_width": 8, "batch_size": 16, "rho": 0.05}

@@ -17,10 +17,10 @@ from affcache.ablations.summary import Summary, summarise
 from affcache.ablations.tables import latex, markdown, write_results, write_summary
 from affcache.ablations.trainer import Trainer
 from affcache.durations import duration_text
-from affcache.fitting import SMALLEST_TAIL, tail_of
 from affcache.memory import default_memory
 from affcache.progress import Listener
-from affcache.runs import fit_command, write_text
+from affcache.training.fit import SMALLEST_TAIL, tail_of
+from affcache.training.run_folder import fit_command, write_text
 
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # cells; a grid of more is projected before they are made one by one

@@ -12,10 +12,17 @@ import affcache
 from affcache.ablations.grid import Setting
 from affcache.ablations.sources import LoadedSource, Source
 from affcache.errors import StoreError
-from affcache.fit_settings import FitSettings
-from affcache.runs import RunFolder, read_tensors, settings_to_json, write_json, write_tensors, write_text
 from affcache.tasks.video_statistics import Table
-from affcache.training import Entry
+from affcache.training.epochs import Entry
+from affcache.training.run_folder import (
+    RunFolder,
+    read_tensors,
+    settings_to_json,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from affcache.training.settings import FitSettings
 
 MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
 

@@ -12,8 +12,8 @@ from typing import Any
 from affcache.ablate_settings import AblateSettings
 from affcache.ablations.presets import Point, preset_points
 from affcache.errors import ConfigError, did_you_mean
-from affcache.fit_settings import FitSettings, TrainingSettings
 from affcache.settings import as_text, build, default_store, flag, from_text
+from affcache.training.settings import FitSettings, TrainingSettings
 
 if sys.version_info >= (3, 11):
     import tomllib

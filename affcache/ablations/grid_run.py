@@ -9,7 +9,7 @@ from affcache.ablations.grouping import group_cells
 from affcache.ablations.sources import LoadedSource
 from affcache.ablations.trainer import Group, Trainer
 from affcache.progress import Listener
-from affcache.runs import Tensors
+from affcache.training.run_folder import Tensors
 
 
 class BestHeads:

@@ -10,11 +10,11 @@ import torch
 from affcache.ablations.cell_folder import Outcome
 from affcache.ablations.sources import LoadedSource
 from affcache.errors import StoreError
-from affcache.fit_settings import FitSettings
-from affcache.learner import Learner
-from affcache.objective import ClassCounts
-from affcache.runs import Tensors, read_tensors, write_tensors
-from affcache.training import Entry, has_diverged, train_epoch
+from affcache.training.epochs import Entry, has_diverged, train_epoch
+from affcache.training.learner import Learner
+from affcache.training.objective import ClassCounts
+from affcache.training.run_folder import Tensors, read_tensors, write_tensors
+from affcache.training.settings import FitSettings
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from affcache.ablations.cell_folder import Cell
-from affcache.fit_settings import FitSettings
-from affcache.head_parameters import HeadShape
-from affcache.learner import FORM, build_head
 from affcache.memory import device_memory
 from affcache.tasks.tasks import Task
+from affcache.training.head_parameters import HeadShape
+from affcache.training.learner import FORM, build_head
+from affcache.training.settings import FitSettings
 
 MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more
 SHARE = 0.25  # of the device's memory is for heads

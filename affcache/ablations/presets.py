@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from affcache.fit_settings import TrainingSettings
+from affcache.training.settings import TrainingSettings
 
 Point = tuple[str, dict[str, Any]]  # a name and settings of fit; the name is "" where the settings say it
 

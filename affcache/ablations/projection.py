@@ -10,10 +10,10 @@ from affcache.ablations.sources import LoadedSource
 from affcache.devices import wait_for
 from affcache.durations import duration_text
 from affcache.errors import ConfigError
-from affcache.fit_settings import FitSettings
-from affcache.learner import Learner
-from affcache.objective import ClassCounts
-from affcache.training_data import Frames, batches, epoch_length
+from affcache.training.data import Frames, batches, epoch_length
+from affcache.training.learner import Learner
+from affcache.training.objective import ClassCounts
+from affcache.training.settings import FitSettings
 
 LONGEST = 24 * 3600.0  # seconds; what takes longer has to be asked for
 TRIED, WARM_UP, STEPS = 5, 4, 12

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from affcache.ablate_settings import AblateSettings
-from affcache.fitting import join_splits
 from affcache.memory import GIGABYTE
 from affcache.progress import Listener
-from affcache.runs import describe_store
 from affcache.store.reading import EmbeddingStore
-from affcache.streaming import load_frames, load_splits
 from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.splits import group_frames, hold_out
 from affcache.tasks.tasks import Task
-from affcache.training_data import FrameSource, require_finite
+from affcache.training.data import FrameSource, require_finite
+from affcache.training.fit import join_splits
+from affcache.training.run_folder import describe_store
+from affcache.training.streaming import load_frames, load_splits
 
 
 @dataclass(frozen=True)

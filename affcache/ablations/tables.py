@@ -10,8 +10,8 @@ from typing import Any
 from affcache.ablations.cell_folder import Cell, Outcome
 from affcache.ablations.summary import Summary
 from affcache.metric_names import metric_name
-from affcache.runs import write_text
 from affcache.settings import as_text
+from affcache.training.run_folder import write_text
 
 
 def write_results(path: Path, runs: Sequence[tuple[Cell, Outcome]], varied: Sequence[str]) -> None:

@@ -13,12 +13,12 @@ from affcache.ablations.group_training import GroupTraining
 from affcache.ablations.grouping import heads_memory
 from affcache.ablations.projection import project
 from affcache.ablations.sources import LoadedSource
-from affcache.fit_settings import FitSettings
-from affcache.learner import build_head, predict
 from affcache.progress import Listener
-from affcache.ridge_run import RidgeRun
-from affcache.runs import RunFolder, Tensors, read_tensors
-from affcache.stacked_heads import StackedHeads
+from affcache.training.learner import build_head, predict
+from affcache.training.ridge_run import RidgeRun
+from affcache.training.run_folder import RunFolder, Tensors, read_tensors
+from affcache.training.settings import FitSettings
+from affcache.training.stacked import StackedHeads
 
 Report = Callable[[int, str], None]  # epochs of heads finished now, how it stands
 

@@ -16,11 +16,11 @@ from affcache.bench.fit import (
 from affcache.bench.machine import describe_machine
 from affcache.bench_settings import BenchAblateSettings
 from affcache.devices import resolve_device
-from affcache.fit_settings import FitSettings
-from affcache.learner import Learner
 from affcache.progress import Listener
 from affcache.settings import build
 from affcache.tasks.tasks import EXPR
+from affcache.training.learner import Learner
+from affcache.training.settings import FitSettings
 
 FEWEST_STEPS = 3
 

@@ -16,12 +16,12 @@ from affcache.bench.machine import describe_machine
 from affcache.bench.published_loop import PublishedProcess, write_published_file
 from affcache.bench_settings import BenchFitSettings
 from affcache.devices import resolve_device, wait_for
-from affcache.fit_settings import FitSettings
-from affcache.learner import Learner
 from affcache.progress import Listener
 from affcache.settings import build
 from affcache.tasks.tasks import EXPR
-from affcache.training_data import Frames, batches
+from affcache.training.data import Frames, batches
+from affcache.training.learner import Learner
+from affcache.training.settings import FitSettings
 
 PAPER_FRAMES, PAPER_VALIDATION_FRAMES, PAPER_EPOCHS = 585_317, 280_532, 32  # EXPR of Aff-Wild2, 6th ABAW
 WARM_UP = 20  # steps before anything is timed

@@ -10,7 +10,7 @@ import torch
 
 from affcache.ablations.sources import LoadedSource
 from affcache.errors import ConfigError
-from affcache.training_data import Frames, FrameSource
+from affcache.training.data import Frames, FrameSource
 
 Arrays = tuple[npt.NDArray[Any], ...]  # embeddings, labels, videos
 

@@ -20,9 +20,9 @@ from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_siz
 from affcache.cluster.pool import reason
 from affcache.cluster.shared_frames import SharedSource, share_source
 from affcache.errors import AffcacheError, InputError
-from affcache.fit_settings import FitSettings
 from affcache.memory import GIGABYTE, default_memory
 from affcache.progress import Listener
+from affcache.training.settings import FitSettings
 
 ROOM_FOR_HEADS = 1.0  # GB of shared memory, beside frames; it is taken as it is needed
 RETRIES = 5  # of a group whose worker or machine was lost

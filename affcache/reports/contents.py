@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.predictions import Predictions
-from affcache.risk import tail_size
 from affcache.tasks.tasks import Task
+from affcache.training.risk import tail_size
 
 PER_CLASS = 24  # of the hardest frames of each class
 SUSPICIOUS = 60

@@ -23,13 +23,13 @@ from affcache.reports.charts import Line, line_chart
 from affcache.reports.contents import describe, frame_losses, hardest, suspicious, tail_positions, timeline
 from affcache.reports.crops import find_pictures
 from affcache.reports.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
-from affcache.runs import RunFolder, newest_run, write_text
 from affcache.score_figures import confusion
 from affcache.scoring import Scored, score_frames, with_intervals
 from affcache.settings import RUNS, build
 from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
+from affcache.training.run_folder import RunFolder, newest_run, write_text
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, did_you_mean
-from affcache.fit_settings import FitSettings
 from affcache.tasks.losses import (
     binary_cross_entropy,
     concordance,
@@ -25,6 +24,7 @@ from affcache.tasks.losses import (
 )
 from affcache.tasks.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
 from affcache.tasks.video_statistics import Table, ccc_of_outputs, class_counts, f1_of_classes, moments, unit_counts
+from affcache.training.settings import FitSettings
 
 Labels = npt.NDArray[Any]
 TINY = 1e-12  # a probability has a logit from here on

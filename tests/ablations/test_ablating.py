@@ -15,10 +15,10 @@ import affcache
 from affcache.ablations import ablating, grid_run, group_training, grouping
 from affcache.ablations.ablating import ablate
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.fit_settings import FitSettings
-from affcache.learner import build_head
-from affcache.runs import read_tensors
 from affcache.tasks.tasks import TASKS
+from affcache.training.learner import build_head
+from affcache.training.run_folder import read_tensors
+from affcache.training.settings import FitSettings
 from tests.conftest import Heard, MakeData, frames_of, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "dropout": 0.3}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from affcache.ablations import grouping
 from affcache.ablations.grouping import form_of, group_cells, most_heads
-from affcache.fit_settings import FitSettings
 from affcache.tasks.tasks import TASKS
+from affcache.training.settings import FitSettings
 
 CPU = torch.device("cpu")
 PLENTY = 1e12  # bytes

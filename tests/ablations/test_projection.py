@@ -9,9 +9,9 @@ from affcache.ablate_settings import AblateSettings
 from affcache.ablations.projection import project, require_asked_for
 from affcache.ablations.sources import Source
 from affcache.errors import ConfigError
-from affcache.fit_settings import FitSettings
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
+from affcache.training.settings import FitSettings
 from tests.conftest import MakeData
 
 

@@ -9,10 +9,10 @@ import torch
 
 from affcache.bench import published_loop
 from affcache.bench.published_loop import PublishedHead, PublishedLoop, RowFile, find_threshold, objective
-from affcache.heads import MLPHead
-from affcache.risk import cvar
-from affcache.sam import SAM, frozen_batch_norm
 from affcache.tasks.losses import cross_entropy
+from affcache.training.heads import MLPHead
+from affcache.training.risk import cvar
+from affcache.training.sam import SAM, frozen_batch_norm
 
 ROWS, WIDTH, CLASSES = 100, 24, 5
 

@@ -19,8 +19,8 @@ from affcache.cluster.shared_frames import share_source
 from affcache.cluster.training import ClusterTrainer, wanted_heads
 from affcache.errors import ConfigError
 from affcache.progress import Listener
-from affcache.streaming import StreamedFrames
 from affcache.tasks.tasks import TASKS
+from affcache.training.streaming import StreamedFrames
 from tests.ablations.test_ablating import QUICK, tables
 from tests.conftest import Heard, MakeData
 

@@ -9,14 +9,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from affcache.fit_settings import FitSettings
-from affcache.heads import MLPHead
-from affcache.learner import Learner
-from affcache.risk import cvar
-from affcache.sam import SAM, frozen_batch_norm
 from affcache.tasks.losses import cross_entropy
 from affcache.tasks.tasks import EXPR
-from affcache.training_data import Frames
+from affcache.training.data import Frames
+from affcache.training.heads import MLPHead
+from affcache.training.learner import Learner
+from affcache.training.risk import cvar
+from affcache.training.sam import SAM, frozen_batch_norm
+from affcache.training.settings import FitSettings
 from tests.conftest import REAL, record_losses
 
 RECORDING = REAL.parent / "oracle" / "expr_cvar_sam.npz"

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affcache.fitting import FitResult, fit
 from affcache.scoring import score
+from affcache.training.fit import FitResult, fit
 from tests.conftest import REAL
 
 SEEDS = (0, 1, 2)

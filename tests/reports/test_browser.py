@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from affcache.fitting import fit
 from affcache.reports.reporting import report
+from affcache.training.fit import fit
 from tests.conftest import MakeData, write_crops
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)

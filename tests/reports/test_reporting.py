@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError
-from affcache.fitting import fit
 from affcache.reports.contents import PER_CLASS, hardest, suspicious, tail_positions
 from affcache.reports.reporting import report
 from affcache.scoring import score
 from affcache.tasks.tasks import TASKS
+from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_crops, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 8, "batch_size": 16, "rho": 0.05}

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from affcache.fit_settings import FitSettings
-from affcache.objective import ClassCounts, Objective
 from affcache.tasks.losses import (
     binary_cross_entropy,
     concordance,
@@ -22,6 +20,8 @@ from affcache.tasks.losses import (
     squared_error,
 )
 from affcache.tasks.tasks import AU, EXPR
+from affcache.training.objective import ClassCounts, Objective
+from affcache.training.settings import FitSettings
 
 SEEDS = st.integers(0, 2**32 - 1)
 SOME = settings(deadline=None, max_examples=100)

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from affcache.cli.app import app
 from affcache.errors import ConfigError
-from affcache.fitting import fit
-from affcache.risk import cvar
 from affcache.scoring import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import TASKS, Task, find_task
+from affcache.training.fit import fit
+from affcache.training.risk import cvar
 from tests.conftest import MakeData, write_labels
 
 

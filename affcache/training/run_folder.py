@@ -1,0 +1,239 @@
+"""The run folder: what a training run leaves behind, written so that a kill at any moment leaves it usable.
+
+Every file is written under a temporary name and renamed; history.jsonl grows by whole lines. No pickle anywhere.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from affcache.errors import ConfigError, InputError, StoreError
+from affcache.settings import as_text, build, flag
+from affcache.store.reading import EmbeddingStore
+from affcache.training.settings import FitSettings
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Everything that decides the run, resolved."""
+        return self.path / "config.json"
+
+    @property
+    def history(self) -> Path:
+        """A line of JSON an epoch."""
+        return self.path / "history.jsonl"
+
+    @property
+    def head(self) -> Path:
+        """The head of the best epoch."""
+        return self.path / "head.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The head of the last epoch with the optimiser's and the generators' state."""
+        return self.path / "last.safetensors"
+
+    @property
+    def scores(self) -> Path:
+        """What ``score`` found."""
+        return self.path / "scores.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Probabilities per frame, written by ``score``."""
+        return self.path / "predictions.h5"
+
+    def read_config(self) -> dict[str, Any]:
+        """Return config.json.
+
+        Raises:
+            InputError: this is no run folder, or its config.json is damaged.
+        """
+        try:
+            config = json.loads(self.config.read_text(encoding="utf-8"))
+            missing = {"task", "settings", "store", "labels"}.difference(config)
+            if missing:  # other programs write a config.json too
+                raise ValueError(f"config.json doesn't have {', '.join(sorted(missing))}")
+            return dict(config)
+        except (OSError, ValueError, TypeError) as error:
+            reason = "no config.json in it" if isinstance(error, FileNotFoundError) else error
+            raise InputError(
+                f"{self.path} is no run folder that can be read ({reason}). Expected a folder that 'affcache fit' "
+                "wrote, with config.json in it. Check the path: runs lie under runs/ unless --run said otherwise."
+            ) from None
+
+    def of_split(self, path: Path, split: str) -> Path:
+        """Return where a file of scores goes: the plain name for validation, with the split's name for others."""
+        return path if split == "validation" else path.with_name(f"{path.stem}-{split}{path.suffix}")
+
+    def finished_epochs(self) -> int:
+        """Count the epochs in the history."""
+        return len(self.history.read_text(encoding="utf-8").splitlines()) if self.history.exists() else 0
+
+    def drop_scores(self) -> None:
+        """Remove what ``score`` wrote: it is out of date once the training goes on."""
+        for pattern in ("scores*.json", "predictions*.h5"):
+            for path in self.path.glob(pattern):
+                path.unlink()
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Return the lines of the history."""
+        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+
+    def append_history(self, entry: dict[str, Any]) -> None:
+        """Add one epoch's line."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def keep_history(self, epochs: int) -> None:
+        """Cut the history to its first ``epochs`` lines; a kill may have left one more, or half a line."""
+        if self.history.exists():
+            lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.history, "".join(lines[:epochs]))
+
+
+def newest_run(runs: Path) -> RunFolder:
+    """Return the run below ``runs`` whose head was saved last.
+
+    Raises:
+        InputError: there is none.
+    """
+    heads = sorted(runs.glob("*/head.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not heads:
+        raise InputError(
+            f"There is no finished run in {runs.absolute()}. Train one with 'affcache fit --task expr', or name a run "
+            "folder with 'affcache score RUN'."
+        )
+    return RunFolder(heads[-1].parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it into place."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one JSON object, readable by people."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    """Write tensors as safetensors with JSON metadata in the header."""
+    partial = path.with_name(path.name + ".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # as bytes: the library's own file writing leaves a file that nobody else may read
+    partial.write_bytes(save(contiguous, metadata={"affcache": json.dumps(metadata)}))
+    partial.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read what ``write_tensors`` wrote, onto the CPU.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["affcache"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(
+            f"{path} can't be read ({type(error).__name__}: {error}). Expected a file that 'affcache fit' wrote. "
+            "Train again with 'affcache fit'."
+        ) from None
+
+
+def describe_store(store: EmbeddingStore) -> dict[str, Any]:
+    """Return what a run keeps of its store, to recognise it by."""
+    return {
+        "path": str(store.path.absolute()),
+        "fingerprint": store.fingerprint(),
+        "encoder": store.encoder,
+        "encoder_fingerprint": store.encoder_fingerprint,
+        "rows": len(store),
+        "width": store.width,
+    }
+
+
+def settings_to_json(settings: FitSettings) -> dict[str, Any]:
+    """Return the settings that decide a run; its folder, its store and whether it was resumed stand elsewhere."""
+    values = {name: value for name, value in asdict(settings).items() if name not in ("run", "resume", "store")}
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def fit_command(settings: FitSettings) -> str:
+    """Return the call of ``affcache fit`` with these settings, but for the run folder and the machine's."""
+    defaults, words = FitSettings(), ["affcache fit"]
+    for name, value in asdict(settings).items():
+        if name not in ("run", "resume", "memory", "device") and value != getattr(defaults, name):
+            words.append(flag(name) if value is True else f"{flag(name)} {as_text(value)}")
+    return " ".join(words)
+
+
+def settings_from_json(values: dict[str, Any]) -> FitSettings:
+    """Return the settings that ``settings_to_json`` wrote."""
+    return build(FitSettings, {**values, "annotations": Path(values["annotations"])})
+
+
+def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> None:
+    """Make a run folder with its config.json, or check that the interrupted run in it may be continued.
+
+    Raises:
+        ConfigError: the folder is taken, or the run in it has other settings or labels.
+        StoreError: the store is not the one that the run began with.
+        InputError: there is no run to continue.
+    """
+    if resume:
+        _require_same(folder, folder.read_config(), config)
+        folder.drop_scores()
+        return
+    require_free(folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.config, config)
+
+
+def require_free(folder: RunFolder) -> None:
+    """Raise ConfigError when a run folder already holds something."""
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise ConfigError(
+            f"{folder.path} already holds something. Expected an empty or new folder. Continue an interrupted run "
+            f"with --run {folder.path} --resume, choose another --run DIR, or delete that folder."
+        )
+
+
+def _require_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to continue a run with another store, other settings or other labels."""
+    if before["store"]["fingerprint"] != now["store"]["fingerprint"]:
+        raise StoreError(
+            f"The store of run {folder.path} has changed: {now['store']['path']} doesn't hold the embeddings that "
+            f"{before['store']['path']} held when the run began. Restore that store, or begin a new run with another "
+            "--run DIR."
+        )
+    then = {**settings_to_json(FitSettings()), **before["settings"]}  # what it doesn't name came later
+    changed = [
+        f"{flag(name)} {then[name]!r} then, {value!r} now"
+        for name, value in now["settings"].items()
+        if then[name] != value and name not in ("annotations", "device")
+    ]
+    if before["labels"] != json.loads(json.dumps(now["labels"])):  # tuples read back as lists
+        changed.append(f"the labels in {now['settings']['annotations']}")
+    if changed:
+        raise ConfigError(
+            f"Run {folder.path} can't be continued: {'; '.join(changed)}. Say the same settings again, or begin a new "
+            "run with another --run DIR."
+        )

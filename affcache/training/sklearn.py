@@ -1,0 +1,209 @@
+"""scikit-learn estimators over the training core: the head, CVaR and SAM for any embeddings, without files.
+
+Defaults are ``FitSettings``' own, the recipe "paper"; what the parameters mean stands there.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import issparse
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import validate_data
+
+from affcache.tasks.tasks import AU, EXPR, Task
+from affcache.training.estimator_base import FLOATS, Array, CVaRMLP
+from affcache.training.settings import FitSettings
+
+
+class CVaRMLPClassifier(CVaRMLP):
+    """Multi-class classifier: an MLP on embeddings, trained with CVaR of the cross-entropies and SAM.
+
+    A scikit-learn estimator. Parameters are named as ``FitSettings``' fields, with its defaults; ``device`` is ``cpu``,
+    ``auto``, ``cuda`` or ``cuda:1``, and ``random_state`` an int, a ``RandomState`` or None. With an int, two fits are
+    equal, and the same as ``affcache fit`` with that seed after as many epochs. The head of the last epoch is kept.
+
+    Attributes:
+        classes_: (C,) the class labels, sorted.
+        n_features_in_: D, the width of an embedding.
+        head_: name -> float32 array, the state of an ``MLPHead``.
+        n_iter_: epochs trained.
+        loss_curve_: mean training loss of each epoch.
+    """
+
+    def fit(self, X: Any, y: Any) -> "CVaRMLPClassifier":
+        """Train a head.
+
+        Args:
+            X: float array (n, D) of embeddings, n at least 2. float16 and float32 are kept, all else becomes float32.
+            y: array (n,) of class labels of any kind, at least two different ones.
+
+        Returns:
+            itself.
+
+        Raises:
+            ValueError: X, y or a parameter is not what it must be, or the training diverges.
+        """
+        X, y = validate_data(self, X, y, dtype=FLOATS, ensure_min_samples=2)
+        check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True)
+        _require_two(classes, self)
+        self._train(X, labels, len(classes))
+        self.classes_ = classes
+        return self
+
+    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return the logits (n, C) of embeddings (n, D); for two classes the second's minus the first's, (n,)."""
+        logits = self._logits(X).numpy()
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return the probabilities (n, C) of the classes, in the order of ``classes_``."""
+        logits = self._logits(X)
+        return self._task(logits.shape[1]).probabilities(logits).numpy()
+
+    def predict(self, X: Any) -> Array:
+        """Return the most probable class (n,) of each embedding (n, D)."""
+        most = self._logits(X).argmax(dim=1).numpy()
+        return self.classes_[most]
+
+    def _task(self, outputs: int) -> Task:
+        names = tuple(str(index) for index in range(outputs))
+        return replace(EXPR, classes=names, class_count=outputs, valid_range=(0, outputs - 1))
+
+
+class CVaRMLPMultiLabelClassifier(CVaRMLP):
+    """Multi-label classifier: an MLP on embeddings, trained with CVaR of the binary cross-entropies and SAM.
+
+    A scikit-learn estimator, with the parameters of ``CVaRMLPClassifier`` and those of the pairwise AUC term. A label
+    is predicted where its probability is above one half. A y of one dimension with two classes counts as one label.
+
+    Attributes:
+        classes_: (C, 2), 0 and 1 for each label; the two classes (2,) where y had one dimension.
+        n_features_in_, head_, n_iter_, loss_curve_: as for ``CVaRMLPClassifier``.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: int = FitSettings.epochs,
+        batch_size: int = FitSettings.batch_size,
+        lr: float = FitSettings.lr,
+        lr_minimum: float = FitSettings.lr_minimum,
+        lr_half_period: float = FitSettings.lr_half_period,
+        weight_decay: float = FitSettings.weight_decay,
+        alpha: float = FitSettings.alpha,
+        cvar_level: str = FitSettings.cvar_level,
+        class_weights: str = FitSettings.class_weights,
+        label_smoothing: float = FitSettings.label_smoothing,
+        focal_gamma: float = FitSettings.focal_gamma,
+        logit_adjustment: float = FitSettings.logit_adjustment,
+        auc_weight: float = FitSettings.auc_weight,
+        auc_margin: float = FitSettings.auc_margin,
+        rho: float = FitSettings.rho,
+        adaptive: bool = FitSettings.adaptive,
+        clip_norm: float | None = FitSettings.clip_norm,
+        precision: str = FitSettings.precision,
+        dropout: float = FitSettings.dropout,
+        hidden_layers: int = FitSettings.hidden_layers,
+        hidden_width: int = FitSettings.hidden_width,
+        normalize: str = FitSettings.normalize,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            lr_minimum=lr_minimum,
+            lr_half_period=lr_half_period,
+            weight_decay=weight_decay,
+            alpha=alpha,
+            cvar_level=cvar_level,
+            class_weights=class_weights,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
+            logit_adjustment=logit_adjustment,
+            rho=rho,
+            adaptive=adaptive,
+            clip_norm=clip_norm,
+            precision=precision,
+            dropout=dropout,
+            hidden_layers=hidden_layers,
+            hidden_width=hidden_width,
+            normalize=normalize,
+            random_state=random_state,
+            device=device,
+        )
+        self.auc_weight = auc_weight
+        self.auc_margin = auc_margin
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def fit(self, X: Any, y: Any) -> "CVaRMLPMultiLabelClassifier":
+        """Train a head.
+
+        Args:
+            X: float array (n, D) of embeddings, n at least 2. float16 and float32 are kept, all else becomes float32.
+            y: array or sparse matrix (n, C) of 0 and 1, C at least 2; or (n,) of two classes, which is one label.
+
+        Returns:
+            itself.
+
+        Raises:
+            ValueError: X, y or a parameter is not what it must be, or the training diverges.
+        """
+        X, y = validate_data(self, X, y, dtype=FLOATS, multi_output=True, ensure_min_samples=2)
+        y = y.toarray() if issparse(y) else y
+        check_classification_targets(y)
+        kind = type_of_target(y, input_name="y")
+        if kind == "binary":
+            classes, labels = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+            _require_two(classes, self)
+            self._train(X, labels[:, None], 1)
+            self.classes_ = classes
+            return self
+        if kind != "multilabel-indicator" or not np.isin(y, (0, 1)).all():
+            raise ValueError(
+                f"Only binary classification is supported. The type of the target is {kind}; expected a matrix (n, C) "
+                "of 0 and 1, or two classes (n,). For one of several classes use CVaRMLPClassifier."
+            )
+        self._train(X, y, y.shape[1])
+        self.classes_ = np.tile(np.arange(2), (y.shape[1], 1))  # (C, 2), as scorers and cross_val_predict need it
+        return self
+
+    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return the logits (n, C) of embeddings (n, D), above 0 where a label is predicted; (n,) for one label."""
+        logits = self._logits(X).numpy()
+        return logits[:, 0] if self.classes_.ndim == 1 else logits
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return the probabilities (n, C) of the labels' presence; of both classes, (n, 2), for one label."""
+        logits = self._logits(X)
+        if self.classes_.ndim == 1:
+            logits = torch.cat([-logits, logits], dim=1)
+        return self._task(logits.shape[1]).probabilities(logits).numpy()
+
+    def predict(self, X: Any) -> Array:
+        """Return int64 labels (n, C) of 0 and 1 for embeddings (n, D); (n,) of ``classes_`` for one label."""
+        present = (self._logits(X) > 0).long().numpy()
+        return self.classes_[present[:, 0]] if self.classes_.ndim == 1 else present
+
+    def _task(self, outputs: int) -> Task:
+        names = tuple(str(index) for index in range(outputs))
+        return replace(AU, classes=names, values_per_line=outputs, losses_per_frame=outputs, class_count=2 * outputs)
+
+
+def _require_two(classes: Array, estimator: CVaRMLP) -> None:
+    if len(classes) < 2:
+        raise ValueError(
+            f"y has only one class, {classes[0]!r}. {type(estimator).__name__} learns to tell classes apart: expected "
+            "at least two of them in y."
+        )

@@ -1,0 +1,204 @@
+"""The training core: against a plain transcription of the recipe; its schedule, its state, heads side by side."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from affcache.tasks.tasks import TASKS
+from affcache.training.data import Frames
+from affcache.training.heads import MLPHead
+from affcache.training.learner import Learner, _generator, build_head, learning_rate, predict
+from affcache.training.settings import FitSettings
+from affcache.training.stacked import StackedHeads
+from tests.conftest import MakeData, frames_of
+
+CPU = torch.device("cpu")
+QUICK = FitSettings(epochs=3, hidden_layers=1, hidden_width=16, batch_size=16, rho=0.05, dropout=0.3)
+
+
+def plain_recipe(recipe: FitSettings, task: str, train: Frames) -> tuple[nn.Module, list[float]]:
+    """Train as the published code does, written out: the losses of each epoch's first passes, averaged."""
+    torch.manual_seed(recipe.seed)
+    orders = _generator(recipe.seed, "order", CPU)
+    head = MLPHead(16, TASKS[task].outputs, hidden_layers=recipe.hidden_layers, hidden_width=recipe.hidden_width,
+                   dropout=recipe.dropout)  # fmt: skip
+    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm1d)]
+    optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=recipe.epochs / 4, eta_min=1e-5)
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        logits, labels = head(train.embeddings[rows].float()), train.labels[rows]
+        if task == "expr":
+            losses = -logits.log_softmax(dim=1)[torch.arange(len(rows)), labels]
+        else:
+            losses = nn.functional.softplus(torch.where(labels == 1, -logits, logits)).flatten()
+        worst = losses.sort(descending=True).values
+        tail = recipe.alpha * len(worst)
+        weights = (tail - torch.arange(len(worst))).clamp(0, 1)
+        return (weights * worst).sum() / tail
+
+    means = []
+    for _ in range(recipe.epochs):
+        first_passes = []
+        for rows in torch.randperm(len(train), generator=orders).split(recipe.batch_size):
+            loss = loss_of(rows)
+            optimiser.zero_grad()
+            loss.backward()
+            first_passes.append(loss.item())
+            if recipe.rho:
+                norm = torch.cat([p.grad.flatten() for p in head.parameters()]).norm()
+                steps = [recipe.rho * p.grad / (norm + 1e-12) for p in head.parameters()]
+                starts = [p.detach().clone() for p in head.parameters()]
+                for p, step in zip(head.parameters(), steps, strict=True):
+                    p.data += step
+                momenta = [norm.momentum for norm in norms]
+                for layer in norms:
+                    layer.momentum = 0
+                optimiser.zero_grad()
+                loss_of(rows).backward()
+                for layer, momentum in zip(norms, momenta, strict=True):
+                    layer.momentum = momentum
+                for p, start in zip(head.parameters(), starts, strict=True):
+                    p.data = start
+            optimiser.step()
+        schedule.step()
+        means.append(sum(first_passes) / len(first_passes))
+    return head, means
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        ("expr", QUICK),
+        ("au", QUICK),
+        ("expr", replace(QUICK, alpha=1.0, rho=0.0)),
+        ("expr", replace(QUICK, alpha=0.3, hidden_layers=3, dropout=0.6, rho=0.5)),
+        ("au", replace(QUICK, alpha=1.0, batch_size=50, hidden_layers=0)),
+    ],
+)
+def test_learning_follows_the_recipe_written_out(learnable: MakeData, task: str, recipe: FitSettings) -> None:
+    # what is dropped is drawn otherwise here: tests/test_stacked_heads.py
+    recipe = replace(recipe, epochs=4, seed=3, dropout=0)
+    train, validation = frames_of(learnable("au" if task == "au" else "expr"), task)
+    expected_head, expected = plain_recipe(recipe, task, train)
+    learner = Learner([recipe], TASKS[task], 16, CPU)
+    losses = [float(learner.epoch(train, learning_rate(recipe, epoch))[0]) for epoch in range(4)]
+    assert losses == pytest.approx(expected, rel=1e-4)
+    (logits,) = learner.predict(validation)
+    with torch.no_grad():
+        expected_logits = expected_head.eval()(validation.embeddings.float())
+    torch.testing.assert_close(logits, expected_logits, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("epochs", [4, 32, 40])
+def test_the_learning_rate_is_torchs_cosine_with_a_quarter_of_the_epochs(epochs: int) -> None:
+    optimiser = torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs // 4, eta_min=1e-5)
+    recipe = FitSettings(epochs=epochs)
+    for epoch in range(epochs):
+        assert learning_rate(recipe, epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        optimiser.step()
+        schedule.step()
+    assert learning_rate(recipe, 0) == 1e-3
+    assert learning_rate(recipe, epochs // 4) == pytest.approx(1e-5)
+
+
+def test_a_half_period_of_all_epochs_falls_once() -> None:
+    recipe = FitSettings(epochs=10, lr=0.1, lr_minimum=0.01, lr_half_period=1)
+    rates = [learning_rate(recipe, epoch) for epoch in range(11)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[5], rates[10]) == pytest.approx((0.1, 0.055, 0.01))
+
+
+def test_a_last_batch_of_one_frame_trains(learnable: MakeData) -> None:
+    train, _ = frames_of(learnable(), "expr")
+    odd = Frames(train.embeddings[:33], train.labels[:33], train.videos[:33])
+    learner = Learner([QUICK], TASKS["expr"], 16, CPU)
+    assert bool(learner.epoch(odd, 1e-3).isfinite())
+    assert learner.heads.batches == [2], "batches of 16 and 17"
+
+
+def test_the_callers_random_numbers_stay_as_they_were(learnable: MakeData) -> None:
+    train, _ = frames_of(learnable(), "expr")
+    before = torch.get_rng_state()
+    Learner([QUICK], TASKS["expr"], 16, CPU).epoch(train, 1e-3)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_seed_decides_everything(learnable: MakeData) -> None:
+    train, _ = frames_of(learnable(), "expr")
+    runs = [Learner([replace(QUICK, seed=seed)], TASKS["expr"], 16, CPU) for seed in (1, 1, 2)]
+    losses = [learner.epoch(train, 1e-3) for learner in runs]
+    assert losses[0].equal(losses[1])
+    assert runs[0].heads.parameters.equal(runs[1].heads.parameters)
+    assert not losses[0].equal(losses[2])
+
+
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
+@pytest.mark.parametrize("level", ["batch", "set"])
+def test_state_continues_to_the_bit(learnable: MakeData, task: str, level: str) -> None:
+    train, _ = frames_of(learnable("au" if task == "au" else "expr"), task)
+    recipe = replace(QUICK, cvar_level=level, stride=2, frames_per_epoch=30)
+    whole, first, second = (Learner([recipe, replace(recipe, seed=5)], TASKS[task], 16, CPU) for _ in range(3))
+    for _ in range(4):
+        expected = whole.epoch(train, 1e-3)
+    for _ in range(2):
+        first.epoch(train, 1e-3)
+    second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    for _ in range(2):
+        found = second.epoch(train, 1e-3)
+    assert found.equal(expected)
+    assert all(second.state()[name].equal(tensor) for name, tensor in whole.state().items())
+
+
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
+def test_factored_and_written_out_sam_steps_are_one(learnable: MakeData, task: str) -> None:
+    train, _ = frames_of(learnable("au" if task == "au" else "expr"), task)
+    recipes = [replace(QUICK, hidden_layers=2, seed=seed, rho=rho) for seed, rho in ((1, 0.05), (2, 0.0), (3, 0.5))]
+    learners = [Learner(recipes, TASKS[task], 16, CPU, factored=factored) for factored in (True, False)]
+    for _ in range(2):
+        losses = [learner.epoch(train, 1e-3) for learner in learners]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+    first, second = (learner.heads.parameters for learner in learners)
+    assert float((first - second).norm() / first.norm()) < 1e-3
+    assert not first.equal(second)
+
+
+def test_points_are_factored_where_that_pays() -> None:
+    wide = replace(QUICK, hidden_width=128, batch_size=32)
+    for recipe, factored in (
+        (wide, True),
+        (replace(wide, batch_size=33), False),
+        (replace(wide, hidden_width=127), False),
+        (replace(wide, adaptive=True), False),
+    ):
+        assert Learner([recipe], TASKS["expr"], 16, CPU).factored == factored
+    assert not Learner([replace(wide, adaptive=True)], TASKS["expr"], 16, CPU, factored=True).factored, "ASAM's never"
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_heads_side_by_side_are_heads_alone(learnable: MakeData, rho: float) -> None:
+    train, validation = frames_of(learnable(), "expr")
+    recipes = [replace(QUICK, seed=1, rho=rho), replace(QUICK, seed=2, rho=2 * rho, alpha=0.3, dropout=0.0)]
+    together = Learner(recipes, TASKS["expr"], 16, CPU)
+    losses = together.epoch(train, 1e-3)
+    for head, recipe in enumerate(recipes):
+        alone = Learner([recipe], TASKS["expr"], 16, CPU)
+        torch.testing.assert_close(losses[head], alone.epoch(train, 1e-3)[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            together.predict(validation)[head], alone.predict(validation)[0], rtol=1e-3, atol=1e-3
+        )
+
+
+def test_prediction_in_batches_is_the_prediction_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = build_head(QUICK, 6, TASKS["au"])
+    embeddings = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).half()
+    frames = Frames(embeddings, torch.zeros(50, 12), torch.zeros(50, dtype=torch.int64))
+    heads = StackedHeads([head], dropout=[0.3])
+    whole = predict(heads, frames, "none")
+    assert whole.shape == (1, 50, 12)
+    monkeypatch.setattr("affcache.training.data.EVALUATION_BATCH", 7)
+    torch.testing.assert_close(predict(heads, frames, "none"), whole)
+    torch.testing.assert_close(whole[0], head.eval()(embeddings.float()).detach())

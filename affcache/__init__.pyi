@@ -41,9 +41,9 @@ from .report_settings import ReportSettings as ReportSettings
 from .reports.reporting import ReportResult as ReportResult
 from .reports.reporting import report as report
 from .sample import write_sample as write_sample
-from .score_settings import ScoreSettings as ScoreSettings
-from .scoring import ScoreResult as ScoreResult
-from .scoring import score as score
+from .scoring.score import ScoreResult as ScoreResult
+from .scoring.score import score as score
+from .scoring.settings import ScoreSettings as ScoreSettings
 from .store.reading import EmbeddingStore as EmbeddingStore
 from .submit_settings import SubmitSettings as SubmitSettings
 from .submitting import SubmitResult as SubmitResult

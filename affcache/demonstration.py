@@ -12,8 +12,8 @@ from affcache.errors import ConfigError
 from affcache.extraction.extract import ExtractResult, extract
 from affcache.extraction.settings import ExtractSettings
 from affcache.progress import Listener
-from affcache.score_settings import ScoreSettings
-from affcache.scoring import ScoreResult, score
+from affcache.scoring.score import ScoreResult, score
+from affcache.scoring.settings import ScoreSettings
 from affcache.settings import build
 from affcache.training.fit import fit
 from affcache.training.settings import FitSettings

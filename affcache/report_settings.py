@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.score_settings import SplitSettings
+from affcache.scoring.settings import SplitSettings
 from affcache.settings import CROPS, setting
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.score_settings import PredictionSettings
+from affcache.scoring.settings import PredictionSettings
 from affcache.settings import setting
 
 

@@ -15,13 +15,13 @@ from affcache.challenge_files import (
     require_template_of,
     write_submission,
 )
-from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
-from affcache.opened_run import OpenedRun, require_one_task
-from affcache.predictions import Predictions
 from affcache.progress import Listener
-from affcache.rule_finding import find_rule
+from affcache.scoring.decision_rule import DecisionRule
+from affcache.scoring.predict import OpenedRun, require_one_task
+from affcache.scoring.predictions import Predictions
+from affcache.scoring.rule_finding import find_rule
 from affcache.settings import RUNS, build
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.submit_settings import SubmitSettings

@@ -19,7 +19,7 @@ from affcache.exchange_settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.report_settings import ReportSettings
 from affcache.sample_settings import SampleSettings
-from affcache.score_settings import ScoreSettings
+from affcache.scoring.settings import ScoreSettings
 from affcache.submit_settings import SubmitSettings
 from affcache.training.settings import FitSettings
 

@@ -19,7 +19,7 @@ from affcache.errors import AffcacheError
 from affcache.extraction.settings import ExtractSettings
 from affcache.metric_names import metric_name
 from affcache.report_settings import ReportSettings
-from affcache.score_settings import ScoreSettings
+from affcache.scoring.settings import ScoreSettings
 from affcache.settings import ConfigFile, find_config, resolve
 from affcache.submit_settings import SubmitSettings
 from affcache.training.settings import FitSettings

@@ -10,7 +10,7 @@ from affcache.metric_names import metric_name
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
     from affcache.ablations.summary import Summary
-    from affcache.decision_rule import DecisionRule
+    from affcache.scoring.decision_rule import DecisionRule
     from affcache.tasks.metrics import Scores
 
 

@@ -14,7 +14,7 @@ from affcache.demo_settings import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
 from affcache.sample_settings import SampleSettings
-from affcache.score_settings import ScoreSettings
+from affcache.scoring.settings import ScoreSettings
 from affcache.settings import SHARED_KEYS, ConfigFile, build, find_config, resolve
 from affcache.training.settings import FitSettings
 

@@ -10,7 +10,7 @@ import pytest
 from affcache.commands import COMMANDS
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
-from affcache.score_settings import ScoreSettings
+from affcache.scoring.settings import ScoreSettings
 from affcache.settings import Settings, default_store, flag
 from affcache.training.settings import FitSettings
 

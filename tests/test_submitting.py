@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from affcache.challenge_files import Template, check_submission, read_frame_counts, read_template, write_submission
 from affcache.errors import ConfigError, InputError
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.submitting import submit
 from affcache.tasks.tasks import TASKS

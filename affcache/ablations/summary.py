@@ -8,7 +8,7 @@ import numpy as np
 
 from affcache.ablations.cell_folder import Outcome
 from affcache.ablations.grid import Setting
-from affcache.bootstrap import Interval, VideoResamples, seed_and_video_interval
+from affcache.scoring.intervals import Interval, VideoResamples, seed_and_video_interval
 from affcache.tasks.tasks import find_task
 from affcache.tasks.video_statistics import Table
 

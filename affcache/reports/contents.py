@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.predictions import Predictions
+from affcache.scoring.predictions import Predictions
 from affcache.tasks.tasks import Task
 from affcache.training.risk import tail_size
 

@@ -11,7 +11,7 @@ from PIL import Image
 from affcache.crops.folders import find_crops
 from affcache.crops.images import UnreadableCropError, decode_crop
 from affcache.errors import InputError
-from affcache.predictions import Predictions
+from affcache.scoring.predictions import Predictions
 
 SIDE = 112  # pixels at most
 QUALITY = 75

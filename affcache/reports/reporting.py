@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from affcache.bootstrap import VideoResamples
-from affcache.calibration import reliability
 from affcache.devices import resolve_device
 from affcache.metric_names import metric_name
-from affcache.opened_run import OpenedRun
 from affcache.progress import Listener
 from affcache.report_settings import ReportSettings
 from affcache.reports.charts import Line, line_chart
 from affcache.reports.contents import describe, frame_losses, hardest, suspicious, tail_positions, timeline
 from affcache.reports.crops import find_pictures
 from affcache.reports.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
-from affcache.score_figures import confusion
-from affcache.scoring import Scored, score_frames, with_intervals
+from affcache.scoring.calibration import reliability
+from affcache.scoring.figures import confusion
+from affcache.scoring.intervals import VideoResamples
+from affcache.scoring.predict import OpenedRun
+from affcache.scoring.score import Scored, score_frames, with_intervals
 from affcache.settings import RUNS, build
 from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.metrics import Scores

@@ -12,7 +12,7 @@ from affcache.ablations.cell_folder import Outcome
 from affcache.ablations.grid import Setting
 from affcache.ablations.summary import Summary, paired_difference, summarise
 from affcache.ablations.tables import cells_of, headings, latex, markdown, write_results, write_summary
-from affcache.bootstrap import Interval
+from affcache.scoring.intervals import Interval
 from affcache.tasks.tasks import TASKS
 
 EXPR = TASKS["expr"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.training.fit import FitResult, fit
 from tests.conftest import REAL
 

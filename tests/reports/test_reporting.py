@@ -13,7 +13,7 @@ import pytest
 from affcache.errors import ConfigError
 from affcache.reports.contents import PER_CLASS, hardest, suspicious, tail_positions
 from affcache.reports.reporting import report
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_crops, write_labels, write_store

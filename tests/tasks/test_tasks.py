@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from affcache.cli.app import app
 from affcache.errors import ConfigError
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import TASKS, Task, find_task
 from affcache.training.fit import fit

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from affcache.errors import AffcacheError, ConfigError, InputError
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.training.fit import fit
 from affcache.training.settings import FitSettings

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS

@@ -14,7 +14,7 @@ import torch
 
 from affcache.errors import ConfigError
 from affcache.memory import default_memory
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels, join_labels
@@ -131,9 +131,9 @@ def test_scoring_reads_a_few_frames_at_a_time(little_fit: Fit, tmp_path: Path, m
         sizes.append([len(group) for group in groups])
         return read_ahead(store, groups, device)
 
-    monkeypatch.setattr("affcache.opened_run.read_ahead", recorded)
+    monkeypatch.setattr("affcache.scoring.predict.read_ahead", recorded)
     for most in (8192, 20):
-        monkeypatch.setattr("affcache.opened_run.EVALUATION_BATCH", most)
+        monkeypatch.setattr("affcache.scoring.predict.EVALUATION_BATCH", most)
         result = score(run=tmp_path / "run")
         with h5py.File(tmp_path / "run" / "predictions.h5") as file:
             found.append((result.scores.value, file["probabilities"][:]))

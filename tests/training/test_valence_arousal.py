@@ -16,7 +16,7 @@ from affcache.errors import InputError
 from affcache.extraction.extract import extract
 from affcache.progress import Listener
 from affcache.sample import write_sample
-from affcache.scoring import score
+from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import SPLIT_FOLDERS, find_label_files, join_labels, read_label_file
 from affcache.tasks.metrics import regression_scores

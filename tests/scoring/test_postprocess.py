@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from affcache.decision import fit_biases, fit_thresholds
+from affcache.scoring.postprocess import fit_biases, fit_thresholds
 
 
 def macro_f1(labels: np.ndarray, decided: np.ndarray, classes: int) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from affcache.bootstrap import VideoResamples, seed_and_video_interval, video_interval
+from affcache.scoring.intervals import VideoResamples, seed_and_video_interval, video_interval
 from affcache.tasks.tasks import EXPR
 from affcache.tasks.video_statistics import Table
 

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.bootstrap import Interval, VideoResamples, video_interval
-from affcache.calibration import reliability
-from affcache.decision_rule import DecisionRule
 from affcache.devices import resolve_device
-from affcache.opened_run import OpenedRun, require_one_task
-from affcache.predictions import Predictions, require_same_frames
 from affcache.progress import Listener
-from affcache.rule_finding import find_rule
-from affcache.score_figures import write_score_figures
-from affcache.score_settings import PredictionSettings, ScoreSettings
+from affcache.scoring.calibration import reliability
+from affcache.scoring.decision_rule import DecisionRule
+from affcache.scoring.figures import write_score_figures
+from affcache.scoring.intervals import Interval, VideoResamples, video_interval
+from affcache.scoring.predict import OpenedRun, require_one_task
+from affcache.scoring.predictions import Predictions, require_same_frames
+from affcache.scoring.rule_finding import find_rule
+from affcache.scoring.settings import PredictionSettings, ScoreSettings
 from affcache.settings import RUNS, build
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
 from affcache.tasks.metrics import Scores

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from affcache.calibration import reliability
 from affcache.files import save_figures, single_axes
 from affcache.metric_names import metric_name
+from affcache.scoring.calibration import reliability
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from affcache.decision_rule import DecisionRule, fit_rule, plain_rule
 from affcache.errors import ConfigError
-from affcache.opened_run import OpenedRun
-from affcache.predictions import Predictions
 from affcache.progress import Listener
-from affcache.score_settings import PredictionSettings
+from affcache.scoring.decision_rule import DecisionRule, fit_rule, plain_rule
+from affcache.scoring.predict import OpenedRun
+from affcache.scoring.predictions import Predictions
+from affcache.scoring.settings import PredictionSettings
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.splits import hold_out
 

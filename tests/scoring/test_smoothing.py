@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.smoothing import smooth
+from affcache.scoring.smoothing import smooth
 
 
 def written_out(values: np.ndarray, videos: np.ndarray, numbers: np.ndarray, width: int, kind: str) -> np.ndarray:

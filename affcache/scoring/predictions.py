@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import InputError
-from affcache.opened_run import OpenedRun, Rows
 from affcache.progress import Listener
+from affcache.scoring.predict import OpenedRun, Rows
 from affcache.store.reading import EmbeddingStore
 
 VIEWS = {"plain": ("plain",), "both": ("plain", "flip")}

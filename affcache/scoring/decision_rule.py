@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.calibration import fit_temperature, with_temperature
-from affcache.decision import fit_biases, fit_thresholds
 from affcache.errors import ConfigError
-from affcache.predictions import Predictions
-from affcache.score_settings import PredictionSettings
-from affcache.smoothing import smooth
+from affcache.scoring.calibration import fit_temperature, with_temperature
+from affcache.scoring.postprocess import fit_biases, fit_thresholds
+from affcache.scoring.predictions import Predictions
+from affcache.scoring.settings import PredictionSettings
+from affcache.scoring.smoothing import smooth
 from affcache.tasks.tasks import Task
 
 WIDTHS = (1, 3, 5, 9, 15, 25, 51, 101, 201)  # frame numbers in a window; 1 is none

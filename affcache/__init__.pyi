@@ -45,9 +45,9 @@ from .scoring.score import ScoreResult as ScoreResult
 from .scoring.score import score as score
 from .scoring.settings import ScoreSettings as ScoreSettings
 from .store.reading import EmbeddingStore as EmbeddingStore
-from .submit_settings import SubmitSettings as SubmitSettings
-from .submitting import SubmitResult as SubmitResult
-from .submitting import submit as submit
+from .submission.settings import SubmitSettings as SubmitSettings
+from .submission.submit import SubmitResult as SubmitResult
+from .submission.submit import submit as submit
 from .tasks.tasks import TASKS as TASKS
 from .tasks.tasks import Task as Task
 from .training.fit import FitResult as FitResult

@@ -9,7 +9,7 @@ from affcache.report_settings import ReportSettings
 from affcache.sample_settings import SampleSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import Settings
-from affcache.submit_settings import SubmitSettings
+from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 
 COMMANDS: dict[str, type[Settings]] = {

@@ -20,7 +20,7 @@ from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.report_settings import ReportSettings
 from affcache.sample_settings import SampleSettings
 from affcache.scoring.settings import ScoreSettings
-from affcache.submit_settings import SubmitSettings
+from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 
 from . import commands, measuring, storing

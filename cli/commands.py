@@ -21,7 +21,7 @@ from affcache.metric_names import metric_name
 from affcache.report_settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import ConfigFile, find_config, resolve
-from affcache.submit_settings import SubmitSettings
+from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 
 from .console import ConsoleListener, rate_text

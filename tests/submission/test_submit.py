@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from affcache.challenge_files import Template, check_submission, read_frame_counts, read_template, write_submission
 from affcache.errors import ConfigError, InputError
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
-from affcache.submitting import submit
+from affcache.submission.files import Template, check_submission, read_frame_counts, read_template, write_submission
+from affcache.submission.submit import submit
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_labels, write_store

@@ -7,14 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.challenge_files import (
-    Template,
-    check_submission,
-    read_frame_counts,
-    read_template,
-    require_template_of,
-    write_submission,
-)
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
@@ -24,7 +16,15 @@ from affcache.scoring.predictions import Predictions
 from affcache.scoring.rule_finding import find_rule
 from affcache.settings import RUNS, build
 from affcache.store.reading import ENCODED, EmbeddingStore
-from affcache.submit_settings import SubmitSettings
+from affcache.submission.files import (
+    Template,
+    check_submission,
+    read_frame_counts,
+    read_template,
+    require_template_of,
+    write_submission,
+)
+from affcache.submission.settings import SubmitSettings
 from affcache.training.run_folder import RunFolder, newest_run
 
 

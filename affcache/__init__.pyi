@@ -37,9 +37,9 @@ from .interop.exporting import export_embeddings as export_embeddings
 from .interop.importing import ImportResult as ImportResult
 from .interop.importing import import_embeddings as import_embeddings
 from .progress import Listener as Listener
-from .report_settings import ReportSettings as ReportSettings
-from .reports.reporting import ReportResult as ReportResult
-from .reports.reporting import report as report
+from .reporting.report import ReportResult as ReportResult
+from .reporting.report import report as report
+from .reporting.settings import ReportSettings as ReportSettings
 from .sample import write_sample as write_sample
 from .scoring.score import ScoreResult as ScoreResult
 from .scoring.score import score as score

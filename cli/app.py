@@ -17,7 +17,7 @@ from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, B
 from affcache.demo_settings import DemoSettings
 from affcache.exchange_settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
-from affcache.report_settings import ReportSettings
+from affcache.reporting.settings import ReportSettings
 from affcache.sample_settings import SampleSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.submission.settings import SubmitSettings

@@ -18,7 +18,7 @@ from affcache.demo_settings import DemoSettings
 from affcache.errors import AffcacheError
 from affcache.extraction.settings import ExtractSettings
 from affcache.metric_names import metric_name
-from affcache.report_settings import ReportSettings
+from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import ConfigFile, find_config, resolve
 from affcache.submission.settings import SubmitSettings

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError
-from affcache.reports.contents import PER_CLASS, hardest, suspicious, tail_positions
-from affcache.reports.reporting import report
+from affcache.reporting.frames import PER_CLASS, hardest, suspicious, tail_positions
+from affcache.reporting.report import report
 from affcache.scoring.score import score
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
@@ -66,7 +66,7 @@ def test_a_report_says_what_score_says(
             write_labels(data[1], "va", split, {f"{index}-30-640x360": values})
     fit(task=task, store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
     scored = score(run=tmp_path / "run")
-    monkeypatch.setattr("affcache.reports.reporting.AFF_WILD2", 50)
+    monkeypatch.setattr("affcache.reporting.report.AFF_WILD2", 50)
     result = report(run=tmp_path / "run", crops=())
     assert result.out == str(tmp_path / "run" / "report.html")
     text = Path(result.out).read_text()

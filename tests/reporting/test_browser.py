@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from affcache.reports.reporting import report
+from affcache.reporting.report import report
 from affcache.training.fit import fit
 from tests.conftest import MakeData, write_crops
 

@@ -15,11 +15,11 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from affcache.devices import resolve_device
 from affcache.metric_names import metric_name
 from affcache.progress import Listener
-from affcache.report_settings import ReportSettings
-from affcache.reports.charts import Line, line_chart
-from affcache.reports.contents import describe, frame_losses, hardest, suspicious, tail_positions, timeline
-from affcache.reports.crops import find_pictures
-from affcache.reports.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
+from affcache.reporting.charts import Line, line_chart
+from affcache.reporting.crops import find_pictures
+from affcache.reporting.frames import describe, frame_losses, hardest, suspicious, tail_positions, timeline
+from affcache.reporting.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
+from affcache.reporting.settings import ReportSettings
 from affcache.scoring.calibration import reliability
 from affcache.scoring.figures import confusion
 from affcache.scoring.intervals import VideoResamples

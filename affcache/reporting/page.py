@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.metric_names import metric_name
-from affcache.reports.contents import ShownFrame
+from affcache.reporting.frames import ShownFrame
 from affcache.tasks.metrics import Scores
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -33,7 +33,7 @@ def page(title: str, sections: Mapping[str, str], frames: Mapping[str, Any]) -> 
         sections: by name, in the order of ``CONTENTS``; empty ones are left out. "" comes first, without a heading.
         frames: what the script draws the timelines from.
     """
-    own = files("affcache.reports")
+    own = files("affcache.reporting")
     shown = {name: heading for name, heading in CONTENTS.items() if sections.get(name)}
     links = "".join(f'<li><a href="#{name}-section">{heading}</a></li>' for name, heading in shown.items())
     body = "".join(

@@ -1,8 +1,8 @@
 """Every public name of affcache, with the module it lives in: the only list of them."""
 
-from .ablate_settings import AblateSettings as AblateSettings
-from .ablations.ablating import AblateResult as AblateResult
-from .ablations.ablating import ablate as ablate
+from .ablation.ablate import AblateResult as AblateResult
+from .ablation.ablate import ablate as ablate
+from .ablation.settings import AblateSettings as AblateSettings
 from .bench.ablation import BenchAblateResult as BenchAblateResult
 from .bench.ablation import bench_ablate as bench_ablate
 from .bench.extraction import BenchExtractResult as BenchExtractResult

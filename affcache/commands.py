@@ -1,6 +1,6 @@
 """Every command with its settings class: the command line and affcache.toml go by it."""
 
-from affcache.ablate_settings import AblateSettings
+from affcache.ablation.settings import AblateSettings
 from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.demo_settings import DemoSettings
 from affcache.exchange_settings import ExportSettings, ImportSettings

@@ -12,7 +12,7 @@ if {"fit", "ablate"}.intersection(sys.argv[1:3]):  # but waking them costs more 
 import typer
 
 import affcache
-from affcache.ablate_settings import AblateSettings
+from affcache.ablation.settings import AblateSettings
 from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.demo_settings import DemoSettings
 from affcache.exchange_settings import ExportSettings, ImportSettings

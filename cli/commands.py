@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 import affcache
-from affcache.ablate_settings import AblateSettings
+from affcache.ablation.settings import AblateSettings
 from affcache.commands import COMMANDS
 from affcache.demo_settings import DemoSettings
 from affcache.errors import AffcacheError

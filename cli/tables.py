@@ -9,7 +9,7 @@ from rich.table import Table
 from affcache.metric_names import metric_name
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
-    from affcache.ablations.summary import Summary
+    from affcache.ablation.summary import Summary
     from affcache.scoring.decision_rule import DecisionRule
     from affcache.tasks.metrics import Scores
 
@@ -53,7 +53,7 @@ def rule_text(rule: "DecisionRule") -> str:
 
 def ablation_table(rows: "Sequence[Summary]", heldout: bool) -> Table:
     """Lay out an ablation: a row a setting, the base dim, differences whose interval leaves out 0 bold."""
-    from affcache.ablations.tables import cells_of, headings  # with it comes torch
+    from affcache.ablation.tables import cells_of, headings  # with it comes torch
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading in headings(rows, heldout):

@@ -18,7 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # but not at once
 import torch
 
 import affcache
-from affcache.ablations.tables import markdown
+from affcache.ablation.tables import markdown
 from affcache.bench.machine import describe_machine
 from affcache.demonstration import shipped
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.cell_folder import Outcome
-from affcache.ablations.grouping import heads_memory
-from affcache.ablations.projection import project
-from affcache.ablations.sources import LoadedSource
-from affcache.ablations.trainer import Group, Report, Trained, train_group
+from affcache.ablation.grouping import heads_memory
+from affcache.ablation.projection import project
+from affcache.ablation.settings import AblateSettings
+from affcache.ablation.sources import LoadedSource
+from affcache.ablation.trainer import Group, Report, Trained, train_group
+from affcache.ablation.trials import Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
 from affcache.cluster.pool import reason

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.ablating import AblateResult, ablate
-from affcache.ablations.cell_folder import Outcome
-from affcache.ablations.sources import Source
-from affcache.ablations.trainer import Trained
+from affcache.ablation.ablate import AblateResult, ablate
+from affcache.ablation.settings import AblateSettings
+from affcache.ablation.sources import Source
+from affcache.ablation.trainer import Trained
+from affcache.ablation.trials import Outcome
 from affcache.cluster import training as training_module
 from affcache.cluster.shared_frames import share_source
 from affcache.cluster.training import ClusterTrainer, wanted_heads
@@ -21,7 +21,7 @@ from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
 from affcache.training.streaming import StreamedFrames
-from tests.ablations.test_ablating import QUICK, tables
+from tests.ablation.test_ablating import QUICK, tables
 from tests.conftest import Heard, MakeData
 
 GRID: dict[str, Any] = {**QUICK, "epochs": 3, "vary": ("alpha=0.5,1", "rho=0,0.05"), "seeds": 2, "select": "heldout"}

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.ablate_settings import AblateSettings
+from affcache.ablation.settings import AblateSettings
 from affcache.cluster import pieces as pieces_module
 from affcache.cluster.connection import require_ray
 from affcache.cluster.encoding import consecutive_runs

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import torch
 
-from affcache.ablations.cell_folder import Outcome
-from affcache.ablations.group_training import GroupTraining
-from affcache.ablations.grouping import heads_memory
-from affcache.ablations.projection import project
-from affcache.ablations.sources import LoadedSource
+from affcache.ablation.group_training import GroupTraining
+from affcache.ablation.grouping import heads_memory
+from affcache.ablation.projection import project
+from affcache.ablation.sources import LoadedSource
+from affcache.ablation.trials import Outcome
 from affcache.progress import Listener
 from affcache.training.learner import build_head, predict
 from affcache.training.ridge_run import RidgeRun

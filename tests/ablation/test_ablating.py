@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock
 
 import affcache
+from affcache.ablation.ablate import ablate
 from affcache.ablations import ablating, grid_run, group_training, grouping
-from affcache.ablations.ablating import ablate
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.tasks.tasks import TASKS
 from affcache.training.learner import build_head
@@ -250,7 +250,7 @@ def test_what_takes_more_than_a_day_has_to_be_asked_for(
     data, out = learnable(), tmp_path / "out"
     with pytest.raises(ConfigError, match=r"has 1,000,000 heads to train: about .* (days|h)\. .*--yes"):
         run(data, out, vary=("alpha=0.5,1",), seeds=500_000, epochs=1000)
-    monkeypatch.setattr("affcache.ablations.projection.LONGEST", 0.0)
+    monkeypatch.setattr("affcache.ablation.projection.LONGEST", 0.0)
     with pytest.raises(ConfigError, match="has 4 heads to train"):
         run(data, out, vary=("alpha=0.5,1",))
     assert not out.exists(), "a refused grid leaves nothing behind"

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.projection import project, require_asked_for
-from affcache.ablations.sources import Source
+from affcache.ablation.projection import project, require_asked_for
+from affcache.ablation.settings import AblateSettings
+from affcache.ablation.sources import Source
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS

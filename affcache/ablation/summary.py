@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affcache.ablations.cell_folder import Outcome
-from affcache.ablations.grid import Setting
+from affcache.ablation.grid import Setting
+from affcache.ablation.trials import Outcome
 from affcache.scoring.intervals import Interval, VideoResamples, seed_and_video_interval
 from affcache.tasks.tasks import find_task
 from affcache.tasks.video_statistics import Table

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from affcache.ablate_settings import AblateSettings
+from affcache.ablation.settings import AblateSettings
 from affcache.memory import GIGABYTE
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore

@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from affcache.ablations.grid import Grid
-from affcache.ablations.summary import Summary
+from affcache.ablation.grid import Grid
+from affcache.ablation.summary import Summary
 from affcache.files import save_figures, single_axes
 from affcache.metric_names import metric_name
 from affcache.settings import as_text

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.grid import build_grid, parse_axis
+from affcache.ablation.grid import build_grid, parse_axis
+from affcache.ablation.settings import AblateSettings
 from affcache.errors import ConfigError
 from affcache.settings import as_text
 

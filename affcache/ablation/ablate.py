@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.ablation import MANY, Ablation, Sources
-from affcache.ablations.grid import Grid, build_grid
-from affcache.ablations.sources import Source
-from affcache.ablations.summary import Summary
-from affcache.ablations.trainer import LocalTrainer, Trainer
+from affcache.ablation.ablation import MANY, Ablation, Sources
+from affcache.ablation.grid import Grid, build_grid
+from affcache.ablation.settings import AblateSettings
+from affcache.ablation.sources import Source
+from affcache.ablation.summary import Summary
+from affcache.ablation.trainer import LocalTrainer, Trainer
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.progress import Listener

@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.figures import write_figures
-from affcache.ablations.grid import build_grid
-from affcache.ablations.summary import Summary
+from affcache.ablation.figures import write_figures
+from affcache.ablation.grid import build_grid
+from affcache.ablation.settings import AblateSettings
+from affcache.ablation.summary import Summary
 
 
 def rows_of(values: dict[str, Any], missing: int | None = None) -> tuple[Any, list[Summary]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from affcache.ablations.cell_folder import Cell
+from affcache.ablation.trials import Cell
 from affcache.memory import device_memory
 from affcache.tasks.tasks import Task
 from affcache.training.head_parameters import HeadShape

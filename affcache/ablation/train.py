@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from affcache.ablations.cell_folder import Cell, Outcome
-from affcache.ablations.grouping import group_cells
-from affcache.ablations.sources import LoadedSource
-from affcache.ablations.trainer import Group, Trainer
+from affcache.ablation.grouping import group_cells
+from affcache.ablation.sources import LoadedSource
+from affcache.ablation.trainer import Group, Trainer
+from affcache.ablation.trials import Cell, Outcome
 from affcache.progress import Listener
 from affcache.training.run_folder import Tensors
 

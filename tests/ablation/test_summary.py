@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affcache.ablations.cell_folder import Outcome
-from affcache.ablations.grid import Setting
-from affcache.ablations.summary import Summary, paired_difference, summarise
-from affcache.ablations.tables import cells_of, headings, latex, markdown, write_results, write_summary
+from affcache.ablation.grid import Setting
+from affcache.ablation.summary import Summary, paired_difference, summarise
+from affcache.ablation.tables import cells_of, headings, latex, markdown, write_results, write_summary
+from affcache.ablation.trials import Outcome
 from affcache.scoring.intervals import Interval
 from affcache.tasks.tasks import TASKS
 

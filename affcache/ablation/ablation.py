@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.cell_folder import Cell, Outcome
-from affcache.ablations.figures import write_figures
-from affcache.ablations.grid import Grid, Setting
-from affcache.ablations.grid_run import BestHeads, GridRun, epochs_of
-from affcache.ablations.projection import require_asked_for
-from affcache.ablations.sources import LoadedSource, Source
-from affcache.ablations.summary import Summary, summarise
-from affcache.ablations.tables import latex, markdown, write_results, write_summary
-from affcache.ablations.trainer import Trainer
+from affcache.ablation.figures import write_figures
+from affcache.ablation.grid import Grid, Setting
+from affcache.ablation.projection import require_asked_for
+from affcache.ablation.settings import AblateSettings
+from affcache.ablation.sources import LoadedSource, Source
+from affcache.ablation.summary import Summary, summarise
+from affcache.ablation.tables import latex, markdown, write_results, write_summary
+from affcache.ablation.train import BestHeads, GridRun, epochs_of
+from affcache.ablation.trainer import Trainer
+from affcache.ablation.trials import Cell, Outcome
 from affcache.durations import duration_text
 from affcache.memory import default_memory
 from affcache.progress import Listener

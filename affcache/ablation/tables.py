@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from affcache.ablations.cell_folder import Cell, Outcome
-from affcache.ablations.summary import Summary
+from affcache.ablation.summary import Summary
+from affcache.ablation.trials import Cell, Outcome
 from affcache.metric_names import metric_name
 from affcache.settings import as_text
 from affcache.training.run_folder import write_text

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from affcache.ablations.sources import LoadedSource
+from affcache.ablation.sources import LoadedSource
 from affcache.devices import wait_for
 from affcache.durations import duration_text
 from affcache.errors import ConfigError

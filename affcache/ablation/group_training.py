@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from affcache.ablations.cell_folder import Outcome
-from affcache.ablations.sources import LoadedSource
+from affcache.ablation.sources import LoadedSource
+from affcache.ablation.trials import Outcome
 from affcache.errors import StoreError
 from affcache.training.epochs import Entry, has_diverged, train_epoch
 from affcache.training.learner import Learner

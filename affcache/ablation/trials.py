@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import affcache
-from affcache.ablations.grid import Setting
-from affcache.ablations.sources import LoadedSource, Source
+from affcache.ablation.grid import Setting
+from affcache.ablation.sources import LoadedSource, Source
 from affcache.errors import StoreError
 from affcache.tasks.video_statistics import Table
 from affcache.training.epochs import Entry

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affcache.ablate_settings import AblateSettings
-from affcache.ablations.presets import Point, preset_points
+from affcache.ablation.presets import Point, preset_points
+from affcache.ablation.settings import AblateSettings
 from affcache.errors import ConfigError, did_you_mean
 from affcache.settings import as_text, build, default_store, flag, from_text
 from affcache.training.settings import FitSettings, TrainingSettings

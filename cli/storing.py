@@ -3,7 +3,7 @@
 from typing import Any
 
 import affcache
-from affcache.exchange_settings import ExportSettings, ImportSettings
+from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.sample_settings import SampleSettings
 from affcache.settings import ConfigFile, resolve
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from affcache.errors import InputError
-from affcache.interop.keys import FrameKeys, KeyCollector, join_keys
-from affcache.interop.parquet import rows_of
-from affcache.interop.sources import Matrix, Part, Source, cannot_read, require_floats, require_same_length
+from affcache.exchange.keys import FrameKeys, KeyCollector, join_keys
+from affcache.exchange.parquet import rows_of
+from affcache.exchange.sources import Matrix, Part, Source, cannot_read, require_floats, require_same_length
 from affcache.store.reading import ENCODED
 
 IMPORTED_FROM = "clip-retrieval"

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.interop.clip_retrieval import open_clip_retrieval
-from affcache.interop.exports import open_npy_export, open_parquet_export, open_safetensors_export
-from affcache.interop.provenance import NPY_FILE
-from affcache.interop.published_code import open_published_code, refuse_store
-from affcache.interop.sources import Source, cannot_read
+from affcache.exchange.clip_retrieval import open_clip_retrieval
+from affcache.exchange.exports import open_npy_export, open_parquet_export, open_safetensors_export
+from affcache.exchange.provenance import NPY_FILE
+from affcache.exchange.published_code import open_published_code, refuse_store
+from affcache.exchange.sources import Source, cannot_read
 from affcache.store.fingerprint import differing_fields
 
 HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"

@@ -16,7 +16,7 @@ from affcache.store.fingerprint import fingerprint
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import writing_lock
 from tests.conftest import MakeData, write_store
-from tests.interop.sources import IN_ORDER, SHUFFLED, matrix, unit, write_clip_retrieval, write_published
+from tests.exchange.sources import IN_ORDER, SHUFFLED, matrix, unit, write_clip_retrieval, write_published
 
 
 class Heard(Listener):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError
-from affcache.interop.keys import FrameKeys
+from affcache.exchange.keys import FrameKeys
 
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from affcache.errors import InputError
-from affcache.exchange_settings import ExportSettings
-from affcache.interop.writers import write_npy, write_parquet, write_safetensors
+from affcache.exchange.settings import ExportSettings
+from affcache.exchange.writers import write_npy, write_parquet, write_safetensors
 from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore

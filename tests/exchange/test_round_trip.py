@@ -18,7 +18,7 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
 from tests.conftest import crop_list, write_store
-from tests.interop.sources import matrix
+from tests.exchange.sources import matrix
 
 FORMATS = ("npy", "parquet", "safetensors")
 NAMES = st.sampled_from(

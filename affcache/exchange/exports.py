@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError
-from affcache.interop.clip_retrieval import matching_parts, open_npy
-from affcache.interop.keys import FrameKeys, KeyCollector
-from affcache.interop.parquet import parquet_file, require_columns, rows_of
-from affcache.interop.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, read_provenance
-from affcache.interop.sources import Matrix, Part, Source, cannot_read, map_bytes, require_same_length, unpack
+from affcache.exchange.clip_retrieval import matching_parts, open_npy
+from affcache.exchange.keys import FrameKeys, KeyCollector
+from affcache.exchange.parquet import parquet_file, require_columns, rows_of
+from affcache.exchange.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, read_provenance
+from affcache.exchange.sources import Matrix, Part, Source, cannot_read, map_bytes, require_same_length, unpack
 from affcache.store.reading import ENCODED, UNREADABLE
 
 IMPORTED_FROM = "affcache export"

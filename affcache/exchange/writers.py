@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from affcache.interop.clip_retrieval import EMBEDDINGS, METADATA
-from affcache.interop.parquet import pyarrow_parquet
-from affcache.interop.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, provenance_of
-from affcache.interop.sources import blocks_of
+from affcache.exchange.clip_retrieval import EMBEDDINGS, METADATA
+from affcache.exchange.parquet import pyarrow_parquet
+from affcache.exchange.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, provenance_of
+from affcache.exchange.sources import blocks_of
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 
 from affcache.errors import InputError
-from affcache.interop.keys import FrameKeys, KeyCollector
-from affcache.interop.sources import (
+from affcache.exchange.keys import FrameKeys, KeyCollector
+from affcache.exchange.sources import (
     Matrix,
     Part,
     Source,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from affcache.errors import ConfigError, InputError
-from affcache.interop.sources import cannot_read
+from affcache.exchange.sources import cannot_read
 
 
 def pyarrow_parquet() -> Any:

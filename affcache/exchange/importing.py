@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import ConfigError, StoreError
-from affcache.exchange_settings import ImportSettings
-from affcache.interop.keys import join_keys, stored_order
-from affcache.interop.opening import open_sources
-from affcache.interop.sources import Matrix, Part, Source, blocks_of, read_rows
-from affcache.interop.survey import Survey, survey
+from affcache.exchange.keys import join_keys, stored_order
+from affcache.exchange.opening import open_sources
+from affcache.exchange.settings import ImportSettings
+from affcache.exchange.sources import Matrix, Part, Source, blocks_of, read_rows
+from affcache.exchange.survey import Survey, survey
 from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store.fingerprint import fingerprint

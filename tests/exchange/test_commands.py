@@ -7,7 +7,7 @@ import pytest
 
 from affcache.store.reading import EmbeddingStore
 from tests.conftest import write_store
-from tests.interop.sources import SHUFFLED, matrix, write_published
+from tests.exchange.sources import SHUFFLED, matrix, write_published
 from tests.top.test_cli import call, json_of
 
 

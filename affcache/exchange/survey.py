@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError
-from affcache.interop.sources import Matrix, Part, blocks_of
+from affcache.exchange.sources import Matrix, Part, blocks_of
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What turns pixels into embeddings: frozen networks, their weights and their number format."""

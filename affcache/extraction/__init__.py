@@ -1,1 +1,1 @@
-"""TODO."""
+"""affcache extract and doctor: crops decoded, encoded and committed at the same time."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""affcache score: predictions of frames, decisions, calibration, intervals and figures."""

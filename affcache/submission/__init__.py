@@ -1,1 +1,1 @@
-"""TODO."""
+"""affcache submit: a challenge's template, every line filled."""

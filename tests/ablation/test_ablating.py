@@ -12,8 +12,10 @@ import torch
 from filelock import FileLock
 
 import affcache
+from affcache.ablation import ablate as ablating
+from affcache.ablation import group_training, grouping
+from affcache.ablation import train as grid_run
 from affcache.ablation.ablate import ablate
-from affcache.ablations import ablating, grid_run, group_training, grouping
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.tasks.tasks import TASKS
 from affcache.training.learner import build_head

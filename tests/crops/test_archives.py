@@ -22,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.crops import archives
+from affcache.crops import archive as archive_module
+from affcache.crops import archives, zip_archive
 from affcache.crops.archives import (
     LARGEST_FILE,
     MEMBER_DTYPE,
@@ -30,9 +31,7 @@ from affcache.crops.archives import (
     DamagedMemberError,
     Member,
     open_archive,
-    zip_archive,
 )
-from affcache.crops.archives import archive as archive_module
 from affcache.errors import InputError
 
 CROPS = {f"{video}/{frame:05d}.jpg": os.urandom(40) * (frame + 1) for video in ("a", "b-left") for frame in range(3)}

@@ -8,7 +8,7 @@ import pytest
 from affcache.store.reading import EmbeddingStore
 from tests.conftest import write_store
 from tests.exchange.sources import SHUFFLED, matrix, write_published
-from tests.top.test_cli import call, json_of
+from tests.test_cli import call, json_of
 
 
 @pytest.fixture

@@ -1,10 +1,20 @@
-"""Devices: which one is meant, and making it the current one."""
+"""Devices: which one is meant, making it the current one, and how much memory it has."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
 from affcache.errors import ConfigError
+
+SHARE = 0.5  # of the memory is for embeddings unless said otherwise; heads, labels and other programs need some too
+GIGABYTE = 10**9
+UNKNOWN = 8 * GIGABYTE  # what a machine is taken to have that doesn't say
+CGROUP_LIMITS = (  # of a container, of Linux's two versions
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -36,3 +46,30 @@ def wait_for(device: torch.device) -> None:
 def on_device(device: torch.device) -> AbstractContextManager[None]:
     """Make a GPU the current one for a while, so that nothing is set up on another: --device cuda:1 is obeyed."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def default_memory(device: torch.device) -> float:
+    """Return the GB of embeddings that a device may hold unless said otherwise: half its memory, to the megabyte."""
+    return int(device_memory(device) * SHARE / 1e6) / 1e3
+
+
+def device_memory(device: torch.device) -> int:
+    """Return the bytes of memory of a GPU, or of the machine, or of the container that this runs in."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return min([_machine_memory(), *(_limit(path) for path in CGROUP_LIMITS if path.is_file())])
+
+
+def _machine_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that doesn't say
+        return UNKNOWN
+
+
+def _limit(path: Path) -> int:
+    """Return what a container is allowed; without a limit the file says "max", or a number beyond all memory."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 2**63

@@ -1,4 +1,4 @@
-"""How long work talks to whoever started it: messages, warnings and progress, without printing anything itself."""
+"""How long work talks to whoever started it, without printing anything itself; durations and metrics in words."""
 
 import logging
 
@@ -20,3 +20,16 @@ class Listener:
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Report that ``done`` of ``total`` units ("crop", "epoch") are finished; ``note`` says how the work stands."""
+
+
+def duration_text(seconds: float) -> str:
+    """Write a duration for people: 40 s, 12 min, 3.4 h, 2.1 days."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}" if length > 60 else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def metric_name(metric: str) -> str:
+    """Return the name of a metric as papers write it: macro F1 for macro_f1."""
+    return metric.replace("_", " ").replace("f1", "F1").replace("ccc", "CCC")

@@ -17,7 +17,7 @@ from affcache.commands import COMMANDS
 from affcache.demo_settings import DemoSettings
 from affcache.errors import AffcacheError
 from affcache.extraction.settings import ExtractSettings
-from affcache.metric_names import metric_name
+from affcache.progress import metric_name
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import ConfigFile, find_config, resolve

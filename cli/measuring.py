@@ -9,8 +9,8 @@ from rich.text import Text
 
 import affcache
 from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
-from affcache.durations import duration_text
 from affcache.extraction.settings import DoctorSettings
+from affcache.progress import duration_text
 from affcache.settings import ConfigFile, resolve
 
 from .commands import INPUT_ERROR, out, run

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from affcache.metric_names import metric_name
+from affcache.progress import metric_name
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
     from affcache.ablation.summary import Summary

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from affcache import memory
-from affcache.memory import default_memory, device_memory
+from affcache import devices as memory
+from affcache.devices import default_memory, device_memory
 
 CPU = torch.device("cpu")
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

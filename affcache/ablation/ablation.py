@@ -16,9 +16,8 @@ from affcache.ablation.tables import latex, markdown, write_results, write_summa
 from affcache.ablation.train import BestHeads, GridRun, epochs_of
 from affcache.ablation.trainer import Trainer
 from affcache.ablation.trials import Cell, Outcome
-from affcache.durations import duration_text
-from affcache.memory import default_memory
-from affcache.progress import Listener
+from affcache.devices import default_memory
+from affcache.progress import Listener, duration_text
 from affcache.training.fit import SMALLEST_TAIL, tail_of
 from affcache.training.run_folder import fit_command, write_text
 

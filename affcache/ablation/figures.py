@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from affcache.ablation.grid import Grid
 from affcache.ablation.summary import Summary
 from affcache.files import save_figures, single_axes
-from affcache.metric_names import metric_name
+from affcache.progress import metric_name
 from affcache.settings import as_text
 
 MOST_LINES = 6  # one for each value of the other axis; with more, the mean over them is drawn

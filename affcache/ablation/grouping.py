@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from affcache.ablation.trials import Cell
-from affcache.memory import device_memory
+from affcache.devices import device_memory
 from affcache.tasks.tasks import Task
 from affcache.training.head_parameters import HeadShape
 from affcache.training.learner import FORM, build_head

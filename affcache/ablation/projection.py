@@ -8,8 +8,8 @@ import torch
 
 from affcache.ablation.sources import LoadedSource
 from affcache.devices import wait_for
-from affcache.durations import duration_text
 from affcache.errors import ConfigError
+from affcache.progress import duration_text
 from affcache.training.data import Frames, batches, epoch_length
 from affcache.training.learner import Learner
 from affcache.training.objective import ClassCounts

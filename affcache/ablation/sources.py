@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from affcache.ablation.settings import AblateSettings
-from affcache.memory import GIGABYTE
+from affcache.devices import GIGABYTE
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels

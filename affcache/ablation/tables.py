@@ -9,7 +9,7 @@ from typing import Any
 
 from affcache.ablation.summary import Summary
 from affcache.ablation.trials import Cell, Outcome
-from affcache.metric_names import metric_name
+from affcache.progress import metric_name
 from affcache.settings import as_text
 from affcache.training.run_folder import write_text
 

@@ -19,8 +19,8 @@ from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
 from affcache.cluster.pool import reason
 from affcache.cluster.shared_frames import SharedSource, share_source
+from affcache.devices import GIGABYTE, default_memory
 from affcache.errors import AffcacheError, InputError
-from affcache.memory import GIGABYTE, default_memory
 from affcache.progress import Listener
 from affcache.training.settings import FitSettings
 

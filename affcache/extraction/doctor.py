@@ -18,7 +18,6 @@ from affcache.crops.archives import DamagedMemberError
 from affcache.crops.crop_list import CropList
 from affcache.crops.images import UnreadableCropError, decode_crop
 from affcache.devices import on_device, resolve_device
-from affcache.durations import duration_text
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.errors import AffcacheError
@@ -26,7 +25,7 @@ from affcache.extraction.engine import default_workers
 from affcache.extraction.extract import list_crops
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
-from affcache.progress import Listener
+from affcache.progress import Listener, duration_text
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
 

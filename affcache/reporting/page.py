@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.metric_names import metric_name
+from affcache.progress import metric_name
 from affcache.reporting.frames import ShownFrame
 from affcache.tasks.metrics import Scores
 

@@ -13,8 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from affcache.devices import resolve_device
-from affcache.metric_names import metric_name
-from affcache.progress import Listener
+from affcache.progress import Listener, metric_name
 from affcache.reporting.charts import Line, line_chart
 from affcache.reporting.crops import find_pictures
 from affcache.reporting.frames import describe, frame_losses, hardest, suspicious, tail_positions, timeline

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from affcache.files import save_figures, single_axes
-from affcache.metric_names import metric_name
+from affcache.progress import metric_name
 from affcache.scoring.calibration import reliability
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 import affcache
-from affcache.devices import resolve_device
+from affcache.devices import default_memory, resolve_device
 from affcache.errors import InputError
-from affcache.memory import default_memory
 from affcache.progress import Listener
 from affcache.settings import RUNS, build, default_store
 from affcache.store.reading import EmbeddingStore

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from affcache.devices import GIGABYTE
 from affcache.errors import ConfigError
-from affcache.memory import GIGABYTE
 from affcache.progress import Listener
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from affcache import DoctorResult, DoctorSettings, ExtractSettings, doctor, extract
 from affcache.cli.app import app
-from affcache.durations import duration_text
+from affcache.progress import duration_text
 from tests.conftest import write_crops, write_tiny_encoder
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from affcache.devices import default_memory
 from affcache.errors import ConfigError
-from affcache.memory import default_memory
 from affcache.scoring.score import score
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore

@@ -20,7 +20,7 @@ from affcache.exchange.sources import Matrix, Part, Source, blocks_of, read_rows
 from affcache.exchange.survey import Survey, survey
 from affcache.progress import Listener
 from affcache.settings import build, default_store
-from affcache.store.fingerprint import fingerprint
+from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 

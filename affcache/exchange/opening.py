@@ -9,7 +9,7 @@ from affcache.exchange.exports import open_npy_export, open_parquet_export, open
 from affcache.exchange.provenance import NPY_FILE
 from affcache.exchange.published_code import open_published_code, refuse_store
 from affcache.exchange.sources import Source, cannot_read
-from affcache.store.fingerprint import differing_fields
+from affcache.store.layout import differing_fields
 
 HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"
 EXPECTED = (

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.encoders.encoder import Crops, Encoder
-from affcache.encoders.submission import Submission
+from affcache.encoders.encoder import Crops, Encoder, Submission
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from affcache.cluster.connection import require_ray
-from affcache.crops.crop_list import CropList
+from affcache.crops.crop_list import CropList, keep_listed
 from affcache.crops.folders import find_crops
-from affcache.crops.listed_crops import keep_listed
 from affcache.devices import on_device, resolve_device
 from affcache.errors import InputError
 from affcache.extraction.engine import Encoding, Engine, LocalEngine, default_workers
@@ -23,7 +22,7 @@ from affcache.extraction.tuning import prepare_encoder
 from affcache.extraction.unreadable import list_unreadable
 from affcache.progress import Listener
 from affcache.settings import CROPS, build, default_store
-from affcache.store.fingerprint import fingerprint
+from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 

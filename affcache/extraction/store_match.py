@@ -5,7 +5,7 @@ from typing import Any
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
-from affcache.store.fingerprint import differing_fields, fingerprint
+from affcache.store.layout import differing_fields, fingerprint
 from affcache.store.reading import EmbeddingStore
 
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."

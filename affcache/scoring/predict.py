@@ -11,7 +11,7 @@ import torch
 
 from affcache.errors import InputError, StoreError
 from affcache.progress import Listener
-from affcache.store.fingerprint import differing_fields
+from affcache.store.layout import differing_fields
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import Task, find_task

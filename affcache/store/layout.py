@@ -1,5 +1,6 @@
 """The HDF5 structure of a store, format 1: which datasets it has, and where their bytes lie in the file."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
     "video_start": np.dtype("<i8"),
     "block_checksum": np.dtype("<u4"),
 }
+FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled")  # beyond rounding
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,15 @@ def _place(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Place:
     if offset is None or dataset.dtype != dtype:
         raise ValueError(f"{dataset.name} is {dataset.dtype} and not one contiguous {dtype}")
     return Place(int(offset), dtype, tuple(dataset.shape))
+
+
+def fingerprint(description: Mapping[str, Any]) -> str:
+    """Return the sha256 over the fields of an encoder description that change the embeddings, in canonical JSON."""
+    deciding = {k: v for k, v in description.items() if k not in FIELDS_THAT_DO_NOT_CHANGE_NUMBERS}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Say which number-changing fields of two encoder descriptions differ, a line each, values included."""
+    names = [n for n in {**ours, **theirs} if n not in FIELDS_THAT_DO_NOT_CHANGE_NUMBERS]
+    return [f"{n}: {ours.get(n)!r} against {theirs.get(n)!r}" for n in names if ours.get(n) != theirs.get(n)]

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import StoreError
-from affcache.store.fingerprint import fingerprint
-from affcache.store.layout import FORMAT_VERSION, Place, read_layout
+from affcache.store.layout import FORMAT_VERSION, Place, fingerprint, read_layout
 
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status

@@ -10,9 +10,8 @@ import torch
 from affcache.cluster.evidence import Evidence
 from affcache.cluster.worker import EncodingWorker, Job, Reply
 from affcache.crops.folders import find_crops
-from affcache.encoders.encoder import Crops, Encoder
+from affcache.encoders.encoder import Crops, Encoder, Submission
 from affcache.encoders.encoder_loading import load_encoder
-from affcache.encoders.submission import Submission
 from affcache.errors import InputError
 from affcache.extraction.settings import ExtractSettings
 from tests.conftest import write_crops

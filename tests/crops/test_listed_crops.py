@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.crops.listed_crops import keep_listed
+from affcache.crops.crop_list import keep_listed
 from affcache.errors import InputError
 from tests.conftest import crop_list
 

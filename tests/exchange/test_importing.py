@@ -12,7 +12,7 @@ import pytest
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.progress import Listener
-from affcache.store.fingerprint import fingerprint
+from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import writing_lock
 from tests.conftest import MakeData, write_store

@@ -9,9 +9,8 @@ import torch
 
 from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract
 from affcache.crops.folders import find_crops
-from affcache.encoders.encoder import Crops, Encoder
+from affcache.encoders.encoder import Crops, Encoder, Submission
 from affcache.encoders.encoder_loading import load_encoder
-from affcache.encoders.submission import Submission
 from affcache.extraction import tuning
 from affcache.extraction.filling import fill
 from affcache.extraction.pipeline import Pipeline

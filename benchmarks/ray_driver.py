@@ -28,7 +28,7 @@ from affcache.cluster.worker import Joined, Reply
 from affcache.crops.crop_list import CropList
 from affcache.extraction.commit import Encoded
 from affcache.extraction.decoding import Rows
-from affcache.extraction.filling import fill
+from affcache.extraction.extract import fill
 from affcache.extraction.stats import Account
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS

@@ -21,9 +21,8 @@ from affcache.devices import on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import check_faces
 from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
-from affcache.extraction.engine import default_workers
-from affcache.extraction.filling import fill
-from affcache.extraction.pipeline import Pipeline
+from affcache.extraction.extract import fill
+from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 from affcache.progress import Listener

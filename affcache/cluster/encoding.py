@@ -14,8 +14,7 @@ from affcache.cluster.worker import Reply
 from affcache.errors import AffcacheError
 from affcache.extraction.commit import Encoded
 from affcache.extraction.decoding import Rows
-from affcache.extraction.stats import Account
-from affcache.extraction.timing import bottleneck, shares_text
+from affcache.extraction.stats import Account, bottleneck, shares_text
 from affcache.store.reading import BLOCK_ROWS
 
 SECONDS_A_PIECE = 10.0  # what a lost worker costs, at most about twice this: it has two

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from affcache.errors import ConfigError
-from affcache.extraction.engine import default_workers
+from affcache.extraction.pipeline import default_workers
 
 
 @dataclass(frozen=True)

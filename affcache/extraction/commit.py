@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from affcache.extraction.timing import StageClock
+from affcache.extraction.stats import StageClock
 from affcache.store.writing import StoreWriter
 
 COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much

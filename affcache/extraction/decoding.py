@@ -15,7 +15,7 @@ import numpy.typing as npt
 from affcache.crops.archives import DamagedMemberError
 from affcache.crops.crop_list import CropList, require_source
 from affcache.crops.images import DecodedCrop, Preprocessing, UnreadableCropError, decode_crop, mirrored
-from affcache.extraction.timing import StageClock
+from affcache.extraction.stats import StageClock
 
 CROPS_A_TASK = 16  # decoded by one thread in one go: handing over each crop alone would cost as much as decoding it
 

@@ -21,8 +21,8 @@ from affcache.devices import on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.errors import AffcacheError
-from affcache.extraction.engine import default_workers
 from affcache.extraction.extract import list_crops
+from affcache.extraction.pipeline import default_workers
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
 from affcache.progress import Listener, duration_text

@@ -1,30 +1,34 @@
 """Stage one: every crop through the frozen encoder once, into an embedding store, resumable at any moment."""
 
 import time
+import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from affcache.cluster.connection import require_ray
 from affcache.crops.crop_list import CropList, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device, resolve_device
-from affcache.errors import InputError
-from affcache.extraction.engine import Encoding, Engine, LocalEngine, default_workers
-from affcache.extraction.filling import fill
+from affcache.errors import InputError, StoreError
+from affcache.extraction.commit import Committer
+from affcache.extraction.decoding import Rows
+from affcache.extraction.pipeline import Encoding, Engine, LocalEngine, default_workers
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
-from affcache.extraction.store_match import require_same_crops, require_same_encoder
 from affcache.extraction.tuning import prepare_encoder
-from affcache.extraction.unreadable import list_unreadable
 from affcache.progress import Listener
 from affcache.settings import CROPS, build, default_store
-from affcache.store.layout import fingerprint
-from affcache.store.reading import EmbeddingStore, view_path
+from affcache.store.layout import differing_fields, fingerprint
+from affcache.store.reading import UNREADABLE, EmbeddingStore, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
+
+FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 
 
 @dataclass(frozen=True)
@@ -200,3 +204,75 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         if missing:
             listener.warning(f"{missing:,} crops that {settings.crop_list} names were not found")
     return crops
+
+
+def fill(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:
+    """Encode the pending rows of a store. What is committed stays, whatever happens to the process.
+
+    Args:
+        writer: of the store.
+        encoding: yields the rows, in any order.
+        pending: int64 (n,), rising.
+        listener: receives progress.
+    """
+    total = len(writer.store)
+    done = total - len(pending)
+    with warnings.catch_warnings(), ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
+        # here: decoding threads that each did this would undo one another's filters
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata in files it reads well
+        committer = Committer(writer, thread, encoding.account.clock)
+        try:
+            with closing(encoding.encode(pending)) as batches:
+                for rows, encoded in batches:
+                    committer.add(rows, encoded)
+                    done += len(rows)
+                    listener.progress(done, total, "crop", encoding.note())
+        except (KeyboardInterrupt, InputError):  # what is encoded is worth keeping
+            committer.finish()
+            raise
+        committer.finish()
+
+
+def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) -> None:
+    """Raise StoreError when a store was made with another encoder than the one described, saying what differs."""
+    if store.encoder_fingerprint != fingerprint(description):
+        lines = "\n  ".join(differing_fields(store.encoder, description))
+        raise StoreError(
+            f"{store.path} was made with another encoder. Expected the same one; these differ (store against now):\n"
+            f"  {lines}\n{FORWARD}"
+        )
+
+
+def require_same_crops(store: EmbeddingStore, crops: CropList) -> None:
+    """Raise StoreError when a store was made of other crops, saying what differs."""
+    differences = []
+    if store.video_names != crops.video_names:
+        gone = sorted(set(store.video_names) - set(crops.video_names))
+        new = sorted(set(crops.video_names) - set(store.video_names))
+        differences += [f"{len(v)} videos {what} (first: {v[0]})" for v, what in ((gone, "gone"), (new, "new")) if v]
+    elif len(store) != len(crops):
+        differences.append(f"{len(store):,} crops in the store, {len(crops):,} now")
+    elif (store.frame_number != crops.frame_number).any() or (store.video_start != crops.video_start).any():
+        differences.append("the frame numbers")
+    if differences:
+        raise StoreError(
+            f"{store.path} was made of other crops. Expected the same ones; these differ: {'; '.join(differences)}. "
+            f"{FORWARD}"
+        )
+
+
+def list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, str]) -> Path | None:
+    """Name every unreadable crop, with the reason, in a text file beside the store; remove a list of none."""
+    path = store.path.with_name(store.path.name + ".unreadable.txt")
+    rows = np.flatnonzero(store.status == UNREADABLE)
+    if not len(rows):
+        path.unlink(missing_ok=True)
+        return None
+    known: dict[str, str] = {}  # from the list that an earlier run left
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        known = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    named = [(str(crops.path(int(row))), reasons.get(int(row))) for row in rows]
+    text = "".join(f"{crop}\t{reason or known.get(crop, 'unreadable')}\n" for crop, reason in named)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names may be any bytes
+    return path

@@ -1,9 +1,85 @@
 """What an extraction keeps account of on its way: where the time went, what could not be read, what was converted."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from affcache.extraction.timing import StageClock
+STAGES = ("decode", "copy", "encode", "write")
+
+
+@dataclass
+class StageClock:
+    """Seconds for which the run was held up by each stage, as the thread that feeds the encoder sees it.
+
+    Stages overlap, so this is not the work that each one did: while the encoder is busy, decoding costs nothing. The
+    seconds add up to the run's duration, but for bookkeeping.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Charge seconds to one stage."""
+        self.seconds[stage] += seconds
+
+    def divide(self, seconds: float, parts: Mapping[str, float]) -> None:
+        """Charge seconds to several stages, in proportion to ``parts``."""
+        whole = sum(parts.values()) or 1.0
+        for stage, part in parts.items():
+            self.seconds[stage] += seconds * part / whole
+
+    def shares(self) -> dict[str, float]:
+        """Return the fraction of the charged time per stage; each in [0, 1], their sum 1 (or 0 before the start)."""
+        spent = sum(self.seconds.values()) or 1.0
+        return {stage: seconds / spent for stage, seconds in self.seconds.items()}
+
+
+def shares_text(shares: Mapping[str, float]) -> str:
+    """Write shares for people: ``decode 71%, copy 1%, encode 22%, write 6%``."""
+    return ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
+
+
+def bottleneck(shares: Mapping[str, float], *, workers: int, cores: int, device: str, precision: str) -> str:
+    """Return one sentence: which stage holds the run up, how much, and the flag to turn; empty before the start.
+
+    Args:
+        shares: as ``StageClock.shares`` gives them.
+        workers: threads that decode.
+        cores: processor cores of this machine.
+        device: cpu, cuda, cuda:1, ...
+        precision: fp32, bf16 or fp16.
+    """
+    stage = max(shares, key=lambda name: shares[name])
+    if not shares[stage]:
+        return ""
+    return (
+        f"{stage}-bound ({shares[stage]:.0%}): "
+        + {
+            "decode": _about_decoding(workers, cores),
+            "copy": "moving crops to the device takes longest; raise --batch-size, or make the crops smaller",
+            "encode": _about_encoding(device, precision, waiting=1 - shares[stage]),
+            "write": "the encoder waits for the disk; put --store on a faster, local one",
+        }[stage]
+    )
+
+
+def _about_decoding(workers: int, cores: int) -> str:
+    if workers < cores:
+        return f"the encoder waits for crops; raise --workers (now {workers}, of {cores} cores)"
+    return (
+        f"the encoder waits for crops although --workers is {workers} on {cores} cores; read --crops from a faster "
+        "disk or one .zip or .tar, or use a machine with more cores"
+    )
+
+
+def _about_encoding(device: str, precision: str, waiting: float) -> str:
+    if device.startswith("cuda"):
+        faster = "--precision bf16" if precision == "fp32" else "a smaller --model, or a faster GPU"
+    else:
+        faster = (
+            "--device cuda" if precision != "fp32" else "--device cuda, or --precision bf16 where it is exact enough"
+        )
+    limit = "the encoder is the limit" if waiting < 0.1 else f"the encoder takes longest, though it waits {waiting:.0%}"
+    return f"{limit}; what makes it faster is {faster}"
 
 
 @dataclass

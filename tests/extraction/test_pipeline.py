@@ -16,7 +16,7 @@ from affcache.encoders.encoder_loading import load_encoder
 from affcache.errors import InputError
 from affcache.extraction import commit as committer_module
 from affcache.extraction.decoding import consecutive_batches
-from affcache.extraction.filling import fill
+from affcache.extraction.extract import fill
 from affcache.extraction.pipeline import Pipeline
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore

@@ -12,7 +12,7 @@ from affcache.crops.folders import find_crops
 from affcache.encoders.encoder import Crops, Encoder, Submission
 from affcache.encoders.encoder_loading import load_encoder
 from affcache.extraction import tuning
-from affcache.extraction.filling import fill
+from affcache.extraction.extract import fill
 from affcache.extraction.pipeline import Pipeline
 from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import write_crops

@@ -10,7 +10,7 @@ from affcache.progress import metric_name
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
     from affcache.ablation.summary import Summary
-    from affcache.scoring.decision_rule import DecisionRule
+    from affcache.scoring.postprocess import DecisionRule
     from affcache.tasks.metrics import Scores
 
 

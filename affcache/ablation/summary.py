@@ -9,8 +9,8 @@ import numpy as np
 from affcache.ablation.grid import Setting
 from affcache.ablation.trials import Outcome
 from affcache.scoring.intervals import Interval, VideoResamples, seed_and_video_interval
+from affcache.tasks.metrics import Table
 from affcache.tasks.tasks import find_task
-from affcache.tasks.video_statistics import Table
 
 Outcomes = Mapping[int, Outcome]  # by seed
 

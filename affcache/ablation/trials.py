@@ -12,7 +12,7 @@ import affcache
 from affcache.ablation.grid import Setting
 from affcache.ablation.sources import LoadedSource, Source
 from affcache.errors import StoreError
-from affcache.tasks.video_statistics import Table
+from affcache.tasks.metrics import Table
 from affcache.training.epochs import Entry
 from affcache.training.run_folder import (
     RunFolder,

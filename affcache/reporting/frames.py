@@ -1,19 +1,27 @@
 """What a report shows of the frames: the hardest, those whose labels may be wrong, and all of them in small numbers."""
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from affcache.scoring.predictions import Predictions
+from affcache.crops.folders import find_crops
+from affcache.crops.images import UnreadableCropError, decode_crop
+from affcache.errors import InputError
+from affcache.scoring.predict import Predictions
 from affcache.tasks.tasks import Task
 from affcache.training.risk import tail_size
 
 PER_CLASS = 24  # of the hardest frames of each class
 SUSPICIOUS = 60
+SIDE = 112  # pixels at most
+QUALITY = 75
 
 
 @dataclass(frozen=True)
@@ -141,3 +149,49 @@ def timeline(
         "labels": as_bytes(plain(labels)),
         "decided": as_bytes(plain(decided)),
     }
+
+
+def find_pictures(roots: Sequence[Path], given: Predictions, chosen: Sequence[int]) -> dict[int, str]:
+    """Return data URIs of the chosen frames' crops, by their positions; those that aren't found are left out.
+
+    Args:
+        roots: folders or archives of crops, as ``extract`` takes them; those that aren't there are passed over.
+        given: which frames there are.
+        chosen: positions among them.
+    """
+    there = [root for root in roots if root.exists()]
+    if not there or not len(chosen):
+        return {}
+    try:
+        crops = find_crops(there)
+    except InputError:  # nothing in it
+        return {}
+    video_of = {name: video for video, name in enumerate(crops.video_names)}
+    names, videos, numbers = given.store.video_names, given.videos, given.frame_numbers
+    pictures = {}
+    for position in chosen:
+        video = video_of.get(names[videos[position]])
+        if video is None:
+            continue
+        first, last = int(crops.video_start[video]), int(crops.video_start[video + 1])
+        row = first + int(np.searchsorted(crops.frame_number[first:last], numbers[position]))
+        if row == last or crops.frame_number[row] != numbers[position]:
+            continue
+        try:
+            pictures[position] = data_uri(crops.read(row))
+        except (OSError, UnreadableCropError):
+            continue
+    return pictures
+
+
+def data_uri(data: bytes) -> str:
+    """Return a picture as a JPEG data URI, no larger than it has to be.
+
+    Raises:
+        UnreadableCropError: it is none.
+    """
+    image = Image.fromarray(decode_crop(data).pixels)
+    image.thumbnail((SIDE, SIDE))
+    small = io.BytesIO()
+    image.save(small, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()

@@ -15,8 +15,15 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from affcache.devices import resolve_device
 from affcache.progress import Listener, metric_name
 from affcache.reporting.charts import Line, line_chart
-from affcache.reporting.crops import find_pictures
-from affcache.reporting.frames import describe, frame_losses, hardest, suspicious, tail_positions, timeline
+from affcache.reporting.frames import (
+    describe,
+    find_pictures,
+    frame_losses,
+    hardest,
+    suspicious,
+    tail_positions,
+    timeline,
+)
 from affcache.reporting.page import TIMELINES, class_filter, confusion_section, crop_grid, page, score_section, table
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.calibration import reliability

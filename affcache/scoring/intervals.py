@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from affcache.tasks.video_statistics import Table
+from affcache.tasks.metrics import Table
 
 RESAMPLES = 2000
 LEVEL = 0.95

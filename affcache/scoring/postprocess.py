@@ -4,17 +4,33 @@ Macro F1 asks for other decisions than accuracy: a rare class is worth deciding 
 exact sweeps over all decisions that a bias or a threshold can change, not searches.
 """
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from affcache.errors import ConfigError
+from affcache.progress import Listener
+from affcache.scoring.calibration import fit_temperature, with_temperature
+from affcache.scoring.predict import OpenedRun, Predictions
+from affcache.scoring.settings import PredictionSettings
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.splits import hold_out
+from affcache.tasks.tasks import Task
 
 Values = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
+Decided = npt.NDArray[np.int64]
 ROUNDS = 20  # over all classes, at most; it ends once none improves
+WIDTHS = (1, 3, 5, 9, 15, 25, 51, 101, 201)  # frame numbers in a window; 1 is none
+Labels = npt.NDArray[Any]
+SAY_WIDTH = " Smoothing needs no fitting with --smooth-width N."
 
 
-def fit_biases(probabilities: npt.NDArray[Any], labels: Labels) -> Values:
+def fit_biases(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
     """Find the biases on log probabilities that raise macro F1, one class after the other until none helps.
 
     Of each class all biases that change a decision are tried, the others' being fixed, so that macro F1 never falls.
@@ -41,7 +57,7 @@ def fit_biases(probabilities: npt.NDArray[Any], labels: Labels) -> Values:
     return biases - biases.mean()
 
 
-def _best_bias(scores: Values, labels: Labels, one: int) -> tuple[float, float]:
+def _best_bias(scores: Values, labels: Decided, one: int) -> tuple[float, float]:
     """Return the best macro F1 over all biases of one class, and that bias."""
     frames, classes = scores.shape
     others = scores.copy()
@@ -66,7 +82,7 @@ def _best_bias(scores: Values, labels: Labels, one: int) -> tuple[float, float]:
     return float(f1[best]), _between(needed, best)
 
 
-def fit_thresholds(probabilities: npt.NDArray[Any], labels: Labels) -> Values:
+def fit_thresholds(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
     """Find for each unit the threshold with the largest F1.
 
     Args:
@@ -101,7 +117,191 @@ def _between(rising: Values, first: int) -> float:
     return float((rising[first - 1] + rising[first]) / 2)
 
 
-def _macro_f1(labels: Labels, decided: Labels, classes: int) -> float:
+def _macro_f1(labels: Decided, decided: Decided, classes: int) -> float:
     right = np.bincount(labels[labels == decided], minlength=classes)
     total = np.bincount(labels, minlength=classes) + np.bincount(decided, minlength=classes)
     return float(np.divide(2 * right, total, out=np.zeros(classes), where=total > 0).mean())
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """How a task's probabilities become decisions. The default is the task's own rule."""
+
+    smooth: str = "none"
+    width: int = 1  # frame numbers
+    temperature: float = 1.0
+    offsets: tuple[float, ...] | None = None  # (C,): a bias a class, or a threshold a unit
+    fitted_on: str | None = None  # which frames, in words
+    optimistic: bool = False  # whether the frames that are reported are among them
+
+    def probabilities(self, given: Predictions, task: Task) -> npt.NDArray[Any]:
+        """Return the probabilities (n, C), smoothed and with the temperature; untouched where both are off."""
+        found = given.probabilities
+        if self.smooth != "none" and self.width > 1:
+            found = smooth(found, given.videos, given.frame_numbers, self.width, self.smooth)
+            if self.smooth == "median" and task.exclusive:
+                found = found / found.sum(axis=1, keepdims=True)
+        if self.temperature != 1:
+            found = with_temperature(found, self.temperature, exclusive=task.exclusive)
+        return found
+
+    def decide(self, probabilities: npt.NDArray[Any], task: Task) -> Labels:
+        """Return decided labels, in the form of label files, from what ``probabilities`` returned."""
+        if self.offsets is None:
+            return task.decide(probabilities)
+        if task.exclusive:
+            logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny).astype(np.float64))
+            return np.asarray((logs + np.asarray(self.offsets)).argmax(axis=1))
+        return (probabilities >= np.asarray(self.offsets)).astype(np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rule as one JSON object."""
+        return asdict(self)
+
+
+def fit_rule(
+    settings: PredictionSettings, task: Task, given: Predictions, labels: Labels, fitted_on: str, optimistic: bool
+) -> DecisionRule:
+    """Fit what the settings ask for on labelled frames: the width first, then the temperature, then the offsets.
+
+    Args:
+        settings: what to fit.
+        task: what is predicted.
+        given: predictions of these frames.
+        labels: (n,) or (n, C), theirs.
+        fitted_on: says which frames these are.
+        optimistic: whether the frames that will be reported are among them.
+    """
+    rule = plain_rule(settings, task)
+    rule = replace(rule, fitted_on=fitted_on, optimistic=optimistic)
+    if settings.smooth != "none" and settings.smooth_width is None:
+        rule = replace(rule, width=_best_width(rule, task, given, labels))
+    if settings.calibrate:
+        rule = replace(rule, temperature=fit_temperature(rule.probabilities(given, task), labels))
+    if settings.decide == "fitted":
+        fit = fit_biases if task.exclusive else fit_thresholds
+        rule = replace(rule, offsets=tuple(fit(rule.probabilities(given, task), labels).tolist()))
+    return rule
+
+
+def plain_rule(settings: PredictionSettings, task: Task) -> DecisionRule:
+    """Return the rule without anything fitted.
+
+    Raises:
+        ConfigError: the task's values are no probabilities, so that nothing can be fitted to them.
+    """
+    if task.class_of is None and (settings.calibrate or settings.decide == "fitted"):
+        name = "--calibrate" if settings.calibrate else "--decide fitted"
+        raise ConfigError(
+            f"{name} asks for probabilities, but {task.name} predicts values. Expected it without; --smooth works."
+        )
+    return DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
+
+
+def _best_width(rule: DecisionRule, task: Task, given: Predictions, labels: Labels) -> int:
+    """Return the width of the best metric, the smallest of those that are equal."""
+
+    def value(width: int) -> float:
+        smoothed = replace(rule, width=width)
+        decided = smoothed.decide(smoothed.probabilities(given, task), task)
+        return task.score(labels, decided, task.classes).value
+
+    return _first_best(WIDTHS, [value(width) for width in WIDTHS])
+
+
+def _first_best(widths: Sequence[int], values: Sequence[float]) -> int:
+    return widths[int(np.argmax(values))]
+
+
+def find_rule(
+    settings: PredictionSettings,
+    runs: Sequence[OpenedRun],
+    annotations: Path,
+    device: torch.device,
+    listener: Listener,
+    *,
+    reported: str,
+) -> DecisionRule:
+    """Return the rule that the settings ask for, fitted where they say.
+
+    Args:
+        settings: what is asked for.
+        runs: whose averaged predictions are decided on.
+        annotations: where the labels of the frames to fit on are.
+        device: where the heads run.
+        listener: receives progress.
+        reported: the split that will be scored, or "" where none is.
+
+    Raises:
+        ConfigError: it is to be fitted on held-out videos, but the runs held none out, or not the same.
+    """
+    task, first = runs[0].task, runs[0]
+    if not settings.fits_rules:
+        return plain_rule(settings, task)
+    if settings.fit_on == "validation":
+        joined, where = join_labels(first.store, annotations, task, "validation"), "validation"
+    else:
+        shares = {run.settings.held_out for run in runs}
+        if shares == {0.0} or len(shares) > 1:
+            found = "trained on all training videos" if shares == {0.0} else "held out different shares of them"
+            paths = ", ".join(str(run.folder.path) for run in runs)
+            raise ConfigError(
+                f"A rule can't be fitted on held-out training videos: {paths} {found}. Expected runs that held the "
+                "same out. Train with 'affcache fit --held-out 0.2', or fit on validation with --fit-on validation: "
+                "scores there are optimistic then."
+                f"{SAY_WIDTH if settings.smooth != 'none' and settings.smooth_width is None else ''}"
+            )
+        train = join_labels(first.store, annotations, task, "train")
+        _, joined = hold_out(first.store, train, shares.pop())
+        where = "held-out training videos"
+    predictions = Predictions.of(runs, joined.rows, device, settings.views, listener)
+    return fit_rule(settings, task, predictions, joined.labels, where, optimistic=where == reported)
+
+
+def smooth(
+    values: npt.NDArray[Any], videos: npt.NDArray[Any], frame_numbers: npt.NDArray[Any], width: int, kind: str = "mean"
+) -> Values:
+    """Smooth values over the frames of each video.
+
+    Args:
+        values: float (n, C).
+        videos: int (n,), rising: which video each frame is of.
+        frame_numbers: int (n,), rising within a video.
+        width: odd number of frame numbers in a window, the frame in its middle; 1 changes nothing.
+        kind: "mean" or "median".
+
+    Returns:
+        float64 (n, C).
+
+    Raises:
+        ValueError: an even width or one below 1, or another kind.
+    """
+    if width < 1 or width % 2 == 0:
+        raise ValueError(f"width is {width}; expected an odd number of at least 1")
+    if kind not in ("mean", "median"):
+        raise ValueError(f"kind is {kind!r}; expected mean or median")
+    values = np.asarray(values, np.float64)
+    if width == 1 or not len(values):
+        return values
+    first, last = _windows(np.asarray(videos), np.asarray(frame_numbers), width // 2)
+    if kind == "mean":
+        return _means(values, first, last)
+    return np.stack([np.median(values[a:b], axis=0) for a, b in zip(first, last, strict=True)])
+
+
+def _windows(
+    videos: npt.NDArray[Any], frame_numbers: npt.NDArray[Any], reach: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the first position in each frame's window (n,), and the one after its last."""
+    # one rising key for video and frame: videos lie further apart than any window reaches
+    numbers = frame_numbers.astype(np.int64) - int(frame_numbers.min())
+    key = videos.astype(np.int64) * (int(numbers.max()) + reach + 1) + numbers
+    return np.searchsorted(key, key - reach, "left"), np.searchsorted(key, key + reach, "right")
+
+
+def _means(values: Values, first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> Values:
+    """Return the means (n, C) of values[first:last] by differences of running sums."""
+    offset = values.mean(axis=0)  # running sums of what is left stay small
+    sums = np.concatenate([np.zeros((1, values.shape[1])), (values - offset).cumsum(axis=0)])
+    means = (sums[last] - sums[first]) / (last - first)[:, None] + offset
+    return np.asarray(means.clip(values.min(axis=0), values.max(axis=0)))  # which rounding may pass

@@ -14,19 +14,16 @@ import torch
 from affcache.devices import resolve_device
 from affcache.progress import Listener
 from affcache.scoring.calibration import reliability
-from affcache.scoring.decision_rule import DecisionRule
 from affcache.scoring.figures import write_score_figures
 from affcache.scoring.intervals import Interval, VideoResamples, video_interval
-from affcache.scoring.predict import OpenedRun, require_one_task
-from affcache.scoring.predictions import Predictions, require_same_frames
-from affcache.scoring.rule_finding import find_rule
+from affcache.scoring.postprocess import DecisionRule, find_rule
+from affcache.scoring.predict import OpenedRun, Predictions, require_one_task, require_same_frames
 from affcache.scoring.settings import PredictionSettings, ScoreSettings
 from affcache.settings import RUNS, build
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
-from affcache.tasks.metrics import Scores
+from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.splits import group_frames
 from affcache.tasks.tasks import Task
-from affcache.tasks.video_statistics import Table
 from affcache.training.risk import cvar
 from affcache.training.run_folder import RunFolder, newest_run, write_json
 

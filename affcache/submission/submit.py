@@ -10,10 +10,8 @@ import numpy.typing as npt
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
-from affcache.scoring.decision_rule import DecisionRule
-from affcache.scoring.predict import OpenedRun, require_one_task
-from affcache.scoring.predictions import Predictions
-from affcache.scoring.rule_finding import find_rule
+from affcache.scoring.postprocess import DecisionRule, find_rule
+from affcache.scoring.predict import OpenedRun, Predictions, require_one_task
 from affcache.settings import RUNS, build
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.submission.files import (

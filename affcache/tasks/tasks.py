@@ -22,8 +22,18 @@ from affcache.tasks.losses import (
     pairwise_auc_loss,
     squared_error,
 )
-from affcache.tasks.metrics import Scores, multiclass_scores, multilabel_scores, regression_scores
-from affcache.tasks.video_statistics import Table, ccc_of_outputs, class_counts, f1_of_classes, moments, unit_counts
+from affcache.tasks.metrics import (
+    Scores,
+    Table,
+    ccc_of_outputs,
+    class_counts,
+    f1_of_classes,
+    moments,
+    multiclass_scores,
+    multilabel_scores,
+    regression_scores,
+    unit_counts,
+)
 from affcache.training.settings import FitSettings
 
 Labels = npt.NDArray[Any]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from affcache.scoring.intervals import VideoResamples, seed_and_video_interval, video_interval
+from affcache.tasks.metrics import Table
 from affcache.tasks.tasks import EXPR
-from affcache.tasks.video_statistics import Table
 
 
 def mean_of(sums: Table) -> Table:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.scoring.postprocess import smooth
 from affcache.scoring.score import ScoreResult, score
-from affcache.scoring.smoothing import smooth
 from affcache.store.reading import EmbeddingStore, view_path
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.splits import hold_out

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.scoring.smoothing import smooth
+from affcache.scoring.postprocess import smooth
 
 
 def written_out(values: np.ndarray, videos: np.ndarray, numbers: np.ndarray, width: int, kind: str) -> np.ndarray:

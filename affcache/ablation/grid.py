@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affcache.ablation.presets import Point, preset_points
 from affcache.ablation.settings import AblateSettings
 from affcache.errors import ConfigError, did_you_mean
 from affcache.settings import as_text, build, default_store, flag, from_text
@@ -19,9 +18,13 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
 NOT_VARIED = ("annotations", "device", "memory")
 VARIED = tuple(f.name for f in dataclasses.fields(TrainingSettings) if f.name not in NOT_VARIED)
+Point = tuple[str, dict[str, Any]]  # a name and settings of fit; the name is "" where the settings say it
+PUBLISHED = TrainingSettings()
+AUC_WEIGHT = 0.2  # of the published variant for action units
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+RHOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -247,3 +250,21 @@ def _require_known(name: str, where: str) -> None:
     elif name in NOT_VARIED:
         why = f"{flag(name)} is the same for a whole grid"
     raise ConfigError(f"{where}: {why}. Expected one of: {', '.join(VARIED)}.")
+
+
+def preset_points(preset: str, recipe: TrainingSettings) -> Sequence[Point]:
+    """Return the points of a preset; the one that others are compared with comes first.
+
+    Where the recipe has CVaR, SAM or the AUC term on, the preset's points with them use its values.
+    """
+    if preset == "alpha":
+        return [("", {"alpha": alpha}) for alpha in reversed(ALPHAS)]
+    if preset == "rho":
+        return [("", {"rho": rho}) for rho in RHOS]
+    alpha = recipe.alpha if recipe.alpha < 1 else PUBLISHED.alpha
+    losses = {"erm": {"alpha": 1.0}, "cvar": {"alpha": alpha}}
+    if recipe.task == "au":
+        losses["erm"]["auc_weight"] = losses["cvar"]["auc_weight"] = 0.0
+        losses["cvar+auc"] = {"alpha": alpha, "auc_weight": recipe.auc_weight or AUC_WEIGHT}
+    sharpness = {"": {"rho": 0.0}, "+sam": {"rho": recipe.rho or PUBLISHED.rho}}
+    return [(loss + sam, {**of, **rho}) for loss, of in losses.items() for sam, rho in sharpness.items()]

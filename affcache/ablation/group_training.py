@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from affcache.ablation.sources import LoadedSource
-from affcache.ablation.trials import Outcome
+from affcache.ablation.trials import LoadedSource, Outcome
 from affcache.errors import StoreError
 from affcache.training.epochs import Entry, has_diverged, train_epoch
 from affcache.training.learner import Learner

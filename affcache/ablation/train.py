@@ -1,15 +1,236 @@
 """What is missing of a grid, trained group after group; every finished group is on disk as soon as it is."""
 
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from affcache.ablation.grouping import group_cells
-from affcache.ablation.sources import LoadedSource
-from affcache.ablation.trainer import Group, Trainer
-from affcache.ablation.trials import Cell, Outcome
-from affcache.progress import Listener
-from affcache.training.run_folder import Tensors
+import torch
+
+from affcache.ablation.group_training import GroupTraining
+from affcache.ablation.trials import Cell, LoadedSource, Outcome
+from affcache.devices import device_memory, wait_for
+from affcache.errors import ConfigError
+from affcache.progress import Listener, duration_text
+from affcache.tasks.tasks import Task
+from affcache.training.data import Frames, batches, epoch_length
+from affcache.training.head_parameters import HeadShape
+from affcache.training.learner import FORM, Learner, build_head, predict
+from affcache.training.objective import ClassCounts
+from affcache.training.ridge_run import RidgeRun
+from affcache.training.run_folder import RunFolder, Tensors, read_tensors
+from affcache.training.settings import FitSettings
+from affcache.training.stacked import StackedHeads
+
+MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more
+SHARE = 0.25  # of the device's memory is for heads
+COPIES = 7  # of a head's parameters: themselves, gradients, two moments, the point nearby, the best epoch, one to spare
+FLOAT = 4  # bytes
+LONGEST = 24 * 3600.0  # seconds; what takes longer has to be asked for
+TRIED, WARM_UP, STEPS = 5, 4, 12
+SIDE_BY_SIDE = {"cuda": 16}  # heads tried at a time; on a CPU one says enough
+TRIED_FRAMES = 2048  # of an evaluation
+Report = Callable[[int, str], None]  # epochs of heads finished now, how it stands
+
+
+def form_of(settings: FitSettings) -> tuple[object, ...]:
+    """Return what the settings of heads side by side have in common; a ridge stands alone."""
+    alone = settings.seed if settings.head == "ridge" else None
+    return (*(getattr(settings, name) for name in FORM), settings.rho > 0, alone)
+
+
+def heads_memory(device: torch.device) -> float:
+    """Return the bytes that the heads of a group may take on a device: a quarter of its memory."""
+    return device_memory(device) * SHARE
+
+
+def group_cells(
+    cells: Sequence[Cell], device: torch.device, memory: float, largest: int | None = None
+) -> Iterator[list[Cell]]:
+    """Yield the groups in which cells are trained.
+
+    Groups depend on nothing but the cells and the memory, and finished ones don't change the others: after a kill, what
+    is left falls into the same groups, in the same order.
+
+    Args:
+        cells: of one source.
+        device: where they train.
+        memory: bytes that the heads of a group may take.
+        largest: cells in a group, at most; None where nothing else limits them.
+    """
+    by_form: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        by_form.setdefault(form_of(cell.settings), []).append(cell)
+    for form in sorted(by_form, key=repr):  # not by what comes first, which changes when it is finished
+        alike = by_form[form]
+        first = alike[0]
+        frames = len(first.source.validation)
+        size = most_heads(first.settings, first.source.task, first.source.store.width, frames, memory, device)
+        size = min(size, largest or size)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
+
+
+def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budget: float, device: torch.device) -> int:
+    """Return how many heads train side by side within ``budget`` bytes, at least 1."""
+    with torch.device("meta"):
+        shape = HeadShape.of(build_head(settings, width, task))
+    activations = 8 * shape.layers * shape.width * settings.batch_size
+    a_head = FLOAT * (COPIES * sum(shape.lengths) + activations + 3 * frames * task.outputs)
+    return max(1, min(MOST_HEADS.get(device.type, 1), int(budget // a_head)))
+
+
+def project(recipes: Sequence[FitSettings], source: LoadedSource, device: torch.device) -> float:
+    """Return the seconds that a head takes, the mean of a few settings tried for a moment each.
+
+    On a CPU one is tried at a time; side by side they share some of it, so that a grid takes somewhat less.
+    """
+    tried = [recipe for recipe in recipes if recipe.head != "ridge"][:TRIED]
+    return sum(_seconds_of(recipe, source, device) for recipe in tried) / len(tried) if tried else 1.0
+
+
+def _seconds_of(recipe: FitSettings, source: LoadedSource, device: torch.device) -> float:
+    counts = ClassCounts.of(source.task, source.train.labels)
+    videos = source.videos
+    heads = SIDE_BY_SIDE.get(device.type, 1)
+    learner = Learner(
+        [replace(recipe, seed=seed) for seed in range(heads)],
+        source.task,
+        source.width,
+        device,
+        counts,
+        videos,
+    )
+    embeddings = next(iter(source.train.evaluation_batches()))[:TRIED_FRAMES].clone()
+    frames = Frames(embeddings, source.train.labels[: len(embeddings)], source.train.videos[: len(embeddings)])
+    size = min(recipe.batch_size, len(frames))
+    generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay his own
+    order = torch.randint(0, len(frames), (heads, (WARM_UP + STEPS) * size), generator=generator)
+    order = order.to(frames.labels.device)
+    taken = batches(order, size)
+    for batch in taken[:WARM_UP]:
+        learner.step(frames, batch)
+    step = _timed(lambda: [learner.step(frames, batch) for batch in taken[WARM_UP:]], device) / STEPS
+    evaluation = _timed(lambda: learner.predict(frames), device) / len(frames)
+    length = epoch_length(source.train.videos.cpu(), stride=recipe.stride, frames_per_epoch=recipe.frames_per_epoch)
+    return recipe.epochs * (-(-length // recipe.batch_size) * step + len(source.selection) * evaluation) / heads
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    wait_for(device)
+    start = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def require_asked_for(cells: int, seconds: float, asked: bool) -> None:
+    """Refuse what takes longer than a day unless it was asked for.
+
+    Raises:
+        ConfigError: it wasn't.
+    """
+    if seconds > LONGEST and not asked:
+        raise ConfigError(
+            f"The grid has {cells:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
+            "--yes is given. Say it, or vary less, or with fewer --seeds or --epochs, --stride or --frames-per-epoch."
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that train side by side; a ridge is alone."""
+
+    cells: Sequence[str]  # names
+    recipes: Sequence[FitSettings]
+    checkpoint: Path  # absolute; to continue from after a kill
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a group's training found."""
+
+    outcomes: Sequence[Outcome]
+    heads: Sequence[Tensors]  # of the best epoch; empty where a head diverged at once
+
+
+class Trainer(Protocol):
+    """Trains groups of heads somewhere."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they train."""
+
+    @property
+    def heads_memory(self) -> float:
+        """Bytes that the heads of a group may take there."""
+
+    @property
+    def at_once(self) -> int:
+        """How many groups train at a time."""
+
+    def project(self, recipes: Sequence[FitSettings], source: LoadedSource) -> float:
+        """Return the seconds that a head takes, divided by how many groups train at a time."""
+
+    def train(self, groups: Sequence[Group], source: LoadedSource, report: Report) -> Iterator[tuple[int, Trained]]:
+        """Yield the index of each group with what was found, as they finish."""
+
+
+@dataclass(frozen=True)
+class LocalTrainer:
+    """Trains in this process."""
+
+    device: torch.device
+    at_once = 1
+
+    @property
+    def heads_memory(self) -> float:
+        """Bytes that the heads of a group may take."""
+        return heads_memory(self.device)
+
+    def project(self, recipes: Sequence[FitSettings], source: LoadedSource) -> float:
+        """Return the seconds that a head takes."""
+        return project(recipes, source, self.device)
+
+    def train(self, groups: Sequence[Group], source: LoadedSource, report: Report) -> Iterator[tuple[int, Trained]]:
+        """Train one group after the other."""
+        for index, group in enumerate(groups):
+            yield index, train_group(group, source, self.device, report)
+
+
+def train_group(
+    group: Group, source: LoadedSource, device: torch.device, report: Report, *, keep_checkpoint: bool = True
+) -> Trained:
+    """Train the heads of one group, or solve its ridge."""
+    if group.recipes[0].head == "ridge":
+        return _solve_ridge(group.recipes[0], source, device, report)
+    checkpoint = group.checkpoint if keep_checkpoint else None
+    training = GroupTraining(group.cells, group.recipes, source, device, checkpoint)
+    if continued := training.restore():
+        report(continued * len(group.cells), "continued")
+    training.run(report)
+    return Trained(training.outcomes(), training.best_heads)
+
+
+def _solve_ridge(recipe: FitSettings, source: LoadedSource, device: torch.device, report: Report) -> Trained:
+    """Solve a ridge: its strength is chosen as an epoch is otherwise."""
+    task, width = source.task, source.width
+    with tempfile.TemporaryDirectory(prefix="affcache-ridge-") as temporary:
+        folder = RunFolder(Path(temporary))
+        ridge = RidgeRun(recipe, task, width, folder, {})
+        ridge.run(source.train, source.selection, Listener())
+        tensors, _ = read_tensors(folder.head)
+        history = folder.read_history()
+    head = build_head(recipe, width, task)
+    head.load_state_dict(tensors)
+    stacked = StackedHeads([head], dropout=[0.0], device=device)
+    (logits,) = predict(stacked, source.validation, recipe.normalize)  # (n, C)
+    outcome = Outcome.of(source, logits, ridge.best_value, ridge.best_epoch, history)
+    report(1, f"ridge: {task.metric} {outcome.value:.3f}")
+    return Trained([outcome], [tensors])
 
 
 class BestHeads:

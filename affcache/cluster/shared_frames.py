@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.ablation.sources import LoadedSource
+from affcache.ablation.trials import LoadedSource
 from affcache.errors import ConfigError
 from affcache.training.data import Frames, FrameSource
 

@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 
-from affcache.ablation.grouping import heads_memory
-from affcache.ablation.projection import project
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.sources import LoadedSource
-from affcache.ablation.trainer import Group, Report, Trained, train_group
-from affcache.ablation.trials import Outcome
+from affcache.ablation.train import Group, Report, Trained, heads_memory, project, train_group
+from affcache.ablation.trials import LoadedSource, Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
 from affcache.cluster.pool import reason

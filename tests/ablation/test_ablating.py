@@ -13,8 +13,9 @@ from filelock import FileLock
 
 import affcache
 from affcache.ablation import ablate as ablating
-from affcache.ablation import group_training, grouping
+from affcache.ablation import group_training
 from affcache.ablation import train as grid_run
+from affcache.ablation import train as grouping
 from affcache.ablation.ablate import ablate
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.tasks.tasks import TASKS
@@ -252,7 +253,7 @@ def test_what_takes_more_than_a_day_has_to_be_asked_for(
     data, out = learnable(), tmp_path / "out"
     with pytest.raises(ConfigError, match=r"has 1,000,000 heads to train: about .* (days|h)\. .*--yes"):
         run(data, out, vary=("alpha=0.5,1",), seeds=500_000, epochs=1000)
-    monkeypatch.setattr("affcache.ablation.projection.LONGEST", 0.0)
+    monkeypatch.setattr("affcache.ablation.train.LONGEST", 0.0)
     with pytest.raises(ConfigError, match="has 4 heads to train"):
         run(data, out, vary=("alpha=0.5,1",))
     assert not out.exists(), "a refused grid leaves nothing behind"

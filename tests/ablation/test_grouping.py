@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.ablation import grouping
-from affcache.ablation.grouping import form_of, group_cells, most_heads
+from affcache.ablation import train as grouping
+from affcache.ablation.train import form_of, group_cells, most_heads
 from affcache.tasks.tasks import TASKS
 from affcache.training.settings import FitSettings
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from affcache.ablation.projection import project, require_asked_for
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.sources import Source
+from affcache.ablation.train import project, require_asked_for
+from affcache.ablation.trials import Source
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS

@@ -11,9 +11,8 @@ import torch
 
 from affcache.ablation.ablate import AblateResult, ablate
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.sources import Source
-from affcache.ablation.trainer import Trained
-from affcache.ablation.trials import Outcome
+from affcache.ablation.train import Trained
+from affcache.ablation.trials import Outcome, Source
 from affcache.cluster import training as training_module
 from affcache.cluster.shared_frames import share_source
 from affcache.cluster.training import ClusterTrainer, wanted_heads

@@ -6,9 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from affcache.errors import InputError
-from affcache.exchange.keys import FrameKeys, KeyCollector, join_keys
-from affcache.exchange.parquet import rows_of
-from affcache.exchange.sources import Matrix, Part, Source, cannot_read, require_floats, require_same_length
+from affcache.exchange.sources import (
+    FrameKeys,
+    KeyCollector,
+    Matrix,
+    Part,
+    Source,
+    cannot_read,
+    join_keys,
+    require_floats,
+    require_same_length,
+    rows_of,
+)
 from affcache.store.reading import ENCODED
 
 IMPORTED_FROM = "clip-retrieval"

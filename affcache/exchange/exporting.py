@@ -1,5 +1,6 @@
 """Export as a whole: a complete, sound store written for other tools, to a temporary name first."""
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -7,18 +8,110 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from affcache.errors import InputError
+from affcache.exchange.clip_retrieval import EMBEDDINGS, METADATA
+from affcache.exchange.exports import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, provenance_of
 from affcache.exchange.settings import ExportSettings
-from affcache.exchange.writers import write_npy, write_parquet, write_safetensors
+from affcache.exchange.sources import blocks_of, pyarrow_parquet
 from affcache.progress import Listener
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
 
+SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
 WRITERS: dict[str, tuple[str, Callable[[Path, EmbeddingStore, Listener], None]]] = {  # ending of the default name
     "npy": ("-npy", write_npy),
     "parquet": (".parquet", write_parquet),
     "safetensors": (".safetensors", write_safetensors),
 }
+
+
+def write_npy(path: Path, store: EmbeddingStore, listener: Listener) -> None:
+    """Write a folder as clip-retrieval lays it out, with one part, and provenance.json."""
+    pyarrow_parquet()  # says that it is missing before anything is written
+    (path / EMBEDDINGS).mkdir(parents=True)
+    (path / METADATA).mkdir()
+    (path / NPY_FILE).write_text(json.dumps(provenance_of(store), indent=2) + "\n", encoding="utf-8")
+    with (path / EMBEDDINGS / f"{EMBEDDINGS}_0.npy").open("wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": store.features.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in blocks_of(len(store)):
+            file.write(np.ascontiguousarray(store.features[rows]).data)
+            listener.progress(rows.stop, len(store), "row", "writing")
+    _write_table(path / METADATA / f"{METADATA}_0.parquet", store, listener, embeddings=False)
+
+
+def write_parquet(path: Path, store: EmbeddingStore, listener: Listener) -> None:
+    """Write one Parquet file, a row group at a time.
+
+    Embeddings are lists of float32, since few readers know float16 in lists; every float16 value is one of float32.
+    Byte stream split puts equal bytes together (half of them are always zero), and zstd packs them.
+    """
+    _write_table(path, store, listener, embeddings=True)
+
+
+def write_safetensors(path: Path, store: EmbeddingStore, listener: Listener) -> None:
+    """Write one safetensors file; its library would need all tensors in memory, so the header is made here."""
+    tensors: dict[str, tuple[str, Any]] = {  # by falling size of a value, so that each begins at a multiple of it
+        "video_start": ("I64", store.video_start),
+        "frame_number": ("I32", store.frame_number),
+        "features": ("F16", store.features),
+        "status": ("U8", store.status),
+    }
+    described = {
+        SAFETENSORS_KEY: json.dumps(provenance_of(store)),
+        "video_name": json.dumps(store.video_names),
+    }
+    header: dict[str, Any] = {"__metadata__": described}
+    offset = 0
+    for name, (kind, array) in tensors.items():
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % SAFETENSORS_ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in tensors.values():
+            for rows in blocks_of(len(array)):
+                file.write(np.ascontiguousarray(array[rows]).data)
+                if array is store.features:
+                    listener.progress(rows.stop, len(store), "row", "writing")
+
+
+def _write_table(path: Path, store: EmbeddingStore, listener: Listener, *, embeddings: bool) -> None:
+    """Write the frames of a store as Parquet, with the paths of the crops or with their embeddings."""
+    parquet = pyarrow_parquet()
+    import pyarrow
+
+    def required(name: str, kind: Any) -> Any:
+        return pyarrow.field(name, kind, nullable=False)
+
+    listed = pyarrow.list_(required("element", pyarrow.float32()), store.width)  # a plain list to other readers
+    fields = [
+        required("video", pyarrow.string()),
+        required("frame_number", pyarrow.int32()),
+        required("status", pyarrow.uint8()),
+    ]
+    fields += [required("embedding", listed)] if embeddings else []
+    fields = fields if embeddings else [required("image_path", pyarrow.string()), *fields]
+    schema = pyarrow.schema(fields, metadata={PARQUET_KEY: json.dumps(provenance_of(store))})
+    video_of_rows = store.video_of_rows()
+    options = {"use_byte_stream_split": ["embedding.list.element"]} if embeddings else {}
+    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=["video"], **options) as writer:
+        for rows in blocks_of(len(store)):
+            videos = [store.video_names[video] for video in video_of_rows[rows]]
+            frames = store.frame_number[rows]
+            columns: dict[str, Any] = {"video": videos, "frame_number": frames, "status": store.status[rows]}
+            if embeddings:
+                values = np.ascontiguousarray(store.features[rows], dtype="<f4").reshape(-1)
+                columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values), type=listed)
+                listener.progress(rows.stop, len(store), "row", "writing")
+            else:
+                columns["image_path"] = [
+                    f"{video}/{frame:05d}.jpg" for video, frame in zip(videos, frames, strict=True)
+                ]
+            writer.write_table(pyarrow.table(columns, schema=schema))
 
 
 @dataclass(frozen=True)

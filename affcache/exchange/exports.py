@@ -1,25 +1,40 @@
 """Reading what ``affcache export`` wrote: a folder of npy, a .parquet or a .safetensors file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+import affcache
 from affcache.errors import InputError
 from affcache.exchange.clip_retrieval import matching_parts, open_npy
-from affcache.exchange.keys import FrameKeys, KeyCollector
-from affcache.exchange.parquet import parquet_file, require_columns, rows_of
-from affcache.exchange.provenance import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, read_provenance
-from affcache.exchange.sources import Matrix, Part, Source, cannot_read, map_bytes, require_same_length, unpack
-from affcache.store.reading import ENCODED, UNREADABLE
+from affcache.exchange.sources import (
+    FrameKeys,
+    KeyCollector,
+    Matrix,
+    Part,
+    Source,
+    cannot_read,
+    map_bytes,
+    parquet_file,
+    require_columns,
+    require_same_length,
+    rows_of,
+    unpack,
+)
+from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")
 TENSORS = {"features": "<f2", "status": "u1", "frame_number": "<i4", "video_start": "<i8"}
 _NUMPY_OF = {"F16": "<f2", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+EXPORT_FORMAT, EXPORT_VERSION = "affcache-export", 1
+PARQUET_KEY = b"affcache"  # of the schema metadata
+SAFETENSORS_KEY = "affcache"  # of the header's metadata
+NPY_FILE = "provenance.json"
 
 
 def open_npy_export(folder: Path) -> Source:
@@ -155,3 +170,40 @@ def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:
 def _require_float16(path: Path, dtype: np.dtype[Any]) -> None:
     if dtype != np.dtype("<f2"):
         raise cannot_read(path, ValueError(f"an export holds float16, this is {dtype}"))
+
+
+def provenance_of(store: EmbeddingStore) -> dict[str, Any]:
+    """Return the provenance of a store's rows, as one JSON object."""
+    return {
+        "format": EXPORT_FORMAT,
+        "format_version": EXPORT_VERSION,
+        "affcache": affcache.__version__,
+        "encoder": store.encoder,
+        "encoder_fingerprint": store.encoder_fingerprint,
+        "store_fingerprint": store.fingerprint(),
+        "rows": {status: count for status, count in store.counts.items() if status != "pending"},
+        "videos": len(store.video_names),
+        "width": store.width,
+    }
+
+
+def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
+    """Parse the provenance that was found in ``path``.
+
+    Raises:
+        InputError: there is none, it is damaged, or a later affcache wrote it.
+    """
+    try:
+        found = json.loads(text or "null")
+        if found["format"] != EXPORT_FORMAT or found["format_version"] != EXPORT_VERSION:
+            raise ValueError(f"{found['format']!r} version {found['format_version']}")
+        wanted: dict[str, type] = {"encoder": dict, "encoder_fingerprint": str, "store_fingerprint": str}
+        if not all(isinstance(found[name], kind) for name, kind in wanted.items()):
+            raise TypeError("a field of another type")
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} doesn't say how its embeddings were made ({type(error).__name__}: {error}). Expected the "
+            f"provenance that 'affcache export' writes, {EXPORT_FORMAT!r} version {EXPORT_VERSION}. Import what "
+            "'affcache export' wrote, unchanged, or use the affcache version that wrote it."
+        ) from None
+    return found

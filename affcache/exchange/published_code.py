@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 
 from affcache.errors import InputError
-from affcache.exchange.keys import FrameKeys, KeyCollector
 from affcache.exchange.sources import (
+    FrameKeys,
+    KeyCollector,
     Matrix,
     Part,
     Source,

@@ -17,13 +17,12 @@ from affcache.errors import ConfigError
 from affcache.progress import Listener, duration_text
 from affcache.tasks.tasks import Task
 from affcache.training.data import Frames, batches, epoch_length
-from affcache.training.head_parameters import HeadShape
 from affcache.training.learner import FORM, Learner, build_head, predict
 from affcache.training.objective import ClassCounts
-from affcache.training.ridge_run import RidgeRun
+from affcache.training.ridge import RidgeRun
 from affcache.training.run_folder import RunFolder, Tensors, read_tensors
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import StackedHeads
+from affcache.training.stacked import HeadShape, StackedHeads
 
 MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more
 SHARE = 0.25  # of the device's memory is for heads

@@ -23,7 +23,7 @@ from affcache.training.data import require_finite
 from affcache.training.epochs import Training
 from affcache.training.learner import Learner
 from affcache.training.objective import ClassCounts
-from affcache.training.ridge_run import RidgeRun
+from affcache.training.ridge import RidgeRun
 from affcache.training.risk import tail_size
 from affcache.training.run_folder import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.training.settings import FitSettings

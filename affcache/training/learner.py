@@ -11,19 +11,67 @@ from affcache.training.cuda_graph import WARM_UP, RecordedStep
 from affcache.training.data import EVALUATION_BATCH, Frames, FrameSource, batches, epoch_order, prepare
 from affcache.training.heads import MLPHead
 from affcache.training.objective import ClassCounts, Objective
-from affcache.training.points import Point
 from affcache.training.sam import clip_stacked_gradients, write_stacked_worst_point
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import StackedHeads
-from affcache.training.stacked_adamw import StackedAdamW
+from affcache.training.stacked import Point, StackedHeads
 
+Tensors = dict[str, torch.Tensor]
 FORM = (  # what heads side by side have in common; "rho" only in whether it is 0
     "task", "head", "epochs", "batch_size", "stride", "frames_per_epoch", "cvar_level", "cvar_within", "class_weights",
     "auc_margin", "adaptive", "clip_norm", "precision", "hidden_layers", "hidden_width", "normalize",
 )  # fmt: skip
 FACTORS_PAY = 4  # times the batch size is the width from which on SAM's point costs less in factors
 
-Tensors = dict[str, torch.Tensor]
+
+class StackedAdamW:
+    """A parameter group for each head: a row of the buffer. Fused, and on a GPU fit for a recorded step.
+
+    Args:
+        parameters: (H, P), updated in place.
+        gradients: (H, P), read at each step where they lie.
+        rates: (H,) learning rates to begin with.
+        weight_decays: (H,), decoupled.
+    """
+
+    def __init__(
+        self,
+        parameters: torch.Tensor,
+        gradients: torch.Tensor,
+        rates: Sequence[float],
+        weight_decays: Sequence[float],
+    ) -> None:
+        recorded = parameters.device.type == "cuda"  # a recorded step reads the rate where it lies
+        groups = []
+        for row, of_row, rate, decay in zip(parameters.split(1), gradients.split(1), rates, weight_decays, strict=True):
+            row.grad = of_row
+            lr = torch.tensor(rate, device=row.device) if recorded else rate
+            groups.append({"params": [row], "lr": lr, "weight_decay": decay})
+        self._adamw = torch.optim.AdamW(groups, fused=True, capturable=recorded)
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Take other learning rates (H,)."""
+        for group, rate in zip(self._adamw.param_groups, rates, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def step(self) -> None:
+        """Update all heads from the gradients as they are."""
+        self._adamw.step()
+
+    def state(self) -> Tensors:
+        """Return the moments and the count of steps of each head: ``<head>.<name>``."""
+        states = self._adamw.state_dict()["state"]
+        return {f"{head}.{name}": tensor for head, state in states.items() for name, tensor in state.items()}
+
+    def load_state(self, tensors: Tensors) -> None:
+        """Take up what ``state`` returned."""
+        states: dict[int, Tensors] = {}
+        for key, tensor in tensors.items():
+            head, _, name = key.partition(".")
+            states.setdefault(int(head), {})[name] = tensor
+        self._adamw.load_state_dict({"state": states, "param_groups": self._adamw.state_dict()["param_groups"]})
 
 
 class Learner:

@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.training.head_parameters import HeadParameters, HeadShape
 from affcache.training.heads import MLPHead
-from affcache.training.points import OuterProducts, Point
+from affcache.training.stacked import HeadParameters, HeadShape, OuterProducts, Point
 
 SIZES = st.integers(1, 6)
 SOME = settings(deadline=None, max_examples=50)

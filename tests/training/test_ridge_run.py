@@ -17,8 +17,7 @@ from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.fit import fit
-from affcache.training.ridge import STRENGTHS
-from affcache.training.ridge_run import RidgeRun
+from affcache.training.ridge import STRENGTHS, RidgeRun
 from affcache.training.run_folder import RunFolder, read_tensors
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData

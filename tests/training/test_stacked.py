@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from affcache.training.head_parameters import HeadParameters
 from affcache.training.heads import MLPHead
-from affcache.training.points import Point
 from affcache.training.sam import SAM, frozen_batch_norm
-from affcache.training.stacked import StackedHeads
+from affcache.training.stacked import HeadParameters, Point, StackedHeads
 
 D, C, WIDTH = 5, 3, 7
 SHAPES = [(heads, layers) for heads in (1, 3) for layers in (0, 1, 3)]

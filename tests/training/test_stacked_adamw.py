@@ -2,7 +2,7 @@
 
 import torch
 
-from affcache.training.stacked_adamw import StackedAdamW
+from affcache.training.learner import StackedAdamW
 
 
 def test_each_row_follows_its_own_rate_and_decay() -> None:

@@ -20,11 +20,6 @@ from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
 
 SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
-WRITERS: dict[str, tuple[str, Callable[[Path, EmbeddingStore, Listener], None]]] = {  # ending of the default name
-    "npy": ("-npy", write_npy),
-    "parquet": (".parquet", write_parquet),
-    "safetensors": (".safetensors", write_safetensors),
-}
 
 
 def write_npy(path: Path, store: EmbeddingStore, listener: Listener) -> None:
@@ -112,6 +107,13 @@ def _write_table(path: Path, store: EmbeddingStore, listener: Listener, *, embed
                     f"{video}/{frame:05d}.jpg" for video, frame in zip(videos, frames, strict=True)
                 ]
             writer.write_table(pyarrow.table(columns, schema=schema))
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path, EmbeddingStore, Listener], None]]] = {  # ending of the default name
+    "npy": ("-npy", write_npy),
+    "parquet": (".parquet", write_parquet),
+    "safetensors": (".safetensors", write_safetensors),
+}
 
 
 @dataclass(frozen=True)

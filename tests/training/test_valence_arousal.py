@@ -25,7 +25,7 @@ from affcache.training.fit import fit
 from tests.conftest import write_labels, write_store
 
 VA = TASKS["va"]
-SHIPPED = Path(__file__).parents[3] / "data" / "sample" / "annotations"
+SHIPPED = Path(__file__).parents[2] / "data" / "sample" / "annotations"
 RECIPE: dict[str, Any] = {
     "epochs": 10, "hidden_layers": 1, "hidden_width": 32, "batch_size": 16, "dropout": 0.0, "rho": 0.02, "lr": 0.01
 }  # fmt: skip

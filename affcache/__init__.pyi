@@ -19,7 +19,7 @@ from .demo_settings import DemoSettings as DemoSettings
 from .demonstration import DemoResult as DemoResult
 from .demonstration import demo as demo
 from .encoders.encoder import Encoder as Encoder
-from .encoders.encoder_loading import load_encoder as load_encoder
+from .encoders.loading import load_encoder as load_encoder
 from .errors import AffcacheError as AffcacheError
 from .errors import ConfigError as ConfigError
 from .errors import InputError as InputError

@@ -20,7 +20,7 @@ from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 
 
 def embed(encoder: Encoder, crops: Sequence[np.ndarray], batch_size: int) -> torch.Tensor:

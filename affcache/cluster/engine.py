@@ -14,7 +14,7 @@ from affcache.cluster.pool import WorkerPool, reason
 from affcache.cluster.shared_weights import share
 from affcache.cluster.worker import EncodingWorker, Job, versions
 from affcache.crops.crop_list import CropList
-from affcache.encoders.encoder_loading import load_weights
+from affcache.encoders.loading import load_weights
 from affcache.errors import AffcacheError, ConfigError, InputError
 from affcache.extraction.settings import ExtractSettings
 from affcache.progress import Listener

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.crops.images import Preprocessing
-from affcache.encoders.encoder_loading import Weights
+from affcache.encoders.encoder import Weights
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,244 @@
-"""Reading face crops in place from uncompressed .tar and from .zip files, of millions of members if need be."""
+"""Archives read in place: what all kinds have in common, safe names and bounded reads from many threads, and tar."""
 
+import os
+import re
+import shlex
+import tarfile
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, NamedTuple, cast
 
-from affcache.crops.archive import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member
-from affcache.crops.tar_archive import TarArchive, refuse_compressed
-from affcache.crops.zip_archive import ZipArchive
+import numpy as np
+
 from affcache.errors import InputError
 
-__all__ = [
-    "ARCHIVE_SUFFIXES",
-    "LARGEST_FILE",
-    "MEMBER_DTYPE",
-    "Archive",
-    "DamagedMemberError",
-    "Member",
-    "open_archive",
-]
+LARGEST_FILE = 64 * 2**20  # bytes; no face crop is larger, and a damaged size must not ask for gigabytes
+MEMBER_DTYPE = np.dtype([("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "u1")])
+_REPORT_EVERY = 20_000  # members
+_DRIVE = re.compile("[A-Za-z]:")
+_LARGEST_TAR_HEADER = 2**17  # bytes; even many attributes and long names take less
+_COMPRESSED = (  # the program that undoes it, the first bytes, the suffixes
+    ("gunzip", b"\x1f\x8b", (".tar.gz", ".tgz")),
+    ("unxz", b"\xfd7zXZ\0", (".tar.xz", ".txz")),
+    ("bunzip2", b"BZh", (".tar.bz2", ".tbz", ".tbz2")),
+    ("unzstd", b"\x28\xb5\x2f\xfd", (".tar.zst", ".tzst")),
+)
 
-ARCHIVE_SUFFIXES = frozenset({".zip", ".tar"})
+
+class DamagedMemberError(Exception):
+    """One member of an archive cannot be read; says why in one line. Its crop is marked unreadable."""
 
 
-def open_archive(path: Path) -> Archive:
-    """Open a .zip or .tar file, by its suffix.
+class Member(NamedTuple):
+    """Where one file lies in its archive; fits a row of MEMBER_DTYPE."""
 
-    Raises:
-        InputError: missing, another format, a compressed tar, one part of a split zip, or a zip cut short.
-    """
-    refuse_compressed(path)
-    suffix = path.suffix.lower()
-    if suffix not in ARCHIVE_SUFFIXES:
-        raise InputError(
-            f"{path} is not an archive that affcache reads. Expected a name that ends in .zip or .tar. Unpack it, or "
-            "pack the crops as .zip or uncompressed .tar, then run the same command again."
-        )
-    return ZipArchive(path) if suffix == ".zip" else TarArchive(path)
+    offset: int  # byte at which the data starts, or in a zip the local header before it
+    stored: int  # bytes in the archive
+    size: int  # bytes once read
+    crc: int  # CRC-32 of the bytes once read; 0 in a tar, which keeps none
+    method: int  # in a zip 0 for stored and 8 for deflated, at most 255; 0 in a tar
+
+
+class Archive(ABC):
+    """An open archive; InputError where it can't be opened. ``read`` may be called from many threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unsafe = 0  # members the last listing left out for their name: absolute, with "..", ...
+        self.links = 0  # links, sparse and special files the last listing left out
+        self._lock = threading.Lock()
+        try:
+            if not path.is_file():  # also keeps from waiting for a pipe
+                raise FileNotFoundError("it does not exist or is not a file")
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._finalizer = weakref.finalize(self, os.close, self._descriptor)
+            self._bytes = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise InputError(
+                f"The archive {path} can't be opened: {error.strerror or error}. Expected a .zip or .tar file of "
+                "crops. Check the path and its permissions, then run the same command again."
+            ) from None
+
+    def __reduce__(self) -> tuple[type["Archive"], tuple[Path]]:
+        """Travel by path: another process opens the archive for itself."""
+        return type(self), (self.path.absolute(),)
+
+    def entries(self, on_bytes: Callable[[int, int], None] | None = None) -> Iterator[tuple[str, Member]]:
+        """List the regular files in the archive's order, by names like ``video/00001.jpg``.
+
+        A name comes as often as the archive has it. Bytes of a name that are no UTF-8 become surrogates, as
+        ``os.fsdecode`` makes them. ``unsafe`` and ``links`` start from 0 and are final once the listing ends.
+
+        Args:
+            on_bytes: called with (bytes done, bytes in all) every 20,000 members and at the end.
+
+        Raises:
+            InputError: the archive is damaged or cut short.
+            OSError: the file can't be read.
+        """
+        self.unsafe = self.links = total = 0
+        for seen, (done, total, name, member) in enumerate(self._members(), start=1):
+            if on_bytes is not None and seen % _REPORT_EVERY == 0:
+                on_bytes(done, total)
+            if member is None:
+                self.links += 1
+            elif (plain := _safe_name(name)) is None:
+                self.unsafe += 1
+            else:
+                yield plain, member
+        if on_bytes is not None:
+            on_bytes(total, total)
+
+    @abstractmethod
+    def _members(self) -> Iterator[tuple[int, int, str, Member | None]]:
+        """Yield (bytes done, bytes in all, name, place or None for a link) of all but folders; raises as entries."""
+
+    def read(self, member: Member) -> bytes:
+        """Return the ``member.size`` bytes of one file.
+
+        Raises:
+            DamagedMemberError: they are damaged, encrypted, cut short, over LARGEST_FILE or packed in another way.
+            OSError: the file can't be read.
+        """
+        if max(member.stored, member.size) > LARGEST_FILE:
+            raise DamagedMemberError(f"{max(member.stored, member.size):,} bytes; at most {LARGEST_FILE:,} are read")
+        data = self._unpack(member)
+        if len(data) != member.size:
+            more = "more" if len(data) > member.size else "fewer"
+            raise DamagedMemberError(f"damaged or cut short: {more} than the {member.size:,} bytes declared")
+        return data
+
+    @abstractmethod
+    def _unpack(self, member: Member) -> bytes:
+        """Return a file's bytes, of any number up to size + 1 where they are damaged; raises as read."""
+
+    def close(self) -> None:
+        """Close the file; reading raises OSError from then on. Happens by itself once the archive is dropped."""
+        self._descriptor = -1  # the system soon gives the old number to another file
+        self._finalizer()
+
+    def _read_at(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes, fewer where the file ends. No memory map: a lost network file would be fatal."""
+        count = min(count, self._bytes - offset)
+        parts = []
+        while count > 0:
+            if hasattr(os, "pread"):
+                part = os.pread(self._descriptor, count, offset)
+            else:
+                with self._lock:
+                    os.lseek(self._descriptor, offset, os.SEEK_SET)
+                    part = os.read(self._descriptor, count)
+            if not part:
+                break
+            parts.append(part)
+            offset, count = offset + len(part), count - len(part)
+        return b"".join(parts)
+
+    def broken(self, what: str, remedy: str = "Copy or download it again, then run the same command.") -> InputError:
+        """Return the error for an archive that is damaged or cut short."""
+        kind = self.path.suffix.lower()
+        return InputError(f"The archive {self.path} can't be read: {what}. Expected a whole {kind} file. {remedy}")
+
+
+def _safe_name(name: str) -> str | None:
+    """Return a member's name in its plain form, or None where it may lead out of its folder."""
+    if not ("/." in name or "//" in name or "\\" in name or ":" in name or "\0" in name or name[:1] in "./"):
+        return name  # nearly all; these tests take a tenth of the time of what follows
+    name = name.replace("\\", "/")  # as some packers on Windows write it
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    plain = "/".join(parts)
+    if not parts or ".." in parts or "\0" in name or name.startswith("/") or _DRIVE.match(plain):
+        return None
+    return plain
+
+
+class TarArchive(Archive):
+    """An uncompressed tar of any dialect that Python's tarfile reads: ustar, GNU, pax."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for program, magic, _ in _COMPRESSED:
+            if self._read_at(0, len(magic)) == magic:
+                raise _compressed(path, program)
+        self._open()
+
+    def _open(self) -> tarfile.TarFile:
+        headers = cast("IO[bytes]", _Headers(self._read_at))
+        try:
+            return tarfile.open(fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape")
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # damaged bytes make tarfile raise nearly anything
+            raise self.broken(f"no tar header at byte 0 ({error})") from None
+
+    def _members(self) -> Iterator[tuple[int, int, str, Member | None]]:
+        tar, end = self._open(), 0
+        while end < self._bytes and (info := self._next(tar, end)) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
+            end = tar.offset
+            if not info.isdir():
+                plain = info.isreg() and not info.issparse()
+                member = Member(info.offset_data, info.size, info.size, 0, 0) if plain else None
+                yield end, self._bytes, info.name, member
+
+    def _next(self, tar: tarfile.TarFile, end: int) -> tarfile.TarInfo | None:
+        """Return the member after the one that ends at byte ``end``, or None where the archive ends."""
+        try:
+            info = tar.next()
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise self.broken(f"damaged or cut short at byte {end:,} ({error})") from None
+        if info is None:  # where tarfile also stops, and says nothing, for a damaged header
+            if self._read_at(end, 2 * tarfile.BLOCKSIZE).strip(b"\0"):
+                raise self.broken(f"damaged or cut short at byte {end:,}, where a file's header should be")
+        elif tar.offset <= end or info.size < 0:  # tarfile would go round in circles
+            raise self.broken(f"damaged at byte {end:,}: a file of a negative size")
+        elif tar.offset > self._bytes and (not info.isreg() or info.offset_data + info.size > self._bytes):
+            raise self.broken(
+                f"cut short: the file at byte {end:,} would end after the archive's {self._bytes:,} bytes"
+            )
+        return info
+
+    def _unpack(self, member: Member) -> bytes:
+        return self._read_at(member.offset, member.size)
+
+
+class _Headers:
+    """The file that tarfile sees. It refuses what only a damaged header asks for."""
+
+    def __init__(self, read_at: Callable[[int, int], bytes]) -> None:
+        self._read_at = read_at
+        self._position = 0
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= _LARGEST_TAR_HEADER:
+            raise tarfile.ReadError(f"a header of {count:,} bytes")
+        data = self._read_at(self._position, count)
+        self._position += len(data)
+        return data
+
+    def seek(self, position: int) -> None:
+        self._position = position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raise InputError when a name says that it is a compressed tar; says how to unpack it once."""
+    for program, _, suffixes in _COMPRESSED:
+        if path.name.lower().endswith(suffixes):
+            raise _compressed(path, program)
+
+
+def _compressed(path: Path, program: str) -> InputError:
+    unpacked = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) + ".unpacked.tar")
+    return InputError(
+        f"{path} is a compressed tar, in which a crop can't be found without unpacking all before it. Expected an "
+        f"uncompressed .tar, or a .zip. Unpack it once with "
+        f"'{program} < {shlex.quote(str(path))} > {shlex.quote(str(unpacked))}', then use the new file."
+    )

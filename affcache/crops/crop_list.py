@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.archives import ARCHIVE_SUFFIXES, LARGEST_FILE, Archive, Member
+from affcache.crops.archives import LARGEST_FILE, Archive, Member
+from affcache.crops.sources import is_archive
 from affcache.errors import InputError
 
 # the machine's fault, or the network's, whatever file they are met at
@@ -141,14 +142,14 @@ def require_source(container: Path, error: OSError) -> None:
     try:
         if error.errno in NEVER_THE_CROP:
             raise error
-        if container.suffix.lower() in ARCHIVE_SUFFIXES and not container.is_dir():
+        if is_archive(container):
             with container.open("rb", buffering=0) as file:
                 file.read(1)
         else:
             with os.scandir(container):
                 pass
     except OSError as reason:
-        kind = "archive" if container.suffix.lower() in ARCHIVE_SUFFIXES else "folder"
+        kind = "archive" if is_archive(container) else "folder"
         raise InputError(
             f"The crops {kind} {container} can't be read any more ({reason.strerror or reason}). Expected it to stay "
             "while crops are encoded. Reconnect it and run the same command again: it continues at the last committed "

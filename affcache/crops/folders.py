@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.archives import ARCHIVE_SUFFIXES, MEMBER_DTYPE, Archive, Member, open_archive
+from affcache.crops.archives import MEMBER_DTYPE, Archive, Member
 from affcache.crops.crop_list import USUAL_NAMING, ArchivedFrames, CropList, Naming
+from affcache.crops.sources import is_archive, open_archive
 from affcache.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -153,7 +154,7 @@ def _crop_list(videos: dict[str, FrameFiles]) -> CropList:
 
 def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:
     """Yield the videos of one root: those of a folder by name, then those of archives."""
-    if root.suffix.lower() in ARCHIVE_SUFFIXES and not root.is_dir():
+    if is_archive(root):
         yield from _videos_of_archive(root, on_listed)
         return
     if root.is_file() and root.suffix.lower() in OTHER_ARCHIVES:
@@ -172,7 +173,7 @@ def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:
             on_listed(done, len(folders), "video")
             yield files
     for name, is_folder in visible:
-        if not is_folder and Path(name).suffix.lower() in ARCHIVE_SUFFIXES:
+        if not is_folder and is_archive(root / name):
             yield from _videos_of_archive(root / name, on_listed)
 
 

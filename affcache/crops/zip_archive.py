@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from affcache.crops.archive import Archive, DamagedMemberError, Member
+from affcache.crops.archives import Archive, DamagedMemberError, Member
 
 _DIRECTORY_CHUNK = 2**20  # bytes; more than the longest record of a zip's directory, 46 + 3 * 65,535
 _RECORD = struct.Struct("<LxB2xHH4xLLLHHH4xLL")  # of one member in a zip's directory

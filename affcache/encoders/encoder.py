@@ -107,6 +107,15 @@ class ImageTower(torch.nn.Module):
 
 
 @dataclass(frozen=True)
+class Weights:
+    """An image tower in fp32 on the CPU, before it goes to a device."""
+
+    tower: torch.nn.Module
+    preprocessing: Preprocessing
+    description: Mapping[str, Any]  # what a store keeps, but for the width, which shows when it runs
+
+
+@dataclass(frozen=True)
 class Encoder:
     """A frozen image tower ready to encode batches of crops. Build one with ``load_encoder``."""
 

@@ -1,27 +1,42 @@
 """Building an open_clip network with its weights: the activation they need, and what to say when they can't be had."""
 
 import contextlib
+import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+import torchvision
 
 from affcache.crops.images import Preprocessing
+from affcache.encoders.encoder import Weights
 from affcache.errors import ConfigError, InputError, did_you_mean
 
 RANDOM_WEIGHTS = "random:"  # --pretrained random:SEED
 OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # models that bring their weights with them
 
 
+def load_weights(model: str, pretrained: str, activation: str) -> Weights:
+    """Build the image tower of an open_clip model with its weights; as ``affcache.load_encoder``."""
+    if model.startswith(OWN_WEIGHTS) and not pretrained.startswith(RANDOM_WEIGHTS):
+        pretrained = ""
+    network, config = build_network(model, pretrained, activation)
+    preprocessing = preprocessing_of(network)
+    tower = network.visual  # the image half; the text half would double the memory
+    assert isinstance(tower, torch.nn.Module)
+    description = _describe(model, pretrained, config, preprocessing, _weights_sha256(tower))
+    return Weights(tower.eval().requires_grad_(False), preprocessing, description)
+
+
 def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Build an open_clip network in float32 with its weights loaded.
 
     Args:
-        model, pretrained, activation: as for ``affcache.encoder.load_encoder``.
+        model, pretrained, activation: as for ``affcache.load_encoder``.
 
     Returns:
         The network, and its model configuration with ``quick_gelu`` as it was built.
@@ -160,3 +175,37 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+def _describe(
+    model: str, pretrained: str, config: Mapping[str, Any], preprocessing: Preprocessing, weights_sha256: str
+) -> dict[str, Any]:
+    """Return what a store keeps of an encoder in fp32, but for the width, which shows when it runs."""
+    return {
+        "model": model,
+        "pretrained": pretrained,
+        "architecture": {"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
+        "weights_sha256": weights_sha256,
+        "activation": "quick_gelu" if config["quick_gelu"] else "gelu",
+        "image_size": list(preprocessing.size),
+        "resize": f"{preprocessing.resize_mode} {preprocessing.interpolation} antialias",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "precision": "fp32",
+        "projected": True,
+        "normalised": False,
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "open_clip": open_clip.__version__,
+        },
+    }
+
+
+def _weights_sha256(tower: torch.nn.Module) -> str:
+    """Hash the names, shapes and values of all weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from affcache.devices import resolve_device
-from affcache.encoders.encoder import Encoder
-from affcache.encoders.encoder_loading import Weights, encoder_of, load_weights
+from affcache.encoders.encoder import Encoder, Weights
+from affcache.encoders.loading import encoder_of, load_weights
 from affcache.encoders.precision import AGREEMENT, check_faces, smallest_cosine
 from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener

@@ -24,7 +24,7 @@ from affcache.cluster.nodes import Node, largest_share, worker_size
 from affcache.cluster.pieces import MOST_LOSSES, PieceQueue
 from affcache.cluster.shared_weights import share
 from affcache.crops.folders import find_crops
-from affcache.encoders.encoder_loading import encoder_of, load_encoder, load_weights
+from affcache.encoders.loading import encoder_of, load_encoder, load_weights
 from affcache.errors import ConfigError, InputError
 from affcache.extraction.decoding import consecutive_batches
 from affcache.extraction.extract import extract

@@ -11,7 +11,7 @@ from affcache.cluster.evidence import Evidence
 from affcache.cluster.worker import EncodingWorker, Job, Reply
 from affcache.crops.folders import find_crops
 from affcache.encoders.encoder import Crops, Encoder, Submission
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 from affcache.errors import InputError
 from affcache.extraction.settings import ExtractSettings
 from tests.conftest import write_crops

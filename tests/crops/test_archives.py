@@ -22,16 +22,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.crops import archive as archive_module
-from affcache.crops import archives, zip_archive
-from affcache.crops.archives import (
-    LARGEST_FILE,
-    MEMBER_DTYPE,
-    Archive,
-    DamagedMemberError,
-    Member,
-    open_archive,
-)
+from affcache.crops import archives as archive_module
+from affcache.crops import sources, zip_archive
+from affcache.crops.archives import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member
+from affcache.crops.sources import open_archive
 from affcache.errors import InputError
 
 CROPS = {f"{video}/{frame:05d}.jpg": os.urandom(40) * (frame + 1) for video in ("a", "b-left") for frame in range(3)}
@@ -648,7 +642,7 @@ def test_what_is_no_archive(tmp_path: Path, suffix: str) -> None:
 def test_another_suffix(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"crops.rar is not an archive that affcache reads. Expected .* Unpack it, or"):
         open_archive(tmp_path / "crops.rar")
-    assert frozenset({".zip", ".tar"}) == archives.ARCHIVE_SUFFIXES
+    assert set(sources.SOURCES) == {".zip", ".tar"}
     path = write_zip(tmp_path / "CROPS.ZIP", CROPS)
     assert contents(open_archive(path)) == list(CROPS.items())
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import DTYPES, Encoder
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 from affcache.errors import ConfigError, InputError
 from affcache.store.layout import differing_fields, fingerprint
 from tests.conftest import TINY_CONFIG, write_tiny_encoder

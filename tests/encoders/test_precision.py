@@ -6,7 +6,7 @@ import torch
 
 from affcache.encoders import precision as precision_module
 from affcache.encoders.encoder import DTYPES, Encoder
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 from affcache.encoders.precision import AGREEMENT, check_faces, choose_precision, fast_precisions, smallest_cosine
 
 

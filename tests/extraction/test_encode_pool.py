@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from affcache.encoders.encoder import Crops, Encoder, Submission
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 from affcache.extraction.encode_pool import EncoderCalls, calls_at_once, one_thread_a_call
 from affcache.progress import Listener
 

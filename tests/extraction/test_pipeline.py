@@ -12,7 +12,7 @@ from PIL import Image
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.encoders.encoder import Encoder
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 from affcache.errors import InputError
 from affcache.extraction import commit as committer_module
 from affcache.extraction.decoding import consecutive_batches

@@ -10,7 +10,7 @@ import torch
 from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract
 from affcache.crops.folders import find_crops
 from affcache.encoders.encoder import Crops, Encoder, Submission
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 from affcache.extraction import tuning
 from affcache.extraction.extract import fill
 from affcache.extraction.pipeline import Pipeline

@@ -11,7 +11,7 @@ from PIL import Image
 
 import affcache
 from affcache.crops.folders import find_crops
-from affcache.encoders.encoder_loading import load_encoder
+from affcache.encoders.loading import load_encoder
 from affcache.store.reading import EmbeddingStore
 from tests.conftest import REAL
 

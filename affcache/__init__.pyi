@@ -15,8 +15,8 @@ from .bench_settings import BenchAblateSettings as BenchAblateSettings
 from .bench_settings import BenchExtractSettings as BenchExtractSettings
 from .bench_settings import BenchFitSettings as BenchFitSettings
 from .bench_settings import BenchStoreSettings as BenchStoreSettings
-from .demo_settings import DemoSettings as DemoSettings
 from .demonstration import DemoResult as DemoResult
+from .demonstration import DemoSettings as DemoSettings
 from .demonstration import demo as demo
 from .encoders.encoder import Encoder as Encoder
 from .encoders.loading import load_encoder as load_encoder

@@ -2,7 +2,7 @@
 
 from affcache.ablation.settings import AblateSettings
 from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
-from affcache.demo_settings import DemoSettings
+from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.reporting.settings import ReportSettings

@@ -1,22 +1,18 @@
 """The demo: the whole pipeline, all tasks, on the shipped sample of rendered faces, offline."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from affcache.demo_settings import DemoSettings
+import affcache
 from affcache.errors import ConfigError
-from affcache.extraction.extract import ExtractResult, extract
-from affcache.extraction.settings import ExtractSettings
+from affcache.files import shipped
 from affcache.progress import Listener
-from affcache.scoring.score import ScoreResult, score
-from affcache.scoring.settings import ScoreSettings
-from affcache.settings import build
-from affcache.training.fit import fit
-from affcache.training.settings import FitSettings
+from affcache.settings import Settings, build, setting
+
+if TYPE_CHECKING:  # they load torch; the command line needs the settings alone
+    from affcache.extraction.extract import ExtractResult
+    from affcache.scoring.score import ScoreResult
 
 TASKS_SHOWN = ("expr", "au", "va")
 RANDOM_WEIGHTS = "random:0"
@@ -30,13 +26,25 @@ SAMPLE_NOTICE = (
 
 
 @dataclass(frozen=True)
+class DemoSettings(Settings):
+    """Run the whole pipeline on the shipped sample."""
+
+    out: Path = setting(Path("demo"), "Folder for the store and the runs.")
+    model: str | None = setting(
+        None, "open_clip model to use instead of a small one with random weights.", default_text="small, random"
+    )
+    pretrained: str = setting("", "Pretrained tag or checkpoint file that goes with --model.")
+    seed: int = setting(0, "Seed of the heads' training.")
+
+
+@dataclass(frozen=True)
 class DemoResult:
     """What the demo found."""
 
     out: str
     notice: str  # what the scores do and don't show; belongs beside them wherever they are shown
-    extraction: ExtractResult
-    scores: dict[str, ScoreResult]
+    extraction: "ExtractResult"
+    scores: "dict[str, ScoreResult]"
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object, with a score under each task's name."""
@@ -64,31 +72,21 @@ def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None =
             "--out DIR, or delete that one."
         )
     store = out / "store.h5"
-    scores: dict[str, ScoreResult] = {}
+    scores = {}
     with shipped("sample") as sample, shipped("practice_encoder") as practice_encoder:
         model, pretrained = settings.model, settings.pretrained
         if model is None:
             model, pretrained = f"local-dir:{practice_encoder}", RANDOM_WEIGHTS
         listener.message(f"1. extract: the sample's crops through {settings.model or 'a small random encoder'}")
-        crops = (sample / "cropped_aligned",)
-        extraction = extract(
-            ExtractSettings(crops=crops, store=store, model=model, pretrained=pretrained), listener=listener
+        extraction = affcache.extract(
+            crops=(sample / "cropped_aligned",), store=store, model=model, pretrained=pretrained, listener=listener
         )
         for number, task in enumerate(TASKS_SHOWN, start=2):
             listener.message(f"{number}. fit and score: task {task}")
-            run = out / "runs" / task
-            annotations = sample / "annotations"
-            fit(
-                FitSettings(task=task, store=store, annotations=annotations, run=run, seed=settings.seed),
-                listener=listener,
+            run, annotations = out / "runs" / task, sample / "annotations"
+            affcache.fit(
+                task=task, store=store, annotations=annotations, run=run, seed=settings.seed, listener=listener
             )
-            scores[task] = score(ScoreSettings(run=(run,), annotations=annotations), listener=listener)
+            scores[task] = affcache.score(run=(run,), annotations=annotations, listener=listener)
     notice = SAMPLE_NOTICE if settings.model else RANDOM_NOTICE
     return DemoResult(str(out), notice, extraction, scores)
-
-
-@contextmanager
-def shipped(name: str) -> Iterator[Path]:
-    """Give a folder that ships with affcache: "sample", in Aff-Wild2's layout, or "practice_encoder"."""
-    with as_file(files("affcache.data") / name) as folder:
-        yield folder

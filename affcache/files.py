@@ -1,25 +1,95 @@
-"""Figures as files: PNG and SVG, the same for the same content."""
+"""Files: written whole or not at all, tensors with a header, figures, and what ships with affcache.
 
-from collections.abc import Mapping
+torch and matplotlib are imported where they are needed: the command line and the settings don't wait for them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.resources import as_file
+from importlib.resources import files as resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from affcache.errors import StoreError
 
-FORMATS = ("png", "svg")
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg")  # of figures
+
+Tensors = dict[str, "torch.Tensor"]
 
 
-def single_axes(width: float = 4.8, height: float = 3.2) -> tuple[Figure, Axes]:
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; it takes the name ``path`` at the end, or is removed."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # where its folder can't be had, it isn't there either
+            partial.unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, in UTF-8; file names in it may be any bytes."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object, readable by people."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors with JSON metadata in the header."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(path) as partial:
+        # as bytes: the library's own file writing leaves a file that nobody else may read
+        partial.write_bytes(save(contiguous, metadata={"affcache": json.dumps(metadata)}))
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read what ``write_tensors`` wrote, onto the CPU.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["affcache"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(
+            f"{path} can't be read ({type(error).__name__}: {error}). Expected a file that 'affcache fit' wrote. "
+            "Train again with 'affcache fit'."
+        ) from None
+
+
+def single_axes(width: float = 4.8, height: float = 3.2) -> "tuple[Figure, Axes]":
     """Return a figure of so many inches with one pair of axes, without the upper and the right line."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
+def save_figures(folder: Path, figures: "Mapping[str, Figure]") -> list[Path]:
     """Write figures by their names, in every format; make the folder if need be, and return the files."""
+    from matplotlib import rc_context
+
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{form}" for name in figures for form in FORMATS]
     with rc_context({"svg.hashsalt": "affcache"}):  # and no date: the same content gives the same file
@@ -27,3 +97,10 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
             metadata = {"Date": None} if path.suffix == ".svg" else {}
             figures[path.stem].savefig(path, dpi=200, metadata=metadata)
     return paths
+
+
+@contextmanager
+def shipped(name: str) -> Iterator[Path]:
+    """Give what ships with affcache: "sample", in Aff-Wild2's layout, "practice_encoder", or "published.toml"."""
+    with as_file(resources("affcache.data") / name) as path:
+        yield path

@@ -14,7 +14,7 @@ from rich.text import Text
 import affcache
 from affcache.ablation.settings import AblateSettings
 from affcache.commands import COMMANDS
-from affcache.demo_settings import DemoSettings
+from affcache.demonstration import DemoSettings
 from affcache.errors import AffcacheError
 from affcache.extraction.settings import ExtractSettings
 from affcache.progress import metric_name

@@ -10,7 +10,7 @@ from rich.console import Console
 import affcache
 from affcache.cli.tables import score_table
 from affcache.crops.folders import find_crops
-from affcache.demonstration import shipped
+from affcache.files import shipped
 from affcache.tasks.annotations import find_label_files, read_label_file
 
 PICTURES = Path(__file__).parent / "pictures"

@@ -20,7 +20,7 @@ import torch
 import affcache
 from affcache.ablation.tables import markdown
 from affcache.bench.machine import describe_machine
-from affcache.demonstration import shipped
+from affcache.files import shipped
 
 DOCS = Path(__file__).parent
 VARIANTS = DOCS / "variants.toml"

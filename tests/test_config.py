@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from affcache.commands import COMMANDS
-from affcache.demo_settings import DemoSettings
+from affcache.demonstration import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
 from affcache.sample_settings import SampleSettings

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -16,16 +17,19 @@ from affcache.ablation.grid import Grid, Setting, build_grid
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Summary, summarise
 from affcache.ablation.tables import latex, markdown, write_results, write_summary
-from affcache.ablation.train import BestHeads, GridRun, LocalTrainer, Trainer, epochs_of, require_asked_for
+from affcache.ablation.train import BestHeads, GridRun, Trainer, epochs_of, require_asked_for
 from affcache.ablation.trials import Cell, LoadedSource, Outcome, Source
-from affcache.devices import default_memory, resolve_device
+from affcache.devices import default_memory
 from affcache.errors import ConfigError
+from affcache.files import write_text
 from affcache.progress import Listener, duration_text
 from affcache.settings import as_text, build
 from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, tail_of
-from affcache.training.run_folder import fit_command, write_text
+from affcache.training.run_folder import fit_command
 
+# what trains, by --engine: functions that give a trainer, imported when they are asked for
+TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.cluster.training:cluster_trainer"}
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # cells; a grid of more is projected before they are made one by one
 FEW_SEEDS = 3
@@ -243,7 +247,7 @@ def ablate(
             grid.fit_settings(point, 0)
         grid.base_index()
     out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
-    with _trainer(settings, listener) as (trainer, device):
+    with resolve_name(TRAINERS[settings.engine])(settings, listener) as (trainer, device):
         sources = _open_sources(grid, settings, listener)
         with _alone_in(out):
             ablation = Ablation(settings, grid, sources, out, trainer, device, listener)
@@ -260,19 +264,6 @@ def ablate(
         best=ablation.best(),
         files=[str(file) for file in files],
     )
-
-
-@contextmanager
-def _trainer(settings: AblateSettings, listener: Listener) -> Iterator[tuple[Trainer, torch.device]]:
-    """Give what trains the heads, and the device on which this process keeps frames."""
-    if settings.engine == "ray":
-        from affcache.cluster.training import cluster_trainer  # Ray is an extra, and imported there
-
-        with cluster_trainer(settings, listener) as trainer:
-            yield trainer, torch.device("cpu")
-    else:
-        device = resolve_device(settings.device)
-        yield LocalTrainer(device), device
 
 
 def _open_sources(grid: Grid, settings: AblateSettings, listener: Listener) -> Sources:

@@ -9,10 +9,10 @@ import torch
 
 from affcache.ablation.trials import LoadedSource, Outcome
 from affcache.errors import StoreError
+from affcache.files import Tensors, read_tensors, write_tensors
 from affcache.training.epochs import Entry, has_diverged, train_epoch
 from affcache.training.learner import Learner
 from affcache.training.objective import ClassCounts
-from affcache.training.run_folder import Tensors, read_tensors, write_tensors
 from affcache.training.settings import FitSettings
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0

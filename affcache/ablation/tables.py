@@ -9,9 +9,9 @@ from typing import Any
 
 from affcache.ablation.summary import Summary
 from affcache.ablation.trials import Cell, Outcome
+from affcache.files import write_text
 from affcache.progress import metric_name
 from affcache.settings import as_text
-from affcache.training.run_folder import write_text
 
 
 def write_results(path: Path, runs: Sequence[tuple[Cell, Outcome]], varied: Sequence[str]) -> None:

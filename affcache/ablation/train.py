@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,16 +12,18 @@ from typing import Protocol
 import torch
 
 from affcache.ablation.group_training import GroupTraining
+from affcache.ablation.settings import AblateSettings
 from affcache.ablation.trials import Cell, LoadedSource, Outcome
-from affcache.devices import device_memory, wait_for
+from affcache.devices import device_memory, resolve_device, wait_for
 from affcache.errors import ConfigError
+from affcache.files import Tensors, read_tensors
 from affcache.progress import Listener, duration_text
 from affcache.tasks.tasks import Task
 from affcache.training.data import Frames, batches, epoch_length
 from affcache.training.learner import FORM, Learner, build_head, predict
 from affcache.training.objective import ClassCounts
 from affcache.training.ridge import RidgeRun
-from affcache.training.run_folder import RunFolder, Tensors, read_tensors
+from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 from affcache.training.stacked import HeadShape, StackedHeads
 
@@ -198,6 +201,17 @@ class LocalTrainer:
         """Train one group after the other."""
         for index, group in enumerate(groups):
             yield index, train_group(group, source, self.device, report)
+
+
+@contextmanager
+def local_trainer(settings: AblateSettings, listener: Listener) -> Iterator[tuple[LocalTrainer, torch.device]]:
+    """Give what trains heads in this process, and the device on which frames are kept.
+
+    Raises:
+        ConfigError: the device isn't there.
+    """
+    device = resolve_device(settings.device)
+    yield LocalTrainer(device), device
 
 
 def train_group(

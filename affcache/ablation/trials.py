@@ -14,6 +14,7 @@ from affcache.ablation.grid import Setting
 from affcache.ablation.settings import AblateSettings
 from affcache.devices import GIGABYTE
 from affcache.errors import StoreError
+from affcache.files import read_tensors, write_json, write_tensors, write_text
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels
@@ -23,15 +24,7 @@ from affcache.tasks.tasks import Task
 from affcache.training.data import FrameSource, require_finite
 from affcache.training.epochs import Entry
 from affcache.training.fit import join_splits
-from affcache.training.run_folder import (
-    RunFolder,
-    describe_store,
-    read_tensors,
-    settings_to_json,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from affcache.training.run_folder import RunFolder, describe_store, settings_to_json
 from affcache.training.settings import FitSettings
 from affcache.training.streaming import load_frames, load_splits
 

@@ -16,7 +16,6 @@ from affcache.bench.machine import describe_machine
 from affcache.bench_settings import BenchExtractSettings
 from affcache.crops.crop_list import CropList
 from affcache.crops.folders import find_crops
-from affcache.demonstration import shipped
 from affcache.devices import on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import check_faces
@@ -25,8 +24,10 @@ from affcache.extraction.extract import fill
 from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, prepare_encoder
+from affcache.files import shipped
 from affcache.progress import Listener
 from affcache.settings import build
+from affcache.store.layout import fingerprint
 from affcache.store.writing import StoreWriter, create_store
 
 
@@ -151,7 +152,7 @@ def measure_pipeline(encoder: Encoder, crops: CropList, workers: int) -> tuple[P
     """Encode crops into a temporary store; return the pipeline that did it, and its seconds."""
     with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder:
         path = Path(folder) / "store.h5"
-        create_store(path, crops, encoder.width, encoder.description, encoder.fingerprint)
+        create_store(path, crops, encoder.width, encoder.description, fingerprint(encoder.description))
         with StoreWriter(path) as writer:
             pipeline = Pipeline(crops, encoder, Listener(), batch_size_of(encoder), workers)
             return pipeline, seconds_of(lambda: fill(writer, pipeline, writer.pending_rows(), Listener()))

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from affcache.cluster.connection import connected
+import torch
+
+from affcache.cluster.connection import connected, require_ray
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.evidence import Evidence
 from affcache.cluster.nodes import Node, WorkerSize, living_nodes, worker_size
@@ -51,8 +53,18 @@ class ClusterEngine:
         }
 
 
+def driver_device(settings: ExtractSettings) -> torch.device:
+    """Return the device of the driver, which encodes nothing.
+
+    Raises:
+        ConfigError: Ray isn't installed, or nothing listens at the address.
+    """
+    require_ray(settings.ray_address)
+    return torch.device("cpu")
+
+
 @contextmanager
-def cluster_engine(
+def opened_engine(
     settings: ExtractSettings, recorded: Mapping[str, Any], crops: CropList, listener: Listener
 ) -> Iterator[ClusterEngine]:
     """Be connected to a cluster whose workers have the encoder and see the crops.

@@ -169,8 +169,8 @@ def wanted_heads(trained: Trained, keep: str) -> list[dict[str, torch.Tensor]]:
 
 
 @contextmanager
-def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[ClusterTrainer]:
-    """Be connected to a cluster that trains heads.
+def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[tuple[ClusterTrainer, torch.device]]:
+    """Be connected to a cluster that trains heads; with the device on which the driver keeps frames.
 
     Raises:
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a group.
@@ -184,4 +184,4 @@ def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[Cl
         listener.message(
             f"{counted(at_once, 'group')} of heads at a time, on {size.device} of {counted(len(nodes), 'node')}"
         )
-        yield ClusterTrainer(ray, size, at_once, settings.keep)
+        yield ClusterTrainer(ray, size, at_once, settings.keep), torch.device("cpu")

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 
 from affcache.crops.images import Normalise, Preprocessing
-from affcache.store.layout import fingerprint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Crops = Sequence[npt.NDArray[np.uint8]]  # B arrays (height, width, 3), RGB; sizes may differ
@@ -125,11 +124,6 @@ class Encoder:
     description: Mapping[str, Any]  # the store's ``encoder`` attribute
     compiled: Any = None  # what torch.compile made of the network, where it did
     fixed_batch: int = 0  # crops per call of the compiled network; fewer are filled up, so that shapes stay
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over the fields of the description that change the numbers, in canonical JSON."""
-        return fingerprint(self.description)
 
     @property
     def width(self) -> int:

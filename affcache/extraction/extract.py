@@ -6,28 +6,29 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from affcache.cluster.connection import require_ray
 from affcache.crops.crop_list import CropList, keep_listed
 from affcache.crops.folders import find_crops
-from affcache.devices import on_device, resolve_device
+from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
 from affcache.extraction.commit import Committer
 from affcache.extraction.decoding import Rows
-from affcache.extraction.pipeline import Encoding, Engine, LocalEngine, default_workers
+from affcache.extraction.pipeline import Encoding, Engine
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
-from affcache.extraction.tuning import prepare_encoder
+from affcache.files import write_text
 from affcache.progress import Listener
 from affcache.settings import CROPS, build, default_store
 from affcache.store.layout import differing_fields, fingerprint
 from affcache.store.reading import UNREADABLE, EmbeddingStore, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
+# what encodes, by --engine: modules with driver_device and opened_engine, imported when they are asked for
+ENGINES = {"local": "affcache.extraction.pipeline", "ray": "affcache.cluster.engine"}
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 
 
@@ -79,11 +80,8 @@ def extract(
     settings = build(ExtractSettings, values, over=settings)
     listener = listener or Listener()
     path = settings.store or default_store(settings.model, settings.pretrained)
-    if settings.engine == "ray":
-        require_ray(settings.ray_address)  # before crops are listed, which takes a while
-        device = torch.device("cpu")  # of the driver
-    else:
-        device = resolve_device(settings.device)
+    engines = import_module(ENGINES[settings.engine])
+    device = engines.driver_device(settings)  # says what can't work before crops are listed, which takes a while
     crops = list_crops(settings, listener)
     with writing_lock(path), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
@@ -91,14 +89,7 @@ def extract(
             begun = EmbeddingStore.open(path)
             require_same_crops(begun, crops)  # before the encoder is loaded, which takes a while
             recorded = begun.encoder
-        engine: Engine
-        if settings.engine == "ray":
-            from affcache.cluster.engine import cluster_engine  # Ray is an extra, and imported there
-
-            engine = stack.enter_context(cluster_engine(settings, recorded, crops, listener))
-        else:
-            encoder = prepare_encoder(settings, recorded, len(crops), listener)
-            engine = LocalEngine(encoder, settings.workers or default_workers())
+        engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
         result = _extract_view(settings, path, path, "plain", crops, engine, listener)
         if settings.view != "plain":
             target = view_path(path, settings.view)
@@ -274,5 +265,5 @@ def list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, s
         known = dict(line.split("\t", 1) for line in lines if "\t" in line)
     named = [(str(crops.path(int(row))), reasons.get(int(row))) for row in rows]
     text = "".join(f"{crop}\t{reason or known.get(crop, 'unreadable')}\n" for crop, reason in named)
-    path.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names may be any bytes
+    write_text(path, text)
     return path

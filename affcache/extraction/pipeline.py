@@ -7,20 +7,24 @@ crops. What comes out is committed by filling.py.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from affcache.crops.crop_list import CropList
+from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.extraction.commit import Encoded
 from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
 from affcache.extraction.encode_pool import Embeddings, EncoderCalls, calls_at_once
+from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.stats import Account, bottleneck, shares_text
+from affcache.extraction.tuning import prepare_encoder
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, UNREADABLE
 
@@ -178,3 +182,32 @@ class LocalEngine:
 def default_workers() -> int:
     """Return how many threads decode unless said otherwise: one per core, at most 16."""
     return min(16, os.cpu_count() or 1)
+
+
+def driver_device(settings: ExtractSettings) -> torch.device:
+    """Return the device that this process encodes on.
+
+    Raises:
+        ConfigError: it isn't there.
+    """
+    return resolve_device(settings.device)
+
+
+@contextmanager
+def opened_engine(
+    settings: ExtractSettings, recorded: Mapping[str, Any], crops: CropList, listener: Listener
+) -> Iterator[LocalEngine]:
+    """Give an engine with the encoder loaded.
+
+    Args:
+        settings: of the extraction.
+        recorded: the encoder that the store to continue was begun with; empty for a new one.
+        crops: what is going to be encoded.
+        listener: receives messages.
+
+    Raises:
+        ConfigError: the model is unknown, or doesn't fit the device.
+        InputError: the weights can't be loaded.
+    """
+    encoder = prepare_encoder(settings, recorded, len(crops), listener)
+    yield LocalEngine(encoder, settings.workers or default_workers())

@@ -13,6 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from affcache.devices import resolve_device
+from affcache.files import write_text
 from affcache.progress import Listener, metric_name
 from affcache.reporting.charts import Line, line_chart
 from affcache.reporting.frames import (
@@ -35,7 +36,7 @@ from affcache.settings import RUNS, build
 from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
-from affcache.training.run_folder import RunFolder, newest_run, write_text
+from affcache.training.run_folder import RunFolder, newest_run
 
 if sys.version_info >= (3, 11):
     import tomllib

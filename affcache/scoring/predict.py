@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import InputError, StoreError
+from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.store.layout import differing_fields
 from affcache.store.prefetch import read_ahead
@@ -18,7 +19,7 @@ from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
 from affcache.training.heads import MLPHead
 from affcache.training.learner import build_head
-from affcache.training.run_folder import RunFolder, fit_command, read_tensors, settings_from_json
+from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
 from affcache.training.settings import FitSettings
 from affcache.training.stacked import StackedHeads
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.devices import resolve_device
+from affcache.files import write_json, written_whole
 from affcache.progress import Listener
 from affcache.scoring.calibration import reliability
 from affcache.scoring.figures import write_score_figures
@@ -25,7 +26,7 @@ from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.splits import group_frames
 from affcache.tasks.tasks import Task
 from affcache.training.risk import cvar
-from affcache.training.run_folder import RunFolder, newest_run, write_json
+from affcache.training.run_folder import RunFolder, newest_run
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,8 @@ def _compare(scored: Scored, other: Scored, task: Task, resamples: VideoResample
 
 def _write_predictions(path: Path, result: ScoreResult, task: Task, scored: Scored, joined: JoinedLabels) -> None:
     """Write what is said of every scored frame, with the keys that find it again."""
-    given, partial = scored.predictions, path.with_name(path.name + ".partial")
-    with h5py.File(partial, "w") as file:
+    given = scored.predictions
+    with written_whole(path) as partial, h5py.File(partial, "w") as file:
         file.attrs["format"] = "affcache-predictions"
         file.attrs["format_version"] = 1
         file.attrs["classes"] = json.dumps(task.classes)
@@ -235,4 +236,3 @@ def _write_predictions(path: Path, result: ScoreResult, task: Task, scored: Scor
         file["probabilities"] = scored.probabilities.astype(np.float32)
         file["decided"] = scored.decided
         file["labels"] = joined.labels
-    partial.replace(path)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
+from affcache.files import written_whole
 from affcache.store.layout import FORMAT, FORMAT_VERSION, NUMERIC_DATASETS
 from affcache.store.reading import (
     BLOCK_ROWS,
@@ -52,36 +53,33 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
         StoreError: the disk has no room, or the folder can't be written.
     """
     rows = len(crops)
-    partial = path.with_name(path.name + ".partial")
     needed = rows * (width * 2 + 5) + PAGE * 8
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if needed > free:
             raise OSError(errno.ENOSPC, "No space left on device")
-        with h5py.File(partial, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["encoder"] = json.dumps(encoder, sort_keys=True, separators=(",", ":"))
-            file.attrs["encoder_fingerprint"] = encoder_fingerprint
-            file.attrs["index_sha256"] = index_sha256(crops.video_names, crops.video_start, crops.frame_number)
-            file.create_dataset("video_name", data=list(crops.video_names), dtype=h5py.string_dtype())
-            shapes = {
-                "features": (rows, width),
-                "status": (rows,),
-                "frame_number": (rows,),
-                "video_start": (len(crops.video_start),),
-                "block_checksum": (-(-rows // BLOCK_ROWS),),
-            }
-            for name, dtype in NUMERIC_DATASETS.items():
-                _allocate(file, name, shapes[name], dtype)
-            file["frame_number"][:] = crops.frame_number
-            file["video_start"][:] = crops.video_start
-        _reserve_and_flush(partial)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            with h5py.File(partial, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
+                file.attrs["format"] = FORMAT
+                file.attrs["format_version"] = FORMAT_VERSION
+                file.attrs["encoder"] = json.dumps(encoder, sort_keys=True, separators=(",", ":"))
+                file.attrs["encoder_fingerprint"] = encoder_fingerprint
+                file.attrs["index_sha256"] = index_sha256(crops.video_names, crops.video_start, crops.frame_number)
+                file.create_dataset("video_name", data=list(crops.video_names), dtype=h5py.string_dtype())
+                shapes = {
+                    "features": (rows, width),
+                    "status": (rows,),
+                    "frame_number": (rows,),
+                    "video_start": (len(crops.video_start),),
+                    "block_checksum": (-(-rows // BLOCK_ROWS),),
+                }
+                for name, dtype in NUMERIC_DATASETS.items():
+                    _allocate(file, name, shapes[name], dtype)
+                file["frame_number"][:] = crops.frame_number
+                file["video_start"][:] = crops.video_start
+            _reserve_and_flush(partial)
     except OSError as error:
-        with suppress(OSError):  # where its folder can't be had, it isn't there either
-            partial.unlink()
         if _is_full(error):
             free = shutil.disk_usage(_existing_parent(path)).free
             raise StoreError(

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError
+from affcache.files import write_text
 from affcache.tasks.tasks import Task
-from affcache.training.run_folder import write_text
 
 LOCATION = "image_location"
 

@@ -5,11 +5,12 @@ import time
 from typing import Any
 
 from affcache.errors import ConfigError
+from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.training.data import FrameSource
 from affcache.training.learner import Learner, learning_rate
 from affcache.training.risk import cvar
-from affcache.training.run_folder import RunFolder, read_tensors, write_tensors
+from affcache.training.run_folder import RunFolder
 
 Entry = dict[str, Any]  # a line of history
 LOSSES = ("train_loss", "validation_loss")

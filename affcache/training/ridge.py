@@ -23,12 +23,13 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import InputError
+from affcache.files import write_tensors
 from affcache.progress import Listener
 from affcache.tasks.tasks import Task
 from affcache.training.data import FrameSource
 from affcache.training.heads import MLPHead
 from affcache.training.learner import predict
-from affcache.training.run_folder import RunFolder, write_tensors
+from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 from affcache.training.stacked import StackedHeads
 

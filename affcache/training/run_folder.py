@@ -8,16 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import write_json, write_text
 from affcache.settings import as_text, build, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.training.settings import FitSettings
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,44 +113,6 @@ def newest_run(runs: Path) -> RunFolder:
             "folder with 'affcache score RUN'."
         )
     return RunFolder(heads[-1].parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it into place."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object, readable by people."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
-    """Write tensors as safetensors with JSON metadata in the header."""
-    partial = path.with_name(path.name + ".partial")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # as bytes: the library's own file writing leaves a file that nobody else may read
-    partial.write_bytes(save(contiguous, metadata={"affcache": json.dumps(metadata)}))
-    partial.replace(path)
-
-
-def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Read what ``write_tensors`` wrote, onto the CPU.
-
-    Raises:
-        StoreError: missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["affcache"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(
-            f"{path} can't be read ({type(error).__name__}: {error}). Expected a file that 'affcache fit' wrote. "
-            "Train again with 'affcache fit'."
-        ) from None
 
 
 def describe_store(store: EmbeddingStore) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from affcache.ablation import train as grid_run
 from affcache.ablation import train as grouping
 from affcache.ablation.ablate import ablate
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import read_tensors
 from affcache.tasks.tasks import TASKS
 from affcache.training.learner import build_head
-from affcache.training.run_folder import read_tensors
 from affcache.training.settings import FitSettings
 from tests.conftest import Heard, MakeData, frames_of, write_labels, write_store
 

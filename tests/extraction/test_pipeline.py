@@ -19,6 +19,7 @@ from affcache.extraction.decoding import consecutive_batches
 from affcache.extraction.extract import fill
 from affcache.extraction.pipeline import Pipeline
 from affcache.progress import Listener
+from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import write_crops
@@ -54,7 +55,7 @@ def run(
 ) -> Pipeline:
     crops = find_crops([root])
     if not store.exists():
-        create_store(store, crops, encoder.width, encoder.description, encoder.fingerprint)
+        create_store(store, crops, encoder.width, encoder.description, fingerprint(encoder.description))
     with StoreWriter(store) as writer:
         pipeline = Pipeline(crops, encoder, listener or Listener(), batch_size, workers)
         fill(writer, pipeline, writer.pending_rows(), listener or Listener())
@@ -121,7 +122,7 @@ def test_pending_rows_in_pieces_are_put_where_they_belong(tmp_path: Path, crops:
     run(tmp_path / "whole.h5", crops, encoder)
     whole = EmbeddingStore.open(tmp_path / "whole.h5")
     listing = find_crops([crops])
-    create_store(tmp_path / "s.h5", listing, encoder.width, encoder.description, encoder.fingerprint)
+    create_store(tmp_path / "s.h5", listing, encoder.width, encoder.description, fingerprint(encoder.description))
     done = np.flatnonzero(np.arange(40) // 4 % 3 == 1)  # every third batch
     with StoreWriter(tmp_path / "s.h5") as writer:
         for row in done:
@@ -151,7 +152,7 @@ def test_a_crop_that_goes_is_unreadable_but_a_folder_that_goes_stops_the_run(
     tmp_path: Path, crops: Path, encoder: Encoder
 ) -> None:
     listing = find_crops([crops])
-    create_store(tmp_path / "s.h5", listing, encoder.width, encoder.description, encoder.fingerprint)
+    create_store(tmp_path / "s.h5", listing, encoder.width, encoder.description, fingerprint(encoder.description))
     (crops / "a" / "00001.jpg").unlink()
     (crops / "b").rename(crops / "gone")
     with StoreWriter(tmp_path / "s.h5") as writer:

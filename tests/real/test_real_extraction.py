@@ -12,6 +12,7 @@ from PIL import Image
 import affcache
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import load_encoder
+from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore
 from tests.conftest import REAL
 
@@ -59,7 +60,7 @@ def test_every_embedding_is_open_clips(real_store: Path) -> None:
 def test_the_store_knows_its_encoder(real_store: Path) -> None:
     store = EmbeddingStore.open(real_store)
     encoder = load_encoder(f"local-dir:{REAL / 'encoder'}")
-    assert store.encoder_fingerprint == encoder.fingerprint
+    assert store.encoder_fingerprint == fingerprint(encoder.description)
     assert store.encoder["image_size"] == [224, 224]
     assert store.encoder["normalised"] is False
 

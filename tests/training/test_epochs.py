@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from affcache.errors import ConfigError
+from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
 from affcache.training.epochs import Training, train_epoch
 from affcache.training.learner import Learner
-from affcache.training.run_folder import RunFolder, read_tensors
+from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData, frames_of
 

@@ -12,11 +12,12 @@ import torch
 
 import affcache.training.epochs
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
 from affcache.training.fit import FitResult, fit
-from affcache.training.run_folder import RunFolder, read_tensors
+from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData, crop_list, write_labels, write_store
 

@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from affcache.errors import ConfigError, InputError
+from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
@@ -18,7 +19,7 @@ from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.fit import fit
 from affcache.training.ridge import STRENGTHS, RidgeRun
-from affcache.training.run_folder import RunFolder, read_tensors
+from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData
 

@@ -9,18 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import read_tensors, write_json, write_tensors, write_text
 from affcache.store.reading import EmbeddingStore
 from affcache.training.run_folder import (
     RunFolder,
     claim_run,
     describe_store,
     newest_run,
-    read_tensors,
     settings_from_json,
     settings_to_json,
-    write_json,
-    write_tensors,
-    write_text,
 )
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData

@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import affcache
+from affcache.files import read_tensors
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
@@ -32,7 +33,7 @@ from affcache.training.data import Frames
 from affcache.training.learner import Learner, learning_rate
 from affcache.training.objective import ClassCounts
 from affcache.training.risk import cvar
-from affcache.training.run_folder import RunFolder, read_tensors
+from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 from affcache.training.sklearn import CVaRMLPClassifier, CVaRMLPMultiLabelClassifier
 from tests.conftest import MakeData

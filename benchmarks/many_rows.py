@@ -31,7 +31,10 @@ ENCODER = {
     },
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
-LIST = "import sys; from pathlib import Path; from affcache.crops.folders import find_crops; find_crops([Path(sys.argv[1])])"
+LIST = (
+    "import sys; from pathlib import Path; from affcache.crops.folders import find_crops; "
+    "find_crops([Path(sys.argv[1])])"
+)
 
 
 def link_crops(root: Path, rows: int) -> None:

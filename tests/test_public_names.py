@@ -54,7 +54,7 @@ def test_every_name_is_there_and_documented(name: str, module: str) -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="affcache.*extractor"):
+    with pytest.raises(AttributeError, match=r"affcache.*extractor"):
         _ = affcache.extractor
 
 

@@ -40,7 +40,6 @@ from .progress import Listener as Listener
 from .reporting.report import ReportResult as ReportResult
 from .reporting.report import report as report
 from .reporting.settings import ReportSettings as ReportSettings
-from .sample import write_sample as write_sample
 from .scoring.score import ScoreResult as ScoreResult
 from .scoring.score import score as score
 from .scoring.settings import ScoreSettings as ScoreSettings

@@ -6,7 +6,6 @@ from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.reporting.settings import ReportSettings
-from affcache.sample_settings import SampleSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import Settings
 from affcache.submission.settings import SubmitSettings
@@ -19,7 +18,6 @@ COMMANDS: dict[str, type[Settings]] = {
     "ablate": AblateSettings,
     "submit": SubmitSettings,
     "report": ReportSettings,
-    "sample": SampleSettings,
     "demo": DemoSettings,
     "doctor": DoctorSettings,
     "bench fit": BenchFitSettings,

@@ -18,7 +18,6 @@ from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.reporting.settings import ReportSettings
-from affcache.sample_settings import SampleSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
@@ -145,17 +144,6 @@ add(
     storing.verify,
     "affcache verify data/features/ViT-L-14-openai.h5\naffcache verify my/faces.h5 --json",
     [store_argument],
-)
-add_command(
-    app,
-    "sample",
-    SampleSettings,
-    storing.sample,
-    """
-    affcache sample practice
-    affcache sample practice --videos 200 --frames 300 --seed 7
-    """,
-    further=(argument("folder", "Folder to write; new or empty."),),
 )
 add_command(
     app,

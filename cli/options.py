@@ -24,7 +24,6 @@ def add_command(
     *,
     positional: tuple[str, ...] = (),
     first: tuple[str, ...] = (),
-    further: tuple[inspect.Parameter, ...] = (),
 ) -> None:
     """Add a command that takes every field of a settings class as a flag.
 
@@ -36,7 +35,6 @@ def add_command(
         examples: two runnable lines for the end of the help.
         positional: fields that are arguments instead of flags.
         first: fields that the help lists first.
-        further: parameters that are no settings.
     """
     parameters = [
         _parameter(declared, typing.get_type_hints(settings)[declared.name], positional=declared.name in positional)
@@ -44,7 +42,7 @@ def add_command(
     ]
     order = {field: position for position, field in enumerate(first)}
     parameters.sort(key=lambda parameter: order.get(parameter.name, len(first)))
-    add(app, name, f"{inspect.getdoc(settings)}", handler, examples, [*further, *parameters])
+    add(app, name, f"{inspect.getdoc(settings)}", handler, examples, parameters)
 
 
 def add(

@@ -1,45 +1,14 @@
-"""The commands around stores and data: sample, import, export, info and verify."""
+"""The commands around stores and data: import, export, info and verify."""
 
 from typing import Any
 
 import affcache
 from affcache.exchange.settings import ExportSettings, ImportSettings
-from affcache.sample_settings import SampleSettings
 from affcache.settings import ConfigFile, resolve
 
 from .commands import out, run
 from .console import ConsoleListener
 from .tables import fact_table
-
-
-def sample(given: dict[str, Any], as_json: bool) -> None:
-    """Handle ``affcache sample``."""
-    folder = given.pop("folder")
-
-    def work(listener: ConsoleListener, config: ConfigFile) -> Any:
-        settings = resolve(SampleSettings, "sample", given, config)
-        return affcache.write_sample(
-            folder,
-            videos=settings.videos,
-            frames=settings.frames,
-            seed=settings.seed,
-            progress=lambda done, total: listener.progress(done, total, "frame"),
-        )
-
-    def show(result: Any) -> None:
-        facts = {
-            "folder": result.folder,
-            "train": f"{result.train.crops:,} crops of {result.train.videos} videos",
-            "validation": f"{result.validation.crops:,} crops of {result.validation.videos} videos",
-        }
-        crops, annotations = folder / "cropped_aligned", folder / "annotations"
-        out(
-            fact_table(facts),
-            f"next: affcache extract --crops {crops} --store {folder / 'store.h5'}",
-            f"      affcache fit --task expr --store {folder / 'store.h5'} --annotations {annotations}",
-        )
-
-    run(as_json, work, show)
 
 
 def import_(given: dict[str, Any], as_json: bool) -> None:

@@ -77,7 +77,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_commands_are_there_and_the_bare_command_shows_them() -> None:
-    assert {"extract", "fit", "score", "info", "verify", "sample", "demo"} <= set(NAMES)
+    assert {"extract", "fit", "score", "info", "verify", "demo"} <= set(NAMES)
     assert set(COMMANDS) <= set(NAMES)
     shown = CliRunner().invoke(app, []).output
     assert all(name.split()[0] in shown for name in NAMES)
@@ -247,15 +247,6 @@ def test_verify_refuses_a_store_in_the_making(tmp_path: Path) -> None:
     assert "2 of 2 rows are still to be encoded" in call("verify", tmp_path / "x.h5", code=2).stderr
 
 
-def test_sample_writes_practice_data_and_says_what_is_next(tmp_path: Path) -> None:
-    folder = tmp_path / "practice"
-    found = json_of(call("sample", folder, "--videos", 2, "--frames", 8, "--json"))
-    assert found["train"]["videos"] + found["validation"]["videos"] == 2
-    assert str(folder) in call("sample", folder, "--videos", 2, "--frames", 8, code=2).stderr, "the folder is taken"
-    shown = call("sample", tmp_path / "other", "--videos", 2, "--frames", 8).stdout
-    assert f"next: affcache extract --crops {tmp_path / 'other' / 'cropped_aligned'}" in shown
-
-
 def test_names_with_brackets_and_colons_are_shown_as_they_are(workplace: Path) -> None:
     run = "runs/[bold]a [/x] :smile:"
     fitted = call("fit", "--run", run)
@@ -328,7 +319,7 @@ def test_rates_read_well(speed: float | None, text: str) -> None:
     assert rate_text(speed, "crop") == text
 
 
-@pytest.mark.parametrize("words", [["extract", "--bogus"], ["sample", "p", "--videos", "abc"], ["nothing"]])
+@pytest.mark.parametrize("words", [["extract", "--bogus"], ["fit", "--epochs", "abc"], ["nothing"]])
 def test_words_that_cannot_be_parsed_give_json_when_asked(words: list[str]) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "affcache.cli", *words, "--json"], capture_output=True, text=True, check=False

@@ -13,7 +13,6 @@ from affcache.commands import COMMANDS
 from affcache.demonstration import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
-from affcache.sample_settings import SampleSettings
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import SHARED_KEYS, ConfigFile, build, find_config, resolve
 from affcache.training.settings import FitSettings
@@ -93,7 +92,6 @@ def test_shared_keys_count_for_every_command_that_has_them(toml: Toml, tmp_path:
     assert (fit.store, fit.annotations, fit.seed) == (tmp_path / "s.h5", tmp_path / "l", 9)
     score = resolve(ScoreSettings, "score", {}, config)
     assert (score.device, score.store, score.annotations) == ("cpu", None, None), "the run says what it is scored on"
-    assert resolve(SampleSettings, "sample", {}, config).seed == 9
     assert resolve(DemoSettings, "demo", {}, config) == DemoSettings(), "the demo brings its own data"
     known = {f.name for kind in COMMANDS.values() for f in dataclasses.fields(kind)}
     assert known >= set(SHARED_KEYS)
@@ -104,7 +102,6 @@ def test_a_commands_table_wins_over_shared_keys(toml: Toml, tmp_path: Path) -> N
     assert resolve(FitSettings, "fit", {}, config).store == tmp_path / "mine.h5"
     assert resolve(FitSettings, "fit", {}, config).seed == 2
     assert resolve(ExtractSettings, "extract", {}, config).store == tmp_path / "shared.h5"
-    assert resolve(SampleSettings, "sample", {}, config).seed == 1
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import affcache
 from affcache.cli.app import app
-from affcache.sample import SampleSummary
 from affcache.tasks.tasks import TASKS
+from data.rendering.sample import SampleSummary, write_sample
 
 
 def call(*arguments: object) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def call(*arguments: object) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
     """A small rendered draw in Aff-Wild2's layout, with gaps, invalid labels and a row too many."""
-    return affcache.write_sample(tmp_path_factory.mktemp("pipeline") / "sample", videos=6, frames=12, seed=1)
+    return write_sample(tmp_path_factory.mktemp("pipeline") / "sample", videos=6, frames=12, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from affcache.cli.app import app
 from affcache.errors import InputError
 from affcache.extraction.extract import extract
 from affcache.progress import Listener
-from affcache.sample import write_sample
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import SPLIT_FOLDERS, find_label_files, join_labels, read_label_file
 from affcache.tasks.metrics import regression_scores
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
+from data.rendering.sample import write_sample
 from tests.conftest import write_labels, write_store
 
 VA = TASKS["va"]

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from affcache.faces.anatomy import ACTION_UNITS
-from affcache.faces.identity import Pose, UnlabelledMotion
+from affcache import TASKS
+from data.rendering.anatomy import ACTION_UNITS
+from data.rendering.identity import Pose, UnlabelledMotion
 
-EXPRESSIONS = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other")
+EXPRESSIONS = TASKS["expr"].classes
 NEUTRAL, OTHER = 0, 7
 
 AU_THRESHOLD = 0.4

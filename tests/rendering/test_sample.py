@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import affcache.sample
+import data.rendering.sample
 from affcache.errors import InputError
-from affcache.faces.identity import Identity
-from affcache.faces.plan import EXPRESSION_SHARES, SPLITS, Challenge, plan_sample
-from affcache.faces.render import ACTION_UNITS
-from affcache.faces.timeline import EXPRESSIONS, PROTOTYPES, Episode, Performance, perform
-from affcache.sample import FOLDERS, HEADERS, SampleSummary, write_sample
+from data.rendering.identity import Identity
+from data.rendering.plan import EXPRESSION_SHARES, SPLITS, Challenge, plan_sample
+from data.rendering.render import ACTION_UNITS
+from data.rendering.sample import FOLDERS, HEADERS, SampleSummary, write_sample
+from data.rendering.timeline import EXPRESSIONS, PROTOTYPES, Episode, Performance, perform
 
 VIDEOS, FRAMES = 18, 14
 
@@ -109,7 +109,7 @@ def test_no_person_and_no_video_is_in_both_splits(tmp_path: Path, monkeypatch: p
             people.append(Identity.draw(rng, skin))
             return people[-1]
 
-    monkeypatch.setattr(affcache.sample, "Identity", Recorder)
+    monkeypatch.setattr(data.rendering.sample, "Identity", Recorder)
     summary = write_sample(tmp_path, videos=12, frames=8)
     assert len(set(people)) == len(people) == 12
     names: dict[str, set[str]] = {split: set() for split in SPLITS}
@@ -126,7 +126,7 @@ def test_labels_are_the_generators(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         played.append(perform(*arguments))  # type: ignore[arg-type]
         return played[-1]
 
-    monkeypatch.setattr(affcache.sample, "perform", record)
+    monkeypatch.setattr(data.rendering.sample, "perform", record)
     write_sample(tmp_path, videos=6, frames=20)
     plans = plan_sample(6, 20, np.random.default_rng([0]))
     compared = dict.fromkeys(FOLDERS, 0)
@@ -245,7 +245,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_shipped_sample_is_small_and_whole() -> None:
-    shipped = Path(__file__).parent.parent / "data" / "sample"
+    shipped = Path(__file__).parents[2] / "data" / "sample"
     files = [path for path in shipped.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2_900_000
     assert 1_000 <= len(list((shipped / "cropped_aligned").glob("*/*.jpg"))) <= 1_300
@@ -256,10 +256,10 @@ def test_the_shipped_sample_is_small_and_whole() -> None:
 
 
 def test_the_shipped_labels_are_what_the_generator_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the byte, by `affcache sample --seed 1`; crops are left out, as their bytes depend on Pillow's version."""
-    monkeypatch.setattr(affcache.sample, "_write_crops", lambda *arguments: None)
+    """To the byte, by `python -m data.rendering DIR --seed 1`; crops are left out: their bytes depend on Pillow."""
+    monkeypatch.setattr(data.rendering.sample, "_write_crops", lambda *arguments: None)
     write_sample(tmp_path, seed=1)
-    shipped = Path(__file__).parent.parent / "data" / "sample"
+    shipped = Path(__file__).parents[2] / "data" / "sample"
     assert {path.relative_to(shipped) for path in shipped.glob("annotations/*/*/*.txt")} == {
         path.relative_to(tmp_path) for path in tmp_path.glob("annotations/*/*/*.txt")
     }

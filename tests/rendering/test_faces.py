@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from affcache.errors import InputError
-from affcache.faces.identity import SKIN_TONES
-from affcache.faces.render import ACTION_UNITS, Identity, Lighting, Pose, UnlabelledMotion, render_face
-from affcache.faces.timeline import AU_THRESHOLD, EXPRESSIONS, PROTOTYPES, Episode, perform, place_episodes
+from data.rendering.identity import SKIN_TONES
+from data.rendering.render import ACTION_UNITS, Identity, Lighting, Pose, UnlabelledMotion, render_face
+from data.rendering.timeline import AU_THRESHOLD, EXPRESSIONS, PROTOTYPES, Episode, perform, place_episodes
 
 BROWS, EYES, MIDFACE, MOUTH = slice(18, 45), slice(40, 60), slice(52, 80), slice(66, 112)
 REGIONS = {

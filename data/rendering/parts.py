@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from affcache.faces.anatomy import (
+from data.rendering.anatomy import (
     CENTRE_X,
     EYE_X,
     EYE_Y,
@@ -19,8 +19,8 @@ from affcache.faces.anatomy import (
     mouth,
     nose_wing_height,
 )
-from affcache.faces.canvas import Canvas
-from affcache.faces.identity import Colour, Identity, UnlabelledMotion, mix, scale_colour
+from data.rendering.canvas import Canvas
+from data.rendering.identity import Colour, Identity, UnlabelledMotion, mix, scale_colour
 
 EYE_WHITE: Colour = (244, 241, 236)
 LASH: Colour = (34, 24, 24)

@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from affcache import TASKS
 from affcache.errors import InputError
-from affcache.faces.plan import SPLITS, Challenge, Split, VideoPlan, plan_sample
-from affcache.faces.render import ACTION_UNITS, Identity, Lighting, render_face
-from affcache.faces.timeline import EXPRESSIONS, Performance, perform, place_episodes
+from data.rendering.plan import CHALLENGES, SPLITS, Challenge, Split, VideoPlan, plan_sample
+from data.rendering.render import ACTION_UNITS, Identity, Lighting, render_face
+from data.rendering.timeline import EXPRESSIONS, Performance, perform, place_episodes
 
-FOLDERS: dict[Challenge, str] = {
-    "EXPR": "EXPR_Recognition_Challenge",
-    "AU": "AU_Detection_Challenge",
-    "VA": "VA_Estimation_Challenge",
-}
-HEADERS: dict[Challenge, str] = {"EXPR": ",".join(EXPRESSIONS), "AU": ",".join(ACTION_UNITS), "VA": "valence,arousal"}
+LABELS = {challenge: TASKS[challenge.lower()] for challenge in CHALLENGES}  # what says how each one's files look
+FOLDERS: dict[Challenge, str] = {challenge: task.folders[0] for challenge, task in LABELS.items()}
+HEADERS: dict[Challenge, str] = {challenge: task.header for challenge, task in LABELS.items()}
 COMMON = [EXPRESSIONS.index(name) for name in ("Neutral", "Happiness", "Sadness", "Other")]
 DESKTOP_FILE = b"\x00\x00\x00\x01Bud1" + bytes(24)
 """Stands for the .DS_Store files that lie among Aff-Wild2's folders."""

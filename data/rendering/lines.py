@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from affcache.faces.anatomy import (
+from data.rendering.anatomy import (
     CENTRE_X,
     EYE_X,
     EYE_Y,
@@ -16,8 +16,8 @@ from affcache.faces.anatomy import (
     corner_pull,
     nose_wing_height,
 )
-from affcache.faces.canvas import Canvas
-from affcache.faces.identity import Identity, UnlabelledMotion
+from data.rendering.canvas import Canvas
+from data.rendering.identity import Identity, UnlabelledMotion
 
 
 def arc(start: tuple[float, float], end: tuple[float, float], bulge: float, points: int = 9) -> Curve:

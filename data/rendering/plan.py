@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from affcache.faces.identity import SKIN_TONES, Colour
-from affcache.faces.timeline import EXPRESSIONS, NEUTRAL, PROTOTYPES, Prototype
+from data.rendering.identity import SKIN_TONES, Colour
+from data.rendering.timeline import EXPRESSIONS, NEUTRAL, PROTOTYPES, Prototype
 
 Split = Literal["Train_Set", "Validation_Set"]
 Challenge = Literal["EXPR", "AU", "VA"]

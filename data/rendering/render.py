@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affcache.errors import InputError
-from affcache.faces.anatomy import ACTION_UNITS, SIDES, Units, mouth
-from affcache.faces.canvas import CROP_SIZE, Canvas
-from affcache.faces.identity import Identity, Lighting, Pose, UnlabelledMotion
-from affcache.faces.lines import draw_lines
-from affcache.faces.parts import (
+from data.rendering.anatomy import ACTION_UNITS, SIDES, Units, mouth
+from data.rendering.canvas import CROP_SIZE, Canvas
+from data.rendering.identity import Identity, Lighting, Pose, UnlabelledMotion
+from data.rendering.lines import draw_lines
+from data.rendering.parts import (
     paint_behind,
     paint_brow,
     paint_eye,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from affcache.faces.anatomy import CENTRE_X, Curve
-from affcache.faces.identity import Colour, Lighting, Pose
+from data.rendering.anatomy import CENTRE_X, Curve
+from data.rendering.identity import Colour, Lighting, Pose
 
 CROP_SIZE = 112
 SHAPE_SCALE = 4

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from affcache.faces.identity import Identity, UnlabelledMotion
+from affcache import TASKS
+from data.rendering.identity import Identity, UnlabelledMotion
 
 Curve = NDArray[np.float64]
 
-ACTION_UNITS = ("AU1", "AU2", "AU4", "AU6", "AU7", "AU10", "AU12", "AU15", "AU23", "AU24", "AU25", "AU26")
+ACTION_UNITS = TASKS["au"].classes
 SIDES = (-1, 1)
 CENTRE_X = 56.0
 EYE_Y, EYE_X = 48.0, 17.5

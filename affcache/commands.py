@@ -1,7 +1,6 @@
 """Every command with its settings class: the command line and affcache.toml go by it."""
 
 from affcache.ablation.settings import AblateSettings
-from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
@@ -20,10 +19,6 @@ COMMANDS: dict[str, type[Settings]] = {
     "report": ReportSettings,
     "demo": DemoSettings,
     "doctor": DoctorSettings,
-    "bench fit": BenchFitSettings,
-    "bench extract": BenchExtractSettings,
-    "bench ablate": BenchAblateSettings,
-    "bench store": BenchStoreSettings,
     "import": ImportSettings,
     "export": ExportSettings,
 }

@@ -1,11 +1,15 @@
-"""Devices: which one is meant, making it the current one, and how much memory it has."""
+"""Devices: which one is meant, making it the current one, how much memory it has, and what machine it is in."""
 
+import datetime
 import os
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from affcache import __version__
 from affcache.errors import ConfigError
 
 SHARE = 0.5  # of the memory is for embeddings unless said otherwise; heads, labels and other programs need some too
@@ -73,3 +77,27 @@ def _limit(path: Path) -> int:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 2**63
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return date, processor, cores, GPU and versions, as one JSON object."""
+    facts: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "affcache": __version__,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

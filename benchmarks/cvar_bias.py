@@ -1,7 +1,7 @@
 """How far a batch's CVaR, and its gradient, lie from those of the whole set the batch is drawn from.
 
-    python benchmarks/cvar_bias.py                           # exponential and log-normal losses
-    python benchmarks/cvar_bias.py --losses mine.npy --json  # losses of your own, drawn with replacement
+    python -m benchmarks.cvar_bias                           # exponential and log-normal losses
+    python -m benchmarks.cvar_bias --losses mine.npy --json  # losses of your own, drawn with replacement
 
 A loss is drawn by its upper quantile u, the share of the whole that is worse. A line for each batch size and alpha:
 
@@ -14,7 +14,6 @@ Level "set" is ``--cvar-level set``: the threshold of a full window of 32 batche
 With ``--drift`` each batch's losses are by so much smaller than those of the batch before.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -28,6 +27,7 @@ import torch
 
 from affcache.training.objective import WINDOW
 from affcache.training.risk import TailThreshold, cvar, rank_weights, tail_size
+from benchmarks.shared import script_parser
 
 EDGES = (0.0, 0.5, 0.9, 1.1, 1.5, 2.0, math.inf)  # of u / alpha: a column from each to the next
 CHUNK = 1 << 21  # losses at a time
@@ -162,7 +162,7 @@ def print_row(row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, and print a table or one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--losses", type=Path, help="a .npy file of losses, in place of the two distributions")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64, 256, 1024])
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.1, 0.3, 0.5])

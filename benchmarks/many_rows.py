@@ -1,6 +1,6 @@
 """Stage one over up to three million crops, through a stand-in encoder: seconds and peak memory of each step.
 
-    python benchmarks/many_rows.py --folder /tmp/many --rows 30000 300000 3000000
+    python -m benchmarks.many_rows --folder /tmp/many --rows 30000 300000 3000000
 
 The crops are hard links to a few rendered faces, so they cost directory entries and no data; the store is real. The
 encoder is a one-layer transformer on one 64-pixel patch with random weights: what is measured is everything else. Each
@@ -8,7 +8,6 @@ step is a process of its own, as a user would run it; half-way through encoding 
 same command run again. Memory is the process's peak, everything mapped included.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from affcache.store.reading import EmbeddingStore
+from benchmarks.shared import script_parser
 
 FRAMES_A_VIDEO = 5_000
 ENCODER = {
@@ -97,7 +97,7 @@ def measure(folder: Path, rows: int, batch_size: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure each number of rows, and print one JSON object a line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--folder", type=Path, required=True, help="on the disk to measure; crops and stores stay there"
     )

@@ -1,16 +1,14 @@
 """How many blocks a second the driver of a cluster takes: workers that make up embeddings in no time, and the disk.
 
-    python benchmarks/ray_driver.py --rows 400000 --actors 2 --folder /scratch
+    python -m benchmarks.ray_driver --rows 400000 --actors 2 --folder /scratch
 
 Three rates, in turn, in one run: a plain file written and flushed once, which is the bare limit; the store filled from
 memory, without Ray; and the store filled by a driver whose workers only make arrays up.
 """
 
-import argparse
 import os
 import socket
 import statistics
-import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from affcache.bench.extraction import seconds_of
 from affcache.cluster.connection import connected
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.nodes import WorkerSize
 from affcache.cluster.pool import WorkerPool
 from affcache.cluster.worker import Joined, Reply
-from affcache.crops.crop_list import CropList
 from affcache.extraction.commit import Encoded
 from affcache.extraction.decoding import Rows
+from affcache.extraction.doctor import seconds_of
 from affcache.extraction.extract import fill
 from affcache.extraction.stats import Account
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS
 from affcache.store.writing import StoreWriter, create_store
+from benchmarks.shared import one_video, script_parser, temporary_folder
 
-DESCRIPTION = {"model": "stand-in", "precision": "fp32", "batch_size": 256, "compiled": False}
+DESCRIPTION: dict[str, Any] = {"model": "stand-in", "precision": "fp32", "batch_size": 256, "compiled": False}
 
 
 class StandInWorker:
@@ -76,14 +74,14 @@ class FromMemory:
 
 def main() -> None:
     """Measure, and print medians over the rounds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None)
     given = parser.parse_args()
-    crops = made_up_crops(given.rows)
+    crops = one_video(given.rows)
     seconds: dict[str, list[float]] = {"plain file": [], "store from memory": [], "store from Ray": []}
     with connected(None, 2**30, Listener()) as ray:
         size = WorkerSize("cpu", 1 / given.actors, 1)
@@ -91,30 +89,22 @@ def main() -> None:
         while pool.joining:
             pool.take_join(ray.wait(pool.joining, num_returns=1)[0][0])
         for _ in range(given.rounds):
-            with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            with temporary_folder(given.folder) as folder:
                 path = Path(folder) / "plain"
                 seconds["plain file"].append(seconds_of(partial(write_plainly, path, given.rows, given.width)))
             encoding = ClusterEncoding(ray, pool, size, DESCRIPTION["batch_size"], mirror=False)
             for name, source in (("store from memory", FromMemory(given.width)), ("store from Ray", encoding)):
-                with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+                with temporary_folder(given.folder) as folder:
                     path = Path(folder) / "store.h5"
                     create_store(path, crops, given.width, DESCRIPTION, "f" * 64)
                     with StoreWriter(path) as writer:
                         pending = writer.pending_rows()
-                        seconds[name].append(
-                            seconds_of(lambda s=source, w=writer, p=pending: fill(w, s, p, Listener()))
-                        )
+                        seconds[name].append(seconds_of(partial(fill, writer, source, pending, Listener())))
     for name, taken in seconds.items():
         rate = given.rows / statistics.median(taken)
         each = ", ".join(f"{one:.2f}" for one in taken)
         print(f"{name}: {rate / BLOCK_ROWS:.1f} blocks/s, {rate:,.0f} crops/s, {rate * given.width * 2 / 1e9:.2f} GB/s")
         print(f"    seconds: {each}")
-
-
-def made_up_crops(rows: int) -> CropList:
-    """Return a list of one video; its crops are never read."""
-    numbers = np.arange(rows, dtype=np.int32)
-    return CropList((Path("crops/v"),), ("v",), np.array([0, rows], np.int64), numbers)
 
 
 def write_plainly(path: Path, rows: int, width: int) -> None:

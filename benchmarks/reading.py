@@ -1,17 +1,15 @@
 """From file to pixels: JPEG decoders against one another, and archives against folders.
 
-    python benchmarks/reading.py --crops my/faces
+    python -m benchmarks.reading --crops my/faces
 
 Prints one JSON object: wall microseconds a crop for each decoder in one and two threads, whether their pixels are the
 same, and for a folder, a zip and a tar of the same crops the microseconds to list one and to read one.
 """
 
-import argparse
 import io
 import json
 import os
 import tarfile
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
+from benchmarks.shared import script_parser, spread, temporary_folder
 
 ROUNDS = 5
 MEMBERS = 100_000
@@ -93,13 +92,13 @@ def listing_and_reading(root: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure, and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--crops", type=Path, required=True)
     parser.add_argument("--count", type=int, default=2000, help="JPEGs to decode, spread evenly over all")
     arguments = parser.parse_args()
     found = find_crops([arguments.crops])
-    rows = np.unique(np.linspace(0, len(found) - 1, arguments.count).astype(int))
-    files = [data for data in (found.read(int(row)) for row in rows) if data.startswith(b"\xff\xd8")]
+    rows = spread(len(found), arguments.count)
+    files = [data for data in map(found.read, rows) if data.startswith(b"\xff\xd8")]
     expected = [by_pillow(data) for data in files]
     decoders = {
         name: {
@@ -109,7 +108,7 @@ def main() -> None:
         }
         for name, decode in DECODERS.items()
     }
-    with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder:
+    with temporary_folder() as folder:
         places = {path.suffix or "folder": listing_and_reading(path) for path in pack(files, Path(folder))}
     print(json.dumps({"crops": len(files), "cores": os.cpu_count(), "decoders": decoders, "places": places}))
 

@@ -1,7 +1,7 @@
 """Training on a store larger than memory against training on the same frames in memory.
 
-    python benchmarks/streaming.py                # 60,000 rows of ViT-L width, half of them allowed in memory
-    python benchmarks/streaming.py --keep-cached  # leave the file in the page cache
+    python -m benchmarks.streaming                # 60,000 rows of ViT-L width, half of them allowed in memory
+    python -m benchmarks.streaming --keep-cached  # leave the file in the page cache
 
 One epoch of ``Learner`` each in turn, the paper's head on a store of random embeddings. Before each streamed epoch the
 file's pages are thrown out of the page cache (no root is needed for pages that are written and not mapped), and how
@@ -13,51 +13,27 @@ much of the file is cached then is looked at and printed: on a virtual machine t
     read     seconds to read all chunks of an epoch without training, from the disk or the cache alike
 """
 
-import argparse
 import json
 import os
 import statistics
-import tempfile
 import time
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: waiting threads sleep
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from affcache.bench.machine import describe_machine
-from affcache.crops.crop_list import CropList
-from affcache.devices import resolve_device
-from affcache.store.reading import ENCODED, EmbeddingStore
-from affcache.store.writing import StoreWriter, create_store
+from affcache.devices import describe_machine, resolve_device
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinAccount, JoinedLabels
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames, FrameSource
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
 from affcache.training.streaming import StreamedFrames, load_frames
+from benchmarks.shared import random_blocks, script_parser, temporary_folder, write_store
 
-WRITE_ROWS = 4096
 PAGE = 4096  # bytes
-
-
-def write(path: Path, rows: int, width: int) -> None:
-    """Write a store of random embeddings, one video."""
-    create_store(
-        path,
-        CropList((path.parent,), ("video",), np.array([0, rows]), np.arange(rows, dtype=np.int32)),
-        width,
-        {"model": "none"},
-        "0" * 64,
-    )
-    random = np.random.default_rng(0)
-    with StoreWriter(path) as writer:
-        for first in range(0, rows, WRITE_ROWS):
-            block = random.standard_normal((min(WRITE_ROWS, rows - first), width), dtype=np.float32)
-            writer.commit(first, block.astype(np.float16), np.full(len(block), ENCODED, np.uint8))
 
 
 def evict(path: Path) -> None:
@@ -141,7 +117,7 @@ def measure(path: Path, settings: FitSettings, share: float, rounds: int, keep_c
 
 def main() -> None:
     """Measure, and print a table or one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--share", type=float, default=0.5, help="of the store that may be in memory")
@@ -153,9 +129,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     settings = FitSettings(batch_size=arguments.batch_size, device=arguments.device)
-    with tempfile.TemporaryDirectory(prefix="affcache-bench-", dir=arguments.folder) as folder:
+    with temporary_folder(arguments.folder) as folder:
         path = Path(folder) / "store.h5"
-        write(path, arguments.rows, arguments.width)
+        write_store(path, arguments.rows, arguments.width, random_blocks(arguments.rows, arguments.width))
         result = measure(path, settings, arguments.share, arguments.rounds, arguments.keep_cached)
     if arguments.json:
         print(

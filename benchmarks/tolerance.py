@@ -1,13 +1,12 @@
 """How far embeddings drift with number format and batch size, against fp32 one crop at a time.
 
-    python benchmarks/tolerance.py --crops my/faces --model ViT-B-32 --pretrained random:0
+    python -m benchmarks.tolerance --crops my/faces --model ViT-B-32 --pretrained random:0
 
 Prints one JSON object: for each format and batch size the smallest and the mean cosine, and the largest relative
 difference in length, over the crops. Random weights drift as trained ones of the same network do, or less: say which
 were used.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from affcache.crops.images import decode_crop
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import load_encoder
+from benchmarks.shared import script_parser, spread
 
 
 def embed(encoder: Encoder, crops: Sequence[np.ndarray], batch_size: int) -> torch.Tensor:
@@ -31,7 +31,7 @@ def embed(encoder: Encoder, crops: Sequence[np.ndarray], batch_size: int) -> tor
 
 def main() -> None:
     """Measure one encoder, and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--crops", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--pretrained", default="")
@@ -41,8 +41,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32, 256])
     arguments = parser.parse_args()
     found = find_crops([arguments.crops])
-    rows = np.linspace(0, len(found) - 1, arguments.count).astype(int)
-    crops = [decode_crop(found.read(int(row))).pixels for row in rows]
+    crops = [decode_crop(found.read(row)).pixels for row in spread(len(found), arguments.count)]
     device = resolve_device(arguments.device)
     exact = load_encoder(arguments.model, arguments.pretrained, precision="fp32", device=device)
     expected = embed(exact, crops, 1)

@@ -1,19 +1,17 @@
 """The command ``affcache``: what its subcommands are called, what they take, and their examples."""
 
-import json
 import os
 import sys
 
 # Threads that wait should sleep: on a shared machine, spinning ones slow small training steps tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-if {"fit", "ablate"}.intersection(sys.argv[1:3]):  # but waking them costs more than a small product takes
+if {"fit", "ablate"}.intersection(sys.argv[1:2]):  # but waking them costs more than a small product takes
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # well under a millisecond
 
 import typer
 
 import affcache
 from affcache.ablation.settings import AblateSettings
-from affcache.bench_settings import BenchAblateSettings, BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
@@ -23,7 +21,7 @@ from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 
 from . import commands, measuring, storing
-from .commands import INPUT_ERROR
+from .commands import start
 from .options import add, add_command, argument
 
 app = typer.Typer(
@@ -37,18 +35,8 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. With --json, a wrong flag or value is one JSON object on standard output too."""
-    if "--json" not in sys.argv:
-        app(prog_name="affcache")
-    try:
-        sys.exit(app(prog_name="affcache", standalone_mode=False) or 0)
-    except Exception as error:
-        show, message = getattr(error, "show", None), getattr(error, "format_message", None)
-        if show is None or message is None:  # what Typer raises at words that it can't parse has both
-            raise
-        show()
-        print(json.dumps({"error": "UsageError", "message": message()}))
-        sys.exit(INPUT_ERROR)
+    """Run the command line."""
+    start(app, "affcache")
 
 
 @app.callback(invoke_without_command=True)
@@ -185,49 +173,5 @@ add_command(
     """
     affcache doctor
     affcache doctor --crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k
-    """,
-)
-bench = typer.Typer(
-    help="Measure a rate, and the bare limit in the same run.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(bench, name="bench")
-add_command(
-    bench,
-    "extract",
-    BenchExtractSettings,
-    measuring.bench_extract,
-    """
-    affcache bench extract
-    affcache bench extract --model ViT-B-32 --crops my/faces --device cpu --seconds 10
-    """,
-)
-add_command(
-    bench,
-    "fit",
-    BenchFitSettings,
-    measuring.bench_fit,
-    """
-    affcache bench fit
-    affcache bench fit --precision bf16 --steps 500 --json
-    """,
-)
-add_command(
-    bench,
-    "ablate",
-    BenchAblateSettings,
-    measuring.bench_ablate,
-    """
-    affcache bench ablate
-    affcache bench ablate --heads 8 --heads 32 --json
-    """,
-)
-add_command(
-    bench,
-    "store",
-    BenchStoreSettings,
-    measuring.bench_store,
-    """
-    affcache bench store
-    affcache bench store --rows 400000 --folder /scratch --json
     """,
 )

@@ -36,6 +36,21 @@ INTERRUPTED_MESSAGE = (
 Work = Callable[[ConsoleListener, ConfigFile], Any]
 
 
+def start(app: typer.Typer, name: str) -> None:
+    """Run a command line. With --json, a wrong flag or value is one JSON object on standard output too."""
+    if "--json" not in sys.argv:
+        app(prog_name=name)
+    try:
+        sys.exit(app(prog_name=name, standalone_mode=False) or 0)
+    except Exception as error:
+        show, message = getattr(error, "show", None), getattr(error, "format_message", None)
+        if show is None or message is None:  # what Typer raises at words that it can't parse has both
+            raise
+        show()
+        print(json.dumps({"error": "UsageError", "message": message()}))
+        sys.exit(INPUT_ERROR)
+
+
 def run(as_json: bool, work: Work, show: Callable[[Any], None]) -> None:
     """Do a command's work, print its result, and turn what went wrong into a message and an exit code."""
     with ConsoleListener() as listener:

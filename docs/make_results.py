@@ -19,7 +19,7 @@ import torch
 
 import affcache
 from affcache.ablation.tables import markdown
-from affcache.bench.machine import describe_machine
+from affcache.devices import describe_machine
 from affcache.files import shipped
 
 DOCS = Path(__file__).parent

@@ -26,7 +26,7 @@ from tests.conftest import MakeData, crop_list, write_labels, write_store
 
 
 def leaves() -> dict[str, Any]:
-    """Every command by its whole name, such as "bench store", groups opened."""
+    """Every command by its whole name, groups opened."""
     found: dict[str, Any] = {}
     for name, command in typer.main.get_command(app).commands.items():
         inner = getattr(command, "commands", None)

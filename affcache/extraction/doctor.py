@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,15 +13,14 @@ import numpy as np
 import open_clip
 import torch
 
-from affcache.bench.extraction import bare_encoder, batch_size_of, seconds_of
-from affcache.bench.machine import describe_machine
 from affcache.crops.archives import DamagedMemberError
 from affcache.crops.crop_list import CropList
 from affcache.crops.images import UnreadableCropError, decode_crop
-from affcache.devices import on_device, resolve_device
+from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.errors import AffcacheError
+from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
 from affcache.extraction.extract import list_crops
 from affcache.extraction.pipeline import default_workers
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
@@ -253,3 +253,43 @@ def readable(crops: CropList, row: int) -> bool:
     except (OSError, UnreadableCropError, DamagedMemberError):
         return False
     return True
+
+
+def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
+    """Return a function that encodes one batch, which lies on the device ready to use, so many times, and waits."""
+    faces = check_faces()  # what they show changes no duration
+    pixels = encoder.prepare([faces[index % len(faces)] for index in range(batch_size_of(encoder))])
+
+    @torch.inference_mode()
+    def once(_: int = 0) -> None:
+        if encoder.compiled is not None:
+            encoder.compiled(pixels)
+        else:
+            encoder.network.encode_inputs(inputs)
+
+    def run(batches: int) -> None:
+        if encoder.device.type == "cuda":
+            for _ in range(batches):
+                once()
+            torch.cuda.synchronize(encoder.device)
+        else:  # as many at once as the pipeline has under way
+            with ThreadPoolExecutor(calls_at_once(encoder, None)) as pool, one_thread_a_call(encoder):
+                for _ in pool.map(once, range(batches)):
+                    pass
+
+    with torch.inference_mode():
+        inputs = encoder.network.normalise(pixels)
+    run(2)  # the first calls choose algorithms
+    return run
+
+
+def batch_size_of(encoder: Encoder) -> int:
+    """Return the crops per call that ``prepare_encoder`` settled on."""
+    return int(encoder.description["batch_size"])
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    """Return how long some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

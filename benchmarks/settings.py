@@ -55,18 +55,20 @@ class BenchStoreSettings(Settings):
 
 @dataclass(frozen=True)
 class BenchFitSettings(Settings):
-    """Measure a training step against its bare matrix products and against the published loop."""
+    """Measure a training step against the matrix products that it needs and against the reference loop."""
 
     rows: int = setting(20_000, "Random embeddings to train on.")
     width: int = setting(768, "Values in an embedding.")
     batch_size: int = setting(32, "Frames per step.")
     precision: str = setting(
-        "fp32", "Number format of the step's matrix products; the bare ones are fp32.", choices=("fp32", "bf16")
+        "fp32", "Number format of products with weights, the step's and the bare ones.", choices=("fp32", "bf16")
     )
     device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
-    steps: int = setting(200, "Steps of each measurement; the published loop makes a tenth of them.")
+    steps: int = setting(200, "Steps of each measurement; the reference loop makes a tenth of them.")
     rounds: int = setting(5, "Measurements of each, in turn.")
-    published: str = setting("on", "Whether to measure the published loop's stand-in too.", choices=("on", "off"))
+    published: str = setting(
+        "on", "Whether to measure the reference loop, a stand-in for the published one.", choices=("on", "off")
+    )
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""

@@ -1,7 +1,6 @@
-"""A training step against its bare matrix products and against a stand-in for the published loop, each in turn."""
+"""A training step against its bare matrix products and against the reference loop, each in turn."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from affcache.bench.machine import describe_machine
-from affcache.bench.published_loop import PublishedProcess, write_published_file
-from affcache.bench_settings import BenchFitSettings
-from affcache.devices import resolve_device, wait_for
+from affcache.devices import describe_machine, resolve_device, wait_for
 from affcache.progress import Listener
 from affcache.settings import build
 from affcache.tasks.tasks import EXPR
 from affcache.training.data import Frames, batches
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
+from benchmarks.reference_loop import ReferenceProcess, write_reference_file
+from benchmarks.settings import BenchFitSettings
+from benchmarks.shared import temporary_folder
 
 PAPER_FRAMES, PAPER_VALIDATION_FRAMES, PAPER_EPOCHS = 585_317, 280_532, 32  # EXPR of Aff-Wild2, 6th ABAW
 WARM_UP = 20  # steps before anything is timed
@@ -31,13 +30,14 @@ Works = dict[str, tuple[Callable[[int], Any], int]]  # what takes so many steps,
 
 @dataclass(frozen=True)
 class BenchFitResult:
-    """Times of a step, of its bare products and of the published loop's step; medians over rounds."""
+    """Times of a step, of its bare products and of the reference loop's step; medians over rounds."""
 
     rate: float  # milliseconds a step
-    bare: float  # milliseconds of its matrix products alone, in float32
+    bare: float  # milliseconds of the matrix products that it needs alone, in its number format
+    products: int  # how many these are
     ratio: float  # rate / bare, the median of the rounds' ratios
     unit: str
-    published: float | None  # milliseconds a step of the published loop's stand-in
+    published: float | None  # milliseconds a step of the reference loop, a stand-in for the published code's
     speedup: float | None  # published / rate, the median of the rounds' ratios
     evaluation: float  # seconds to evaluate a million frames
     paper_fit: float  # projected seconds of a fit at the paper's size
@@ -61,7 +61,7 @@ def bench_fit(
     """Measure a step of the recipe "paper" (expr, 3 x 768, CVaR, SAM) on random embeddings in memory.
 
     The projection is to 32 epochs of 585,317 frames, each epoch evaluated on 280,532 frames: the expression labels of
-    Aff-Wild2. On a GPU a step includes waiting for it, once for each hundred.
+    Aff-Wild2. A GPU is waited for at the end of each measurement.
     """
     settings = build(BenchFitSettings, values, over=settings)
     listener = listener or Listener()
@@ -71,14 +71,14 @@ def bench_fit(
     learner = Learner([recipe], EXPR, settings.width, device)
     works: Works = {
         "step": (steps_of(learner, frames), settings.steps),
-        "bare": (_bare_products(recipe, settings.width, device), settings.steps),
+        "bare": (bare_products(recipe, settings.width, device), settings.steps),
     }
-    with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder, ExitStack() as stack:
+    with temporary_folder() as folder, ExitStack() as stack:
         if settings.published == "on":
             file = Path(folder) / "published.h5"
-            write_published_file(file, embeddings.numpy())
+            write_reference_file(file, embeddings.numpy())
             np.save(f"{file}.labels.npy", frames.labels.cpu().numpy())
-            loop = PublishedProcess(file, EXPR.outputs, settings.batch_size, device)
+            loop = ReferenceProcess(file, EXPR.outputs, settings.batch_size, device)
             stack.callback(loop.close)
             works["published"] = (loop.steps, max(1, settings.steps // 10))
         times = in_turn(works, settings.rounds, device, listener)
@@ -89,6 +89,7 @@ def bench_fit(
     return BenchFitResult(
         rate=rate,
         bare=statistics.median(times["bare"]),
+        products=products_needed(recipe.hidden_layers),
         ratio=statistics.median(a / b for a, b in zip(times["step"], times["bare"], strict=True)),
         unit="ms a step",
         published=statistics.median(published) if published else None,
@@ -144,28 +145,56 @@ def steps_of(learner: Learner, frames: Frames) -> Callable[[int], None]:
     return take
 
 
-def _bare_products(recipe: FitSettings, width: int, device: torch.device) -> Callable[[int], None]:
-    """Return a function that makes the matrix products of so many SAM steps and nothing else.
+def products_needed(layers: int) -> int:
+    """Return how many products with hidden layers a SAM step can't do without; two plain passes have 6 L - 2.
 
-    Two passes; in each, of every hidden layer: forward, the weight's gradient, and but for the first the input's.
-    In float32, as ``nn.Linear`` has them; the eight logits are left out.
+    Each pass needs a layer's product with the batch and, but for the first layer, with the gradient that comes back;
+    the second pass the weights' gradients. Those of the first pass only say where the second one runs, and where a
+    batch is far smaller than a layer they can stay factors. The first layer's product is known from the first pass.
+    """
+    return 5 * layers - 3
+
+
+def bare_products(recipe: FitSettings, width: int, device: torch.device) -> Callable[[int], None]:
+    """Return a function that makes the products that so many SAM steps need and nothing else.
+
+    With weights in the recipe's number format, the weights' gradients in float32, as a step has them; the eight logits
+    are left out. On a GPU they are replayed from a graph, as steps are.
     """
     inputs = [width, *[recipe.hidden_width] * (recipe.hidden_layers - 1)]
-    weights = [torch.randn(recipe.hidden_width, size, device=device) for size in inputs]
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    weights = [torch.randn(recipe.hidden_width, size, device=device, dtype=dtype) for size in inputs]
     batch = [torch.randn(recipe.batch_size, size, device=device) for size in inputs]
     gradient = torch.randn(recipe.batch_size, recipe.hidden_width, device=device)
-    product, of_weight = torch.empty_like(gradient), [torch.empty_like(weight) for weight in weights]
-    of_input = torch.empty_like(gradient)
+    operands, come_back = [hidden.to(dtype) for hidden in batch], gradient.to(dtype)
+    product, of_weights = torch.empty_like(come_back), [weight.float() for weight in weights]
+
+    def once() -> None:
+        for second_pass in (False, True):
+            for layer, weight in enumerate(weights):
+                if layer or not second_pass:
+                    torch.mm(operands[layer], weight.T, out=product)
+                if layer:
+                    torch.mm(come_back, weight, out=product)
+                if second_pass:
+                    torch.mm(gradient.T, batch[layer], out=of_weights[layer])
+
+    make = _recorded(once) if device.type == "cuda" else once
 
     def take(count: int) -> None:
-        for _ in range(2 * count):
-            for layer, (weight, hidden) in enumerate(zip(weights, batch, strict=True)):
-                torch.mm(hidden, weight.T, out=product)
-                torch.mm(gradient.T, hidden, out=of_weight[layer])
-                if layer:
-                    torch.mm(gradient, weight, out=of_input)
+        for _ in range(count):
+            make()
 
     return take
+
+
+def _recorded(work: Callable[[], None]) -> Callable[[], None]:
+    """Return what replays some work as a CUDA graph."""
+    work()  # libraries set themselves up
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def evaluation_seconds(learner: Learner, frames: Frames, device: torch.device) -> float:

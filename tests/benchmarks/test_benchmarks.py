@@ -1,26 +1,27 @@
 """The benchmarks give what docs promise; how fast anything is, is no matter of tests."""
 
+import dataclasses
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import typer
 from typer.testing import CliRunner
 
-from affcache import (
-    BenchExtractSettings,
-    BenchFitSettings,
-    BenchStoreSettings,
-    bench_ablate,
-    bench_extract,
-    bench_fit,
-    bench_store,
-)
-from affcache.bench.extraction import repeated
-from affcache.cli.app import app
 from affcache.crops.folders import find_crops
 from affcache.errors import ConfigError
+from affcache.settings import flag
+from affcache.training.settings import FitSettings
+from benchmarks.__main__ import BENCHMARKS, NAME, app
+from benchmarks.ablate import bench_ablate
+from benchmarks.extract import bench_extract, repeated
+from benchmarks.fit import bare_products, bench_fit, products_needed
+from benchmarks.settings import BenchExtractSettings, BenchFitSettings, BenchStoreSettings
+from benchmarks.store import bench_store
 from tests.conftest import write_crops
 
 
@@ -74,8 +75,33 @@ def test_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluations = 32 * 280_532 * result.evaluation / 1e6
     assert result.paper_fit == pytest.approx(32 * 73_165 * result.rate / 1e3 + evaluations)
     assert list(tmp_path.iterdir()) == []
+    once = bench_fit(rows=100, width=24, batch_size=8, steps=2, rounds=1, device="cpu")
+    assert once.published is not None
+    assert once.speedup == pytest.approx(once.published / once.rate)
     without = bench_fit(rows=100, width=24, batch_size=8, steps=2, rounds=1, device="cpu", published="off")
     assert without.published is without.speedup is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_bare_products_are_those_that_a_step_needs(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = FitSettings(hidden_layers=3, hidden_width=16, batch_size=4, precision=precision)
+    take, made, multiply = bare_products(recipe, 24, torch.device("cpu")), [], torch.mm
+
+    def counted(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        made.append((*left.shape, right.shape[1], left.dtype))
+        return multiply(left, right, out=out)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    take(2)
+    of_weights = torch.bfloat16 if precision == "bf16" else torch.float32
+    expected = {
+        (4, 24, 16, of_weights): 1,  # the first layer's, once for both passes
+        (4, 16, 16, of_weights): 2 * 2 + 2 * 2,  # the other two layers', there and back, in both passes
+        (16, 4, 24, torch.float32): 1,  # gradients of weights, in the second pass
+        (16, 4, 16, torch.float32): 2,
+    }
+    assert Counter(made) == {product: 2 * count for product, count in expected.items()}
+    assert sum(expected.values()) == products_needed(3)
 
 
 def test_ablate() -> None:
@@ -93,20 +119,39 @@ def test_ablate() -> None:
 
 
 def test_the_commands(tmp_path: Path, tiny_encoder: str) -> None:
-    words = ["bench", "store", "--rows", "5000", "--width", "8", "--reads", "1", "--folder", str(tmp_path)]
+    words = ["store", "--rows", "5000", "--width", "8", "--reads", "1", "--folder", str(tmp_path)]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
     assert "of a plain numpy.memmap's rate" in shown.stdout
-    words = ["bench", "fit", "--rows", "64", "--width", "8", "--steps", "2", "--rounds", "1"]
+    words = ["fit", "--rows", "64", "--width", "8", "--steps", "2", "--rounds", "1"]
     assert "times as long" in CliRunner().invoke(app, words).stdout
     assert "times as long" not in CliRunner().invoke(app, [*words, "--published", "off"]).stdout
-    words = ["bench", "ablate", "--rows", "64", "--width", "8", "--steps", "2", "--rounds", "1", "--heads", "2"]
+    words = ["ablate", "--rows", "64", "--width", "8", "--steps", "2", "--rounds", "1", "--heads", "2"]
     assert "each, of one's" in CliRunner().invoke(app, words).stdout
     assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["groups"][1]["heads"] == 2
-    words = ["bench", "extract", "--model", tiny_encoder, "--pretrained", "", "--seconds", "0.05", "--rounds", "1"]
+    words = ["extract", "--model", tiny_encoder, "--pretrained", "", "--seconds", "0.05", "--rounds", "1"]
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert {"rate", "bare", "ratio", "unit"} <= found.keys()
     assert "bottleneck" in CliRunner().invoke(app, words).stdout
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_names_every_setting_and_two_examples_that_parse(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"]).stdout
+    assert all(flag(declared.name) in shown for declared in dataclasses.fields(BENCHMARKS[name].settings))
+    command = typer.main.get_command(app).commands[name]
+    for line in shown.rstrip().splitlines()[-2:]:
+        start, _, flags = line.strip().partition(f"{NAME} {name}")
+        assert start == ""
+        command.make_context(name, flags.split())  # raises on a flag that isn't there
+
+
+def test_the_page_names_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    for name, benchmark in BENCHMARKS.items():
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        fields = [flag(declared.name) for declared in dataclasses.fields(benchmark.settings)]
+        assert [field for field in fields if f"`{field}" not in section] == []
 
 
 def test_what_is_out_of_range() -> None:

@@ -4,7 +4,13 @@ import statistics
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from affcache.bench.fit import (
+from affcache.devices import describe_machine, resolve_device
+from affcache.progress import Listener
+from affcache.settings import build
+from affcache.tasks.tasks import EXPR
+from affcache.training.learner import Learner
+from affcache.training.settings import FitSettings
+from benchmarks.fit import (
     PAPER_FRAMES,
     PAPER_VALIDATION_FRAMES,
     Works,
@@ -13,14 +19,7 @@ from affcache.bench.fit import (
     random_frames,
     steps_of,
 )
-from affcache.bench.machine import describe_machine
-from affcache.bench_settings import BenchAblateSettings
-from affcache.devices import resolve_device
-from affcache.progress import Listener
-from affcache.settings import build
-from affcache.tasks.tasks import EXPR
-from affcache.training.learner import Learner
-from affcache.training.settings import FitSettings
+from benchmarks.settings import BenchAblateSettings
 
 FEWEST_STEPS = 3
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.bench import published_loop
-from affcache.bench.published_loop import PublishedHead, PublishedLoop, RowFile, find_threshold, objective
 from affcache.tasks.losses import cross_entropy
 from affcache.training.heads import MLPHead
 from affcache.training.risk import cvar
 from affcache.training.sam import SAM, frozen_batch_norm
+from benchmarks import reference_loop
+from benchmarks.reference_loop import ReferenceHead, ReferenceLoop, RowFile, find_threshold, objective
 
 ROWS, WIDTH, CLASSES = 100, 24, 5
 
@@ -20,7 +20,7 @@ ROWS, WIDTH, CLASSES = 100, 24, 5
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     features = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float16)
-    published_loop.write_published_file(tmp_path / "features.h5", features)
+    reference_loop.write_reference_file(tmp_path / "features.h5", features)
     return tmp_path / "features.h5"
 
 
@@ -32,7 +32,7 @@ def labels() -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_rows_come_back_as_float32_with_their_labels(tmp_path: Path, dtype: type[np.floating]) -> None:
     features = np.random.default_rng(0).standard_normal((7, 3)).astype(dtype)
-    published_loop.write_published_file(tmp_path / "f.h5", features)
+    reference_loop.write_reference_file(tmp_path / "f.h5", features)
     rows = RowFile(tmp_path / "f.h5", torch.arange(7))
     assert len(rows) == 7
     row, label = rows[4]
@@ -42,7 +42,7 @@ def test_rows_come_back_as_float32_with_their_labels(tmp_path: Path, dtype: type
 
 
 def test_every_row_opens_the_file(path: Path, labels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = PublishedLoop(path, labels, CLASSES)
+    loop = ReferenceLoop(path, labels, CLASSES)
     opened = []
 
     class Counted(h5py.File):
@@ -60,8 +60,8 @@ def test_every_row_opens_the_file(path: Path, labels: torch.Tensor, monkeypatch:
 def test_the_search_finds_cvar(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = torch.from_numpy(np.random.default_rng(2).exponential(size=32)).float()
     probes = []
-    plain = published_loop.objective
-    monkeypatch.setattr(published_loop, "objective", lambda *given: probes.append(given) or plain(*given))
+    plain = reference_loop.objective
+    monkeypatch.setattr(reference_loop, "objective", lambda *given: probes.append(given) or plain(*given))
     threshold = find_threshold(losses, alpha)
     # float32 around thresholds of up to 1,000 rounds to 6e-5, where the objective is flat (alpha 1)
     assert objective(losses, threshold, alpha).item() == pytest.approx(cvar(losses, alpha).item(), abs=2e-4)
@@ -73,7 +73,7 @@ def test_it_follows_affcaches_own_parts(path: Path, labels: torch.Tensor) -> Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some heads amplify rounding within a few steps
         head = MLPHead(WIDTH, CLASSES, dropout=0)
-    loop = PublishedLoop(path, labels, CLASSES, dropout=0, order=order, start=head.state_dict())
+    loop = ReferenceLoop(path, labels, CLASSES, dropout=0, order=order, start=head.state_dict())
     losses = loop.steps(6)  # the order comes twice
     optimiser = SAM(torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-4), rho=0.5)
     embeddings = torch.stack([row for row, _ in RowFile(path, labels)])
@@ -94,7 +94,7 @@ def test_it_follows_affcaches_own_parts(path: Path, labels: torch.Tensor) -> Non
 
 
 def test_the_perturbation_has_length_rho(path: Path, labels: torch.Tensor) -> None:
-    loop = PublishedLoop(path, labels, CLASSES, rho=0.25)
+    loop = ReferenceLoop(path, labels, CLASSES, rho=0.25)
     for parameter in loop.parameters:
         parameter.grad = torch.ones_like(parameter)
     before = [parameter.detach().clone() for parameter in loop.parameters]
@@ -106,18 +106,18 @@ def test_the_perturbation_has_length_rho(path: Path, labels: torch.Tensor) -> No
 
 
 def test_it_learns_and_a_seed_decides_its_start_and_shuffling(path: Path, labels: torch.Tensor) -> None:
-    first = PublishedLoop(path, labels, CLASSES, dropout=0).steps(30)
+    first = ReferenceLoop(path, labels, CLASSES, dropout=0).steps(30)
     assert np.mean(first[-3:]) < np.mean(first[:3]) / 2
-    assert PublishedLoop(path, labels, CLASSES, dropout=0).steps(2) == pytest.approx(first[:2])
-    assert PublishedLoop(path, labels, CLASSES, dropout=0, seed=1).steps(2) != pytest.approx(first[:2], rel=1e-3)
+    assert ReferenceLoop(path, labels, CLASSES, dropout=0).steps(2) == pytest.approx(first[:2])
+    assert ReferenceLoop(path, labels, CLASSES, dropout=0, seed=1).steps(2) != pytest.approx(first[:2], rel=1e-3)
 
 
 def test_the_head_has_the_published_shape() -> None:
-    assert list(PublishedHead(9, 8, 0.6).state_dict()) == list(MLPHead(9, 8).state_dict())
-    dropouts = [module.p for module in PublishedHead(9, 8, 0.6).modules() if isinstance(module, torch.nn.Dropout)]
+    assert list(ReferenceHead(9, 8, 0.6).state_dict()) == list(MLPHead(9, 8).state_dict())
+    dropouts = [module.p for module in ReferenceHead(9, 8, 0.6).modules() if isinstance(module, torch.nn.Dropout)]
     assert dropouts == [0.6] * 3
 
 
 def test_too_few_rows(path: Path, labels: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="31 rows; expected at least one batch of 32"):
-        PublishedLoop(path, labels[:31], CLASSES)
+        ReferenceLoop(path, labels[:31], CLASSES)

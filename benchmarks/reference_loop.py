@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 
 DATASET = "train_features"
 SET_BY_AFFCACHE = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # environment of the command line, cli/app.py
+# runs this file alone: benchmarks/__init__.py would set it
+RUN = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 SEARCH_MARGIN = 1000.0  # beyond the losses, on either side; a search is 15 to 46 evaluations
 
 
-def write_published_file(path: Path, features: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> None:
+def write_reference_file(path: Path, features: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> None:
     """Write features (n, D), float16 or float32, as the loop reads them: one contiguous dataset in an HDF5 file."""
     with h5py.File(path, "w") as file:
         file.create_dataset(DATASET, data=features)
@@ -47,7 +49,7 @@ class RowFile(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(row).float(), self.labels[index]
 
 
-class PublishedHead(nn.Module):
+class ReferenceHead(nn.Module):
     """Three hidden layers of (Linear, BatchNorm, ReLU, Dropout), 768 wide, and a Linear to C logits."""
 
     def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
@@ -78,11 +80,11 @@ def find_threshold(losses: Tensor, alpha: float) -> float:
     return float(optimize.fminbound(lambda threshold: objective(values, float(threshold), alpha).item(), low, high))
 
 
-class PublishedLoop:
+class ReferenceLoop:
     """Steps of SAM over AdamW on the CVaR of cross-entropies, as the published code takes them.
 
     Args:
-        path: a file that ``write_published_file`` wrote, of features (n, D).
+        path: a file that ``write_reference_file`` wrote, of features (n, D).
         labels: int64 tensor (n,), each in [0, outputs).
         outputs: C, the number of classes.
         batch_size: rows of a step; what remains at the end of an epoch is left out, so that all steps cost the same.
@@ -90,7 +92,7 @@ class PublishedLoop:
         rho: the radius of SAM's perturbation.
         dropout: after each hidden layer, in [0, 1).
         order: int tensor (m,) of rows to take instead of shuffling; when it is used up, it begins again.
-        start: parameters and buffers to begin with, under the names of ``PublishedHead``; otherwise random ones.
+        start: parameters and buffers to begin with, under the names of ``ReferenceHead``; otherwise random ones.
         seed: of the initial parameters and of shuffling. Dropout draws from torch's global generator.
         device: where the head lies; batches are copied to it.
 
@@ -130,7 +132,7 @@ class PublishedLoop:
             width = file[DATASET].shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = PublishedHead(width, outputs, dropout)
+            self.head = ReferenceHead(width, outputs, dropout)
         if start is not None:
             self.head.load_state_dict(start)
         self.head.to(self.device)
@@ -184,19 +186,19 @@ class PublishedLoop:
         return momenta
 
 
-class PublishedProcess:
+class ReferenceProcess:
     """The loop in a process of its own, as people run it: with torch's own threading, not as ``affcache`` sets it.
 
     Args:
-        path: as ``PublishedLoop``'s; labels lie beside it, in ``<path>.labels.npy``.
-        outputs, batch_size, device: as ``PublishedLoop``'s.
+        path: as ``ReferenceLoop``'s; labels lie beside it, in ``<path>.labels.npy``.
+        outputs, batch_size, device: as ``ReferenceLoop``'s.
     """
 
     def __init__(self, path: Path, outputs: int, batch_size: int, device: torch.device) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in SET_BY_AFFCACHE}
         words = [str(path), str(outputs), str(batch_size), str(device)]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve()", *words],
+            [sys.executable, "-c", RUN, __file__, *words],
             env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -220,7 +222,11 @@ def serve() -> None:
     """Take as many steps as each line of standard input says, and say so on standard output."""
     path, outputs, batch_size, device = sys.argv[1:]
     labels = torch.from_numpy(np.load(f"{path}.labels.npy"))
-    loop = PublishedLoop(Path(path), labels, int(outputs), batch_size=int(batch_size), device=device)
+    loop = ReferenceLoop(Path(path), labels, int(outputs), batch_size=int(batch_size), device=device)
     for line in sys.stdin:
         loop.steps(int(line))
         print(int(line), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.bench.published_loop import PublishedLoop, write_published_file
+from benchmarks.reference_loop import ReferenceLoop, write_reference_file
 from tests.conftest import REAL
 
 RECORDING = REAL.parent / "oracle" / "expr_cvar_sam.npz"
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(not RECORDING.is_file(), reason="shared/oracle i
 def test_the_losses_of_first_passes_follow(tmp_path: Path) -> None:
     with np.load(RECORDING) as file:
         recording = dict(file)
-    write_published_file(tmp_path / "features.h5", recording["x"])
+    write_reference_file(tmp_path / "features.h5", recording["x"])
     start = {name: torch.from_numpy(np.asarray(value)) for name, value in recording.items()}
-    loop = PublishedLoop(
+    loop = ReferenceLoop(
         tmp_path / "features.h5",
         torch.from_numpy(recording["y"]),
         outputs=8,

@@ -1,10 +1,6 @@
 """The extraction pipeline against the bare encoder: crops per second of both, in turn, in one run."""
 
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from affcache.bench.machine import describe_machine
-from affcache.bench_settings import BenchExtractSettings
 from affcache.crops.crop_list import CropList
 from affcache.crops.folders import find_crops
-from affcache.devices import on_device, resolve_device
+from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
-from affcache.encoders.precision import check_faces
-from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
+from affcache.extraction.doctor import bare_encoder, batch_size_of, seconds_of
 from affcache.extraction.extract import fill
 from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
@@ -29,6 +22,8 @@ from affcache.progress import Listener
 from affcache.settings import build
 from affcache.store.layout import fingerprint
 from affcache.store.writing import StoreWriter, create_store
+from benchmarks.settings import BenchExtractSettings
+from benchmarks.shared import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -120,54 +115,14 @@ def _bench(settings: BenchExtractSettings, device: torch.device, listener: Liste
     )
 
 
-def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
-    """Return a function that encodes one batch, which lies on the device ready to use, so many times, and waits."""
-    faces = check_faces()  # what they show changes no duration
-    pixels = encoder.prepare([faces[index % len(faces)] for index in range(batch_size_of(encoder))])
-
-    @torch.inference_mode()
-    def once(_: int = 0) -> None:
-        if encoder.compiled is not None:
-            encoder.compiled(pixels)
-        else:
-            encoder.network.encode_inputs(inputs)
-
-    def run(batches: int) -> None:
-        if encoder.device.type == "cuda":
-            for _ in range(batches):
-                once()
-            torch.cuda.synchronize(encoder.device)
-        else:  # as many at once as the pipeline has under way
-            with ThreadPoolExecutor(calls_at_once(encoder, None)) as pool, one_thread_a_call(encoder):
-                for _ in pool.map(once, range(batches)):
-                    pass
-
-    with torch.inference_mode():
-        inputs = encoder.network.normalise(pixels)
-    run(2)  # the first calls choose algorithms
-    return run
-
-
 def measure_pipeline(encoder: Encoder, crops: CropList, workers: int) -> tuple[Pipeline, float]:
     """Encode crops into a temporary store; return the pipeline that did it, and its seconds."""
-    with tempfile.TemporaryDirectory(prefix="affcache-bench-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "store.h5"
         create_store(path, crops, encoder.width, encoder.description, fingerprint(encoder.description))
         with StoreWriter(path) as writer:
             pipeline = Pipeline(crops, encoder, Listener(), batch_size_of(encoder), workers)
             return pipeline, seconds_of(lambda: fill(writer, pipeline, writer.pending_rows(), Listener()))
-
-
-def batch_size_of(encoder: Encoder) -> int:
-    """Return the crops per call that ``prepare_encoder`` settled on."""
-    return int(encoder.description["batch_size"])
-
-
-def seconds_of(work: Callable[[], None]) -> float:
-    """Return how long some work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def repeated(crops: CropList, rows: int) -> CropList:

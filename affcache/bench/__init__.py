@@ -1,1 +1,0 @@
-"""Benchmarks: each measures a rate and its bare limit in one run, and gives their ratio."""

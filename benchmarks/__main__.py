@@ -1,0 +1,73 @@
+"""The command ``python -m benchmarks``: one benchmark each, with flags made from its settings class."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+if {"fit", "ablate", "gpu"}.intersection(sys.argv[1:2]):  # as affcache fit and ablate run
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+import typer
+
+from affcache.settings import Settings
+from benchmarks import ablate, extract, fit, settings, show, store
+from cli.commands import run, start
+from cli.options import Handler, add_command
+
+NAME = "python -m benchmarks"
+
+app = typer.Typer(
+    name=NAME,
+    help="Measure a rate, and the bare limit in the same run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: its settings, what measures, what prints the result, and two examples of its flags."""
+
+    settings: type[Settings]
+    measure: Callable[..., Any]
+    show: Callable[[Any], None]
+    examples: tuple[str, str]
+
+
+BENCHMARKS = {
+    "extract": Benchmark(
+        settings.BenchExtractSettings,
+        extract.bench_extract,
+        show.extract,
+        ("", "--model ViT-B-32 --crops my/faces --device cpu --seconds 10"),
+    ),
+    "fit": Benchmark(settings.BenchFitSettings, fit.bench_fit, show.fit, ("", "--precision bf16 --steps 500 --json")),
+    "ablate": Benchmark(
+        settings.BenchAblateSettings, ablate.bench_ablate, show.ablate, ("", "--heads 8 --heads 32 --json")
+    ),
+    "store": Benchmark(
+        settings.BenchStoreSettings, store.bench_store, show.store, ("", "--rows 400000 --folder /scratch --json")
+    ),
+}
+
+
+def handler_of(benchmark: Benchmark) -> Handler:
+    """Return what a benchmark's command does with its flags; affcache.toml has no say in a measurement."""
+
+    def handle(given: dict[str, Any], as_json: bool) -> None:
+        run(as_json, lambda listener, _: benchmark.measure(listener=listener, **given), benchmark.show)
+
+    return handle
+
+
+for name, benchmark in BENCHMARKS.items():
+    lines = "\n".join(f"{NAME} {name} {flags}".rstrip() for flags in benchmark.examples)
+    add_command(app, name, benchmark.settings, handler_of(benchmark), lines)
+
+
+if __name__ == "__main__":
+    start(app, NAME)

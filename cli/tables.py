@@ -53,7 +53,7 @@ def rule_text(rule: "DecisionRule") -> str:
 
 def ablation_table(rows: "Sequence[Summary]", heldout: bool) -> Table:
     """Lay out an ablation: a row a setting, the base dim, differences whose interval leaves out 0 bold."""
-    from affcache.ablation.tables import cells_of, headings  # with it comes torch
+    from affcache.ablation.tables import columns_of, headings  # with it comes torch
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading in headings(rows, heldout):
@@ -61,7 +61,7 @@ def ablation_table(rows: "Sequence[Summary]", heldout: bool) -> Table:
     for row in rows:
         of = row.difference
         clear = of is not None and (of.low > 0 or of.high < 0)
-        table.add_row(*cells_of(row, heldout), style="dim" if row.is_base else "bold" if clear else None)
+        table.add_row(*columns_of(row, heldout), style="dim" if row.is_base else "bold" if clear else None)
     return table
 
 

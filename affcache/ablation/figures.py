@@ -42,10 +42,10 @@ def write_figures(folder: Path, grid: Grid, rows: Sequence[Summary]) -> list[Pat
 def axes_of(grid: Grid) -> Mapping[str, Sequence[Any]]:
     """Return what a grid varies freely and the values: of --vary, of a preset of one setting, and the stores."""
     axes: dict[str, Sequence[Any]] = dict(grid.axes)
-    named = any(name for name, _ in grid.points)
-    if not named and len(grid.points) > 1:  # alpha, or rho
-        axes = {name: [of[name] for _, of in grid.points] for name in grid.points[0][1]} | axes
-    if named and len(grid.points) > 1:
+    named = any(name for name, _ in grid.named)
+    if not named and len(grid.named) > 1:  # alpha, or rho
+        axes = {name: [of[name] for _, of in grid.named] for name in grid.named[0][1]} | axes
+    if named and len(grid.named) > 1:
         axes = {}
     elif len(grid.stores) > 1:
         axes["store"] = grid.stores
@@ -53,7 +53,7 @@ def axes_of(grid: Grid) -> Mapping[str, Sequence[Any]]:
 
 
 def _value(row: Summary, name: str) -> Any:
-    return row.setting.store if name == "store" else row.setting.values[name]
+    return row.variant.store if name == "store" else row.variant.values[name]
 
 
 def _words(value: Any) -> str:
@@ -126,7 +126,7 @@ def _points(rows: Sequence[Summary]) -> Figure:
     positions = list(range(len(rows)))
     means = [row.mean if row.mean is not None else float("nan") for row in rows]
     axis.errorbar(means, positions, xerr=[row.deviation or 0.0 for row in rows], fmt="o", markersize=5, capsize=3)
-    axis.set_yticks(positions, [row.setting.name for row in rows])
+    axis.set_yticks(positions, [row.variant.name for row in rows])
     axis.invert_yaxis()
     axis.set_xlabel(_metric(rows))
     return figure

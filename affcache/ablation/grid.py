@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 NOT_VARIED = ("annotations", "device", "memory")
 VARIED = tuple(f.name for f in dataclasses.fields(TrainingSettings) if f.name not in NOT_VARIED)
-Point = tuple[str, dict[str, Any]]  # a name and settings of fit; the name is "" where the settings say it
+NamedValues = tuple[str, dict[str, Any]]  # a name and settings of fit; the name is "" where the settings say it
 PUBLISHED = TrainingSettings()
 AUC_WEIGHT = 0.2  # of the published variant for action units
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -28,7 +28,7 @@ RHOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Variant:
     """One row of the results: a point of the grid on one store, trained with every seed."""
 
     name: str
@@ -41,7 +41,7 @@ class Grid:
     """All points of an ablation, in their order; a point is only made when it is asked for."""
 
     recipe: TrainingSettings
-    points: Sequence[Point]
+    named: Sequence[NamedValues]
     axes: Mapping[str, Sequence[Any]]  # what --vary varies
     stores: Sequence[Path]
     seeds: int
@@ -52,18 +52,18 @@ class Grid:
     @property
     def varied(self) -> list[str]:
         """The names of the settings that differ between points."""
-        of_points = [name for _, values in self.points for name in values]
+        of_points = [name for _, values in self.named for name in values]
         return list(dict.fromkeys([*of_points, *self.axes]))
 
     def __len__(self) -> int:
-        return len(self.points) * math.prod(map(len, self.axes.values())) * len(self.stores)
+        return len(self.named) * math.prod(map(len, self.axes.values())) * len(self.stores)
 
     @property
-    def cells(self) -> int:
+    def trials(self) -> int:
         """How many heads are trained."""
         return len(self) * self.seeds
 
-    def __getitem__(self, index: int) -> Setting:
+    def __getitem__(self, index: int) -> Variant:
         if not 0 <= index < len(self):
             raise IndexError(index)
         index, store = divmod(index, len(self.stores))
@@ -71,30 +71,30 @@ class Grid:
         for name, values in reversed(list(self.axes.items())):
             index, position = divmod(index, len(values))
             chosen[name] = values[position]
-        point, values_of_point = self.points[index]
+        point, values_of_point = self.named[index]
         own = {name: chosen[name] for name in self.axes}
         words = [point] if point else [f"{name}={as_text(value)}" for name, value in values_of_point.items()]
         words += [f"{name}={as_text(value)}" for name, value in own.items()]
         if len(self.stores) > 1:
             words.append(self.store_names[store])
         everything = {name: getattr(self.recipe, name) for name in self.varied}
-        return Setting(", ".join(words) or "the recipe", {**everything, **values_of_point, **own}, self.stores[store])
+        return Variant(", ".join(words) or "the recipe", {**everything, **values_of_point, **own}, self.stores[store])
 
-    def __iter__(self) -> Iterator[Setting]:
+    def __iter__(self) -> Iterator[Variant]:
         return (self[index] for index in range(len(self)))
 
-    def fit_settings(self, setting: Setting, seed: int) -> FitSettings:
+    def fit_settings(self, variant: Variant, seed: int) -> FitSettings:
         """Return the settings of one head.
 
         Raises:
             ConfigError: a value is out of range, or doesn't go with the others.
         """
         given = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(TrainingSettings)}
-        own = {"store": setting.store, "seed": seed, "held_out": self.held_out}
+        own = {"store": variant.store, "seed": seed, "held_out": self.held_out}
         try:
-            return build(FitSettings, {**given, **setting.values, **own})
+            return build(FitSettings, {**given, **variant.values, **own})
         except ConfigError as error:
-            raise ConfigError(f"Setting {setting.name} of the grid can't be trained: {error}") from None
+            raise ConfigError(f"Setting {variant.name} of the grid can't be trained: {error}") from None
 
     @property
     def store_names(self) -> list[str]:
@@ -110,20 +110,20 @@ class Grid:
         """
         wanted: Mapping[str, Any] = {name: getattr(self.recipe, name) for name in self.varied}
         if self.base:
-            names = [setting.name for setting in self]
+            names = [variant.name for variant in self]
             if self.base in names:
                 return names.index(self.base)
             wanted = _parse_values(self.base, "--base", names)
-        elif any(name for name, _ in self.points):
+        elif any(name for name, _ in self.named):
             return 0  # a preset and a list begin with it
-        for index, setting in enumerate(self):
-            if all(setting.values.get(name) == value for name, value in wanted.items()):
+        for index, variant in enumerate(self):
+            if all(variant.values.get(name) == value for name, value in wanted.items()):
                 return index
         if not self.base:
             return 0
         raise ConfigError(
             f"--base is {self.base!r}, but no setting of the grid has these values. Expected those of one of: "
-            f"{_some([setting.name for setting in self])}."
+            f"{_some([variant.name for variant in self])}."
         )
 
 
@@ -140,9 +140,9 @@ def build_grid(settings: AblateSettings) -> Grid:
             "Nothing is varied. Expected --vary NAME=VALUES, such as --vary alpha=0.3,0.5,1, or --preset, --list FILE "
             "or several --store."
         )
-    points: Sequence[Point] = [("", {})]
+    points: Sequence[NamedValues] = [("", {})]
     if settings.preset != "none":
-        points = preset_points(settings.preset, recipe)
+        points = preset_values(settings.preset, recipe)
     if settings.list is not None:
         points = read_list(settings.list)
     axes: dict[str, Sequence[Any]] = {}
@@ -180,7 +180,7 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     return name, values
 
 
-def read_list(path: Path) -> list[Point]:
+def read_list(path: Path) -> list[NamedValues]:
     """Read named settings: a TOML table for each, with the settings of fit in it.
 
     Raises:
@@ -252,7 +252,7 @@ def _require_known(name: str, where: str) -> None:
     raise ConfigError(f"{where}: {why}. Expected one of: {', '.join(VARIED)}.")
 
 
-def preset_points(preset: str, recipe: TrainingSettings) -> Sequence[Point]:
+def preset_values(preset: str, recipe: TrainingSettings) -> Sequence[NamedValues]:
     """Return the points of a preset; the one that others are compared with comes first.
 
     Where the recipe has CVaR, SAM or the AUC term on, the preset's points with them use its values.

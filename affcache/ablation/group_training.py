@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from affcache.ablation.trials import LoadedSource, Outcome
+from affcache.ablation.trials import LoadedSplits, Outcome
 from affcache.errors import StoreError
 from affcache.files import Tensors, read_tensors, write_tensors
 from affcache.training.epochs import Entry, has_diverged, train_epoch
@@ -37,7 +37,7 @@ class GroupTraining:
         self,
         cells: Sequence[str],
         recipes: Sequence[FitSettings],
-        source: LoadedSource,
+        source: LoadedSplits,
         device: torch.device,
         checkpoint: Path | None,
     ) -> None:

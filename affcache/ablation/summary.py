@@ -1,4 +1,4 @@
-"""What the cells of a grid say of its settings: means over seeds, and paired differences to the base setting."""
+"""What the trials of a grid say of its settings: means over seeds, and paired differences to the base setting."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affcache.ablation.grid import Setting
+from affcache.ablation.grid import Variant
 from affcache.ablation.trials import Outcome
 from affcache.scoring.intervals import Interval, VideoResamples, seed_and_video_interval
 from affcache.tasks.metrics import Table
@@ -21,7 +21,7 @@ MetricOf = Callable[[Table], Table]
 class Summary:
     """A setting over its seeds."""
 
-    setting: Setting
+    variant: Variant
     task: str
     metric: str
     finished: int  # seeds that are trained
@@ -38,20 +38,20 @@ class Summary:
         return self.finished - self.diverged
 
 
-def summarise(settings: Sequence[Setting], outcomes: Sequence[Outcomes], base: int, task: str) -> list[Summary]:
+def summarise(variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: int, task: str) -> list[Summary]:
     """Summarise each setting over its finished seeds.
 
     Args:
-        settings: of the grid, in its order.
+        variants: of the grid, in its order.
         outcomes: of each setting, by seed; those that aren't finished are absent.
         base: which setting the others are compared with. Settings of another task than its own are compared with
             its like of their task.
         task: of the settings that don't vary it.
     """
     rows = []
-    for index, (setting, found) in enumerate(zip(settings, outcomes, strict=True)):
-        of = find_task(str(setting.values.get("task", task)))
-        against = _base_for(setting, settings, base)
+    for index, (variant, found) in enumerate(zip(variants, outcomes, strict=True)):
+        of = find_task(str(variant.values.get("task", task)))
+        against = _base_for(variant, variants, base)
         valid = {seed: outcome for seed, outcome in found.items() if outcome.value is not None}
         values = [outcome.value for outcome in valid.values() if outcome.value is not None]
         selected = [outcome.selected for outcome in valid.values() if outcome.selected is not None]
@@ -60,7 +60,7 @@ def summarise(settings: Sequence[Setting], outcomes: Sequence[Outcomes], base: i
             compared = paired_difference(valid, outcomes[against], of.metric_of)
         rows.append(
             Summary(
-                setting=setting,
+                variant=variant,
                 task=of.name,
                 metric=of.metric,
                 finished=len(found),
@@ -106,13 +106,13 @@ def _rows(outcome: Outcome, videos: Sequence[str]) -> Table:
     return outcome.statistics[[number[name] for name in videos]]
 
 
-def _base_for(setting: Setting, settings: Sequence[Setting], base: int) -> int | None:
+def _base_for(variant: Variant, variants: Sequence[Variant], base: int) -> int | None:
     """Return the setting that one is compared with: the base, or its like of the setting's own task."""
-    wanted = dict(settings[base].values)
+    wanted = dict(variants[base].values)
     if "task" not in wanted:
         return base
-    wanted["task"] = setting.values["task"]
-    for index, other in enumerate(settings):
-        if other.values == wanted and other.store == settings[base].store:
+    wanted["task"] = variant.values["task"]
+    for index, other in enumerate(variants):
+        if other.values == wanted and other.store == variants[base].store:
             return index
     return None

@@ -8,31 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from affcache.ablation.summary import Summary
-from affcache.ablation.trials import Cell, Outcome
+from affcache.ablation.trials import Outcome, Trial
 from affcache.files import write_text
 from affcache.progress import metric_name
 from affcache.settings import as_text
 
 
-def write_results(path: Path, runs: Sequence[tuple[Cell, Outcome]], varied: Sequence[str]) -> None:
+def write_tables(
+    out: Path, runs: Sequence[tuple[Trial, Outcome]], rows: Sequence[Summary], varied: Sequence[str], heldout: bool
+) -> list[Path]:
+    """Write all tables of an ablation into its folder, and return the files."""
+    files = [out / name for name in ("results.csv", "summary.csv", "summary.md", "summary.tex")]
+    write_results(files[0], runs, varied)
+    write_summary(files[1], rows, varied)
+    write_text(files[2], markdown(rows, heldout))
+    write_text(files[3], latex(rows, heldout))
+    return files
+
+
+def write_results(path: Path, runs: Sequence[tuple[Trial, Outcome]], varied: Sequence[str]) -> None:
     """Write results.csv: a row for each finished run, in the order of the grid. What it took isn't in it."""
     names = [
         "setting", "store", *varied, "seed", "metric", "value", "chosen_by", "best_epoch", "diverged_in_epoch", "run"
     ]  # fmt: skip
     rows = [
         [
-            cell.setting.name,
-            cell.setting.store.stem,
-            *(as_text(cell.setting.values[name]) for name in varied),
-            cell.settings.seed,
-            cell.source.task.metric,
+            trial.variant.name,
+            trial.variant.store.stem,
+            *(as_text(trial.variant.values[name]) for name in varied),
+            trial.settings.seed,
+            trial.splits.task.metric,
             _exact(outcome.value),
             _exact(outcome.selected),
             outcome.best_epoch,
             outcome.diverged or "",
-            f"cells/{cell.name}",
+            f"cells/{trial.name}",
         ]
-        for cell, outcome in runs
+        for trial, outcome in runs
     ]
     _write_csv(path, names, rows)
 
@@ -48,40 +60,40 @@ def write_summary(path: Path, rows: Sequence[Summary], varied: Sequence[str]) ->
         of = row.difference
         interval = (of.value, of.low, of.high) if of else (None, None, None)
         values = (row.mean, row.deviation, *interval, row.selected)
-        varying = (as_text(row.setting.values[name]) for name in varied)
-        own = [row.setting.name, row.setting.store.stem, *varying, row.metric, row.count, row.diverged]
+        varying = (as_text(row.variant.values[name]) for name in varied)
+        own = [row.variant.name, row.variant.store.stem, *varying, row.metric, row.count, row.diverged]
         table.append([*own, *map(_exact, values)])
     _write_csv(path, names, table)
 
 
 def headings(rows: Sequence[Summary], heldout: bool) -> list[str]:
-    """Return the headings of a table for people; the rows' cells are those of ``cells_of``."""
+    """Return the headings of a table for people; the rows' columns are those of ``columns_of``."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     metric = metric_name(metrics[0]) if len(metrics) == 1 else "metric"
     chosen = ["held out"] if heldout else []
     return ["setting", "n", *chosen, metric, "s.d.", "difference", "95 % interval"]
 
 
-def cells_of(row: Summary, heldout: bool) -> list[str]:
-    """Return the cells of a setting's row, for people: three decimals, empty where there is nothing to say."""
+def columns_of(row: Summary, heldout: bool) -> list[str]:
+    """Return the columns of a setting's row, for people: three decimals, empty where there is nothing to say."""
     count = f"{row.count} ({row.diverged} diverged)" if row.diverged else str(row.count)
     of = row.difference
     difference = [f"{of.value:+.3f}", f"{of.low:+.3f} to {of.high:+.3f}"] if of else ["base" if row.is_base else "", ""]
     chosen = [_rounded(row.selected)] if heldout else []
-    return [row.setting.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
+    return [row.variant.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
 
 
 def markdown(rows: Sequence[Summary], heldout: bool) -> str:
     """Return the summary as a Markdown table."""
     heads = headings(rows, heldout)
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *(cells_of(row, heldout) for row in rows)]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *(columns_of(row, heldout) for row in rows)]
+    return "".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines)
 
 
 def latex(rows: Sequence[Summary], heldout: bool) -> str:
     """Return the summary as a LaTeX tabular, for the package booktabs."""
     heads = headings(rows, heldout)
-    body = [" & ".join(map(_escaped, cells_of(row, heldout))) + r" \\" for row in rows]
+    body = [" & ".join(map(_escaped, columns_of(row, heldout))) + r" \\" for row in rows]
     lines = [
         f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
         r"\toprule",

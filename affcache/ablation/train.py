@@ -13,7 +13,7 @@ import torch
 
 from affcache.ablation.group_training import GroupTraining
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.trials import Cell, LoadedSource, Outcome
+from affcache.ablation.trials import LoadedSplits, Outcome, Trial
 from affcache.devices import device_memory, resolve_device, wait_for
 from affcache.errors import ConfigError
 from affcache.files import Tensors, read_tensors
@@ -49,28 +49,27 @@ def heads_memory(device: torch.device) -> float:
     return device_memory(device) * SHARE
 
 
-def group_cells(
-    cells: Sequence[Cell], device: torch.device, memory: float, largest: int | None = None
-) -> Iterator[list[Cell]]:
-    """Yield the groups in which cells are trained.
+def group_trials(
+    trials: Sequence[Trial], device: torch.device, memory: float, largest: int | None = None
+) -> Iterator[list[Trial]]:
+    """Yield the groups in which trials are trained.
 
-    Groups depend on nothing but the cells and the memory, and finished ones don't change the others: after a kill, what
-    is left falls into the same groups, in the same order.
+    Groups depend on nothing but the trials and the memory, and finished ones don't change the others: after a kill,
+    what is left falls into the same groups, in the same order.
 
     Args:
-        cells: of one source.
+        trials: of one store.
         device: where they train.
         memory: bytes that the heads of a group may take.
-        largest: cells in a group, at most; None where nothing else limits them.
+        largest: trials in a group, at most; None where nothing else limits them.
     """
-    by_form: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells:
-        by_form.setdefault(form_of(cell.settings), []).append(cell)
+    by_form: dict[tuple[object, ...], list[Trial]] = {}
+    for trial in trials:
+        by_form.setdefault(form_of(trial.settings), []).append(trial)
     for form in sorted(by_form, key=repr):  # not by what comes first, which changes when it is finished
         alike = by_form[form]
-        first = alike[0]
-        frames = len(first.source.validation)
-        size = most_heads(first.settings, first.source.task, first.source.store.width, frames, memory, device)
+        settings, splits = alike[0].settings, alike[0].splits
+        size = most_heads(settings, splits.task, splits.store.width, len(splits.validation), memory, device)
         size = min(size, largest or size)
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
@@ -85,40 +84,32 @@ def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budge
     return max(1, min(MOST_HEADS.get(device.type, 1), int(budget // a_head)))
 
 
-def project(recipes: Sequence[FitSettings], source: LoadedSource, device: torch.device) -> float:
+def project(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.device) -> float:
     """Return the seconds that a head takes, the mean of a few settings tried for a moment each.
 
     On a CPU one is tried at a time; side by side they share some of it, so that a grid takes somewhat less.
     """
     tried = [recipe for recipe in recipes if recipe.head != "ridge"][:TRIED]
-    return sum(_seconds_of(recipe, source, device) for recipe in tried) / len(tried) if tried else 1.0
+    return sum(_seconds_of(recipe, splits, device) for recipe in tried) / len(tried) if tried else 1.0
 
 
-def _seconds_of(recipe: FitSettings, source: LoadedSource, device: torch.device) -> float:
-    counts = ClassCounts.of(source.task, source.train.labels)
-    videos = source.videos
+def _seconds_of(recipe: FitSettings, splits: LoadedSplits, device: torch.device) -> float:
+    counts = ClassCounts.of(splits.task, splits.train.labels)
     heads = SIDE_BY_SIDE.get(device.type, 1)
-    learner = Learner(
-        [replace(recipe, seed=seed) for seed in range(heads)],
-        source.task,
-        source.width,
-        device,
-        counts,
-        videos,
-    )
-    embeddings = next(iter(source.train.evaluation_batches()))[:TRIED_FRAMES].clone()
-    frames = Frames(embeddings, source.train.labels[: len(embeddings)], source.train.videos[: len(embeddings)])
+    seeds = [replace(recipe, seed=seed) for seed in range(heads)]
+    learner = Learner(seeds, splits.task, splits.width, device, counts, splits.videos)
+    embeddings = next(iter(splits.train.evaluation_batches()))[:TRIED_FRAMES].clone()
+    frames = Frames(embeddings, splits.train.labels[: len(embeddings)], splits.train.videos[: len(embeddings)])
     size = min(recipe.batch_size, len(frames))
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay his own
     order = torch.randint(0, len(frames), (heads, (WARM_UP + STEPS) * size), generator=generator)
-    order = order.to(frames.labels.device)
-    taken = batches(order, size)
+    taken = batches(order.to(frames.labels.device), size)
     for batch in taken[:WARM_UP]:
         learner.step(frames, batch)
     step = _timed(lambda: [learner.step(frames, batch) for batch in taken[WARM_UP:]], device) / STEPS
     evaluation = _timed(lambda: learner.predict(frames), device) / len(frames)
-    length = epoch_length(source.train.videos.cpu(), stride=recipe.stride, frames_per_epoch=recipe.frames_per_epoch)
-    return recipe.epochs * (-(-length // recipe.batch_size) * step + len(source.selection) * evaluation) / heads
+    length = epoch_length(splits.train.videos.cpu(), stride=recipe.stride, frames_per_epoch=recipe.frames_per_epoch)
+    return recipe.epochs * (-(-length // recipe.batch_size) * step + len(splits.selection) * evaluation) / heads
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
@@ -129,7 +120,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def require_asked_for(cells: int, seconds: float, asked: bool) -> None:
+def require_asked_for(trials: int, seconds: float, asked: bool) -> None:
     """Refuse what takes longer than a day unless it was asked for.
 
     Raises:
@@ -137,18 +128,28 @@ def require_asked_for(cells: int, seconds: float, asked: bool) -> None:
     """
     if seconds > LONGEST and not asked:
         raise ConfigError(
-            f"The grid has {cells:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
+            f"The grid has {trials:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
             "--yes is given. Say it, or vary less, or with fewer --seeds or --epochs, --stride or --frames-per-epoch."
         )
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that train side by side; a ridge is alone."""
+    """Trials that train side by side; a ridge is alone."""
 
-    cells: Sequence[str]  # names
+    trials: Sequence[str]  # names
     recipes: Sequence[FitSettings]
     checkpoint: Path  # absolute; to continue from after a kill
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial], out: Path) -> "Group":
+        """Return the group of some trials, its checkpoint in the ablation's folder."""
+        checkpoint = out.absolute() / "groups" / f"{trials[0].name}.safetensors"
+        return cls([trial.name for trial in trials], [trial.settings for trial in trials], checkpoint)
+
+    def discard_checkpoint(self) -> None:
+        """Remove what the group would continue from: all its results are written."""
+        self.checkpoint.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,10 @@ class Trainer(Protocol):
     def at_once(self) -> int:
         """How many groups train at a time."""
 
-    def project(self, recipes: Sequence[FitSettings], source: LoadedSource) -> float:
+    def project(self, recipes: Sequence[FitSettings], splits: LoadedSplits) -> float:
         """Return the seconds that a head takes, divided by how many groups train at a time."""
 
-    def train(self, groups: Sequence[Group], source: LoadedSource, report: Report) -> Iterator[tuple[int, Trained]]:
+    def train(self, groups: Sequence[Group], splits: LoadedSplits, report: Report) -> Iterator[tuple[int, Trained]]:
         """Yield the index of each group with what was found, as they finish."""
 
 
@@ -193,14 +194,14 @@ class LocalTrainer:
         """Bytes that the heads of a group may take."""
         return heads_memory(self.device)
 
-    def project(self, recipes: Sequence[FitSettings], source: LoadedSource) -> float:
+    def project(self, recipes: Sequence[FitSettings], splits: LoadedSplits) -> float:
         """Return the seconds that a head takes."""
-        return project(recipes, source, self.device)
+        return project(recipes, splits, self.device)
 
-    def train(self, groups: Sequence[Group], source: LoadedSource, report: Report) -> Iterator[tuple[int, Trained]]:
+    def train(self, groups: Sequence[Group], splits: LoadedSplits, report: Report) -> Iterator[tuple[int, Trained]]:
         """Train one group after the other."""
         for index, group in enumerate(groups):
-            yield index, train_group(group, source, self.device, report)
+            yield index, train_group(group, splits, self.device, report)
 
 
 @contextmanager
@@ -215,20 +216,20 @@ def local_trainer(settings: AblateSettings, listener: Listener) -> Iterator[tupl
 
 
 def train_group(
-    group: Group, source: LoadedSource, device: torch.device, report: Report, *, keep_checkpoint: bool = True
+    group: Group, source: LoadedSplits, device: torch.device, report: Report, *, keep_checkpoint: bool = True
 ) -> Trained:
     """Train the heads of one group, or solve its ridge."""
     if group.recipes[0].head == "ridge":
         return _solve_ridge(group.recipes[0], source, device, report)
     checkpoint = group.checkpoint if keep_checkpoint else None
-    training = GroupTraining(group.cells, group.recipes, source, device, checkpoint)
+    training = GroupTraining(group.trials, group.recipes, source, device, checkpoint)
     if continued := training.restore():
-        report(continued * len(group.cells), "continued")
+        report(continued * len(group.trials), "continued")
     training.run(report)
     return Trained(training.outcomes(), training.best_heads)
 
 
-def _solve_ridge(recipe: FitSettings, source: LoadedSource, device: torch.device, report: Report) -> Trained:
+def _solve_ridge(recipe: FitSettings, source: LoadedSplits, device: torch.device, report: Report) -> Trained:
     """Solve a ridge: its strength is chosen as an epoch is otherwise."""
     task, width = source.task, source.width
     with tempfile.TemporaryDirectory(prefix="affcache-ridge-") as temporary:
@@ -251,88 +252,29 @@ class BestHeads:
 
     Args:
         keep: "all", "none" or "best".
-        finished: cells that were trained before, with their outcomes.
+        finished: trials that were trained before, with their outcomes.
     """
 
-    def __init__(self, keep: str, finished: Sequence[tuple[Cell, Outcome]]) -> None:
+    def __init__(self, keep: str, finished: Sequence[tuple[Trial, Outcome]]) -> None:
         self.keep = keep
-        self.best: dict[str, tuple[float, Cell]] = {}  # by task
-        for cell, outcome in finished:
-            self._take(cell, outcome)
+        self.best: dict[str, tuple[float, Trial]] = {}  # by task
+        for trial, outcome in finished:
+            self._take(trial, outcome)
 
-    def _take(self, cell: Cell, outcome: Outcome) -> Cell | None:
-        """Take note of a cell; return the one that was the best before if this one is better."""
-        task, selected = cell.source.task.name, outcome.selected
-        before, best = self.best.get(task, (-math.inf, cell))
+    def _take(self, trial: Trial, outcome: Outcome) -> Trial | None:
+        """Take note of a trial; return the one that was the best before if this one is better."""
+        task, selected = trial.splits.task.name, outcome.selected
+        before, best = self.best.get(task, (-math.inf, trial))
         if selected is None or not selected > before:
             return None
-        self.best[task] = (selected, cell)
+        self.best[task] = (selected, trial)
         return best
 
-    def write(self, cell: Cell, outcome: Outcome, videos: list[str], head: Tensors) -> None:
-        """Write a finished cell, with its head if that is kept; the head that was the best before goes then."""
-        beaten = self._take(cell, outcome)
+    def write(self, trial: Trial, outcome: Outcome, videos: list[str], head: Tensors) -> None:
+        """Write a finished trial, with its head if that is kept; the head that was the best before goes then."""
+        beaten = self._take(trial, outcome)
         wanted = self.keep == "all" or (self.keep == "best" and beaten is not None)
         kept = wanted and outcome.diverged is None and bool(head)  # a cluster sends what may be kept, and no more
-        cell.write(outcome, videos, head if kept else None)
-        if self.keep == "best" and beaten is not None and beaten is not cell:
+        trial.write(outcome, videos, head if kept else None)
+        if self.keep == "best" and beaten is not None and beaten is not trial:
             beaten.folder.head.unlink(missing_ok=True)
-
-
-class GridRun:
-    """Gets cells trained, writes them, and tells how far it is.
-
-    Args:
-        out: folder of the ablation.
-        heads: which heads are kept.
-        trainer: trains groups.
-        cells: of the whole grid, finished ones too: with what the trainer does at once, they decide how large
-            groups are, so that these are the same after a kill.
-        total: epochs of all heads to come.
-        listener: receives progress.
-    """
-
-    def __init__(
-        self, out: Path, heads: BestHeads, trainer: Trainer, cells: int, total: int, listener: Listener
-    ) -> None:
-        self.out, self.heads, self.trainer, self.total, self.listener = out, heads, trainer, total, listener
-        self.largest_group = -(-cells // trainer.at_once)
-        self.done = 0  # epochs of heads
-
-    def run(
-        self, cells: Sequence[Cell], source: LoadedSource, after_each: Callable[[dict[str, Outcome]], None]
-    ) -> None:
-        """Train cells of one source; ``after_each`` gets the outcomes, by the cells' names, of each finished group."""
-        trainer = self.trainer
-        groups = list(group_cells(cells, trainer.device, trainer.heads_memory, self.largest_group))
-        work = [
-            Group(
-                [cell.name for cell in group],
-                [cell.settings for cell in group],
-                self.out.absolute() / "groups" / f"{group[0].name}.safetensors",
-            )
-            for group in groups
-        ]
-        for index, trained in trainer.train(work, source, self._report):
-            for cell, outcome, head in zip(groups[index], trained.outcomes, trained.heads, strict=True):
-                if outcome.diverged is not None:
-                    self.listener.warning(
-                        f"{cell.setting.name}, seed {cell.settings.seed}: diverged in epoch {outcome.diverged}"
-                    )
-                self.heads.write(cell, outcome, source.video_names, head)
-            discard_checkpoint(work[index])
-            after_each(dict(zip(work[index].cells, trained.outcomes, strict=True)))
-
-    def _report(self, epochs: int, note: str) -> None:
-        self.done += epochs
-        self.listener.progress(self.done, self.total, "epoch", note)
-
-
-def discard_checkpoint(group: Group) -> None:
-    """Remove what a group would continue from: all its results are written."""
-    group.checkpoint.unlink(missing_ok=True)
-
-
-def epochs_of(cells: Sequence[Cell]) -> int:
-    """Return how many epochs of heads cells take; a ridge counts as one."""
-    return sum(1 if cell.settings.head == "ridge" else cell.settings.epochs for cell in cells)

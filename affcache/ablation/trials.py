@@ -1,4 +1,4 @@
-"""What a trained cell of the grid leaves: a run folder with its result, from which all tables are made."""
+"""What a trained trial of the grid leaves: a run folder with its result, from which all tables are made."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import affcache
-from affcache.ablation.grid import Setting
+from affcache.ablation.grid import Variant
 from affcache.ablation.settings import AblateSettings
 from affcache.devices import GIGABYTE
 from affcache.errors import StoreError
@@ -32,7 +32,7 @@ MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is co
 
 
 @dataclass(frozen=True)
-class Source:
+class JoinedSplits:
     """Joined labels of a store: train to train on, selection to choose by, validation to report."""
 
     store: EmbeddingStore
@@ -42,7 +42,7 @@ class Source:
     validation: JoinedLabels
 
     @classmethod
-    def open(cls, path: Path, task: Task, settings: AblateSettings, listener: Listener) -> "Source":
+    def open(cls, path: Path, task: Task, settings: AblateSettings, listener: Listener) -> "JoinedSplits":
         """Check a store, join both splits to it, and hold out training videos if that was asked for.
 
         Raises:
@@ -63,7 +63,7 @@ class Source:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What finished cells are recognised by, beside their settings; cells are many, and it takes a while."""
+        """What finished trials are recognised by, beside their settings; trials are many, and it takes a while."""
         parts = {"train": self.train, "selection": self.selection, "validation": self.validation}
         return {
             "store": self.store.fingerprint(),
@@ -79,7 +79,7 @@ class Source:
             labels["selection"] = self.selection.to_json()
         return {"store": describe_store(self.store), "labels": labels}
 
-    def load(self, device: torch.device, memory: float, listener: Listener) -> "LoadedSource":
+    def load(self, device: torch.device, memory: float, listener: Listener) -> "LoadedSplits":
         """Load the frames, or stream those that ``memory`` GB don't hold.
 
         Raises:
@@ -95,14 +95,14 @@ class Source:
         for frames, split in ((train, "training"), (selection, "held-out"), (validation, "validation")):
             require_finite(frames, split)
         store, names_and_videos = self.store, group_frames(self.store, self.validation)
-        return LoadedSource(
+        return LoadedSplits(
             self.task, store.width, len(store.video_names), train, selection, validation, *names_and_videos
         )
 
 
 @dataclass(frozen=True)
-class LoadedSource:
-    """The frames of a source, and which video each validation frame is of. What training needs, and no more."""
+class LoadedSplits:
+    """The frames of joined splits, and which video each validation frame is of. What training needs, and no more."""
 
     task: Task
     width: int  # D
@@ -115,25 +115,25 @@ class LoadedSource:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One head of the grid: a setting with a seed, on one source."""
+class Trial:
+    """One head of the grid: a setting with a seed, on one store with its labels."""
 
-    setting: Setting
+    variant: Variant
     settings: FitSettings
-    source: Source
+    splits: JoinedSplits
     folder: RunFolder
 
     @classmethod
-    def of(cls, setting: Setting, settings: FitSettings, source: Source, out: Path) -> "Cell":
-        """Name a cell by everything that decides its result, so that it is found again in whatever grid it stands."""
+    def of(cls, variant: Variant, settings: FitSettings, splits: JoinedSplits, out: Path) -> "Trial":
+        """Name a trial by everything that decides its result, so that it is found again in whatever grid it stands."""
         recipe = {name: v for name, v in settings_to_json(settings).items() if name not in MACHINE_SETTINGS}
-        identity = json.dumps({"settings": recipe, **source.identity}, sort_keys=True)
+        identity = json.dumps({"settings": recipe, **splits.identity}, sort_keys=True)
         name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        return cls(setting, settings, source, RunFolder(out / "cells" / name))
+        return cls(variant, settings, splits, RunFolder(out / "cells" / name))
 
     @property
     def name(self) -> str:
-        """The folder's name, which no other cell has."""
+        """The folder's name, which no other trial has."""
         return self.folder.path.name
 
     @property
@@ -153,10 +153,10 @@ class Cell:
         """Return what config.json keeps, as that of a run of ``fit``."""
         return {
             "affcache": affcache.__version__,
-            "task": self.source.task.name,
-            "classes": list(self.source.task.classes),
+            "task": self.splits.task.name,
+            "classes": list(self.splits.task.classes),
             "settings": settings_to_json(self.settings),
-            **self.source.description,
+            **self.splits.description,
             "versions": {"torch": torch.__version__},
         }
 
@@ -173,7 +173,7 @@ class Cell:
         if outcome.statistics is not None:
             write_tensors(self._statistics, {"sums": torch.from_numpy(outcome.statistics)}, {"videos": videos})
         if head is not None:
-            best = {"epoch": outcome.best_epoch, self.source.task.metric: outcome.value}
+            best = {"epoch": outcome.best_epoch, self.splits.task.metric: outcome.value}
             write_tensors(self.folder.head, head, {**self.identity_of_head(), **best})
         write_json(self._result, outcome.to_json())
 
@@ -201,7 +201,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training a cell found."""
+    """What training a trial found."""
 
     value: float | None  # the metric on validation at the best epoch; None where it diverged
     selected: float | None  # the metric by which that epoch was chosen, there
@@ -213,13 +213,13 @@ class Outcome:
 
     @classmethod
     def of(
-        cls, source: LoadedSource, logits: torch.Tensor, selected: float, best_epoch: int, history: list[Entry]
+        cls, splits: LoadedSplits, logits: torch.Tensor, selected: float, best_epoch: int, history: list[Entry]
     ) -> "Outcome":
         """Return what a head's logits (n, C) on validation say."""
-        task, names, labels = source.task, source.video_names, source.validation.labels.cpu().numpy()
+        task, names, labels = splits.task, splits.video_names, splits.validation.labels.cpu().numpy()
         decided = task.decide(task.probabilities(logits).cpu().numpy())
         value = task.score(labels, decided, task.classes).value
-        statistics = task.video_statistics(labels, decided, source.video_of_frame, len(names))
+        statistics = task.video_statistics(labels, decided, splits.video_of_frame, len(names))
         return cls(value, selected, best_epoch, None, history, statistics, names)
 
     def to_json(self) -> dict[str, Any]:

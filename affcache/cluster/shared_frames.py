@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.ablation.trials import LoadedSource
+from affcache.ablation.trials import LoadedSplits
 from affcache.errors import ConfigError
 from affcache.training.data import Frames, FrameSource
 
@@ -19,19 +19,19 @@ Arrays = tuple[npt.NDArray[Any], ...]  # embeddings, labels, videos
 class SharedSource:
     """A source whose frames are arrays, which Ray hands out without a copy."""
 
-    rest: LoadedSource  # without frames
+    rest: LoadedSplits  # without frames
     train: Arrays
     selection: Arrays | None  # None where it is validation itself
     validation: Arrays
 
-    def loaded(self, device: torch.device) -> LoadedSource:
+    def loaded(self, device: torch.device) -> LoadedSplits:
         """Return the source with its frames on a device; on the CPU they stay where they are, and are read only."""
         validation = _frames(self.validation, device)
         selection = validation if self.selection is None else _frames(self.selection, device)
         return replace(self.rest, train=_frames(self.train, device), selection=selection, validation=validation)
 
 
-def share_source(source: LoadedSource) -> SharedSource:
+def share_source(source: LoadedSplits) -> SharedSource:
     """Take a source apart for a journey.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.train import Group, Report, Trained, heads_memory, project, train_group
-from affcache.ablation.trials import LoadedSource, Outcome
+from affcache.ablation.trials import LoadedSplits, Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
 from affcache.cluster.pool import reason
@@ -50,7 +50,7 @@ class ClusterTrainer:
     size: WorkerSize
     at_once: int
     keep: str  # whose heads are wanted: best, all or none
-    _shared: tuple[LoadedSource, Any] | None = None  # one at a time, with its reference
+    _shared: tuple[LoadedSplits, Any] | None = None  # one at a time, with its reference
 
     @property
     def device(self) -> torch.device:
@@ -64,19 +64,19 @@ class ClusterTrainer:
         most = max(self.size.room([node]) for node in living_nodes(self.ray))
         return memory / (most if self.size.device == "cpu" else 1)
 
-    def project(self, recipes: Sequence[FitSettings], source: LoadedSource) -> float:
+    def project(self, recipes: Sequence[FitSettings], splits: LoadedSplits) -> float:
         """Return the seconds that a head takes, tried on a worker, divided by how many groups train at a time."""
-        seconds = float(self.ray.get(self._remote(_project).remote(recipes, self._share(source), self.size)))
+        seconds = float(self.ray.get(self._remote(_project).remote(recipes, self._share(splits), self.size)))
         return seconds / self.at_once
 
-    def train(self, groups: Sequence[Group], source: LoadedSource, report: Report) -> Iterator[tuple[int, Trained]]:
+    def train(self, groups: Sequence[Group], splits: LoadedSplits, report: Report) -> Iterator[tuple[int, Trained]]:
         """Yield the index of each group with what was found, as they finish.
 
         Raises:
             InputError: a group's worker was lost again and again.
         """
         ray = self.ray
-        shared = self._share(source)
+        shared = self._share(splits)
         tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
         remote = self._remote(_train)
         index_of = {
@@ -102,7 +102,7 @@ class ClusterTrainer:
             raise
         except self.ray.exceptions.RayError as error:
             raise InputError(
-                f"The workers that trained the {len(group.cells)} heads of {group.cells[0]} and beside it were lost "
+                f"The workers that trained the {len(group.trials)} heads of {group.trials[0]} and beside it were lost "
                 f"{RETRIES + 1} times: {reason(error)}. Expected one to survive: see whether memory ran out. Groups "
                 "that are finished are kept; the same command continues."
             ) from None
@@ -111,11 +111,11 @@ class ClusterTrainer:
         assert isinstance(trained, Trained)
         return replace(trained, outcomes=[_own(outcome) for outcome in trained.outcomes])
 
-    def _share(self, source: LoadedSource) -> Any:
+    def _share(self, splits: LoadedSplits) -> Any:
         """Put the frames where every machine copies them once."""
-        if self._shared is None or self._shared[0] is not source:
+        if self._shared is None or self._shared[0] is not splits:
             self._shared = None  # before the next one takes its place in memory
-            self._shared = source, self.ray.put(share_source(source))
+            self._shared = splits, self.ray.put(share_source(splits))
         return self._shared[1]
 
     def _remote(self, function: Any) -> Any:

@@ -30,7 +30,7 @@ from affcache.reporting.settings import ReportSettings
 from affcache.scoring.calibration import reliability
 from affcache.scoring.figures import confusion
 from affcache.scoring.intervals import VideoResamples
-from affcache.scoring.predict import OpenedRun
+from affcache.scoring.predict import TrainedRun
 from affcache.scoring.score import Scored, score_frames, with_intervals
 from affcache.settings import RUNS, build
 from affcache.tasks.annotations import JoinedLabels, join_labels
@@ -81,7 +81,7 @@ def report(
     listener = listener or Listener()
     folder = RunFolder(settings.run) if settings.run else newest_run(RUNS)
     device = resolve_device(settings.device)
-    run = OpenedRun.open(folder, settings.store, listener)
+    run = TrainedRun.open(folder, settings.store, listener)
     task, annotations = run.task, settings.annotations or run.settings.annotations
     joined = join_labels(run.store, annotations, task, settings.split)
     listener.message(joined.account.sentence(settings.split))
@@ -116,7 +116,7 @@ def report(
     return ReportResult(str(out), out.stat().st_size, len(joined), len(hard), len(doubtful), len(pictures))
 
 
-def _headline(run: OpenedRun, scored: Scored, scores: Scores, joined: JoinedLabels, split: str) -> str:
+def _headline(run: TrainedRun, scored: Scored, scores: Scores, joined: JoinedLabels, split: str) -> str:
     """Return the metric with its interval, and what has to be known of it."""
     low, high = scores.interval or (scores.value, scores.value)
     words = [
@@ -155,7 +155,7 @@ def _published(task: Task, scores: Scores) -> str:
     return words + table(["method", metric_name(task.metric), "frame by frame", "how known"], ordered)
 
 
-def _charts(task: Task, run: OpenedRun, scored: Scored, joined: JoinedLabels) -> list[str]:
+def _charts(task: Task, run: TrainedRun, scored: Scored, joined: JoinedLabels) -> list[str]:
     """Return learning curves, precision against recall, and reliability, where the task has them."""
     charts, history = [], run.folder.read_history()
     if len(history) > 1 and "train_loss" in history[0]:
@@ -199,7 +199,7 @@ def _timeline_words(task: Task) -> str:
     return "<p>The stronger a colour, the larger the probability; the line below a row is the label.</p>"
 
 
-def _tail_words(run: OpenedRun, tail: int, shown: int) -> str:
+def _tail_words(run: TrainedRun, tail: int, shown: int) -> str:
     return (
         f"<p>CVaR at the run's alpha {run.settings.alpha:g} is the mean loss of the hardest {tail:,} frames. Shown are "
         f"{shown} of them, so many of each label that all can be looked at, the hardest first. A click shows the "

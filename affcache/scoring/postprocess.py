@@ -16,7 +16,7 @@ import torch
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.scoring.calibration import fit_temperature, with_temperature
-from affcache.scoring.predict import OpenedRun, Predictions
+from affcache.scoring.predict import Predictions, TrainedRun
 from affcache.scoring.settings import PredictionSettings
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.splits import hold_out
@@ -30,7 +30,7 @@ Labels = npt.NDArray[Any]
 SAY_WIDTH = " Smoothing needs no fitting with --smooth-width N."
 
 
-def fit_biases(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
+def fit_class_biases(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
     """Find the biases on log probabilities that raise macro F1, one class after the other until none helps.
 
     Of each class all biases that change a decision are tried, the others' being fixed, so that macro F1 never falls.
@@ -179,7 +179,7 @@ def fit_rule(
     if settings.calibrate:
         rule = replace(rule, temperature=fit_temperature(rule.probabilities(given, task), labels))
     if settings.decide == "fitted":
-        fit = fit_biases if task.exclusive else fit_thresholds
+        fit = fit_class_biases if task.exclusive else fit_thresholds
         rule = replace(rule, offsets=tuple(fit(rule.probabilities(given, task), labels).tolist()))
     return rule
 
@@ -215,7 +215,7 @@ def _first_best(widths: Sequence[int], values: Sequence[float]) -> int:
 
 def find_rule(
     settings: PredictionSettings,
-    runs: Sequence[OpenedRun],
+    runs: Sequence[TrainedRun],
     annotations: Path,
     device: torch.device,
     listener: Listener,

@@ -29,7 +29,7 @@ FEW = 50_000  # frames; up to here nobody waits
 
 
 @dataclass(frozen=True)
-class OpenedRun:
+class TrainedRun:
     """A run's best head beside a store."""
 
     folder: RunFolder
@@ -41,7 +41,7 @@ class OpenedRun:
     epoch: int  # of the head, counted from 1
 
     @classmethod
-    def open(cls, folder: RunFolder, store: Path | None, listener: Listener) -> "OpenedRun":
+    def open(cls, folder: RunFolder, store: Path | None, listener: Listener) -> "TrainedRun":
         """Open a run on the store it was trained on, which must not have changed, or on one that was chosen.
 
         Raises:
@@ -83,7 +83,7 @@ class OpenedRun:
         return torch.cat(found)
 
 
-def require_one_task(runs: Sequence[OpenedRun]) -> Task:
+def require_one_task(runs: Sequence[TrainedRun]) -> Task:
     """Return the task of runs whose predictions are to be averaged or compared.
 
     Raises:
@@ -177,7 +177,7 @@ class Predictions:
 
     @classmethod
     def of(
-        cls, runs: Sequence[OpenedRun], rows: Rows, device: torch.device, views: str, listener: Listener
+        cls, runs: Sequence[TrainedRun], rows: Rows, device: torch.device, views: str, listener: Listener
     ) -> "Predictions":
         """Predict rows of the first run's store with every run and view, and average the probabilities.
 

@@ -18,7 +18,7 @@ from affcache.scoring.calibration import reliability
 from affcache.scoring.figures import write_score_figures
 from affcache.scoring.intervals import Interval, VideoResamples, video_interval
 from affcache.scoring.postprocess import DecisionRule, find_rule
-from affcache.scoring.predict import OpenedRun, Predictions, require_one_task, require_same_frames
+from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, require_same_frames
 from affcache.scoring.settings import PredictionSettings, ScoreSettings
 from affcache.settings import RUNS, build
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
@@ -111,7 +111,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     listener = listener or Listener()
     folders = [RunFolder(path) for path in settings.run] or [newest_run(RUNS)]
     device = resolve_device(settings.device)
-    runs = [OpenedRun.open(folder, settings.store, listener) for folder in folders]
+    runs = [TrainedRun.open(folder, settings.store, listener) for folder in folders]
     task, first = require_one_task(runs), runs[0]
     annotations = settings.annotations or first.settings.annotations
     joined = join_labels(first.store, annotations, task, settings.split)
@@ -121,7 +121,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     resamples = VideoResamples(len(scored.statistics), settings.resamples)
     against = None
     if settings.against is not None:
-        other = OpenedRun.open(RunFolder(settings.against), settings.store, listener)
+        other = TrainedRun.open(RunFolder(settings.against), settings.store, listener)
         theirs = _score_other(settings, first, other, joined, device, listener)
         against = _compare(scored, theirs, task, resamples, other)
     scores = with_intervals(scored, task, resamples)
@@ -169,7 +169,7 @@ def _warn(scored: Scored, task: Task, split: str, listener: Listener) -> None:
 
 def score_frames(
     settings: PredictionSettings,
-    runs: Sequence[OpenedRun],
+    runs: Sequence[TrainedRun],
     annotations: Path,
     joined: JoinedLabels,
     device: torch.device,
@@ -199,8 +199,8 @@ def with_intervals(scored: Scored, task: Task, resamples: VideoResamples) -> Sco
 
 def _score_other(
     settings: ScoreSettings,
-    first: OpenedRun,
-    other: OpenedRun,
+    first: TrainedRun,
+    other: TrainedRun,
     joined: JoinedLabels,
     device: torch.device,
     listener: Listener,
@@ -212,7 +212,7 @@ def _score_other(
     return score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
 
 
-def _compare(scored: Scored, other: Scored, task: Task, resamples: VideoResamples, run: OpenedRun) -> dict[str, Any]:
+def _compare(scored: Scored, other: Scored, task: Task, resamples: VideoResamples, run: TrainedRun) -> dict[str, Any]:
     """Return the other run's value, and how much this one's is above it, on the same videos."""
     ours, theirs = (resamples.metric(one.statistics, task.metric_of) for one in (scored, other))
     found: Interval = video_interval(scored.scores.value - other.scores.value, ours - theirs)

@@ -11,7 +11,7 @@ from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
 from affcache.scoring.postprocess import DecisionRule, find_rule
-from affcache.scoring.predict import OpenedRun, Predictions, require_one_task
+from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
 from affcache.settings import RUNS, build
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.submission.files import (
@@ -73,10 +73,10 @@ def submit(
     template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
     folders = [RunFolder(path) for path in settings.run] or [newest_run(RUNS)]
     device = resolve_device(settings.device)
-    runs = [OpenedRun.open(folder, settings.store, listener) for folder in folders]
+    runs = [TrainedRun.open(folder, settings.store, listener) for folder in folders]
     task = require_one_task(runs)
     require_template_of(template, task)
-    on_training = [OpenedRun.open(folder, None, Listener()) for folder in folders] if settings.fits_rules else runs
+    on_training = [TrainedRun.open(folder, None, Listener()) for folder in folders] if settings.fits_rules else runs
     rule = find_rule(settings, on_training, runs[0].settings.annotations, device, listener, reported="")
     rows = _rows_of(runs[0].store, template)
     predictions = Predictions.of(runs, rows, device, settings.views, listener)

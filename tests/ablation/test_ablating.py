@@ -14,7 +14,6 @@ from filelock import FileLock
 import affcache
 from affcache.ablation import ablate as ablating
 from affcache.ablation import group_training
-from affcache.ablation import train as grid_run
 from affcache.ablation import train as grouping
 from affcache.ablation.ablate import ablate
 from affcache.errors import ConfigError, InputError, StoreError
@@ -58,7 +57,7 @@ def test_a_grid_ends_in_tables_pictures_and_run_folders(learnable: MakeData, tmp
         assert float(row["value"]) == max(entry["macro_f1"] for entry in history)
         assert history[int(row["best_epoch"]) - 1]["macro_f1"] == float(row["value"])
     summary = read(out / "summary.csv")
-    assert [row["setting"] for row in summary] == [row.setting.name for row in result.rows]
+    assert [row["setting"] for row in summary] == [row.variant.name for row in result.rows]
     for row in summary:
         values = [float(run["value"]) for run in rows if run["setting"] == row["setting"]]
         assert float(row["mean"]) == pytest.approx(sum(values) / 2)
@@ -73,7 +72,7 @@ def test_a_grid_ends_in_tables_pictures_and_run_folders(learnable: MakeData, tmp
     assert not list((out / "groups").glob("*")), "checkpoints are gone"
 
 
-def test_finished_cells_are_kept_and_a_larger_grid_trains_what_is_new(learnable: MakeData, tmp_path: Path) -> None:
+def test_finished_trials_are_kept_and_a_larger_grid_trains_what_is_new(learnable: MakeData, tmp_path: Path) -> None:
     data, out = learnable(), tmp_path / "out"
     first = run(data, out, vary=("alpha=0.5,1",))
     before = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result.json")}
@@ -86,7 +85,7 @@ def test_finished_cells_are_kept_and_a_larger_grid_trains_what_is_new(learnable:
     assert run(data, out, vary=("alpha=0.5,1",), seeds=2).rows == first.rows
 
 
-def test_other_labels_or_another_store_are_other_cells(learnable: MakeData, tmp_path: Path) -> None:
+def test_other_labels_or_another_store_are_other_trials(learnable: MakeData, tmp_path: Path) -> None:
     data, out = learnable(), tmp_path / "out"
     run(data, out, vary=("alpha=0.5,1",))
     labels = next(data[1].rglob("Train_Set/*.txt"))
@@ -98,7 +97,7 @@ def test_other_labels_or_another_store_are_other_cells(learnable: MakeData, tmp_
 
 
 @pytest.mark.parametrize("task", ["expr", "au"])
-def test_a_cell_equals_its_heads_trained_alone(learnable: MakeData, tmp_path: Path, task: str) -> None:
+def test_a_trial_equals_its_heads_trained_alone(learnable: MakeData, tmp_path: Path, task: str) -> None:
     data = learnable(task)
     result = run(data, tmp_path / "out", task=task, vary=("alpha=0.5,1",), seeds=1, dropout=0.0)
     rows = read(tmp_path / "out" / "results.csv")
@@ -141,7 +140,7 @@ def test_the_best_of_a_later_call_takes_the_place_of_the_first(learnable: MakeDa
     assert str(kept.parent) == result.best[0]["run"]
 
 
-def test_the_command_to_fit_again_is_the_cells_settings(learnable: MakeData, tmp_path: Path) -> None:
+def test_the_command_to_fit_again_is_the_trials_settings(learnable: MakeData, tmp_path: Path) -> None:
     data = learnable()
     result = run(data, tmp_path / "out", vary=("alpha=0.3",), seeds=1, adaptive=True, keep="none")
     assert result.best[0]["fit"] == (
@@ -161,7 +160,7 @@ def test_held_out_videos_choose_and_validation_reports(learnable: MakeData, tmp_
         assert affcache.score(run=out / row["run"]).scores.value == float(row["value"]), "on validation"
     rows = read(out / "results.csv")
     assert any(row["chosen_by"] != row["value"] for row in rows)
-    assert run(data, out, vary=("alpha=0.5,1",), epochs=4).trained == 4, "another way to choose is another cell"
+    assert run(data, out, vary=("alpha=0.5,1",), epochs=4).trained == 4, "another way to choose is another trial"
 
 
 def test_one_training_video_cannot_be_held_out(tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_one_training_video_cannot_be_held_out(tmp_path: Path) -> None:
         run((store.path, tmp_path / "labels"), tmp_path / "out", vary=("alpha=0.5,1",), select="heldout")
 
 
-def test_a_cell_that_diverges_is_reported_and_the_others_go_on(learnable: MakeData, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_is_reported_and_the_others_go_on(learnable: MakeData, tmp_path: Path) -> None:
     data, heard = learnable(), Heard()
     result = run(data, tmp_path / "out", vary=("lr=0.001,1e30",), listener=heard)
     assert heard.warnings == [f"lr=1e+30, seed {seed}: diverged in epoch 1" for seed in (0, 1)]
@@ -197,14 +196,14 @@ def test_stores_heads_and_tasks_are_axes(learnable: MakeData, tmp_path: Path) ->
     result = run(
         data, tmp_path / "out", store=(data[0], other), vary=("task=expr,au", "head=mlp,linear,ridge"), seeds=1
     )
-    assert [row.setting.name for row in result.rows][:4] == [
+    assert [row.variant.name for row in result.rows][:4] == [
         "task=expr, head=mlp, expr", "task=expr, head=mlp, other",
         "task=expr, head=linear, expr", "task=expr, head=linear, other",
     ]  # fmt: skip
     assert all(row.mean is not None for row in result.rows)
     assert {row.metric for row in result.rows} == {"macro_f1", "mean_f1"}
     assert [best["task"] for best in result.best] == ["expr", "au"]
-    bases = [row.setting.name for row in result.rows if row.is_base]
+    bases = [row.variant.name for row in result.rows if row.is_base]
     assert bases == ["task=expr, head=mlp, expr", "task=au, head=mlp, expr"]
     for first, second in zip(result.rows[::2], result.rows[1::2], strict=True):
         assert first.mean == second.mean, "the stores hold the same"
@@ -228,9 +227,9 @@ def test_groups_cut_to_memory_give_the_same_heads(
     whole = run(data, tmp_path / "whole", vary=("alpha=0.3,0.5,1",), dropout=0.0)
     of = group_training.GroupTraining.__init__
 
-    def counted(self: Any, cells: Any, *arguments: Any) -> None:
-        sizes.append(len(cells))
-        of(self, cells, *arguments)
+    def counted(self: Any, trials: Any, *arguments: Any) -> None:
+        sizes.append(len(trials))
+        of(self, trials, *arguments)
 
     monkeypatch.setattr(group_training.GroupTraining, "__init__", counted)
     monkeypatch.setitem(grouping.MOST_HEADS, "cpu", 4)
@@ -323,12 +322,12 @@ def test_interrupted_after_any_epoch_the_tables_are_the_same(
     assert heard.steps[-1][0] == heard.steps[-1][1]
 
 
-def test_a_checkpoint_of_other_cells_or_a_broken_one_is_passed_over(
+def test_a_checkpoint_of_other_trials_or_a_broken_one_is_passed_over(
     learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = learnable(), tmp_path / "out"
     monkeypatch.setattr(group_training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    monkeypatch.setattr(grid_run, "discard_checkpoint", lambda group: None)
+    monkeypatch.setattr(grouping.Group, "discard_checkpoint", lambda group: None)
     run(data, out, vary=("alpha=0.5,1",))
     (checkpoint,) = out.glob("groups/*.safetensors")
     whole = tables(out)
@@ -339,7 +338,7 @@ def test_a_checkpoint_of_other_cells_or_a_broken_one_is_passed_over(
     assert tables(out) == whole
     for result in list(out.glob("cells/*/result.json")):
         result.unlink()
-    assert run(data, out, vary=("alpha=0.5,1",), seeds=3).trained == 6, "begins with the same cell, has others too"
+    assert run(data, out, vary=("alpha=0.5,1",), seeds=3).trained == 6, "begins with the same trial, has others too"
 
 
 def test_the_result_is_one_json_object(learnable: MakeData, tmp_path: Path) -> None:
@@ -403,8 +402,8 @@ def test_by_default_each_question_has_a_folder_of_its_own(
 def test_a_head_that_was_not_kept_says_how_it_is_trained_again(learnable: MakeData, tmp_path: Path) -> None:
     data, heard = learnable(), Heard()
     run(data, tmp_path / "out", vary=("alpha=0.5,1",), keep="none")
-    cell = tmp_path / "out" / read(tmp_path / "out" / "results.csv")[3]["run"]
+    trial = tmp_path / "out" / read(tmp_path / "out" / "results.csv")[3]["run"]
     with pytest.raises(StoreError, match=r"was not kept\. .*Train it again with 'affcache fit .*--alpha 1 .*--seed 1'"):
-        affcache.score(run=cell)
+        affcache.score(run=trial)
     run(data, tmp_path / "out", vary=("alpha=0.5,1",), keep="all", listener=heard)
     assert any("4 heads finished before were not kept then" in text for text in heard.warnings)

@@ -17,8 +17,8 @@ def rows_of(values: dict[str, Any], missing: int | None = None) -> tuple[Any, li
     grid = build_grid(AblateSettings(**values))
     rows = [
         Summary(
-            setting=setting,
-            task=str(setting.values.get("task", "expr")),
+            variant=variant,
+            task=str(variant.values.get("task", "expr")),
             metric="macro_f1",
             finished=3,
             diverged=3 if index == missing else 0,
@@ -28,7 +28,7 @@ def rows_of(values: dict[str, Any], missing: int | None = None) -> tuple[Any, li
             difference=None,
             is_base=index == 0,
         )
-        for index, setting in enumerate(grid)
+        for index, variant in enumerate(grid)
     ]
     return grid, rows
 

@@ -11,16 +11,16 @@ from affcache.settings import as_text
 
 
 def names(**values: object) -> list[str]:
-    return [setting.name for setting in build_grid(AblateSettings(**values))]  # type: ignore[arg-type]
+    return [variant.name for variant in build_grid(AblateSettings(**values))]  # type: ignore[arg-type]
 
 
 def test_axes_span_a_grid_the_last_one_changing_fastest() -> None:
     grid = build_grid(AblateSettings(vary=("alpha=0.3,1", "rho=0,0.05,0.5"), seeds=4))
-    assert [setting.values for setting in grid] == [
+    assert [variant.values for variant in grid] == [
         {"alpha": alpha, "rho": rho} for alpha in (0.3, 1.0) for rho in (0.0, 0.05, 0.5)
     ]
     assert grid[4].name == "alpha=1, rho=0.05"
-    assert (len(grid), grid.cells, grid.varied) == (6, 24, ["alpha", "rho"])
+    assert (len(grid), grid.trials, grid.varied) == (6, 24, ["alpha", "rho"])
     fitted = grid.fit_settings(grid[4], seed=2)
     assert (fitted.alpha, fitted.rho, fitted.seed, fitted.dropout) == (1.0, 0.05, 2, 0.6)
 
@@ -86,12 +86,12 @@ def test_a_value_out_of_range_names_the_setting() -> None:
 def test_the_paper_preset_crosses_losses_with_sharpness() -> None:
     assert names(preset="paper") == ["erm", "erm+sam", "cvar", "cvar+sam"]
     grid = build_grid(AblateSettings(preset="paper", task="au"))
-    assert [setting.name for setting in grid][4:] == ["cvar+auc", "cvar+auc+sam"]
+    assert [variant.name for variant in grid][4:] == ["cvar+auc", "cvar+auc+sam"]
     assert grid[5].values == {"alpha": 0.5, "rho": 0.5, "auc_weight": 0.2}
     assert grid[2].values == {"alpha": 0.5, "rho": 0.0, "auc_weight": 0.0}
     assert grid.base_index() == 0
-    for setting in grid:
-        grid.fit_settings(setting, 0)
+    for variant in grid:
+        grid.fit_settings(variant, 0)
 
 
 def test_presets_take_the_recipes_own_values() -> None:
@@ -113,7 +113,7 @@ def test_a_list_names_its_settings(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('[plain]\nalpha = 1\nrho = 0\n["focal loss"]\nfocal_gamma = 2\nadaptive = true\n')
     grid = build_grid(AblateSettings(list=file, vary=("lr=0.001,0.01",)))
-    assert [setting.name for setting in grid] == [
+    assert [variant.name for variant in grid] == [
         "plain, lr=0.001", "plain, lr=0.01", "focal loss, lr=0.001", "focal loss, lr=0.01",
     ]  # fmt: skip
     assert grid.varied == ["alpha", "rho", "focal_gamma", "adaptive", "lr"]
@@ -143,7 +143,7 @@ def test_a_list_with_a_mistake_says_where(tmp_path: Path, content: str, message:
 
 def test_stores_are_an_axis() -> None:
     grid = build_grid(AblateSettings(vary=("rho=0,1",), store=(Path("a.h5"), Path("b/b.h5"))))
-    assert [(setting.name, setting.store) for setting in grid][:2] == [
+    assert [(variant.name, variant.store) for variant in grid][:2] == [
         ("rho=0, a", Path("a.h5")), ("rho=0, b", Path("b/b.h5")),
     ]  # fmt: skip
     assert build_grid(AblateSettings(store=(Path("x/a.h5"), Path("y/a.h5")))).store_names == ["x/a.h5", "y/a.h5"]

@@ -1,4 +1,4 @@
-"""Which cells train side by side, how many, and that finished groups leave the others as they are."""
+"""Which trials train side by side, how many, and that finished groups leave the others as they are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.ablation import train as grouping
-from affcache.ablation.train import form_of, group_cells, most_heads
+from affcache.ablation.train import form_of, group_trials, most_heads
 from affcache.tasks.tasks import TASKS
 from affcache.training.settings import FitSettings
 
 CPU = torch.device("cpu")
 PLENTY = 1e12  # bytes
 SMALL = FitSettings(hidden_layers=1, hidden_width=8)
-SOURCE = SimpleNamespace(task=TASKS["expr"], store=SimpleNamespace(width=16), validation=range(100))
+SPLITS = SimpleNamespace(task=TASKS["expr"], store=SimpleNamespace(width=16), validation=range(100))
 
 
-def cells_of(recipes: list[FitSettings]) -> list[Any]:
-    return [SimpleNamespace(settings=recipe, source=SOURCE, name=str(index)) for index, recipe in enumerate(recipes)]
+def trials_of(recipes: list[FitSettings]) -> list[Any]:
+    return [SimpleNamespace(settings=recipe, splits=SPLITS, name=str(index)) for index, recipe in enumerate(recipes)]
 
 
 def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
@@ -43,23 +43,23 @@ def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
 
 def test_every_ridge_stands_alone() -> None:
     ridges = [replace(SMALL, head="ridge", seed=seed) for seed in range(3)]
-    assert [len(group) for group in group_cells(cells_of(ridges), CPU, PLENTY)] == [1, 1, 1]
+    assert [len(group) for group in group_trials(trials_of(ridges), CPU, PLENTY)] == [1, 1, 1]
 
 
 @settings(max_examples=60, deadline=None)
 @given(kinds=st.lists(st.integers(0, 3), min_size=1, max_size=60), most=st.integers(1, 7), done=st.integers(0, 8))
 def test_what_is_left_after_finished_groups_falls_into_the_same_groups(kinds: list[int], most: int, done: int) -> None:
-    cells = cells_of([replace(SMALL, hidden_width=8 + kind, seed=index) for index, kind in enumerate(kinds)])
+    trials = trials_of([replace(SMALL, hidden_width=8 + kind, seed=index) for index, kind in enumerate(kinds)])
     before = grouping.MOST_HEADS["cpu"]
     grouping.MOST_HEADS["cpu"] = most
     try:
-        groups = [[cell.name for cell in group] for group in group_cells(cells, CPU, PLENTY)]
+        groups = [[trial.name for trial in group] for group in group_trials(trials, CPU, PLENTY)]
         finished = {name for group in groups[:done] for name in group}
-        left = [cell for cell in cells if cell.name not in finished]
-        again = [[cell.name for cell in group] for group in group_cells(left, CPU, PLENTY)] if left else []
+        left = [trial for trial in trials if trial.name not in finished]
+        again = [[trial.name for trial in group] for group in group_trials(left, CPU, PLENTY)] if left else []
     finally:
         grouping.MOST_HEADS["cpu"] = before
-    assert sorted(name for group in groups for name in group) == sorted(cell.name for cell in cells)
+    assert sorted(name for group in groups for name in group) == sorted(trial.name for trial in trials)
     assert all(len(group) <= most for group in groups)
     assert all(len({kinds[int(name)] for name in group}) == 1 for group in groups)
     assert again == groups[done:]

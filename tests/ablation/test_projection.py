@@ -7,7 +7,7 @@ import torch
 
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.train import project, require_asked_for
-from affcache.ablation.trials import Source
+from affcache.ablation.trials import JoinedSplits
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
@@ -25,12 +25,12 @@ def test_a_day_is_the_limit() -> None:
 def test_more_epochs_and_frames_take_longer_in_proportion(learnable: MakeData) -> None:
     store, labels = learnable()
     settings = AblateSettings(annotations=labels, preset="paper")
-    source = Source.open(store, TASKS["expr"], settings, Listener()).load(torch.device("cpu"), 1.0, Listener())
+    splits = JoinedSplits.open(store, TASKS["expr"], settings, Listener()).load(torch.device("cpu"), 1.0, Listener())
     recipe = FitSettings(hidden_layers=1, hidden_width=16, batch_size=16, epochs=10)
-    one = project([recipe] * 5, source, torch.device("cpu"))
-    many = project([replace(recipe, epochs=1000)] * 5, source, torch.device("cpu"))
+    one = project([recipe] * 5, splits, torch.device("cpu"))
+    many = project([replace(recipe, epochs=1000)] * 5, splits, torch.device("cpu"))
     assert 20 < many / one < 500, "about a hundred times"
     before = torch.get_rng_state()
-    project([recipe], source, torch.device("cpu"))
+    project([recipe], splits, torch.device("cpu"))
     assert torch.get_rng_state().equal(before), "the caller's random numbers stay his own"
-    assert project([replace(recipe, head="ridge")], source, torch.device("cpu")) == 1.0
+    assert project([replace(recipe, head="ridge")], splits, torch.device("cpu")) == 1.0

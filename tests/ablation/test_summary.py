@@ -1,4 +1,4 @@
-"""What cells say of their settings: means, spreads, and differences paired over seeds and videos."""
+"""What trials say of their settings: means, spreads, and differences paired over seeds and videos."""
 
 import math
 import statistics
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affcache.ablation.grid import Setting
+from affcache.ablation.grid import Variant
 from affcache.ablation.summary import Summary, paired_difference, summarise
-from affcache.ablation.tables import cells_of, headings, latex, markdown, write_results, write_summary
+from affcache.ablation.tables import columns_of, headings, latex, markdown, write_results, write_summary
 from affcache.ablation.trials import Outcome
 from affcache.scoring.intervals import Interval
 from affcache.tasks.tasks import TASKS
@@ -32,13 +32,13 @@ def outcome(accuracy: float, seed: int, videos: list[str] = VIDEOS, noise: int =
 BROKEN = Outcome(None, None, 0, 2, [], None, [])
 
 
-def setting(name: str, **values: Any) -> Setting:
-    return Setting(name, values, Path("store.h5"))
+def variant(name: str, **values: Any) -> Variant:
+    return Variant(name, values, Path("store.h5"))
 
 
 def rows_of(outcomes: list[dict[int, Outcome]]) -> list[Summary]:
-    settings = [setting(f"alpha={index}", alpha=index) for index in range(len(outcomes))]
-    return summarise(settings, outcomes, 0, "expr")
+    variants = [variant(f"alpha={index}", alpha=index) for index in range(len(outcomes))]
+    return summarise(variants, outcomes, 0, "expr")
 
 
 def test_means_and_spreads_are_over_finished_seeds() -> None:
@@ -103,9 +103,9 @@ def test_no_difference_is_found_about_as_often_as_the_level_says() -> None:
 
 
 def test_a_task_is_compared_with_its_own_base() -> None:
-    settings = [setting(f"{task} {alpha}", task=task, alpha=alpha) for task in ("expr", "au") for alpha in (1, 2)]
-    found = [{0: outcome(0.5, 0)} for _ in settings]
-    rows = summarise(settings, found, 1, "expr")
+    variants = [variant(f"{task} {alpha}", task=task, alpha=alpha) for task in ("expr", "au") for alpha in (1, 2)]
+    found = [{0: outcome(0.5, 0)} for _ in variants]
+    rows = summarise(variants, found, 1, "expr")
     assert [row.is_base for row in rows] == [False, True, False, True]
     assert [row.difference is not None for row in rows] == [True, False, True, False]
     assert [row.metric for row in rows] == ["macro_f1", "macro_f1", "mean_f1", "mean_f1"]
@@ -113,7 +113,7 @@ def test_a_task_is_compared_with_its_own_base() -> None:
 
 def row(name: str, **values: Any) -> Summary:
     default: dict[str, Any] = {
-        "setting": setting(name), "task": "expr", "metric": "macro_f1", "finished": 3, "diverged": 0, "mean": 0.5,
+        "variant": variant(name), "task": "expr", "metric": "macro_f1", "finished": 3, "diverged": 0, "mean": 0.5,
         "deviation": 0.01, "selected": 0.6, "difference": None, "is_base": False,
     }  # fmt: skip
     return Summary(**{**default, **values})
@@ -148,7 +148,7 @@ def test_tables_for_papers_say_what_the_summary_says() -> None:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    assert all(len(cells_of(one, held)) == len(headings(ROWS, held)) for one in ROWS for held in (True, False))
+    assert all(len(columns_of(one, held)) == len(headings(ROWS, held)) for one in ROWS for held in (True, False))
 
 
 def test_csv_files_hold_full_precision(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from affcache.ablation.ablate import AblateResult, ablate
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.train import Trained
-from affcache.ablation.trials import Outcome, Source
+from affcache.ablation.trials import JoinedSplits, Outcome
 from affcache.cluster import training as training_module
 from affcache.cluster.shared_frames import share_source
 from affcache.cluster.training import ClusterTrainer, wanted_heads
@@ -73,7 +73,7 @@ def test_several_groups_at_a_time_and_the_best_head_alone(
     data, heard, sizes, train = learnable(), Heard(), [], ClusterTrainer.train
 
     def counted(self: ClusterTrainer, groups: Any, *arguments: Any) -> Any:
-        sizes.extend(len(group.cells) for group in groups)
+        sizes.extend(len(group.trials) for group in groups)
         return train(self, groups, *arguments)
 
     monkeypatch.setattr(ClusterTrainer, "train", counted)
@@ -102,7 +102,7 @@ def test_heads_that_nobody_keeps_stay_with_the_worker() -> None:
 def test_frames_travel_as_they_are(learnable: MakeData) -> None:
     store, labels = learnable()
     settings = AblateSettings(annotations=labels, select="heldout", preset="paper")
-    source = Source.open(store, TASKS["expr"], settings, Listener()).load(torch.device("cpu"), 1.0, Listener())
+    source = JoinedSplits.open(store, TASKS["expr"], settings, Listener()).load(torch.device("cpu"), 1.0, Listener())
     again = share_source(source).loaded(torch.device("cpu"))
     for name in ("train", "selection", "validation"):
         for part in ("embeddings", "labels", "videos"):
@@ -115,7 +115,7 @@ def test_frames_travel_as_they_are(learnable: MakeData) -> None:
 
 def test_frames_that_do_not_fit_are_refused(learnable: MakeData) -> None:
     store, labels = learnable()
-    source = Source.open(store, TASKS["expr"], AblateSettings(annotations=labels, preset="paper"), Listener())
+    source = JoinedSplits.open(store, TASKS["expr"], AblateSettings(annotations=labels, preset="paper"), Listener())
     loaded = source.load(torch.device("cpu"), 1.0, Listener())
     streamed = replace(loaded, train=StreamedFrames(source.store, source.train, torch.device("cpu"), 4096))
     with pytest.raises(ConfigError, match=r"keeps all embeddings in memory.* Raise --memory GB"):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from affcache.scoring.postprocess import fit_biases, fit_thresholds
+from affcache.scoring.postprocess import fit_class_biases, fit_thresholds
 
 
 def macro_f1(labels: np.ndarray, decided: np.ndarray, classes: int) -> float:
@@ -26,7 +26,7 @@ def problem(seed: int, frames: int, classes: int, digits: int) -> tuple[np.ndarr
 @given(seed=st.integers(0, 2**32), frames=st.integers(1, 80), classes=st.integers(2, 8), digits=st.integers(1, 9))
 def test_biases_never_lower_macro_f1(seed: int, frames: int, classes: int, digits: int) -> None:
     probabilities, labels = problem(seed, frames, classes, digits)
-    biases = fit_biases(probabilities, labels)
+    biases = fit_class_biases(probabilities, labels)
     logs = np.log(np.maximum(probabilities, np.finfo(float).tiny))
     before = macro_f1(labels, logs.argmax(1), classes)
     after = macro_f1(labels, (logs + biases).argmax(1), classes)
@@ -38,7 +38,7 @@ def test_biases_never_lower_macro_f1(seed: int, frames: int, classes: int, digit
 def test_no_bias_of_one_class_helps_any_more(seed: int) -> None:
     probabilities, labels = problem(seed, 120, 5, 9)
     logs = np.log(probabilities)
-    biases = fit_biases(probabilities, labels)
+    biases = fit_class_biases(probabilities, labels)
     found = macro_f1(labels, (logs + biases).argmax(1), 5)
     assert found > macro_f1(labels, logs.argmax(1), 5), "there was something to gain"
     for one in range(5):
@@ -51,7 +51,7 @@ def test_no_bias_of_one_class_helps_any_more(seed: int) -> None:
 def test_of_two_classes_the_bias_is_the_best_there_is() -> None:
     probabilities, labels = problem(3, 60, 2, 9)
     logs = np.log(probabilities)
-    found = macro_f1(labels, (logs + fit_biases(probabilities, labels)).argmax(1), 2)
+    found = macro_f1(labels, (logs + fit_class_biases(probabilities, labels)).argmax(1), 2)
     gaps = np.sort(logs[:, 0] - logs[:, 1])
     every = [gaps[0] - 1, *(gaps[:-1] + np.diff(gaps) / 2), gaps[-1] + 1]
     best = max(macro_f1(labels, (logs + [0, bias]).argmax(1), 2) for bias in every)

@@ -7,7 +7,7 @@ from typing import Any
 from affcache.devices import describe_machine, resolve_device
 from affcache.progress import Listener
 from affcache.settings import build
-from affcache.tasks.tasks import EXPR
+from affcache.tasks.tasks import TASKS
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
 from benchmarks.fit import (
@@ -71,7 +71,7 @@ def bench_ablate(
     _, frames = random_frames(settings.rows, settings.width, device)
     counts = [1, *sorted(set(settings.heads))]
     learners = {
-        heads: Learner([replace(recipe, seed=seed) for seed in range(heads)], EXPR, settings.width, device)
+        heads: Learner([replace(recipe, seed=seed) for seed in range(heads)], TASKS["expr"], settings.width, device)
         for heads in counts
     }
     works: Works = {

@@ -14,7 +14,7 @@ import torch
 from affcache.devices import describe_machine, resolve_device, wait_for
 from affcache.progress import Listener
 from affcache.settings import build
-from affcache.tasks.tasks import EXPR
+from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames, batches
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
@@ -22,7 +22,7 @@ from benchmarks.reference_loop import ReferenceProcess, write_reference_file
 from benchmarks.settings import BenchFitSettings
 from benchmarks.shared import temporary_folder
 
-PAPER_FRAMES, PAPER_VALIDATION_FRAMES, PAPER_EPOCHS = 585_317, 280_532, 32  # EXPR of Aff-Wild2, 6th ABAW
+PAPER_FRAMES, PAPER_VALIDATION_FRAMES, PAPER_EPOCHS = 585_317, 280_532, 32  # TASKS["expr"] of Aff-Wild2, 6th ABAW
 WARM_UP = 20  # steps before anything is timed
 
 Works = dict[str, tuple[Callable[[int], Any], int]]  # what takes so many steps, and how many of them are timed
@@ -68,7 +68,7 @@ def bench_fit(
     device = resolve_device(settings.device)
     recipe = FitSettings(batch_size=settings.batch_size, precision=settings.precision)
     embeddings, frames = random_frames(settings.rows, settings.width, device)
-    learner = Learner([recipe], EXPR, settings.width, device)
+    learner = Learner([recipe], TASKS["expr"], settings.width, device)
     works: Works = {
         "step": (steps_of(learner, frames), settings.steps),
         "bare": (bare_products(recipe, settings.width, device), settings.steps),
@@ -78,7 +78,7 @@ def bench_fit(
             file = Path(folder) / "published.h5"
             write_reference_file(file, embeddings.numpy())
             np.save(f"{file}.labels.npy", frames.labels.cpu().numpy())
-            loop = ReferenceProcess(file, EXPR.outputs, settings.batch_size, device)
+            loop = ReferenceProcess(file, TASKS["expr"].outputs, settings.batch_size, device)
             stack.callback(loop.close)
             works["published"] = (loop.steps, max(1, settings.steps // 10))
         times = in_turn(works, settings.rounds, device, listener)
@@ -111,7 +111,7 @@ def random_frames(rows: int, width: int, device: torch.device) -> tuple[torch.Te
     """Return random float16 embeddings (n, D), and as frames on a device, with labels of expr."""
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(rows, width, generator=generator).half()
-    labels = torch.randint(0, EXPR.outputs, (rows,), generator=generator)
+    labels = torch.randint(0, TASKS["expr"].outputs, (rows,), generator=generator)
     return embeddings, Frames(embeddings.to(device), labels.to(device), torch.zeros_like(labels).to(device))
 
 

@@ -27,10 +27,9 @@ from affcache.devices import describe_machine, resolve_device
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinAccount, JoinedLabels
 from affcache.tasks.tasks import TASKS
-from affcache.training.data import Frames, FrameSource
+from affcache.training.data import Frames, FrameSource, StreamedFrames, load_frames
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
-from affcache.training.streaming import StreamedFrames, load_frames
 from benchmarks.shared import random_blocks, script_parser, temporary_folder, write_store
 
 PAGE = 4096  # bytes

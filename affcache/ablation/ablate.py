@@ -14,10 +14,11 @@ from filelock import FileLock, Timeout
 
 from affcache.ablation.figures import write_figures
 from affcache.ablation.grid import Grid, Variant, build_grid
+from affcache.ablation.group_training import Group
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Summary, summarise
 from affcache.ablation.tables import write_tables
-from affcache.ablation.train import BestHeads, Group, Trainer, group_trials, require_asked_for
+from affcache.ablation.train import BestHeads, Trainer, group_trials, require_asked_for
 from affcache.ablation.trials import JoinedSplits, LoadedSplits, Outcome, Trial
 from affcache.devices import default_memory
 from affcache.errors import ConfigError

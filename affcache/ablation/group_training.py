@@ -1,18 +1,19 @@
-"""A group of cells trained side by side: epochs of the core, the best of each head remembered, resumable."""
+"""A group of trials trained side by side, or a ridge solved; what a kill leaves of it is continued."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from affcache.ablation.trials import LoadedSplits, Outcome
+from affcache.ablation.trials import LoadedSplits, Outcome, Trial
 from affcache.errors import StoreError
 from affcache.files import Tensors, read_tensors, write_tensors
-from affcache.training.epochs import Entry, has_diverged, train_epoch
-from affcache.training.learner import Learner
+from affcache.training.epochs import Best, Epochs, Run
 from affcache.training.objective import ClassCounts
+from affcache.training.plain import new_learner
+from affcache.training.ridge import Ridge
 from affcache.training.settings import FitSettings
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -20,121 +21,88 @@ SECONDS_BETWEEN_CHECKPOINTS = 30.0
 Report = Callable[[int, str], None]  # epochs of heads finished now, how it stands
 
 
-class GroupTraining:
-    """The state of a group: the learner, and of each head its history and its best epoch.
+@dataclass(frozen=True)
+class Group:
+    """Trials that train side by side; a ridge is alone."""
 
-    A head that diverges is out: its numbers go on being computed beside the others', which they can't reach.
+    trials: Sequence[str]  # names
+    recipes: Sequence[FitSettings]
+    checkpoint: Path  # absolute; to continue from after a kill
 
-    Args:
-        cells: names of H cells of one source.
-        recipes: their settings, which have one form.
-        source: the frames.
-        device: where they train.
-        checkpoint: file to continue from after a kill; None for none.
-    """
+    @classmethod
+    def of(cls, trials: Sequence[Trial], out: Path) -> "Group":
+        """Return the group of some trials, its checkpoint in the ablation's folder."""
+        checkpoint = out.absolute() / "groups" / f"{trials[0].name}.safetensors"
+        return cls([trial.name for trial in trials], [trial.settings for trial in trials], checkpoint)
 
-    def __init__(
-        self,
-        cells: Sequence[str],
-        recipes: Sequence[FitSettings],
-        source: LoadedSplits,
-        device: torch.device,
-        checkpoint: Path | None,
-    ) -> None:
-        self.cells = list(cells)
-        self.source = source
-        self.task = source.task
-        self.checkpoint = checkpoint
-        counts = ClassCounts.of(self.task, source.train.labels.cpu())
-        self.learner = Learner(list(recipes), self.task, source.width, device, counts, source.videos)
-        self.epochs = recipes[0].epochs
-        self.epoch = 0  # finished ones
-        self.histories: list[list[Entry]] = [[] for _ in cells]
-        self.diverged: list[int | None] = [None] * len(cells)
-        self.best_epochs = [0] * len(cells)
-        self.best_values = [-math.inf] * len(cells)
-        self.best_heads: list[Tensors] = [{} for _ in cells]
+    def discard_checkpoint(self) -> None:
+        """Remove what the group would continue from: all its results are written."""
+        self.checkpoint.unlink(missing_ok=True)
 
-    def run(self, report: Report) -> None:
-        """Train the epochs that are left; now and then write the checkpoint."""
-        saved = time.monotonic()
-        while self.epoch < self.epochs and not all(self.diverged):
-            entries = train_epoch(self.learner, self.source.train, self.source.selection, self.epoch)
-            self.epoch += 1
-            for head, entry in enumerate(entries):
-                self._take(head, entry)
-            report(len(self.cells), f"epoch {self.epoch} of {self.epochs}, {self._standing()}")
-            if self.epoch < self.epochs and time.monotonic() - saved >= SECONDS_BETWEEN_CHECKPOINTS:
-                self.save()
-                saved = time.monotonic()
-        report(len(self.cells) * (self.epochs - self.epoch), self._standing())
 
-    def _take(self, head: int, entry: Entry) -> None:
-        """Take up a head's line of history, and the head itself where it is the best so far."""
-        if self.diverged[head] is not None:
-            return
-        if has_diverged(entry):
-            self.diverged[head] = self.epoch
-            return
-        self.histories[head].append(entry)
-        if entry[self.task.metric] > self.best_values[head]:
-            self.best_values[head], self.best_epochs[head] = entry[self.task.metric], self.epoch
-            state = self.learner.heads.state_dict(head)
-            self.best_heads[head] = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+@dataclass(frozen=True)
+class Trained:
+    """What a group's training found."""
 
-    def _standing(self) -> str:
-        return f"best {self.task.metric} of this group's {len(self.cells)} heads {max(self.best_values):.3f}"
+    outcomes: Sequence[Outcome]
+    heads: Sequence[Tensors]  # of the best epoch; empty where a head diverged at once
 
-    def outcomes(self) -> list[Outcome]:
-        """Score each head's best epoch on validation, all in one pass. The training is over then."""
-        for head, state in enumerate(self.best_heads):
-            if state:  # a head may have diverged at once
-                self.learner.heads.load_state_dict(head, state)
-        logits = self.learner.predict(self.source.validation)  # (H, n, C)
-        return [self._outcome(head, of_head) for head, of_head in enumerate(logits)]
 
-    def _outcome(self, head: int, logits: torch.Tensor) -> Outcome:
-        """Return what a head's logits (n, C) on validation say; nothing where it diverged."""
-        history, epoch, diverged = self.histories[head], self.best_epochs[head], self.diverged[head]
-        if diverged is not None:
-            return Outcome(None, None, epoch, diverged, history, None, [])
-        return Outcome.of(self.source, logits, self.best_values[head], epoch, history)
+def train_group(
+    group: Group, splits: LoadedSplits, device: torch.device, report: Report, *, keep_checkpoint: bool = True
+) -> Trained:
+    """Train the heads of one group, or solve its ridge; now and then write the checkpoint."""
+    run, heads, saved = _run_of(group, splits, device), len(group.trials), time.monotonic()
+    if keep_checkpoint and isinstance(run, Epochs) and (continued := _restore(run, group)):
+        report(continued * heads, "continued")
+    done = 0
+    for entries in run.run(splits.train, splits.selection):
+        done = entries[0]["epoch"]
+        report(heads if run.unit == "epoch" else 0, f"{run.unit} {done} of {run.steps}, {_standing(run, splits)}")
+        due = time.monotonic() - saved >= SECONDS_BETWEEN_CHECKPOINTS
+        if keep_checkpoint and due and isinstance(run, Epochs) and done < run.steps:
+            _save(run, group)
+            saved = time.monotonic()
+    report(heads * (run.steps - done) if run.unit == "epoch" else 1, _standing(run, splits))
+    logits = run.predict_best(splits.validation)  # (H, n, C)
+    outcomes = [_outcome(best, of_head, splits) for best, of_head in zip(run.best, logits, strict=True)]
+    return Trained(outcomes, [best.head for best in run.best])
 
-    def save(self) -> None:
-        """Write everything that a continued training needs, so that it equals an uninterrupted one."""
-        if self.checkpoint is None:
-            return
-        tensors = self.learner.state()
-        for head, state in enumerate(self.best_heads):
-            tensors |= {f"best.{head}.{name}": tensor for name, tensor in state.items()}
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        progress = {
-            "cells": self.cells,
-            "epoch": self.epoch,
-            "histories": self.histories,
-            "diverged": self.diverged,
-            "best_epochs": self.best_epochs,
-            "best_values": [value if math.isfinite(value) else None for value in self.best_values],
-        }
-        write_tensors(self.checkpoint, tensors, progress)
 
-    def restore(self) -> int:
-        """Continue from the checkpoint if there is one of these cells; return how many epochs it had finished."""
-        if self.checkpoint is None:
-            return 0
-        try:
-            tensors, progress = read_tensors(self.checkpoint)
-        except StoreError:  # none, or none that can be read: its work is made again
-            return 0
-        if progress["cells"] != self.cells:
-            return 0
-        self.learner.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("best.")})
-        for head in range(len(self.cells)):
-            prefix = f"best.{head}."
-            self.best_heads[head] = {
-                name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
-            }
-        self.epoch, self.histories, self.diverged = progress["epoch"], progress["histories"], progress["diverged"]
-        self.best_epochs = progress["best_epochs"]
-        self.best_values = [-math.inf if value is None else value for value in progress["best_values"]]
-        return self.epoch
+def _run_of(group: Group, splits: LoadedSplits, device: torch.device) -> Run:
+    """Return what trains the group's heads."""
+    task, recipes = splits.task, list(group.recipes)
+    if recipes[0].head == "ridge":
+        return Ridge(recipes[0], task, splits.width)
+    counts = ClassCounts.of(task, splits.train.labels.cpu())
+    learner, _ = new_learner(recipes, task, splits.width, device, counts, splits.videos)
+    return Epochs(learner)
+
+
+def _standing(run: Run, splits: LoadedSplits) -> str:
+    return f"best {splits.task.metric} of this group's {len(run.best)} heads {max(one.value for one in run.best):.3f}"
+
+
+def _outcome(best: Best, logits: torch.Tensor, splits: LoadedSplits) -> Outcome:
+    """Return what a head's logits (n, C) on validation say; nothing where it diverged."""
+    if best.diverged is not None:
+        return Outcome(None, None, best.epoch, best.diverged, best.history, None, [])
+    return Outcome.of(splits, logits, best.value, best.epoch, best.history)
+
+
+def _save(run: Epochs, group: Group) -> None:
+    tensors, progress = run.state()
+    group.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(group.checkpoint, tensors, {**progress, "trials": list(group.trials)})
+
+
+def _restore(run: Epochs, group: Group) -> int:
+    """Continue from the checkpoint if there is one of these trials; return how many epochs it had finished."""
+    try:
+        tensors, progress = read_tensors(group.checkpoint)
+    except StoreError:  # none, or none that can be read: its work is made again
+        return 0
+    if progress.get("trials") != list(group.trials):
+        return 0
+    run.load_state(tensors, progress)
+    return run.done

@@ -1,31 +1,27 @@
 """What is missing of a grid, trained group after group; every finished group is on disk as soon as it is."""
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from affcache.ablation.group_training import GroupTraining
+from affcache.ablation.group_training import Group, Report, Trained, train_group
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.trials import LoadedSplits, Outcome, Trial
 from affcache.devices import device_memory, resolve_device, wait_for
 from affcache.errors import ConfigError
-from affcache.files import Tensors, read_tensors
+from affcache.files import Tensors
 from affcache.progress import Listener, duration_text
 from affcache.tasks.tasks import Task
 from affcache.training.data import Frames, batches, epoch_length
-from affcache.training.learner import FORM, Learner, build_head, predict
+from affcache.training.learner import FORM, build_head
 from affcache.training.objective import ClassCounts
-from affcache.training.ridge import RidgeRun
-from affcache.training.run_folder import RunFolder
+from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import HeadShape, StackedHeads
 
 MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more
 SHARE = 0.25  # of the device's memory is for heads
@@ -35,7 +31,6 @@ LONGEST = 24 * 3600.0  # seconds; what takes longer has to be asked for
 TRIED, WARM_UP, STEPS = 5, 4, 12
 SIDE_BY_SIDE = {"cuda": 16}  # heads tried at a time; on a CPU one says enough
 TRIED_FRAMES = 2048  # of an evaluation
-Report = Callable[[int, str], None]  # epochs of heads finished now, how it stands
 
 
 def form_of(settings: FitSettings) -> tuple[object, ...]:
@@ -78,9 +73,9 @@ def group_trials(
 def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budget: float, device: torch.device) -> int:
     """Return how many heads train side by side within ``budget`` bytes, at least 1."""
     with torch.device("meta"):
-        shape = HeadShape.of(build_head(settings, width, task))
-    activations = 8 * shape.layers * shape.width * settings.batch_size
-    a_head = FLOAT * (COPIES * sum(shape.lengths) + activations + 3 * frames * task.outputs)
+        parameters = sum(parameter.numel() for parameter in build_head(settings, width, task).parameters())
+    activations = 8 * settings.hidden_layers * settings.hidden_width * settings.batch_size
+    a_head = FLOAT * (COPIES * parameters + activations + 3 * frames * task.outputs)
     return max(1, min(MOST_HEADS.get(device.type, 1), int(budget // a_head)))
 
 
@@ -97,7 +92,7 @@ def _seconds_of(recipe: FitSettings, splits: LoadedSplits, device: torch.device)
     counts = ClassCounts.of(splits.task, splits.train.labels)
     heads = SIDE_BY_SIDE.get(device.type, 1)
     seeds = [replace(recipe, seed=seed) for seed in range(heads)]
-    learner = Learner(seeds, splits.task, splits.width, device, counts, splits.videos)
+    learner, _ = new_learner(seeds, splits.task, splits.width, device, counts, splits.videos)
     embeddings = next(iter(splits.train.evaluation_batches()))[:TRIED_FRAMES].clone()
     frames = Frames(embeddings, splits.train.labels[: len(embeddings)], splits.train.videos[: len(embeddings)])
     size = min(recipe.batch_size, len(frames))
@@ -131,33 +126,6 @@ def require_asked_for(trials: int, seconds: float, asked: bool) -> None:
             f"The grid has {trials:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
             "--yes is given. Say it, or vary less, or with fewer --seeds or --epochs, --stride or --frames-per-epoch."
         )
-
-
-@dataclass(frozen=True)
-class Group:
-    """Trials that train side by side; a ridge is alone."""
-
-    trials: Sequence[str]  # names
-    recipes: Sequence[FitSettings]
-    checkpoint: Path  # absolute; to continue from after a kill
-
-    @classmethod
-    def of(cls, trials: Sequence[Trial], out: Path) -> "Group":
-        """Return the group of some trials, its checkpoint in the ablation's folder."""
-        checkpoint = out.absolute() / "groups" / f"{trials[0].name}.safetensors"
-        return cls([trial.name for trial in trials], [trial.settings for trial in trials], checkpoint)
-
-    def discard_checkpoint(self) -> None:
-        """Remove what the group would continue from: all its results are written."""
-        self.checkpoint.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a group's training found."""
-
-    outcomes: Sequence[Outcome]
-    heads: Sequence[Tensors]  # of the best epoch; empty where a head diverged at once
 
 
 class Trainer(Protocol):
@@ -213,38 +181,6 @@ def local_trainer(settings: AblateSettings, listener: Listener) -> Iterator[tupl
     """
     device = resolve_device(settings.device)
     yield LocalTrainer(device), device
-
-
-def train_group(
-    group: Group, source: LoadedSplits, device: torch.device, report: Report, *, keep_checkpoint: bool = True
-) -> Trained:
-    """Train the heads of one group, or solve its ridge."""
-    if group.recipes[0].head == "ridge":
-        return _solve_ridge(group.recipes[0], source, device, report)
-    checkpoint = group.checkpoint if keep_checkpoint else None
-    training = GroupTraining(group.trials, group.recipes, source, device, checkpoint)
-    if continued := training.restore():
-        report(continued * len(group.trials), "continued")
-    training.run(report)
-    return Trained(training.outcomes(), training.best_heads)
-
-
-def _solve_ridge(recipe: FitSettings, source: LoadedSplits, device: torch.device, report: Report) -> Trained:
-    """Solve a ridge: its strength is chosen as an epoch is otherwise."""
-    task, width = source.task, source.width
-    with tempfile.TemporaryDirectory(prefix="affcache-ridge-") as temporary:
-        folder = RunFolder(Path(temporary))
-        ridge = RidgeRun(recipe, task, width, folder, {})
-        ridge.run(source.train, source.selection, Listener())
-        tensors, _ = read_tensors(folder.head)
-        history = folder.read_history()
-    head = build_head(recipe, width, task)
-    head.load_state_dict(tensors)
-    stacked = StackedHeads([head], dropout=[0.0], device=device)
-    (logits,) = predict(stacked, source.validation, recipe.normalize)  # (n, C)
-    outcome = Outcome.of(source, logits, ridge.best_value, ridge.best_epoch, history)
-    report(1, f"ridge: {task.metric} {outcome.value:.3f}")
-    return Trained([outcome], [tensors])
 
 
 class BestHeads:

@@ -21,12 +21,11 @@ from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.metrics import Table
 from affcache.tasks.splits import group_frames, hold_out
 from affcache.tasks.tasks import Task
-from affcache.training.data import FrameSource, require_finite
+from affcache.training.data import FrameSource, load_frames, load_splits, require_finite
 from affcache.training.epochs import Entry
 from affcache.training.fit import join_splits
 from affcache.training.run_folder import RunFolder, describe_store, settings_to_json
 from affcache.training.settings import FitSettings
-from affcache.training.streaming import load_frames, load_splits
 
 MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
 
@@ -218,8 +217,8 @@ class Outcome:
         """Return what a head's logits (n, C) on validation say."""
         task, names, labels = splits.task, splits.video_names, splits.validation.labels.cpu().numpy()
         decided = task.decide(task.probabilities(logits).cpu().numpy())
-        value = task.score(labels, decided, task.classes).value
-        statistics = task.video_statistics(labels, decided, splits.video_of_frame, len(names))
+        value = task.score(labels, decided).value
+        statistics = task.sums_by_video(labels, decided, splits.video_of_frame, len(names))
         return cls(value, selected, best_epoch, None, history, statistics, names)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from affcache.ablation.group_training import Group, Report, Trained, train_group
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.train import Group, Report, Trained, heads_memory, project, train_group
+from affcache.ablation.train import heads_memory, project
 from affcache.ablation.trials import LoadedSplits, Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size

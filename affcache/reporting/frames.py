@@ -63,7 +63,7 @@ def hardest(task: Task, labels: npt.NDArray[Any], tail: npt.NDArray[np.int64]) -
 
 def suspicious(task: Task, labels: npt.NDArray[Any], decided: npt.NDArray[Any], probabilities: Any) -> list[int]:
     """Return positions where head and label disagree and the head is sure, the surest first."""
-    if task.class_of is None:
+    if not task.has_classes:
         return []
     if task.exclusive:
         sure = np.where(decided != labels, probabilities[np.arange(len(labels)), decided], -1)
@@ -78,7 +78,7 @@ def classes_of(task: Task, label: Any) -> tuple[str, ...]:
     """Return the names that a label stands for: its class, the units that are present, or the outputs."""
     if task.exclusive:
         return (task.classes[int(label)],)
-    if task.class_of is None:
+    if not task.has_classes:
         return task.classes
     return tuple(name for name, present in zip(task.classes, label, strict=True) if present) or ("none",)
 
@@ -96,7 +96,7 @@ def describe(
     videos, numbers, names = given.videos, given.frame_numbers, given.store.video_names
     frames = []
     for position in positions:
-        if task.class_of is None:
+        if not task.has_classes:
             label, said = (", ".join(f"{value:.2f}" for value in of[position]) for of in (labels, decided))
         else:
             label, said = (", ".join(classes_of(task, of[position])) for of in (labels, decided))
@@ -127,7 +127,7 @@ def timeline(
     videos = given.videos
     found, starts, counts = np.unique(videos, return_index=True, return_counts=True)
     names = given.store.video_names
-    kind = "classes" if task.exclusive else "units" if task.class_of is not None else "values"
+    kind = "classes" if task.exclusive else "units" if task.has_classes else "values"
 
     def as_bytes(values: npt.NDArray[Any]) -> str:
         return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

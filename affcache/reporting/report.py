@@ -164,7 +164,7 @@ def _charts(task: Task, run: TrainedRun, scored: Scored, joined: JoinedLabels) -
         charts.append(line_chart(losses, title="Losses over epochs", across="epoch", up="loss"))
         metric = Line(metric_name(task.metric), [(e["epoch"], e[task.metric]) for e in history])
         charts.append(line_chart([metric], title=f"{metric.name} over epochs", across="epoch", up=metric.name))
-    if task.class_of is None:
+    if not task.has_classes:
         return charts
     lines = []
     for column, name in enumerate(task.classes):
@@ -190,11 +190,11 @@ def _charts(task: Task, run: TrainedRun, scored: Scored, joined: JoinedLabels) -
 
 
 def _filter_classes(task: Task) -> Sequence[str]:
-    return (*task.classes, "none") if task.class_of is not None and not task.exclusive else task.classes
+    return (*task.classes, "none") if task.has_classes and not task.exclusive else task.classes
 
 
 def _timeline_words(task: Task) -> str:
-    if task.class_of is None:
+    if not task.has_classes:
         return "<p>Coloured: the outputs; plain: the labels; from -1 at the bottom to 1.</p>"
     return "<p>The stronger a colour, the larger the probability; the line below a row is the label.</p>"
 

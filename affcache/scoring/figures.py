@@ -40,7 +40,7 @@ def write_score_figures(
     figures = {"classes": _classes(scores)}
     if task.exclusive:
         figures["confusion"] = _confusion(labels, decided, task.classes)
-    if task.class_of is not None:
+    if task.has_classes:
         figures["reliability"] = _reliability(labels, probabilities)
     if len(history) > 1 and "train_loss" in history[0]:
         figures["learning"] = _learning(history, task.metric)

@@ -190,7 +190,7 @@ def plain_rule(settings: PredictionSettings, task: Task) -> DecisionRule:
     Raises:
         ConfigError: the task's values are no probabilities, so that nothing can be fitted to them.
     """
-    if task.class_of is None and (settings.calibrate or settings.decide == "fitted"):
+    if not task.has_classes and (settings.calibrate or settings.decide == "fitted"):
         name = "--calibrate" if settings.calibrate else "--decide fitted"
         raise ConfigError(
             f"{name} asks for probabilities, but {task.name} predicts values. Expected it without; --smooth works."
@@ -204,7 +204,7 @@ def _best_width(rule: DecisionRule, task: Task, given: Predictions, labels: Labe
     def value(width: int) -> float:
         smoothed = replace(rule, width=width)
         decided = smoothed.decide(smoothed.probabilities(given, task), task)
-        return task.score(labels, decided, task.classes).value
+        return task.score(labels, decided).value
 
     return _first_best(WIDTHS, [value(width) for width in WIDTHS])
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from affcache.errors import InputError, StoreError
 from affcache.files import read_tensors
@@ -17,11 +18,9 @@ from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
-from affcache.training.heads import MLPHead
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import StackedHeads
 
 Rows = npt.NDArray[np.int64]
 VIEWS = {"plain": ("plain",), "both": ("plain", "flip")}
@@ -37,7 +36,7 @@ class TrainedRun:
     task: Task
     settings: FitSettings
     store: EmbeddingStore
-    head: MLPHead
+    head: nn.Module
     epoch: int  # of the head, counted from 1
 
     @classmethod
@@ -72,11 +71,12 @@ class TrainedRun:
         """
         store = self.store if view == "plain" else self.store.view(view)
         store.require_complete()
-        evaluate = StackedHeads([self.head], dropout=[0.0], device=device).evaluator()
+        head = self.head.to(device).eval()
         groups = [rows[start : start + EVALUATION_BATCH] for start in range(0, len(rows), EVALUATION_BATCH)]
         found = [torch.empty(0, self.task.outputs)]
         for group, embeddings in zip(groups, read_ahead(store, groups, device), strict=True):
-            (logits,) = evaluate(prepare(embeddings, self.settings.normalize))
+            with torch.no_grad():
+                logits = head(prepare(embeddings, self.settings.normalize))
             _require_finite(embeddings, group, store)
             found.append(logits.cpu())
             on_done(len(group))
@@ -120,7 +120,7 @@ def _open_store(chosen: Path | None, config: dict[str, Any], folder: RunFolder) 
     return store
 
 
-def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -> tuple[MLPHead, int]:
+def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -> tuple[nn.Module, int]:
     """Return the run's best head and its epoch."""
     if not folder.head.exists() and folder.history.exists():
         raise StoreError(

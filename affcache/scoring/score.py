@@ -144,7 +144,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         cvar=float(cvar(losses, first.settings.alpha)),
         alpha=first.settings.alpha,
         rule=scored.rule,
-        calibration_error=reliability(scored.probabilities, joined.labels).error if task.class_of else None,
+        calibration_error=reliability(scored.probabilities, joined.labels).error if task.has_classes else None,
         against=against,
         scores_file=str(out.of_split(out.scores, settings.split)),
         predictions_file=str(out.of_split(out.predictions, settings.split)),
@@ -184,8 +184,8 @@ def score_frames(
     probabilities = rule.probabilities(predictions, task)
     decided = rule.decide(probabilities, task)
     names, group = group_frames(store, joined)
-    statistics = task.video_statistics(joined.labels, decided, group, len(names))
-    scores = task.score(joined.labels, decided, task.classes)
+    statistics = task.sums_by_video(joined.labels, decided, group, len(names))
+    scores = task.score(joined.labels, decided)
     return Scored(predictions, rule, probabilities, decided, scores, statistics)
 
 

@@ -105,8 +105,8 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     """Read one label file.
 
     Returns:
-        The labels, (L,) or (L, values per line) of the task's ``label_dtype``, entry i for frame number i + 1; and
-        bool (L,), whether each is valid.
+        The labels, (L,) class indices or (L, C) values, of the task's ``label_dtype``, entry i for frame number
+        i + 1; and bool (L,), whether each is valid.
 
     Raises:
         InputError: a wrong header, a wrong count of values, a value that is no number or out of range; names the line.
@@ -134,7 +134,7 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     if values.shape != (len(lines), task.values_per_line) or not in_range.all():
         raise InputError(_first_bad_line(path, lines, task))
     values = values.astype(task.label_dtype, copy=False)
-    return values[:, 0] if task.values_per_line == 1 else values, ~invalid
+    return values[:, 0] if task.exclusive else values, ~invalid
 
 
 def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:

@@ -1,12 +1,16 @@
 """Losses of frames, none of them averaged yet, so that CVaR goes over any; and terms of whole batches.
 
-Knows tensors only. Shapes may have leading axes, such as H heads side by side; options may then be tensors (H, 1).
+Knows tensors only. Shapes may have leading axes, such as H heads side by side; what is a number for one head is then a
+tensor of as many axes as the losses have: (H, 1) or (H, 1, 1).
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn import functional
 
 Option = float | torch.Tensor
+Loss = Callable[..., torch.Tensor]  # logits (..., B, C), labels -> losses (..., B) or (..., B, C)
 
 
 def cross_entropy(
@@ -15,24 +19,20 @@ def cross_entropy(
     *,
     label_smoothing: Option = 0.0,
     focal_gamma: Option = 0.0,
-    adjustment: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of each frame.
 
     Args:
         logits: float tensor (..., B, C).
         labels: int64 tensor (..., B) of class indices.
-        label_smoothing: in [0, 1): the share of a label that is spread evenly over the C classes.
-        focal_gamma: at least 0: losses are multiplied by ``(1 - p) ** gamma``, p being the label's probability
-            (Lin, Goyal, Girshick, He and Dollar, Focal Loss for Dense Object Detection, 2017).
-        adjustment: (..., C) added to the logits while training, such as ``tau * log(class share)`` (Menon and others,
-            Long-tail learning via logit adjustment, 2021).
+        label_smoothing: in [0, 1): Share of each label spread evenly over the classes.
+        focal_gamma: at least 0: Exponent of the focal loss, 0 being plain cross-entropy. Losses are multiplied by
+            ``(1 - p) ** gamma``, p being the label's probability (Lin, Goyal, Girshick, He and Dollar, Focal Loss for
+            Dense Object Detection, 2017).
 
     Returns:
         float tensor (..., B), each at least 0.
     """
-    if adjustment is not None:
-        logits = logits + adjustment.unsqueeze(-2)
     if _off(label_smoothing) and _off(focal_gamma):
         flat = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
         return flat.view(labels.shape)  # (..., B)
@@ -47,60 +47,33 @@ def cross_entropy(
     return losses * miss**focal_gamma
 
 
-def cross_entropy_with_gradient(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    label_smoothing: Option = 0.0,
-    adjustment: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``cross_entropy`` (..., B) and each loss's gradient (..., B, C) with respect to its own logits.
-
-    The gradient is ``softmax(logits) - targets``, with targets that are 1 at the label, but for smoothing.
-    """
-    if adjustment is not None:
-        logits = logits + adjustment.unsqueeze(-2)
-    log_probabilities = functional.log_softmax(logits, dim=-1)  # (..., B, C)
-    own = labels.unsqueeze(-1)
-    losses = -log_probabilities.gather(-1, own).squeeze(-1)  # (..., B)
-    targets = torch.zeros_like(logits).scatter_(-1, own, 1)  # (..., B, C)
-    if not _off(label_smoothing):
-        losses = (1 - label_smoothing) * losses - label_smoothing * log_probabilities.mean(-1)
-        targets += (1 / logits.shape[-1] - targets) * _per_element(label_smoothing)
-    return losses, log_probabilities.exp().sub_(targets)
-
-
 def binary_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     *,
     label_smoothing: Option = 0.0,
     focal_gamma: Option = 0.0,
-    adjustment: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Binary cross-entropy of each frame and action unit.
 
     Args:
         logits: float tensor (..., B, C).
         labels: tensor (..., B, C) of 0 and 1.
-        label_smoothing: in [0, 1): labels move towards one half by this share.
-        focal_gamma: at least 0, as for ``cross_entropy``.
-        adjustment: (..., C) added to the logits while training, such as ``tau * log(odds of presence)``.
+        label_smoothing: in [0, 1): Share by which labels move towards one half.
+        focal_gamma: at least 0: Exponent of the focal loss, as for ``cross_entropy``.
 
     Returns:
         float tensor (..., B, C), each at least 0.
     """
-    if adjustment is not None:
-        logits = logits + adjustment.unsqueeze(-2)
     targets = labels.to(logits.dtype)
     if not _off(label_smoothing):
-        targets = targets + (0.5 - targets) * _per_element(label_smoothing)
+        targets = targets + (0.5 - targets) * label_smoothing
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")  # (..., B, C)
     if _off(focal_gamma):
         return losses
     miss = torch.sigmoid(torch.where(labels > 0, -logits, logits))  # 1 - the label's probability
     miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)  # as in ``cross_entropy``
-    return losses * miss ** _per_element(focal_gamma)
+    return losses * miss**focal_gamma
 
 
 def squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -157,5 +130,11 @@ def _off(option: Option) -> bool:
     return not isinstance(option, torch.Tensor) and option == 0
 
 
-def _per_element(option: Option) -> Option:
-    return option.unsqueeze(-1) if isinstance(option, torch.Tensor) else option  # (H, 1) -> (H, 1, 1)
+# Losses by the kind of task they are for, the usual one first; --loss takes a name. A further loss is a function above
+# and its name here: what it takes by keyword, with a number as default, is a setting of that name, whose range and
+# sentence are the docstring's.
+LOSSES: Mapping[str, Mapping[str, Loss]] = {
+    "classes": {"cross_entropy": cross_entropy},
+    "units": {"binary_cross_entropy": binary_cross_entropy},
+    "values": {"squared_error": squared_error},
+}

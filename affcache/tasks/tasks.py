@@ -1,27 +1,19 @@
 """The tasks: what a head predicts, how its label files read, how its logits become losses, predictions and a metric.
 
-Everything that depends on the task stands in one ``Task``; the rest of the library asks ``TASKS[name]``. A further
-task is a further entry here, without a change elsewhere.
+There are three kinds: one of several classes, units that are present or absent, and values. A task is a kind with the
+names of its outputs, and all sizes follow from these: a further task is a further entry of ``TASKS``.
 """
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, did_you_mean
-from affcache.tasks.losses import (
-    binary_cross_entropy,
-    concordance,
-    cross_entropy,
-    cross_entropy_with_gradient,
-    pairwise_auc_loss,
-    squared_error,
-)
+from affcache.tasks.losses import LOSSES, Loss, concordance, pairwise_auc_loss
 from affcache.tasks.metrics import (
     Scores,
     Table,
@@ -34,43 +26,28 @@ from affcache.tasks.metrics import (
     regression_scores,
     unit_counts,
 )
-from affcache.training.settings import FitSettings
 
 Labels = npt.NDArray[Any]
 TINY = 1e-12  # a probability has a logit from here on
 
 
 @dataclass(frozen=True)
-class Task:
-    """One prediction task."""
+class Task(ABC):
+    """One prediction task. C is how many outputs it has, n how many frames."""
 
     name: str
-    description: str
     classes: tuple[str, ...]  # (C,) names of the outputs; the header of a label file, as it must read
-    folders: tuple[str, ...]  # names of the challenge folder, the newest first
-    values_per_line: int
-    label_dtype: str  # numpy dtype of a parsed label
-    valid_range: tuple[float, float]  # smallest and largest valid value
-    invalid_value: float  # marks a frame without a label
-    losses: Callable[..., torch.Tensor]  # logits (..., B, C), labels -> (..., B) or (..., B, C); CVaR goes over them
-    losses_with_gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None  # the same, and each one's gradient
-    losses_per_frame: int  # how many losses of one frame stand in the batch that alpha is a share of
-    class_of: Callable[[torch.Tensor], torch.Tensor] | None  # labels -> the class, of K, of each loss
-    class_count: int  # K
-    batch_term: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None  # logits, labels, margin -> (...)
-    batch_term_weight: Callable[[FitSettings], float]  # its share of the loss
-    exclusive: bool  # whether exactly one class is true of a frame
-    logits: Callable[[torch.Tensor], torch.Tensor]  # probabilities (n, C) -> logits that stand for them
-    probabilities: Callable[[torch.Tensor], torch.Tensor]  # logits (n, C) -> (n, C), as predictions.h5 keeps them
-    decide: Callable[[npt.NDArray[np.float32]], Labels]  # probabilities (n, C) -> labels in the label files' form
-    score: Callable[[Labels, Labels, tuple[str, ...]], Scores]  # labels, decided, classes -> scores
-    metric: str  # name of the value by which the best epoch is chosen
-    video_statistics: Callable[..., Table]  # labels, decided, video numbers (n,), V -> (V, C, S), sums over frames
-    class_metric_of: Callable[[Table], Table]  # such sums over videos (..., C, S) -> F1 or CCC of each class (..., C)
+    description: str = ""
+    folders: tuple[str, ...] = ()  # names of the challenge folder, the newest first
 
-    def metric_of(self, sums: Table) -> Table:
-        """Return the metric (...) from sums over videos (..., C, S): the mean of its classes'."""
-        return np.asarray(self.class_metric_of(sums).mean(axis=-1))
+    kind: ClassVar[str]  # classes, units or values: where ``LOSSES`` has its losses
+    metric: ClassVar[str]  # name of the value by which the best epoch is chosen
+    class_metric: ClassVar[str]  # what each output has of its own, of which the metric is the mean: F1 or CCC
+    exclusive: ClassVar[bool] = False  # whether exactly one class is true of a frame
+    has_classes: ClassVar[bool] = True  # whether labels are classes, of which each may be rare or hard
+    label_dtype: ClassVar[str] = "int64"  # numpy dtype of a parsed label
+    invalid_value: ClassVar[float] = -1  # marks a frame without a label
+    batch_term_weight: ClassVar[str] = ""  # the setting that is the share of ``batch_term`` in the loss; "" for none
 
     @property
     def outputs(self) -> int:
@@ -82,86 +59,274 @@ class Task:
         """The first line of a label file."""
         return ",".join(self.classes)
 
+    @property
+    def values_per_line(self) -> int:
+        """How many values a line of a label file has."""
+        return self.outputs
 
-EXPR = Task(
-    name="expr",
-    description="Facial expression: one of 8 classes per frame, by macro F1",
-    classes=("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other"),
-    folders=("EXPR_Recognition_Challenge", "EXPR_Classification_Challenge"),
-    values_per_line=1,
-    label_dtype="int64",
-    valid_range=(0, 7),
-    invalid_value=-1,
-    losses=cross_entropy,
-    losses_with_gradients=cross_entropy_with_gradient,
-    losses_per_frame=1,
-    class_of=lambda labels: labels,
-    class_count=8,
-    batch_term=None,
-    batch_term_weight=lambda settings: 0.0,
-    exclusive=True,
-    logits=lambda probabilities: probabilities.clamp(min=TINY).log(),
-    probabilities=lambda logits: torch.softmax(logits, dim=-1),
-    decide=lambda probabilities: probabilities.argmax(axis=1),
-    score=multiclass_scores,
-    metric="macro_f1",
-    video_statistics=partial(class_counts, classes=8),
-    class_metric_of=f1_of_classes,
-)
+    @property
+    def losses_per_frame(self) -> int:
+        """How many losses of one frame stand in the batch that alpha is a share of."""
+        return self.values_per_line
 
-AU = Task(
-    name="au",
-    description="Facial action units: 12 present-or-absent labels per frame, by the mean of 12 F1",
-    classes=("AU1", "AU2", "AU4", "AU6", "AU7", "AU10", "AU12", "AU15", "AU23", "AU24", "AU25", "AU26"),
-    folders=("AU_Detection_Challenge",),
-    values_per_line=12,
-    label_dtype="int64",
-    valid_range=(0, 1),
-    invalid_value=-1,
-    losses=binary_cross_entropy,
-    losses_with_gradients=None,
-    losses_per_frame=12,
-    class_of=lambda labels: 2 * torch.arange(labels.shape[-1], device=labels.device) + labels,  # absent, present
-    class_count=24,
-    batch_term=lambda logits, labels, margin: pairwise_auc_loss(logits, labels, margin=margin),
-    batch_term_weight=lambda settings: settings.auc_weight,
-    exclusive=False,
-    logits=partial(torch.logit, eps=TINY),
-    probabilities=torch.sigmoid,
-    decide=lambda probabilities: (probabilities >= 0.5).astype(np.int64),
-    score=multilabel_scores,
-    metric="mean_f1",
-    video_statistics=unit_counts,
-    class_metric_of=f1_of_classes,
-)
+    @property
+    @abstractmethod
+    def valid_range(self) -> tuple[float, float]:
+        """The smallest and the largest valid value of a label."""
 
-VA = Task(
-    name="va",
-    description="Valence and arousal: two values in [-1, 1] per frame, by the mean of two CCC",
-    classes=("valence", "arousal"),
-    folders=("VA_Estimation_Challenge",),
-    values_per_line=2,
-    label_dtype="float32",
-    valid_range=(-1, 1),
-    invalid_value=-5,
-    losses=squared_error,
-    losses_with_gradients=None,
-    losses_per_frame=2,
-    class_of=None,
-    class_count=0,
-    batch_term=lambda outputs, labels, margin: 1 - concordance(outputs, labels).mean(-1),
-    batch_term_weight=lambda settings: settings.ccc_weight,
-    exclusive=False,
-    logits=lambda outputs: outputs,
-    probabilities=lambda outputs: outputs.clamp(-1, 1),
-    decide=lambda outputs: outputs,
-    score=regression_scores,
-    metric="mean_ccc",
-    video_statistics=moments,
-    class_metric_of=ccc_of_outputs,
-)
+    @property
+    def class_count(self) -> int:
+        """K, of how many classes a loss can be; 0 without classes."""
+        return 0
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (EXPR, AU, VA)}
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the usual losses of logits (..., n, C), without any knob: (..., n) or (..., n, C)."""
+        return self.loss("")(logits, labels)
+
+    def loss(self, name: str) -> Loss:
+        """Return a loss of the task's kind by its name, or with "" the usual one.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        known = LOSSES[self.kind]
+        if name and name not in known:
+            raise ConfigError(
+                f"--loss {name!r} is no loss of task {self.name}{did_you_mean(name, known)}. Expected "
+                f"{' or '.join(known)}."
+            )
+        return known[name or next(iter(known))]
+
+    def class_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the class, below K, of each loss of labels (..., n) or (..., n, C), in their shape."""
+        raise TypeError(f"task {self.name} has no classes")  # our own mistake: ``has_classes`` says so
+
+    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
+        """Return float64 (C,), what ``--logit-adjustment`` adds to the logits, from counts of classes (K,)."""
+        raise TypeError(f"task {self.name} has no classes")
+
+    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+        """Return the loss (...) of a whole batch, logits (..., n, C), which ``batch_term_weight`` weighs."""
+        raise TypeError(f"task {self.name} has no term of whole batches")
+
+    @abstractmethod
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return probabilities (..., C) of logits, as predictions.h5 keeps them; values are clipped to their range."""
+
+    @abstractmethod
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return logits (..., C) that stand for probabilities."""
+
+    @abstractmethod
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        """Return labels, in the form of label files, that probabilities (n, C) say."""
+
+    @abstractmethod
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        """Return the scores of decided labels against true ones."""
+
+    @abstractmethod
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        """Return sums (V, C, S) over the frames of each of V videos, by the video (n,) of each frame."""
+
+    @abstractmethod
+    def class_metric_of(self, sums: Table) -> Table:
+        """Return F1 or CCC of each output (..., C) from sums over videos (..., C, S)."""
+
+    def metric_of(self, sums: Table) -> Table:
+        """Return the metric (...) from sums over videos (..., C, S): the mean of its outputs'."""
+        return np.asarray(self.class_metric_of(sums).mean(axis=-1))
+
+    @abstractmethod
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw labels of ``count`` frames at random, to try a computation with."""
+
+
+class Classes(Task):
+    """One of C classes for each frame, by macro F1. Labels are int64 (n,)."""
+
+    kind, metric, class_metric, exclusive = "classes", "macro_f1", "F1", True
+
+    @property
+    def values_per_line(self) -> int:
+        """One: the number of the class."""
+        return 1
+
+    @property
+    def valid_range(self) -> tuple[float, float]:
+        """From 0 to C - 1."""
+        return 0, self.outputs - 1
+
+    @property
+    def class_count(self) -> int:
+        """C."""
+        return self.outputs
+
+    def class_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the labels themselves."""
+        return labels
+
+    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
+        """Return the log share of each class; counts start at 1."""
+        return ((counts.double() + 1) / (counts.double() + 1).sum()).log()
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return probabilities that sum to 1."""
+        return torch.softmax(logits, dim=-1)
+
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the logarithms."""
+        return probabilities.clamp(min=TINY).log()
+
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        """Return the most probable class of each frame."""
+        return probabilities.argmax(axis=1)
+
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        """Return F1 of each class and their mean."""
+        return multiclass_scores(labels, decided, self.classes)
+
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        """Return counts of frames rightly decided for a class, decided for it, and labelled with it."""
+        return class_counts(labels, decided, videos, count, self.outputs)
+
+    def class_metric_of(self, sums: Table) -> Table:
+        """Return F1."""
+        return f1_of_classes(sums)
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw classes."""
+        return torch.randint(self.outputs, (count,), generator=generator)
+
+
+class Units(Task):
+    """C units, each present in a frame or not, by the mean of their F1. Labels are int64 (n, C) of 0 and 1."""
+
+    kind, metric, class_metric, batch_term_weight = "units", "mean_f1", "F1", "auc_weight"
+
+    @property
+    def valid_range(self) -> tuple[float, float]:
+        """From 0 to 1."""
+        return 0, 1
+
+    @property
+    def class_count(self) -> int:
+        """Two for each unit: absent, present."""
+        return 2 * self.outputs
+
+    def class_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Number absence and presence of each unit."""
+        return 2 * torch.arange(self.outputs, device=labels.device) + labels
+
+    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
+        """Return the log odds of presence of each unit; counts start at 1."""
+        absent, present = (counts.double() + 1).view(-1, 2).unbind(1)
+        return (present / absent).log()
+
+    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+        """Return the pairwise AUC term."""
+        return pairwise_auc_loss(logits, labels, margin=margin)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the probability of presence of each unit."""
+        return torch.sigmoid(logits)
+
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the log odds."""
+        return torch.logit(probabilities, eps=TINY)
+
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        """Return 1 where presence is as probable as absence, or more."""
+        return (probabilities >= 0.5).astype(np.int64)
+
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        """Return F1 of each unit's presence and their mean."""
+        return multilabel_scores(labels, decided, self.classes)
+
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        """Return counts as for classes, of presence."""
+        return unit_counts(labels, decided, videos, count)
+
+    def class_metric_of(self, sums: Table) -> Table:
+        """Return F1."""
+        return f1_of_classes(sums)
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw absence and presence."""
+        return torch.randint(2, (count, self.outputs), generator=generator)
+
+
+@dataclass(frozen=True)
+class Values(Task):
+    """C values in a range, by the mean of their CCC. Labels are float32 (n, C)."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    kind, metric, class_metric, batch_term_weight = "values", "mean_ccc", "CCC", "ccc_weight"
+    label_dtype, invalid_value, has_classes = "float32", -5, False
+
+    @property
+    def valid_range(self) -> tuple[float, float]:
+        """From ``low`` to ``high``."""
+        return self.low, self.high
+
+    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+        """Return 1 - CCC, the mean over the outputs."""
+        return 1 - concordance(logits, labels).mean(-1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Clip to the range."""
+        return logits.clamp(self.low, self.high)
+
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the values themselves."""
+        return probabilities
+
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        """Return the values themselves."""
+        return probabilities
+
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        """Return CCC, correlation and error of each output, and the mean CCC."""
+        return regression_scores(labels, decided, self.classes)
+
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        """Return moments."""
+        return moments(labels, decided, videos, count)
+
+    def class_metric_of(self, sums: Table) -> Table:
+        """Return the concordance correlation."""
+        return ccc_of_outputs(sums)
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw values in the range."""
+        return self.low + (self.high - self.low) * torch.rand(count, self.outputs, generator=generator)
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Classes(
+            "expr",
+            ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other"),
+            "Facial expression: one of 8 classes per frame, by macro F1",
+            ("EXPR_Recognition_Challenge", "EXPR_Classification_Challenge"),
+        ),
+        Units(
+            "au",
+            ("AU1", "AU2", "AU4", "AU6", "AU7", "AU10", "AU12", "AU15", "AU23", "AU24", "AU25", "AU26"),
+            "Facial action units: 12 present-or-absent labels per frame, by the mean of 12 F1",
+            ("AU_Detection_Challenge",),
+        ),
+        Values(
+            "va",
+            ("valence", "arousal"),
+            "Valence and arousal: two values in [-1, 1] per frame, by the mean of two CCC",
+            ("VA_Estimation_Challenge",),
+        ),
+    )
+}
 
 
 def find_task(name: str) -> Task:

@@ -1,22 +1,123 @@
-"""One training run: epochs of the core, evaluated and saved one by one, resumable after each."""
+"""The epoch loop: H heads trained, evaluated and remembered epoch by epoch. Knows no files but by ``state``."""
 
 import math
 import time
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from affcache.errors import ConfigError
-from affcache.files import read_tensors, write_tensors
-from affcache.progress import Listener
+import torch
+
+from affcache.tasks.tasks import Task
 from affcache.training.data import FrameSource
-from affcache.training.learner import Learner, learning_rate
+from affcache.training.learner import BaseLearner, Tensors, learning_rate
 from affcache.training.risk import cvar
-from affcache.training.run_folder import RunFolder
 
 Entry = dict[str, Any]  # a line of history
 LOSSES = ("train_loss", "validation_loss")
 
 
-def train_epoch(learner: Learner, train: FrameSource, validation: FrameSource, epoch: int) -> list[Entry]:
+@dataclass
+class Best:
+    """The best epoch of one head so far; epochs are counted from 1. For a ridge an epoch is a strength."""
+
+    value: float = -math.inf
+    epoch: int = 0
+    entry: Entry = field(default_factory=dict)
+    head: Tensors = field(default_factory=dict)  # on the CPU
+    history: list[Entry] = field(default_factory=list)
+    diverged: int | None = None  # the epoch in which the training broke down; what came before is kept
+
+    def take(self, entry: Entry, value: float, head: Tensors) -> bool:
+        """Take up a line of history; return whether it is the best so far, whose head is copied then."""
+        self.history.append(entry)
+        if not value > self.value:
+            return False
+        self.value, self.epoch, self.entry = value, len(self.history), entry
+        self.head = {name: tensor.detach().to("cpu", copy=True) for name, tensor in head.items()}
+        return True
+
+
+class Run(Protocol):
+    """What trains heads in steps that have a metric each: ``Epochs``, or ``ridge.Ridge``."""
+
+    best: list[Best]  # (H,)
+    unit: str  # what a step is called: epoch, strength
+    steps: int  # in all
+
+    def run(self, train: FrameSource, validation: FrameSource) -> Iterator[list[Entry]]:
+        """Make the steps that are left; yield a line of history for each head after each."""
+
+    def predict_best(self, frames: FrameSource) -> torch.Tensor:
+        """Return the logits (H, n, C) of each head's best step. The training is over then."""
+
+
+class Epochs:
+    """H heads in training: the learner, and of each head its history and its best epoch.
+
+    A head that diverges is out: its numbers go on being computed beside the others', which they can't reach.
+
+    Args:
+        learner: the heads with their optimisers.
+    """
+
+    unit = "epoch"
+
+    def __init__(self, learner: BaseLearner) -> None:
+        self.learner = learner
+        self.steps = learner.settings.epochs
+        self.done = 0
+        self.best = [Best() for _ in learner.recipes]
+
+    def run(self, train: FrameSource, validation: FrameSource | None = None) -> Iterator[list[Entry]]:
+        """Train the epochs that are left while a head is; yield a line of history for each head after each.
+
+        Without validation frames there is no metric, and the last epoch counts as the best.
+        """
+        while self.done < self.steps and not all(best.diverged for best in self.best):
+            entries = train_epoch(self.learner, train, validation, self.done)
+            self.done += 1
+            for head, (entry, best) in enumerate(zip(entries, self.best, strict=True)):
+                if best.diverged is None and has_diverged(entry):
+                    best.diverged = self.done
+                if best.diverged is None:
+                    value = entry.get(self.learner.task.metric, float(self.done))
+                    best.take(entry, value, self.learner.head_state(head))
+            yield entries
+
+    def predict_best(self, frames: FrameSource) -> torch.Tensor:
+        """Return the logits (H, n, C) of each head's best epoch, in one pass. The training is over then."""
+        for head, best in enumerate(self.best):
+            if best.head:  # a head may have diverged at once
+                self.learner.load_head(head, best.head)
+        return self.learner.predict(frames)
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return the tensors and the progress that a continued training needs to equal an uninterrupted one."""
+        tensors = self.learner.state()
+        for head, best in enumerate(self.best):
+            tensors |= {f"best.{head}.{name}": tensor for name, tensor in best.head.items()}
+        own = ("epoch", "entry", "history", "diverged")
+        progress = [
+            {**{name: getattr(best, name) for name in own}, "value": best.value if best.epoch else None}
+            for best in self.best
+        ]
+        return tensors, {"epoch": self.done, "best": progress}
+
+    def load_state(self, tensors: Tensors, progress: dict[str, Any]) -> None:
+        """Take up what ``state`` returned."""
+        self.learner.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("best.")})
+        self.done = progress["epoch"]
+        for head, (best, of) in enumerate(zip(self.best, progress["best"], strict=True)):
+            best.epoch, best.entry, best.history, best.diverged = (
+                of[name] for name in ("epoch", "entry", "history", "diverged")
+            )
+            best.value = -math.inf if of["value"] is None else of["value"]
+            prefix = f"best.{head}."
+            best.head = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def train_epoch(learner: BaseLearner, train: FrameSource, validation: FrameSource | None, epoch: int) -> list[Entry]:
     """Train an epoch, counted from 0, and evaluate; return a line of history for each head.
 
     A head that diverged has a loss that isn't finite, and a metric that is nan.
@@ -25,89 +126,27 @@ def train_epoch(learner: Learner, train: FrameSource, validation: FrameSource, e
     rates = [learning_rate(recipe, epoch) for recipe in learner.recipes]
     train_losses = learner.epoch(train, rates).tolist()
     trained = time.perf_counter()
-    logits = learner.predict(validation)  # (H, n, C)
-    labels = validation.labels.to(logits.device)
-    entries = []
-    for recipe, rate, train_loss, of_head in zip(learner.recipes, rates, train_losses, logits, strict=True):
-        losses = learner.task.losses(of_head, labels)
-        entry = {
-            "epoch": epoch + 1,
-            "train_loss": train_loss,
-            "validation_loss": float(losses.mean()),  # the last step may have broken the head
-            "validation_cvar": float(cvar(losses, recipe.alpha)),
-            learner.task.metric: math.nan,
-            "learning_rate": rate,
-        }
-        if not has_diverged(entry):
-            decided = learner.task.decide(learner.task.probabilities(of_head).cpu().numpy())
-            scores = learner.task.score(validation.labels.cpu().numpy(), decided, learner.task.classes)
-            entry[learner.task.metric] = scores.value
-        entries.append(entry)
-    seconds = {"seconds": round(time.perf_counter() - start, 3), "training_seconds": round(trained - start, 3)}
-    return [{**entry, **seconds} for entry in entries]
+    entries: list[Entry] = [{"epoch": epoch + 1, "train_loss": loss} for loss in train_losses]
+    if validation is not None:
+        logits = learner.predict(validation)  # (H, n, C)
+        labels = validation.labels.to(logits.device)
+        for entry, recipe, of_head in zip(entries, learner.recipes, logits, strict=True):
+            losses = learner.task.losses(of_head, labels)
+            entry["validation_loss"] = float(losses.mean())  # the last step may have broken the head
+            entry["validation_cvar"] = float(cvar(losses, recipe.alpha))
+            entry[learner.task.metric] = math.nan if has_diverged(entry) else metric_of(learner.task, of_head, labels)
+    for entry, rate in zip(entries, rates, strict=True):
+        seconds = round(time.perf_counter() - start, 3)
+        entry |= {"learning_rate": rate, "seconds": seconds, "training_seconds": round(trained - start, 3)}
+    return entries
+
+
+def metric_of(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the task's metric of logits (n, C) and labels (n,) or (n, C)."""
+    decided = task.decide(task.probabilities(logits).cpu().numpy())
+    return task.score(labels.cpu().numpy(), decided).value
 
 
 def has_diverged(entry: Entry) -> bool:
     """Say whether a line of history is of a head whose training broke down."""
-    return not all(math.isfinite(entry[name]) for name in LOSSES)
-
-
-class Training:
-    """The state of one run: the learner, finished epochs and the best of them.
-
-    Args:
-        learner: one head with its optimiser.
-        folder: the claimed run folder.
-        identity: goes into the header of every saved head: task, settings, and the store's description.
-    """
-
-    def __init__(self, learner: Learner, folder: RunFolder, identity: dict[str, Any]) -> None:
-        self.learner = learner
-        self.settings = learner.settings
-        self.task = learner.task
-        self.folder = folder
-        self.identity = identity
-        self.epoch = 0  # finished ones
-        self.best_value = -math.inf
-        self.best_epoch = 0
-
-    def run(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
-        """Train the epochs that are left."""
-        while self.epoch < self.settings.epochs:
-            (entry,) = train_epoch(self.learner, train, validation, self.epoch)
-            self._require_finite(entry)
-            self.epoch += 1
-            self._save(entry)
-            words = f"{self.task.metric} {entry[self.task.metric]:.3f}, best {self.best_value:.3f}"
-            listener.progress(self.epoch, self.settings.epochs, "epoch", words)
-
-    def _require_finite(self, entry: Entry) -> None:
-        """Refuse to go on with, or to keep, a head that diverged."""
-        if has_diverged(entry):
-            loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
-            raise ConfigError(
-                f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
-                "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
-                f"{self.folder.path}."
-            )
-
-    def _save(self, entry: dict[str, Any]) -> None:
-        """Write the epoch: history, the head if it is the best so far, and last what ``restore`` continues from."""
-        self.folder.append_history(entry)
-        if entry[self.task.metric] > self.best_value:
-            self.best_value, self.best_epoch = entry[self.task.metric], self.epoch
-            best = {"epoch": self.epoch, self.task.metric: self.best_value}
-            write_tensors(self.folder.head, self.learner.heads.state_dict(0), {**self.identity, **best})
-        progress = {"epoch": self.epoch, "best_value": self.best_value, "best_epoch": self.best_epoch}
-        write_tensors(self.folder.last, self.learner.state(), {**self.identity, **progress})
-
-    def restore(self) -> None:
-        """Continue from the last finished epoch, as if there had been no interruption."""
-        if not self.folder.last.exists():  # killed in the first one
-            self.folder.keep_history(0)
-            return
-        tensors, progress = read_tensors(self.folder.last)
-        self.learner.load_state(tensors)
-        self.epoch, self.best_value = progress["epoch"], progress["best_value"]
-        self.best_epoch = progress["best_epoch"]
-        self.folder.keep_history(self.epoch)
+    return not all(math.isfinite(entry[name]) for name in LOSSES if name in entry)

@@ -1,5 +1,6 @@
 """Stage two as a whole: store and labels joined, a run folder claimed, a head trained, the best epoch kept."""
 
+import math
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
@@ -12,22 +13,22 @@ import torch
 
 import affcache
 from affcache.devices import default_memory, resolve_device
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError
+from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.settings import RUNS, build, default_store
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels
 from affcache.tasks.splits import hold_out
-from affcache.tasks.tasks import Task, find_task
-from affcache.training.data import require_finite
-from affcache.training.epochs import Training
-from affcache.training.learner import Learner
+from affcache.tasks.tasks import TASKS, Task, find_task
+from affcache.training.data import FrameSource, load_splits, require_finite
+from affcache.training.epochs import LOSSES, Best, Entry, Epochs, Run
 from affcache.training.objective import ClassCounts
-from affcache.training.ridge import RidgeRun
+from affcache.training.plain import new_learner
+from affcache.training.ridge import Ridge
 from affcache.training.risk import tail_size
 from affcache.training.run_folder import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.training.settings import FitSettings
-from affcache.training.streaming import load_splits
 
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 
@@ -71,6 +72,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     settings = build(FitSettings, values, over=settings)
     listener = listener or Listener()
     task = find_task(settings.task)
+    settings.require_fitting(task)
     device = resolve_device(settings.device)
     folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if not settings.resume:
@@ -90,19 +92,21 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         require_finite(source, split)
     listener.message(f"run folder: {folder.path}")
     claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
-    training = _training(settings, task, store, train, folder, device)
+    identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
+    saved = SavedRun(_run_of(settings, task, store, train, device, listener), folder, identity)
     if settings.resume:
-        training.restore()
+        saved.restore()
     start = time.perf_counter()
-    training.run(*frames, listener)
+    saved.train(*frames, listener)
+    (best,) = saved.run.best
     return FitResult(
         run=str(folder.path),
         task=task.name,
         head=settings.head,
         metric=task.metric,
-        value=training.best_value,
-        best_epoch=training.best_epoch,
-        epochs=training.epoch,
+        value=best.value,
+        best_epoch=best.epoch,
+        epochs=len(best.history),
         frames=len(train),
         validation_frames=len(validation),
         tail=tail_of(settings, task, len(train)),
@@ -111,21 +115,77 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     )
 
 
-def _training(
+def _run_of(
     settings: FitSettings,
     task: Task,
     store: EmbeddingStore,
     train: JoinedLabels,
-    folder: RunFolder,
     device: torch.device,
-) -> Training | RidgeRun:
+    listener: Listener,
+) -> Run:
     """Return the run that the settings ask for, untrained."""
-    identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
     if settings.head == "ridge":
-        return RidgeRun(settings, task, store.width, folder, identity)
+        return Ridge(settings, task, store.width)
     counts = ClassCounts.of(task, torch.from_numpy(train.labels))
-    learner = Learner([settings], task, store.width, device, counts, videos=len(store.video_names))
-    return Training(learner, folder, identity)
+    learner, why = new_learner([settings], task, store.width, device, counts, len(store.video_names))
+    if why:
+        listener.warning(f"{why}.")
+    return Epochs(learner)
+
+
+class SavedRun:
+    """A run of one head in its folder, saved step by step: a kill costs the step that is under way.
+
+    Args:
+        run: what trains the head.
+        folder: the claimed run folder.
+        identity: goes into the header of every saved head: task, settings, and the store's description.
+    """
+
+    def __init__(self, run: Run, folder: RunFolder, identity: dict[str, Any]) -> None:
+        self.run, self.folder, self.identity = run, folder, identity
+
+    def train(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
+        """Make the steps that are left.
+
+        Raises:
+            ConfigError: the training diverges.
+        """
+        (best,), metric = self.run.best, TASKS[self.identity["task"]].metric
+        for (entry,) in self.run.run(train, validation):
+            self._require_finite(best, entry)
+            self.folder.append_history(entry)
+            own = {name: entry[name] for name in ("epoch", "strength", metric) if name in entry}
+            if best.entry is entry:
+                write_tensors(self.folder.head, best.head, {**self.identity, **own})
+            if isinstance(self.run, Epochs):
+                progress = {"epoch": self.run.done, "best_value": best.value, "best_epoch": best.epoch}
+                write_tensors(self.folder.last, self.run.learner.state(), {**self.identity, **progress})
+            strength = f"strength {entry['strength']:g}: " if "strength" in entry else ""
+            words = f"{strength}{metric} {entry[metric]:.3f}, best {best.value:.3f}"
+            listener.progress(entry["epoch"], self.run.steps, self.run.unit, words)
+
+    def _require_finite(self, best: Best, entry: Entry) -> None:
+        """Refuse to go on with, or to keep, a head that diverged."""
+        if best.diverged is not None:
+            loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
+            raise ConfigError(
+                f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
+                "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
+                f"{self.folder.path}."
+            )
+
+    def restore(self) -> None:
+        """Continue from the last finished epoch, as if there had been no interruption; a ridge begins anew."""
+        done = 0
+        if isinstance(self.run, Epochs) and self.folder.last.exists():  # else killed in the first one
+            tensors, progress = read_tensors(self.folder.last)
+            self.run.learner.load_state(tensors)
+            self.run.done = done = progress["epoch"]
+            (best,) = self.run.best
+            best.value, best.epoch = progress["best_value"], progress["best_epoch"]
+            best.history = self.folder.read_history()[:done]
+        self.folder.keep_history(done)
 
 
 def join_splits(

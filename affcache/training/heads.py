@@ -1,4 +1,7 @@
-"""The head: a small multilayer perceptron from embeddings to logits. Knows nothing of files."""
+"""Heads: modules from embeddings to logits. Knows nothing of files."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,3 +39,17 @@ class MLPHead(nn.Module):
         """Return logits (B, C) for float embeddings (B, D)."""
         hidden = self.layers(embeddings)  # (B, hidden_width)
         return self.output_layer(hidden)  # (B, C)
+
+
+def linear_head(inputs: int, outputs: int, **others: Any) -> MLPHead:
+    """Return a head without hidden layers, whatever is said of hidden layers."""
+    return MLPHead(inputs, outputs, hidden_layers=0)
+
+
+# by the name that --head takes; a further head is a module, and a line here: it is called with D and C, and with
+# hidden_layers, hidden_width and dropout as settings have them
+HEADS: Mapping[str, Callable[..., nn.Module]] = {
+    "mlp": MLPHead,
+    "linear": linear_head,
+    "ridge": linear_head,  # solved in closed form, by ridge.py
+}

@@ -1,93 +1,137 @@
-"""The training core: H heads of one shape trained side by side, by CVaR and SAM. Knows no files; ``fit`` is H = 1."""
+"""The training core: H heads of one shape trained side by side, by CVaR and SAM. Knows no files; ``fit`` is H = 1.
+
+``Learner`` is the fast one, for multilayer perceptrons; ``affcache.training.plain`` has the one that defines a step.
+"""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
+from affcache.errors import ConfigError, did_you_mean
 from affcache.tasks.tasks import Task
-from affcache.training.cuda_graph import WARM_UP, RecordedStep
 from affcache.training.data import EVALUATION_BATCH, Frames, FrameSource, batches, epoch_order, prepare
-from affcache.training.heads import MLPHead
+from affcache.training.heads import HEADS
 from affcache.training.objective import ClassCounts, Objective
-from affcache.training.sam import clip_stacked_gradients, write_stacked_worst_point
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import Point, StackedHeads
+from affcache.training.stacked import StackedHeads
+from affcache.training.stacked_parts import (
+    WARM_UP,
+    Point,
+    RecordedStep,
+    StackedAdamW,
+    clip_stacked_gradients,
+    write_stacked_worst_point,
+)
 
 Tensors = dict[str, torch.Tensor]
 FORM = (  # what heads side by side have in common; "rho" only in whether it is 0
-    "task", "head", "epochs", "batch_size", "stride", "frames_per_epoch", "cvar_level", "cvar_within", "class_weights",
-    "auc_margin", "adaptive", "clip_norm", "precision", "hidden_layers", "hidden_width", "normalize",
+    "task", "head", "loss", "epochs", "batch_size", "stride", "frames_per_epoch", "cvar_level", "cvar_within",
+    "class_weights", "auc_margin", "adaptive", "clip_norm", "precision", "hidden_layers", "hidden_width", "normalize",
 )  # fmt: skip
 FACTORS_PAY = 4  # times the batch size is the width from which on SAM's point costs less in factors
 
 
-class StackedAdamW:
-    """A parameter group for each head: a row of the buffer. Fused, and on a GPU fit for a recorded step.
-
-    Args:
-        parameters: (H, P), updated in place.
-        gradients: (H, P), read at each step where they lie.
-        rates: (H,) learning rates to begin with.
-        weight_decays: (H,), decoupled.
-    """
-
-    def __init__(
-        self,
-        parameters: torch.Tensor,
-        gradients: torch.Tensor,
-        rates: Sequence[float],
-        weight_decays: Sequence[float],
-    ) -> None:
-        recorded = parameters.device.type == "cuda"  # a recorded step reads the rate where it lies
-        groups = []
-        for row, of_row, rate, decay in zip(parameters.split(1), gradients.split(1), rates, weight_decays, strict=True):
-            row.grad = of_row
-            lr = torch.tensor(rate, device=row.device) if recorded else rate
-            groups.append({"params": [row], "lr": lr, "weight_decay": decay})
-        self._adamw = torch.optim.AdamW(groups, fused=True, capturable=recorded)
-
-    def set_rates(self, rates: Sequence[float]) -> None:
-        """Take other learning rates (H,)."""
-        for group, rate in zip(self._adamw.param_groups, rates, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-
-    def step(self) -> None:
-        """Update all heads from the gradients as they are."""
-        self._adamw.step()
-
-    def state(self) -> Tensors:
-        """Return the moments and the count of steps of each head: ``<head>.<name>``."""
-        states = self._adamw.state_dict()["state"]
-        return {f"{head}.{name}": tensor for head, state in states.items() for name, tensor in state.items()}
-
-    def load_state(self, tensors: Tensors) -> None:
-        """Take up what ``state`` returned."""
-        states: dict[int, Tensors] = {}
-        for key, tensor in tensors.items():
-            head, _, name = key.partition(".")
-            states.setdefault(int(head), {})[name] = tensor
-        self._adamw.load_state_dict({"state": states, "param_groups": self._adamw.state_dict()["param_groups"]})
-
-
-class Learner:
-    """Heads with their optimiser, objective and generators: everything that a step changes.
+class BaseLearner(ABC):
+    """H heads in training: whatever makes the steps, epochs, orders of frames and saved states are the same.
 
     Args:
         settings: the recipe of each of the H heads. Of all settings that aren't numbers of a head alone (those that
             ``FORM`` names, and whether rho is 0) the heads share the first one's.
         task: what is predicted.
-        width: D, the width of an embedding.
         device: where the heads train.
+    """
+
+    def __init__(self, settings: Sequence[FitSettings], task: Task, device: torch.device) -> None:
+        self.settings = settings[0]
+        self.recipes = list(settings)  # (H,)
+        self.task = task
+        self.device = device
+        self._orders = [generator(one.seed, "order", torch.device("cpu")) for one in settings]
+
+    def epoch(self, frames: FrameSource, rates: float | Sequence[float]) -> torch.Tensor:
+        """Train one epoch at a learning rate, or at one for each head; return the mean loss (H,) of first passes."""
+        self._set_rates([rates] * len(self.recipes) if isinstance(rates, float) else rates)
+        size, videos = self.settings.batch_size, frames.videos.cpu()
+        stride, most = self.settings.stride, self.settings.frames_per_epoch
+        order = torch.stack(  # (H, m)
+            [epoch_order(videos, stride=stride, frames_per_epoch=most, generator=one) for one in self._orders]
+        )
+        losses = [
+            self.step(chunk, batch) for chunk, part in frames.chunks(order, size) for batch in batches(part, size)
+        ]
+        return torch.stack(losses).mean(0)
+
+    @abstractmethod
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        """Take other learning rates (H,)."""
+
+    @abstractmethod
+    def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
+        """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass, not waited for."""
+
+    @abstractmethod
+    def predict(self, frames: FrameSource) -> torch.Tensor:
+        """Return the logits (H, n, C) of all frames, as trained heads give them."""
+
+    @abstractmethod
+    def head_state(self, head: int) -> Tensors:
+        """Return one head's parameters and statistics, under the names of its module."""
+
+    @abstractmethod
+    def load_head(self, head: int, state: Tensors) -> None:
+        """Take up what ``head_state`` returned."""
+
+    @abstractmethod
+    def _own_state(self) -> Tensors:
+        """Return what a continued training needs beside the heads and the orders of frames."""
+
+    @abstractmethod
+    def _load_own_state(self, tensors: Tensors) -> None:
+        """Take up what ``_own_state`` returned."""
+
+    def state(self) -> Tensors:
+        """Return everything that a continued training needs, so that it equals an uninterrupted one."""
+        tensors = self._own_state()
+        for head in range(len(self.recipes)):
+            prefix = "head." if len(self.recipes) == 1 else f"head.{head}."
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in self.head_state(head).items()}
+            tensors[f"generator.order.{head}"] = self._orders[head].get_state()
+        return tensors
+
+    def load_state(self, tensors: Tensors) -> None:
+        """Take up what ``state`` returned.
+
+        Raises:
+            ConfigError: it is of heads that trained in another way, plain or stacked.
+        """
+        try:
+            self._load_own_state(tensors)
+        except KeyError:
+            raise ConfigError(
+                "The run began with the step that heads.py, losses.py, risk.py and sam.py define, or without it, and "
+                "would go on the other way. Undo the change to these files, or begin a new run with another --run DIR."
+            ) from None
+        for head in range(len(self.recipes)):
+            self.load_head(head, with_prefix(tensors, "head." if len(self.recipes) == 1 else f"head.{head}."))
+            self._orders[head].set_state(tensors[f"generator.order.{head}"].cpu())
+
+
+class Learner(BaseLearner):
+    """Multilayer perceptrons side by side in one buffer, their steps written out: equal to the plain ones, and faster.
+
+    Args:
+        settings, task, device: as for ``BaseLearner``.
+        width: D, the width of an embedding.
         counts: how often each class stands in the training labels; None for a task without classes.
         videos: how many videos there are, for ``cvar_within="video"``.
         factored: whether SAM's point nearby is kept as factors, whose norm is exact to rounding; otherwise it is
             written out, with float32 norms layer by layer as in the published code. None for what is faster. ASAM's
             can't be factored.
+        heads: untrained heads to begin with; None for those that the settings describe.
     """
 
     def __init__(
@@ -99,14 +143,12 @@ class Learner:
         counts: ClassCounts | None = None,
         videos: int = 0,
         factored: bool | None = None,
+        heads: Sequence[nn.Module] | None = None,
     ) -> None:
+        super().__init__(settings, task, device)
         first = settings[0]
-        self.settings = first
-        self.recipes = list(settings)  # (H,)
-        self.task = task
-        self.device = device
         self.heads = StackedHeads(
-            [_initial_head(one, width, task) for one in settings],
+            heads or [initial_head(one, width, task) for one in settings],
             dropout=[one.dropout for one in settings],
             products=torch.bfloat16 if first.precision == "bf16" else None,
             device=device,
@@ -115,28 +157,16 @@ class Learner:
         self.optimiser = StackedAdamW(self.heads.parameters, self.heads.gradients, rates, decays)
         self.rho = torch.tensor([one.rho for one in settings]).to(self.heads.parameters)  # (H,)
         self.sharpness_aware = any(one.rho for one in settings)
-        pays = FACTORS_PAY * first.batch_size <= first.hidden_width
-        self.factored = not first.adaptive and (pays if factored is None else factored)
+        self.factored = not first.adaptive and (factors_pay(first) if factored is None else factored)
         self._nearby: torch.Tensor | None = None  # (H, P), room for a point that is written out
         self.objective = Objective(task, settings, counts, self.heads.parameters, videos)
-        self._orders = [_generator(one.seed, "order", torch.device("cpu")) for one in settings]
-        self._drops = [_generator(one.seed, "dropout", device) for one in settings]
+        self.dropout_generators = [generator(one.seed, "dropout", device) for one in settings]
         self._records = device.type == "cuda"
         self._recorded: RecordedStep | None = None
         self._steps_before = 0  # made one by one since the optimiser's state was set up
 
-    def epoch(self, frames: FrameSource, rates: float | Sequence[float]) -> torch.Tensor:
-        """Train one epoch at a learning rate, or at one for each head; return the mean loss (H,) of first passes."""
-        self.optimiser.set_rates([rates] * self.heads.count if isinstance(rates, float) else rates)
-        size, videos = self.settings.batch_size, frames.videos.cpu()
-        stride, most = self.settings.stride, self.settings.frames_per_epoch
-        order = torch.stack(  # (H, m)
-            [epoch_order(videos, stride=stride, frames_per_epoch=most, generator=one) for one in self._orders]
-        )
-        losses = [
-            self.step(chunk, batch) for chunk, part in frames.chunks(order, size) for batch in batches(part, size)
-        ]
-        return torch.stack(losses).mean(0)
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        self.optimiser.set_rates(rates)
 
     def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
         """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass, not waited for."""
@@ -146,7 +176,7 @@ class Learner:
             return self._step(*inputs)
         counted = self.heads.batches
         if self._recorded is None:
-            self._recorded = RecordedStep(self._step, inputs, self._drops)
+            self._recorded = RecordedStep(self._step, inputs, self.dropout_generators)
         loss = self._recorded(inputs)
         self.heads.batches = [batches + 1 for batches in counted]  # what Python counts, a replay doesn't
         return loss
@@ -189,44 +219,53 @@ class Learner:
         At a point nearby they are those of a second pass, which no statistics count.
         """
         first_pass = at is None
-        logits = self.heads.forward(embeddings, self._drops, count_batch=first_pass, at=at)  # (H, B, C)
+        logits = self.heads.forward(embeddings, self.dropout_generators, count_batch=first_pass, at=at)  # (H, B, C)
         loss, gradient = self.objective.with_gradient(logits, labels, videos, first_pass=first_pass)
         self.heads.backward(gradient, factored=factored)
         return loss
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
         """Return the logits (H, n, C) of all frames, as trained heads give them."""
-        return predict(self.heads, frames, self.settings.normalize)
+        most = max(1, EVALUATION_BATCH // self.heads.count)  # frames at a time: hidden layers hold H times as many rows
+        parts = (part for batch in frames.evaluation_batches() for part in batch.split(most))
+        evaluate = self.heads.evaluator()
+        return torch.cat([evaluate(prepare(part, self.settings.normalize)) for part in parts], dim=1)
 
-    def state(self) -> Tensors:
-        """Return everything that a continued training needs, so that it equals an uninterrupted one."""
+    def head_state(self, head: int) -> Tensors:
+        """Return one head's parameters and statistics, under the names of ``MLPHead``."""
+        return self.heads.state_dict(head)
+
+    def load_head(self, head: int, state: Tensors) -> None:
+        """Take up what ``head_state`` returned."""
+        self.heads.load_state_dict(head, state)
+
+    def _own_state(self) -> Tensors:
         tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state().items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
-        for head in range(self.heads.count):
-            prefix = "head." if self.heads.count == 1 else f"head.{head}."
-            tensors |= {f"{prefix}{name}": tensor for name, tensor in self.heads.state_dict(head).items()}
-            tensors[f"generator.order.{head}"] = self._orders[head].get_state()
-            tensors[f"generator.dropout.{head}"] = self._drops[head].get_state()
+        for head, drawn in enumerate(self.dropout_generators):
+            tensors[f"generator.dropout.{head}"] = drawn.get_state()
         return tensors
 
-    def load_state(self, tensors: Tensors) -> None:
-        """Take up what ``state`` returned."""
+    def _load_own_state(self, tensors: Tensors) -> None:
         self._recorded, self._steps_before = None, 0  # a recorded step changes the tensors of before
-        self.objective.load_state(_with_prefix(tensors, "objective."))
-        self.optimiser.load_state(_with_prefix(tensors, "optimiser."))
-        for head in range(self.heads.count):
-            prefix = "head." if self.heads.count == 1 else f"head.{head}."
-            self.heads.load_state_dict(head, _with_prefix(tensors, prefix))
-            self._orders[head].set_state(tensors[f"generator.order.{head}"].cpu())
-            self._drops[head].set_state(tensors[f"generator.dropout.{head}"].cpu())
+        self.objective.load_state(with_prefix(tensors, "objective."))
+        self.optimiser.load_state(with_prefix(tensors, "optimiser."))
+        for head, drawn in enumerate(self.dropout_generators):
+            drawn.set_state(tensors[f"generator.dropout.{head}"].cpu())
 
 
-def predict(heads: StackedHeads, frames: FrameSource, normalize: str) -> torch.Tensor:
-    """Return the logits (H, n, C) of all frames, as trained heads give them."""
-    most = max(1, EVALUATION_BATCH // heads.count)  # frames at a time: hidden layers hold H times as many rows
-    parts = (part for batch in frames.evaluation_batches() for part in batch.split(most))
-    evaluate = heads.evaluator()
-    return torch.cat([evaluate(prepare(part, normalize)) for part in parts], dim=1)
+@torch.no_grad()
+def predict(heads: Sequence[nn.Module], frames: FrameSource, normalize: str) -> torch.Tensor:
+    """Return the logits (H, n, C) of all frames, as trained heads of any kind give them."""
+    for head in heads:
+        head.eval()
+    parts = (prepare(part, normalize) for part in frames.evaluation_batches())
+    return torch.cat([torch.stack([head(part) for head in heads]) for part in parts], dim=1)
+
+
+def factors_pay(settings: FitSettings) -> bool:
+    """Say whether SAM's point costs less in factors than written out."""
+    return FACTORS_PAY * settings.batch_size <= settings.hidden_width
 
 
 def _take(rows: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -234,12 +273,20 @@ def _take(rows: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
     return rows.index_select(0, batch.flatten()).unflatten(0, batch.shape)
 
 
-def build_head(settings: FitSettings, width: int, task: Task) -> MLPHead:
-    """Build the untrained head that the settings describe, for embeddings of the given width."""
-    return MLPHead(
+def build_head(settings: FitSettings, width: int, task: Task) -> nn.Module:
+    """Build the untrained head that the settings describe, for embeddings of the given width.
+
+    Raises:
+        ConfigError: there is no head of that name.
+    """
+    if settings.head not in HEADS:
+        raise ConfigError(
+            f"--head {settings.head!r} is unknown{did_you_mean(settings.head, HEADS)}. Expected {' or '.join(HEADS)}."
+        )
+    return HEADS[settings.head](
         width,
         task.outputs,
-        hidden_layers=settings.hidden_layers if settings.head == "mlp" else 0,
+        hidden_layers=settings.hidden_layers,
         hidden_width=settings.hidden_width,
         dropout=settings.dropout,
     )
@@ -251,18 +298,19 @@ def learning_rate(settings: FitSettings, epoch: int) -> float:
     return settings.lr_minimum + (settings.lr - settings.lr_minimum) * (1 + math.cos(phase)) / 2
 
 
-def _initial_head(settings: FitSettings, width: int, task: Task) -> MLPHead:
+def initial_head(settings: FitSettings, width: int, task: Task) -> nn.Module:
     """Build a head whose weights depend on the seed alone; the caller's random numbers stay his own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return build_head(settings, width, task)
 
 
-def _generator(seed: int, purpose: str, device: torch.device) -> torch.Generator:
+def generator(seed: int, purpose: str, device: torch.device) -> torch.Generator:
     """Return a generator of its own for a purpose: streams begun with the same seed would be one stream."""
     words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(2, np.uint32)
     return torch.Generator(device).manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def _with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

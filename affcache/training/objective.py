@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from affcache.tasks.losses import Option
 from affcache.tasks.tasks import Task
-from affcache.training.risk import TailThreshold, stacked_rank_weights, tail_within, weighted_tail
+from affcache.training.risk import TailThreshold, cvar, stacked_rank_weights, tail_within, weighted_tail
 from affcache.training.settings import FitSettings
 
 WINDOW = 32  # batches whose losses the threshold of --cvar-level set is found over
@@ -23,7 +22,7 @@ class ClassCounts:
     @classmethod
     def of(cls, task: Task, labels: torch.Tensor) -> "ClassCounts | None":
         """Count the classes of labels (n, ...); None for a task without classes."""
-        if task.class_of is None:
+        if not task.has_classes:
             return None
         return cls(torch.bincount(task.class_of(labels).flatten().cpu(), minlength=task.class_count))
 
@@ -32,19 +31,77 @@ class ClassCounts:
         weights = 1 / self.counts.double().clamp(min=1)
         return torch.where(self.counts > 0, weights / weights[self.counts > 0].mean(), 0)
 
-    def log_prior(self, task: Task) -> torch.Tensor:
-        """Return float64 (C,): the log share of each class, or the log odds of each action unit; counts start at 1."""
-        counts = self.counts.double() + 1
-        if task.class_count == task.outputs:
-            return (counts / counts.sum()).log()
-        absent, present = counts.view(-1, 2).unbind(1)
-        return (present / absent).log()
+
+class PlainObjective:
+    """The training loss of one head on a batch, as it is defined; ``Objective`` is that of H heads side by side.
+
+    ``(1 - w) * CVaR(losses) + w * batch term``, with w the weight of the pairwise AUC term (units) or of 1 - CCC
+    (values).
+
+    Args:
+        task: gives losses and batch term.
+        settings: the recipe.
+        counts: classes in the training labels, None for a task without.
+        like: gives dtype and device.
+    """
+
+    def __init__(self, task: Task, settings: FitSettings, counts: ClassCounts | None, like: torch.Tensor) -> None:
+        self.task, self.settings = task, settings
+        self.loss, self.knobs = task.loss(settings.loss), settings.knobs(task)
+        self.term_weight = term_weight(settings, task)
+        self.adjustment: torch.Tensor | None = None  # (C,)
+        self.balance: torch.Tensor | None = None  # (K,)
+        if counts is not None and settings.logit_adjustment:
+            self.adjustment = (settings.logit_adjustment * task.log_prior(counts.counts)).to(like)
+        if counts is not None and settings.class_weights == "balanced":
+            self.balance = counts.balanced().to(like)
+        self.threshold: TailThreshold | None = None
+        if settings.cvar_level == "set":
+            self.threshold = TailThreshold(1, WINDOW * settings.batch_size * task.losses_per_frame, like)
+        self.alpha = torch.tensor([settings.alpha], dtype=torch.float64, device=like.device)  # (1,)
+
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
+    ) -> torch.Tensor:
+        """Return the loss, a scalar, of logits (B, C), labels (B,) or (B, C), and video numbers (B,)."""
+        adjusted = logits if self.adjustment is None else logits + self.adjustment
+        losses = self.loss(adjusted, labels, **self.knobs)  # (B,) or (B, C)
+        risk = self._risk(losses, labels, videos, first_pass)
+        if self.term_weight == 0:
+            return risk
+        term = self.task.batch_term(logits, labels, self.settings.auc_margin)
+        return (1 - self.term_weight) * risk + self.term_weight * term
+
+    def _risk(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, first_pass: bool) -> torch.Tensor:
+        """Return the CVaR of losses (B,) or (B, C): of all, or the mean over classes or videos of each one's own."""
+        alpha, within = self.settings.alpha, self.settings.cvar_within
+        shares = None if self.balance is None else self.balance[self.task.class_of(labels)]
+        if self.threshold is not None:
+            flat = losses.flatten()[None]  # (1, n)
+            of_flat = torch.ones_like(flat) if shares is None else shares.flatten()[None]
+            if first_pass:
+                self.threshold.update(flat.detach(), self.alpha, of_flat)
+            return self.threshold.cvar(flat, self.alpha, of_flat)[0]
+        if within == "batch":
+            return cvar(losses, alpha, shares)
+        group = self.task.class_of(labels) if within == "class" else per_loss(videos[None], losses[None])[0]
+        flat, group = losses.flatten(), group.flatten()
+        return torch.stack([cvar(flat[group == one], alpha) for one in group.unique()]).mean()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what a continued run needs: the tracked threshold and its window, if there is one."""
+        return {} if self.threshold is None else self.threshold.state()
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up what ``state`` returned."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
 
 class Objective:
     """The training loss of each of H heads on a batch of its own.
 
-    ``(1 - w) * CVaR(losses) + w * batch term``, with w the weight of the pairwise AUC term (au) or of 1 - CCC (va).
+    Equal to ``PlainObjective`` head by head.
 
     Args:
         task: gives losses and batch term.
@@ -66,19 +123,21 @@ class Objective:
         self.task = task
         self.alphas = [one.alpha for one in settings]
         self.alpha = torch.tensor(self.alphas, dtype=torch.float64, device=like.device)  # (H,)
-        self.options = _loss_options(task, settings, counts, like)
+        self.loss = task.loss(first.loss)
+        axes = 1 if task.exclusive else 2  # of a head's losses: (B,) or (B, C)
+        knobs = {name: _option([one.knobs(task)[name] for one in settings], like, axes) for name in first.knobs(task)}
+        self.knobs = {name: value for name, value in knobs.items() if isinstance(value, torch.Tensor)}
+        self.adjustment: torch.Tensor | None = None  # (H, 1, C)
+        if counts is not None and any(one.logit_adjustment for one in settings):
+            strength = torch.tensor([[[one.logit_adjustment]] for one in settings], dtype=torch.float64)
+            self.adjustment = (strength * task.log_prior(counts.counts)).to(like)
         self.balance: torch.Tensor | None = None
         if counts is not None and first.class_weights == "balanced":
             self.balance = counts.balanced().to(like)  # (K,)
         self.within = first.cvar_within
         self.groups = {"batch": 0, "class": task.class_count, "video": videos}[self.within]
-        self.term_weight = _option([task.batch_term_weight(one) for one in settings], like, axes=0)
+        self.term_weight = _option([term_weight(one, task) for one in settings], like, axes=0)
         self.margin = first.auc_margin
-        self.closed_form = (
-            task.losses_with_gradients is not None
-            and first.cvar_level == "batch"
-            and not any(one.focal_gamma or task.batch_term_weight(one) for one in settings)
-        )
         self.threshold: TailThreshold | None = None
         if first.cvar_level == "set":
             window = WINDOW * first.batch_size * task.losses_per_frame
@@ -86,38 +145,27 @@ class Objective:
         self._ranks: dict[int, torch.Tensor] = {}  # tail weights by rank, for each size of a batch
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor | None, *, first_pass: bool = True
+        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
     ) -> torch.Tensor:
         """Return the loss (H,) of logits (H, B, C), labels (H, B) or (H, B, C), and video numbers (H, B)."""
-        losses = self.task.losses(logits, labels, **self.options)
+        adjusted = logits if self.adjustment is None else logits + self.adjustment
+        losses = self.loss(adjusted, labels, **self.knobs)
         risk = self._risk(losses, labels, videos, first_pass)
         if isinstance(self.term_weight, float) and self.term_weight == 0:
             return risk
-        assert self.task.batch_term is not None  # the weight would be 0
         term = self.task.batch_term(logits, labels, self.margin)  # (H,)
         return (1 - self.term_weight) * risk + self.term_weight * term
 
     def with_gradient(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor | None, *, first_pass: bool = True
+        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss (H,), as a call does, and its gradient (H, B, C) with respect to the logits.
+        """Return the loss (H,), as a call does, and its gradient (H, B, C) with respect to the logits."""
+        logits = logits.detach().requires_grad_()
+        loss = self(logits, labels, videos, first_pass=first_pass)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        return loss.detach(), gradient
 
-        Where the task's losses have a closed form of their gradient it takes a quarter of autograd's time: CVaR's
-        gradient with respect to the losses is the tail's weights.
-        """
-        if not self.closed_form:
-            logits = logits.detach().requires_grad_()
-            loss = self(logits, labels, videos, first_pass=first_pass)
-            (gradient,) = torch.autograd.grad(loss.sum(), logits)
-            return loss.detach(), gradient
-        assert self.task.losses_with_gradients is not None
-        losses, gradients = self.task.losses_with_gradients(logits, labels, **self.options)  # (H, B), (H, B, C)
-        tail = self._tail(losses, labels, videos)
-        return self._weighted(losses, tail), gradients * tail.unsqueeze(2)
-
-    def _risk(
-        self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor | None, first_pass: bool
-    ) -> torch.Tensor:
+    def _risk(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, first_pass: bool) -> torch.Tensor:
         """Return the CVaR (H,) of losses (H, B) or (H, B, C)."""
         if self.threshold is None:
             return self._weighted(losses, self._tail(losses, labels, videos))
@@ -134,12 +182,11 @@ class Objective:
         return flat.mean(1) if plain else (flat * tail).sum(1)
 
     @torch.no_grad()
-    def _tail(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor | None) -> torch.Tensor:
+    def _tail(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
         """Return the weights (H, n) of losses (H, B) or (H, B, C) in the CVaR of a batch; each head's sum to 1."""
         flat = losses.flatten(1)  # (H, n)
         if self.within != "batch":
-            groups = self._classes(labels) if self.within == "class" else _per_loss(videos, losses)
-            assert groups is not None  # settings are checked before
+            groups = self._classes(labels) if self.within == "class" else per_loss(videos, losses)
             return tail_within(flat, self.alpha, groups, self.groups)
         if self.balance is not None:
             return weighted_tail(flat, self.alpha, self.balance[self._classes(labels)])
@@ -148,7 +195,6 @@ class Objective:
 
     def _classes(self, labels: torch.Tensor) -> torch.Tensor:
         """Return the class (H, n) of each loss."""
-        assert self.task.class_of is not None  # settings are checked before
         return self.task.class_of(labels).flatten(1)
 
     def _rank_weights(self, flat: torch.Tensor) -> torch.Tensor:
@@ -159,9 +205,7 @@ class Objective:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what a continued run needs: the tracked threshold and its window, if there is one."""
-        if self.threshold is None:
-            return {}
-        return {name: getattr(self.threshold, name) for name in ("losses", "shares", "value", "edge")}
+        return {} if self.threshold is None else self.threshold.state()
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take up what ``state`` returned."""
@@ -169,29 +213,20 @@ class Objective:
             tensor.copy_(state[name])
 
 
-def _loss_options(
-    task: Task, settings: Sequence[FitSettings], counts: ClassCounts | None, like: torch.Tensor
-) -> dict[str, Any]:
-    """Return what the task's losses are called with beside logits and labels; nothing where everything is off."""
-    options: dict[str, Any] = {
-        "label_smoothing": _option([one.label_smoothing for one in settings], like),
-        "focal_gamma": _option([one.focal_gamma for one in settings], like),
-    }
-    if counts is not None and any(one.logit_adjustment for one in settings):
-        strength = torch.tensor([[one.logit_adjustment] for one in settings], dtype=torch.float64)
-        options["adjustment"] = (strength * counts.log_prior(task)).to(like)  # (H, C)
-    return {name: value for name, value in options.items() if isinstance(value, torch.Tensor)}
+def term_weight(settings: FitSettings, task: Task) -> float:
+    """Return the share in the loss of the task's term of whole batches; 0 where it has none."""
+    return float(getattr(settings, task.batch_term_weight)) if task.batch_term_weight else 0.0
 
 
-def _option(values: Sequence[float], like: torch.Tensor, axes: int = 1) -> Option:
+def _option(values: Sequence[float], like: torch.Tensor, axes: int) -> Option:
     """Return 0.0 where the option is off for every head, else its values (H,) with ``axes`` further axes."""
     if not any(values):
         return 0.0
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * axes)
 
 
-def _per_loss(videos: torch.Tensor | None, losses: torch.Tensor) -> torch.Tensor | None:
-    """Return the video (H, n) of each loss of each frame."""
-    if videos is None or losses.dim() == 2:
+def per_loss(videos: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """Return the video (H, n) of each loss (H, B) or (H, B, C), by those of frames (H, B)."""
+    if losses.dim() == 2:
         return videos
     return videos.unsqueeze(2).expand_as(losses).flatten(1)

@@ -21,17 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from affcache.errors import InputError
-from affcache.files import write_tensors
-from affcache.progress import Listener
 from affcache.tasks.tasks import Task
 from affcache.training.data import FrameSource
-from affcache.training.heads import MLPHead
+from affcache.training.epochs import Best, Entry, metric_of
+from affcache.training.heads import linear_head
 from affcache.training.learner import predict
-from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import StackedHeads
 
 Embeddings = torch.Tensor | npt.NDArray[Any]
 # 1e-4 to 1e2 in 13 half-decades: from barely any shrinking to barely any weight left
@@ -250,74 +248,59 @@ def _check(embeddings: tuple[int, ...], targets: torch.Tensor, weights: torch.Te
         )
 
 
-class RidgeRun:
-    """The heads of all strengths from one pass over the training frames; the best is kept.
+class Ridge:
+    """A run of ``fit --head ridge``: linear heads in closed form, one for each strength, the best kept.
 
-    Outputs are fitted to 1 and -1 (for va to the values themselves), so that the probabilities that ``score`` writes
-    decide well but aren't calibrated.
+    Outputs are fitted to 1 and -1 (values to themselves), so that the probabilities that ``score`` writes decide well
+    but aren't calibrated.
 
     Args:
         settings: of them only normalize and class_weights matter.
         task: what is predicted.
         width: D, the width of an embedding.
-        folder: the claimed run folder.
-        identity: goes into the header of the saved head.
     """
 
-    def __init__(
-        self, settings: FitSettings, task: Task, width: int, folder: RunFolder, identity: dict[str, Any]
-    ) -> None:
+    unit, steps = "strength", len(STRENGTHS)
+
+    def __init__(self, settings: FitSettings, task: Task, width: int) -> None:
         self.settings = settings
         self.task = task
         self.width = width
-        self.folder = folder
-        self.identity = identity
-        self.epoch = 0  # strengths tried
-        self.best_value = -math.inf
-        self.best_epoch = 0  # counted from 1, of ``STRENGTHS``
+        self.best = [Best()]
 
-    def restore(self) -> None:
-        """Begin anew: it takes seconds."""
-        self.folder.keep_history(0)
-
-    def run(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
-        """Solve, evaluate every strength in one pass over the validation frames, and save the best head."""
+    def run(self, train: FrameSource, validation: FrameSource) -> Iterator[list[Entry]]:
+        """Solve, and evaluate all strengths in one pass over the validation frames; yield a line for each."""
         heads = self._solve(train)
-        range_of = f"from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}"
-        listener.message(f"solved the ridge for {len(STRENGTHS)} strengths, {range_of}")
-        device = train.labels.device
-        stacked = StackedHeads(heads, dropout=[0.0] * len(heads), device=device)
-        start = time.perf_counter()
-        logits = predict(stacked, validation, self.settings.normalize)  # (H, n, C)
-        for strength, head, of_head in zip(STRENGTHS, heads, logits, strict=True):
-            decided = self.task.decide(self.task.probabilities(of_head).cpu().numpy())
-            value = self.task.score(validation.labels.cpu().numpy(), decided, self.task.classes).value
-            self.epoch += 1
-            seconds = round(time.perf_counter() - start, 3)
-            entry = {"epoch": self.epoch, "strength": strength, self.task.metric: value, "seconds": seconds}
-            self.folder.append_history(entry)
-            if value > self.best_value:
-                self.best_value, self.best_epoch = value, self.epoch
-                best = {"epoch": self.epoch, "strength": strength, self.task.metric: value}
-                write_tensors(self.folder.head, head.state_dict(), {**self.identity, **best})
+        logits = predict(heads, validation, self.settings.normalize)  # (H, n, C)
+        labels = validation.labels.to(logits.device)
+        for number, (strength, head, of_head) in enumerate(zip(STRENGTHS, heads, logits, strict=True), start=1):
             start = time.perf_counter()
-            words = f"strength {strength:g}: {self.task.metric} {value:.3f}, best {self.best_value:.3f}"
-            listener.progress(self.epoch, len(STRENGTHS), "strength", words)
+            value = metric_of(self.task, of_head, labels)
+            entry = {"epoch": number, "strength": strength, self.task.metric: value}
+            entry["seconds"] = round(time.perf_counter() - start, 3)
+            self.best[0].take(entry, value, head.state_dict())
+            yield [entry]
 
-    def _solve(self, train: FrameSource) -> list[MLPHead]:
-        """Return a linear head for each strength."""
+    def predict_best(self, frames: FrameSource) -> torch.Tensor:
+        """Return the logits (1, n, C) of the best strength's head."""
+        head = linear_head(self.width, self.task.outputs)
+        head.load_state_dict(self.best[0].head)
+        return predict([head.to(frames.labels.device)], frames, self.settings.normalize)
+
+    def _solve(self, train: FrameSource) -> list[nn.Module]:
+        """Return a linear head for each strength, where the frames are."""
         labels, weights = train.labels, torch.ones(len(train))
-        if self.task.name == "expr":
+        if self.task.exclusive:
             targets = class_targets(labels, self.task.outputs)
             if self.settings.class_weights == "balanced":
                 weights = balanced_weights(labels)
         else:
-            targets = labels.float() if self.task.class_of is None else label_targets(labels)
+            targets = label_targets(labels) if self.task.has_classes else labels.float()
         path = RidgePath.from_blocks(train.evaluation_batches(), self.width, targets, weights, self.settings.normalize)
-        heads = []
+        heads: list[nn.Module] = []
         for strength in STRENGTHS:
             weight, bias = path.solution(strength)
-            head = MLPHead(self.width, self.task.outputs, hidden_layers=0)
+            head = linear_head(self.width, self.task.outputs)
             head.load_state_dict({"output_layer.weight": weight, "output_layer.bias": bias})
-            heads.append(head)
+            heads.append(head.to(labels.device))
         return heads

@@ -181,3 +181,7 @@ class TailThreshold:
         gap = losses - self.value.unsqueeze(1)  # (H, n)
         excess = gap.relu() + torch.where(gap == 0, gap * self.edge.unsqueeze(1), 0)
         return self.value + (excess * shares).sum(1) / shares.sum(1) / alpha.to(losses)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the window and the threshold themselves, by name, to be kept and to be written to."""
+        return {name: getattr(self, name) for name in ("losses", "shares", "value", "edge")}

@@ -35,8 +35,6 @@ class SAM(Optimizer):
         base: the optimiser that updates the parameters.
         rho: radius of the perturbation, at least 0. With 0 leave ``perturbed`` out: the rest is the base optimiser.
         adaptive: whether to scale the perturbation by the size of each parameter (ASAM); rho is then larger, 0.5 to 2.
-        stacked: whether the first axis of every parameter counts H independent heads. The norm is then one per head
-            and group, and a group's ``rho`` may be a tensor (H,).
 
     Raises:
         ValueError: rho below 0, or not a number.
@@ -48,14 +46,12 @@ class SAM(Optimizer):
         rho: float = 0.5,
         *,
         adaptive: bool = False,
-        stacked: bool = False,
     ) -> None:
         if not rho >= 0:
             raise ValueError(f"rho is {rho}; expected at least 0")
         self.base = base
         self.rho = rho
         self.adaptive = adaptive
-        self.stacked = stacked
         self._originals: dict[torch.Tensor, torch.Tensor] = {}  # room for the parameters while they are moved
         super().__init__(base.param_groups, {})
         self._share_with_base()
@@ -79,7 +75,8 @@ class SAM(Optimizer):
                 if parameter not in self._originals:
                     self._originals[parameter] = torch.empty_like(parameter)
                 self._originals[parameter].copy_(parameter)
-            self.worst_point(moved)
+            if moved:
+                self._move(moved)
         for parameter in moved:
             parameter.grad = None
         try:
@@ -90,36 +87,20 @@ class SAM(Optimizer):
                     parameter.copy_(self._originals[parameter])
 
     @torch.no_grad()
-    def worst_point(self, out: Sequence[torch.Tensor]) -> None:
-        """Write the worst nearby point into tensors: one for each parameter with a gradient, in their order.
+    def _move(self, moved: Sequence[torch.Tensor]) -> None:
+        """Move parameters that have a gradient to the worst nearby point."""
+        norm = torch.linalg.vector_norm(torch.stack([self._scaled(p).norm() for p in moved]))  # over all of them
+        for group in self.param_groups:
+            scale = group["rho"] / (norm + SMALLEST_NORM)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    direction = parameter.square() * parameter.grad if self.adaptive else parameter.grad
+                    parameter.add_(direction * scale.to(parameter))
 
-        They may be the parameters themselves, which ``perturbed`` moves so. A loss that can be had at other tensors
-        than the parameters spares moving there and back.
-        """
-        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        norms = [self._norms(parameters) for parameters in groups]
-        if not self.stacked:  # one norm over all groups
-            norms = [torch.cat([n for n in norms if len(n)]).norm().expand(1) for _ in norms] if any(groups) else norms
-        targets = iter(out)
-        for group, parameters, norm in zip(self.param_groups, groups, norms, strict=True):
-            for parameter in parameters:
-                scale = group["rho"] / (norm + SMALLEST_NORM)  # (H,) or (1,)
-                scale = scale.view(-1, *[1] * (parameter.dim() - 1)).to(parameter) if parameter.dim() else scale[0]
-                assert parameter.grad is not None  # for the type checker
-                gradient = parameter.square().mul_(parameter.grad) if self.adaptive else parameter.grad
-                torch.addcmul(parameter, gradient, scale, out=next(targets))
-
-    def _norms(self, parameters: list[torch.Tensor]) -> torch.Tensor:
-        """Return the norm (H,) of each head's gradients in a group, or of all of them (1,); (0,) without any."""
-        if not parameters:
-            return torch.empty(0)
-        norms = []
-        for parameter in parameters:
-            gradient = parameter.grad if not self.adaptive else parameter.grad * parameter  # type: ignore[operator]
-            assert gradient is not None
-            rows = gradient.flatten(1) if self.stacked else gradient.reshape(1, -1)  # (H, P) or (1, P)
-            norms.append(torch.linalg.vector_norm(rows, dim=1))
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0) if len(norms) > 1 else norms[0]  # (H,) or (1,)
+    def _scaled(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Return the gradient whose norm counts: ASAM's is scaled by the parameter's own size."""
+        assert parameter.grad is not None  # for the type checker
+        return parameter.grad * parameter if self.adaptive else parameter.grad
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters with the base optimiser from the gradients as they are.
@@ -151,41 +132,6 @@ class SAM(Optimizer):
         self.rho, self.adaptive = state_dict["rho"], state_dict["adaptive"]
         self.base.load_state_dict(state_dict["base"])
         self._share_with_base()
-
-
-@torch.no_grad()
-def write_stacked_worst_point(
-    parameters: torch.Tensor,
-    gradients: torch.Tensor,
-    rho: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    adaptive: bool = False,
-    pieces: Sequence[int],
-) -> None:
-    """Write the worst point nearby of H heads whose parameters lie in one buffer, as ``SAM`` has it for one.
-
-    Args:
-        parameters: (H, P).
-        gradients: (H, P).
-        rho: (H,), the radius for each head, each at least 0.
-        out: (H, P), written.
-        adaptive: ASAM's instead of SAM's.
-        pieces: lengths of the layers in a row. Norms are taken layer by layer, as they are where layers lie apart: a
-            float32 norm of millions of values at once is off by 2e-5 on a CPU.
-    """
-    scaled = parameters * gradients if adaptive else gradients
-    norms = torch.stack([torch.linalg.vector_norm(piece, dim=1) for piece in scaled.split(list(pieces), dim=1)])
-    scale = rho / (torch.linalg.vector_norm(norms, dim=0) + SMALLEST_NORM)  # (H,)
-    direction = parameters.square().mul_(gradients) if adaptive else gradients
-    torch.addcmul(parameters, direction, scale.to(parameters)[:, None], out=out)
-
-
-@torch.no_grad()
-def clip_stacked_gradients(gradients: torch.Tensor, limit: float) -> None:
-    """Scale the gradients (H, P) of each head down, in place, to a norm of at most ``limit``."""
-    norm = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)  # (H, 1)
-    gradients.mul_((limit / (norm + SMALLEST_NORM)).clamp(max=1))
 
 
 @contextmanager

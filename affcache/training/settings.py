@@ -3,11 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from affcache.errors import ConfigError
 from affcache.settings import ANNOTATIONS, Settings, flag, setting
+from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
+
+if TYPE_CHECKING:  # tasks load torch
+    from affcache.tasks.tasks import Task
 
 
 @dataclass(frozen=True)
+@with_knobs
 class TrainingSettings(Settings):
     """What a head and its training can be told. The defaults are the recipe "paper" (arXiv 2403.09915)."""
 
@@ -42,8 +49,7 @@ class TrainingSettings(Settings):
         "What a loss stands for: balanced gives every class, or a unit's presence and absence, the same total.",
         choices=("none", "balanced"),
     )
-    label_smoothing: float = setting(0.0, "Share of each label spread evenly over the classes, in [0, 1).")
-    focal_gamma: float = setting(0.0, "Exponent of the focal loss; 0 is plain cross-entropy.")
+    loss: str = setting("", "What a frame's mistake costs.", default_text="the first in losses.LOSSES for the task")
     logit_adjustment: float = setting(0.0, "Strength of adding the classes' log shares to the logits in training.")
     auc_weight: float = setting(0.0, "Share of the pairwise AUC term in the loss of au, in [0, 1); published: 0.2.")
     auc_margin: float = setting(0.6, "Margin of the pairwise AUC term, in logits.")
@@ -81,34 +87,52 @@ class TrainingSettings(Settings):
             yield f"--alpha is {self.alpha}; expected more than 0 and at most 1."
         if not 0 <= self.dropout < 1:
             yield f"--dropout is {self.dropout}; expected at least 0 and less than 1."
-        for name in ("focal_gamma", "logit_adjustment", "auc_margin"):
+        for name in ("logit_adjustment", "auc_margin"):
             yield from self.at_least(name, 0)
+        for name, knob in KNOBS.items():
+            if not knob.allows(getattr(self, name)):
+                yield f"{flag(name)} is {getattr(self, name)}; expected {knob.span}."
         yield from self.at_least("clip_norm", 0, excluded=True)
-        for name in ("label_smoothing", "auc_weight", "ccc_weight"):
+        for name in ("auc_weight", "ccc_weight"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{flag(name)} is {getattr(self, name)}; expected at least 0 and less than 1."
         if self.cvar_within != "batch" and (self.cvar_level == "set" or self.class_weights != "none"):
             yield "--cvar-within goes with neither --cvar-level set nor --class-weights; expected one of the three."
-        yield from self._unfitting()
 
-    def _unfitting(self) -> Iterator[str]:
-        """Yield a sentence for each setting that the task or the head has no use for."""
-        off = {
-            "label_smoothing": 0.0,
-            "focal_gamma": 0.0,
-            "logit_adjustment": 0.0,
-            "class_weights": "none",
-        }
-        if self.task == "va":
-            for name, value in off.items():
-                if getattr(self, name) != value:
-                    yield f"{flag(name)} is {getattr(self, name)}, but va has no classes; expected {value}."
+    def knobs(self, task: "Task") -> dict[str, float]:
+        """Return what the loss of a task takes by keyword."""
+        of_kind = KNOBS_OF_LOSSES[task.kind]
+        return {name: getattr(self, name) for name in sorted(of_kind[self.loss or next(iter(of_kind))])}
+
+    def require_fitting(self, task: "Task") -> None:
+        """Refuse settings that a task, its loss or the head has no use for.
+
+        Raises:
+            ConfigError: there are some; says all of them.
+        """
+        task.loss(self.loss)  # says which there are
+        problems = list(self._unfitting(task))
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def _unfitting(self, task: "Task") -> Iterator[str]:
+        taken = self.knobs(task)
+        for name, knob in KNOBS.items():
+            if name not in taken and getattr(self, name) != knob.default:
+                yield (
+                    f"{flag(name)} is {getattr(self, name)}, but the loss of task {task.name} doesn't take it; "
+                    f"expected {knob.default:g}."
+                )
+        if not task.has_classes:
+            for name, off in (("logit_adjustment", 0.0), ("class_weights", "none")):
+                if getattr(self, name) != off:
+                    yield f"{flag(name)} is {getattr(self, name)}, but {task.name} has no classes; expected {off}."
             if self.cvar_within == "class":
-                yield "--cvar-within is class, but va has no classes; expected batch or video."
-        if self.task != "au" and self.auc_weight:
-            yield f"--auc-weight is {self.auc_weight}, but {self.task} has no AUC term, only au has; expected 0."
-        if self.head == "ridge" and self.task == "au" and self.class_weights != "none":
-            yield "--class-weights is balanced, but one ridge solves for all 12 action units; expected none."
+                yield f"--cvar-within is class, but {task.name} has no classes; expected batch or video."
+        if self.auc_weight and task.batch_term_weight != "auc_weight":
+            yield f"--auc-weight is {self.auc_weight}, but {task.name} has no AUC term, only units have; expected 0."
+        if self.head == "ridge" and task.kind == "units" and self.class_weights != "none":
+            yield f"--class-weights is balanced, but one ridge solves for all {task.outputs} units; expected none."
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 Defaults are ``FitSettings``' own, the recipe "paper"; what the parameters mean stands there.
 """
 
+import inspect
 import math
 import re
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -24,73 +25,51 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.settings import build
-from affcache.tasks.tasks import AU, EXPR, Task
+from affcache.tasks.knobs import KNOBS
+from affcache.tasks.tasks import Classes, Task, Units
 from affcache.training.data import EVALUATION_BATCH, Frames, prepare
-from affcache.training.learner import Learner, build_head, learning_rate
+from affcache.training.epochs import Epochs
+from affcache.training.learner import build_head
 from affcache.training.objective import ClassCounts
+from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
 
 FLOATS = (np.float32, np.float16)  # what a head trains on as it is; all else becomes the first
 Array = npt.NDArray[Any]
+SHARED = (  # settings that are parameters
+    "epochs", "batch_size", "lr", "lr_minimum", "lr_half_period", "weight_decay", "alpha", "cvar_level",
+    "class_weights", "loss", *KNOBS, "logit_adjustment", "rho", "adaptive", "clip_norm", "precision", "dropout",
+    "hidden_layers", "hidden_width", "normalize",
+)  # fmt: skip
+
+
+def _with_parameters(*names: str) -> Callable[..., None]:
+    """Return an ``__init__`` that takes settings by name, with their defaults, random_state and device.
+
+    scikit-learn asks the signature for the parameters, and wants them set as they are given.
+    """
+    defaults = {**{name: getattr(FitSettings, name) for name in names}, "random_state": None, "device": "cpu"}
+    keyword = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=of) for n, of in defaults.items()]
+    signature = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *keyword])
+
+    def __init__(self: Any, **values: Any) -> None:
+        for name, value in {**defaults, **signature.bind(self, **values).kwargs}.items():
+            setattr(self, name, value)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
 
 
 class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """A classifier that is an MLP head trained by the core; what y means, and what logits mean, is its children's."""
 
-    def __init__(
-        self,
-        *,
-        epochs: int = FitSettings.epochs,
-        batch_size: int = FitSettings.batch_size,
-        lr: float = FitSettings.lr,
-        lr_minimum: float = FitSettings.lr_minimum,
-        lr_half_period: float = FitSettings.lr_half_period,
-        weight_decay: float = FitSettings.weight_decay,
-        alpha: float = FitSettings.alpha,
-        cvar_level: str = FitSettings.cvar_level,
-        class_weights: str = FitSettings.class_weights,
-        label_smoothing: float = FitSettings.label_smoothing,
-        focal_gamma: float = FitSettings.focal_gamma,
-        logit_adjustment: float = FitSettings.logit_adjustment,
-        rho: float = FitSettings.rho,
-        adaptive: bool = FitSettings.adaptive,
-        clip_norm: float | None = FitSettings.clip_norm,
-        precision: str = FitSettings.precision,
-        dropout: float = FitSettings.dropout,
-        hidden_layers: int = FitSettings.hidden_layers,
-        hidden_width: int = FitSettings.hidden_width,
-        normalize: str = FitSettings.normalize,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.lr_minimum = lr_minimum
-        self.lr_half_period = lr_half_period
-        self.weight_decay = weight_decay
-        self.alpha = alpha
-        self.cvar_level = cvar_level
-        self.class_weights = class_weights
-        self.label_smoothing = label_smoothing
-        self.focal_gamma = focal_gamma
-        self.logit_adjustment = logit_adjustment
-        self.rho = rho
-        self.adaptive = adaptive
-        self.clip_norm = clip_norm
-        self.precision = precision
-        self.dropout = dropout
-        self.hidden_layers = hidden_layers
-        self.hidden_width = hidden_width
-        self.normalize = normalize
-        self.random_state = random_state
-        self.device = device
+    __init__ = _with_parameters(*SHARED)
 
     @abstractmethod
     def _task(self, outputs: int) -> Task:
         """Return the task of a head with this many logits."""
 
-    def _settings(self, task: str) -> FitSettings:
+    def _settings(self, task: Task) -> FitSettings:
         """Return the parameters as settings, the seed drawn unless it is given; ValueError where one is wrong."""
         random = check_random_state(self.random_state)
         values = self.get_params(deep=False)
@@ -98,23 +77,24 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         values["seed"] = int(given) if isinstance(given, Integral) else int(random.randint(2**31 - 1))
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         with _value_errors():
-            return build(FitSettings, {**plain, "task": task})
+            settings = build(FitSettings, {**plain, "task": task.name})
+            settings.require_fitting(task)
+        return settings
 
     def _train(self, X: Array, labels: Array, outputs: int) -> None:
         """Train a head on checked embeddings (n, D) and labels (n,) or (n, C), and keep it."""
         task = self._task(outputs)
-        settings = self._settings(task.name)
+        settings = self._settings(task)
         device = self._device()
         targets = torch.tensor(labels, dtype=torch.int64)
         videos = torch.zeros(len(X), dtype=torch.int64, device=device)
         frames = Frames(_tensor(X).to(device), targets.to(device), videos)
-        learner = Learner([settings], task, X.shape[1], device, ClassCounts.of(task, targets))
-        losses: list[float] = []
-        for epoch in range(settings.epochs):
-            losses.append(float(learner.epoch(frames, learning_rate(settings, epoch))[0]))
-            if not math.isfinite(losses[-1]):
-                break
-        head = {name: tensor.cpu().numpy().copy() for name, tensor in learner.heads.state_dict(0).items()}
+        learner, why = new_learner([settings], task, X.shape[1], device, ClassCounts.of(task, targets))
+        if why:
+            warnings.warn(why, stacklevel=3)
+        run = Epochs(learner)
+        losses = [entry["train_loss"] for (entry,) in run.run(frames)]
+        head = {name: tensor.cpu().numpy().copy() for name, tensor in learner.head_state(0).items()}
         finite = all(np.isfinite(array).all() for array in head.values())  # the last step may have broken it
         if not (finite and math.isfinite(losses[-1])):
             raise ValueError(
@@ -213,7 +193,7 @@ class CVaRMLPClassifier(CVaRMLP):
 
     def _task(self, outputs: int) -> Task:
         names = tuple(str(index) for index in range(outputs))
-        return replace(EXPR, classes=names, class_count=outputs, valid_range=(0, outputs - 1))
+        return Classes("classes", names)
 
 
 class CVaRMLPMultiLabelClassifier(CVaRMLP):
@@ -227,60 +207,7 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
         n_features_in_, head_, n_iter_, loss_curve_: as for ``CVaRMLPClassifier``.
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: int = FitSettings.epochs,
-        batch_size: int = FitSettings.batch_size,
-        lr: float = FitSettings.lr,
-        lr_minimum: float = FitSettings.lr_minimum,
-        lr_half_period: float = FitSettings.lr_half_period,
-        weight_decay: float = FitSettings.weight_decay,
-        alpha: float = FitSettings.alpha,
-        cvar_level: str = FitSettings.cvar_level,
-        class_weights: str = FitSettings.class_weights,
-        label_smoothing: float = FitSettings.label_smoothing,
-        focal_gamma: float = FitSettings.focal_gamma,
-        logit_adjustment: float = FitSettings.logit_adjustment,
-        auc_weight: float = FitSettings.auc_weight,
-        auc_margin: float = FitSettings.auc_margin,
-        rho: float = FitSettings.rho,
-        adaptive: bool = FitSettings.adaptive,
-        clip_norm: float | None = FitSettings.clip_norm,
-        precision: str = FitSettings.precision,
-        dropout: float = FitSettings.dropout,
-        hidden_layers: int = FitSettings.hidden_layers,
-        hidden_width: int = FitSettings.hidden_width,
-        normalize: str = FitSettings.normalize,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            lr_minimum=lr_minimum,
-            lr_half_period=lr_half_period,
-            weight_decay=weight_decay,
-            alpha=alpha,
-            cvar_level=cvar_level,
-            class_weights=class_weights,
-            label_smoothing=label_smoothing,
-            focal_gamma=focal_gamma,
-            logit_adjustment=logit_adjustment,
-            rho=rho,
-            adaptive=adaptive,
-            clip_norm=clip_norm,
-            precision=precision,
-            dropout=dropout,
-            hidden_layers=hidden_layers,
-            hidden_width=hidden_width,
-            normalize=normalize,
-            random_state=random_state,
-            device=device,
-        )
-        self.auc_weight = auc_weight
-        self.auc_margin = auc_margin
+    __init__ = _with_parameters(*SHARED, "auc_weight", "auc_margin")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -339,7 +266,7 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
 
     def _task(self, outputs: int) -> Task:
         names = tuple(str(index) for index in range(outputs))
-        return replace(AU, classes=names, values_per_line=outputs, losses_per_frame=outputs, class_count=2 * outputs)
+        return Units("units", names)
 
 
 def _require_two(classes: Array, estimator: CVaRMLP) -> None:

@@ -9,184 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from affcache.training.heads import MLPHead
 from affcache.training.sam import SMALLEST_NORM
+from affcache.training.stacked_parts import HeadParameters, HeadShape, OuterProducts, Point, StackedDropout
 
 EPSILON, MOMENTUM = 1e-5, 0.1  # of BatchNorm, as torch has them
-
-
-@dataclass(frozen=True)
-class HeadShape:
-    """Shape of an ``MLPHead``: D inputs, L hidden layers of W units, C outputs."""
-
-    inputs: int
-    layers: int
-    width: int
-    outputs: int
-
-    @classmethod
-    def of(cls, head: MLPHead) -> "HeadShape":
-        """Return the shape of a head."""
-        layers, (outputs, last) = len(head.layers) // 4, head.output_layer.weight.shape
-        inputs = head.get_parameter("layers.0.weight").shape[1] if layers else last
-        return cls(inputs, layers, last if layers else 0, outputs)
-
-    @property
-    def lengths(self) -> list[int]:
-        """How many values each parameter has, in the order of the buffer: hidden weights first."""
-        if not self.layers:
-            return [self.outputs * self.inputs, self.outputs]
-        weights = [self.width * self.inputs, *[self.width * self.width] * (self.layers - 1)]
-        return [*weights, *[self.width] * (3 * self.layers), self.outputs * self.width, self.outputs]
-
-    @property
-    def hidden_weights(self) -> int:
-        """How many values at the start of the buffer are weights of hidden layers."""
-        return sum(self.lengths[: self.layers])
-
-    def weights(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return the views (H, W, D) of a buffer of the hidden layers' weights alone."""
-        return [weight.unflatten(1, (self.width, -1)) for weight in flat.split(self.lengths[: self.layers], dim=1)]
-
-
-@dataclass(frozen=True)
-class HeadParameters:
-    """Views of the parameters, or of values for each of them, in a buffer (H, P)."""
-
-    weights: Sequence[torch.Tensor]  # (H, W, D) for the first hidden layer, (H, W, W) for the others
-    biases: torch.Tensor  # (H, L, W), of the hidden layers
-    norms: torch.Tensor  # (H, 2, L, W), of BatchNorm: the gains, its "weight", and the shifts, its "bias"
-    output_weight: torch.Tensor  # (H, C, W), or (H, C, D) without hidden layers
-    output_bias: torch.Tensor  # (H, C)
-    rest: torch.Tensor  # (H, S), all of these but the weights in one piece
-
-    @classmethod
-    def of(cls, shape: HeadShape, flat: torch.Tensor) -> "HeadParameters":
-        """Return the views of a buffer (H, P)."""
-        start = shape.hidden_weights
-        return cls.beside(shape, shape.weights(flat[:, :start]), flat[:, start:])
-
-    @classmethod
-    def beside(cls, shape: HeadShape, weights: Sequence[torch.Tensor], rest: torch.Tensor) -> "HeadParameters":
-        """Return weights (H, W, D) of hidden layers together with the views of a buffer (H, S) of all the rest."""
-        of_layers = 3 * shape.layers * shape.width
-        units = rest[:, :of_layers].unflatten(1, (3, shape.layers, shape.width))
-        output_weight = rest[:, of_layers : -shape.outputs].unflatten(1, (shape.outputs, -1))
-        return cls(weights, units[:, 0], units[:, 1:], output_weight, rest[:, -shape.outputs :], rest)
-
-    def named(self) -> dict[str, torch.Tensor]:
-        """Return each parameter (H, *shape) under its name in ``MLPHead``."""
-        names: dict[str, torch.Tensor] = {}
-        for layer, weight in enumerate(self.weights):
-            linear, norm = f"layers.{4 * layer}", f"layers.{4 * layer + 1}"
-            names |= {f"{linear}.weight": weight, f"{linear}.bias": self.biases[:, layer]}
-            names |= {f"{norm}.weight": self.norms[:, 0, layer], f"{norm}.bias": self.norms[:, 1, layer]}
-        return {**names, "output_layer.weight": self.output_weight, "output_layer.bias": self.output_bias}
-
-
-@dataclass(frozen=True)
-class OuterProducts:
-    """A change of a weight matrix of each of H heads, kept as its factors: ``left @ right.mT``, which is never formed.
-
-    The gradient of a weight matrix is of this kind: the gradient of what the layer returned times what it was given,
-    summed over a batch of B frames. Its rank is at most B: with D columns, applying it to a batch takes 2 B / D of the
-    operations that a product with the matrix takes.
-    """
-
-    left: torch.Tensor  # (H, W, B)
-    right: torch.Tensor  # (H, D, B)
-
-    def squared_norm(self) -> torch.Tensor:
-        """Return the sum (H,) of the squared entries: ``trace((left^T left) (right^T right))``."""
-        of_left, of_right = torch.bmm(self.left.mT, self.left), torch.bmm(self.right.mT, self.right)  # (H, B, B) each
-        return torch.linalg.vecdot(of_left.flatten(1), of_right.flatten(1))
-
-    def scaled(self, scale: torch.Tensor) -> "OuterProducts":
-        """Return ``scale`` (H,) times the change."""
-        return OuterProducts(self.left * scale[:, None, None], self.right)
-
-    def times(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the change times a batch (H, D, B): (H, W, B)."""
-        return torch.bmm(self.left, torch.bmm(self.right.mT, hidden))
-
-    def transposed_times(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the transposed change times gradients (H, W, B): (H, D, B)."""
-        return torch.bmm(self.right, torch.bmm(self.left.mT, gradient))
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point at which H heads are run; its products with weights of hidden layers may take them rounded.
-
-    Where there are ``changes``, one for each hidden layer, they come on top of the weights, and are never rounded.
-    ``first_product`` (H, W, B) is the first weight times the batch, where it is known.
-    """
-
-    parameters: HeadParameters
-    weights: Sequence[torch.Tensor]  # those of the parameters, in the number format of products
-    rounding: tuple[torch.Tensor, torch.Tensor] | None = None  # exact weights, and where they stand rounded
-    changes: Sequence[OuterProducts] = ()
-    first_product: torch.Tensor | None = None
-
-    def round(self) -> None:
-        """Round the weights as they are now."""
-        if self.rounding:
-            exact, rounded = self.rounding
-            rounded.copy_(exact)
-
-    def product(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Return a hidden layer's weight times a batch (H, D, B): (H, W, B)."""
-        known = self.first_product if layer == 0 else None
-        product = _multiply(self.weights[layer], hidden) if known is None else known
-        return product + self.changes[layer].times(hidden) if self.changes else product
-
-    def transposed_product(self, layer: int, gradient: torch.Tensor) -> torch.Tensor:
-        """Return a hidden layer's transposed weight times gradients (H, W, B): (H, D, B)."""
-        product = _multiply(self.weights[layer].mT, gradient)
-        return product + self.changes[layer].transposed_times(gradient) if self.changes else product
-
-
-def _multiply(weight: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-    """Multiply in the number format of the weight, and return the product in that of the batch."""
-    return torch.bmm(weight, batch.to(weight.dtype)).to(batch.dtype)
-
-
-class StackedDropout:
-    """Drops units: sixteen random bits decide each, four units to a draw of 64.
-
-    Args:
-        probabilities: of dropping a unit, for each of H heads, in [0, 1); rounded to 1 / 65536.
-        like: gives dtype and device.
-    """
-
-    def __init__(self, probabilities: Sequence[float], like: torch.Tensor) -> None:
-        dropped = torch.tensor([round(p * 65536) for p in probabilities]).clamp(max=65535)
-        self._none = not bool(dropped.any())
-        last = (dropped - 32769).tolist()  # the last of the 65536 values that drops
-        self._shared = last[0] if len(set(last)) == 1 else None
-        self._last = torch.tensor(last, dtype=like.dtype, device=like.device)[:, None, None]  # (H, 1, 1)
-        gain = 65536 / (65536 - dropped.double())
-        self.gain = gain.to(like)[:, None, None]  # (H, 1, 1), by which units that stay make up for those dropped
-
-    def draw(
-        self, layers: int, width: int, frames: int, generators: Sequence[torch.Generator] | None
-    ) -> Sequence[torch.Tensor]:
-        """Return int16 (H, W, B) for each layer, for ``drop``; none where nothing is dropped."""
-        if self._none or not layers:
-            return []
-        heads, units = len(self.gain), layers * width * frames
-        words = torch.empty(heads, -(-units // 4), dtype=torch.int64, device=self.gain.device)
-        for head in range(heads):
-            words[head].random_(-(2**63), None, generator=generators[head] if generators else None)
-        return words.view(torch.int16)[:, :units].view(heads, layers, width, frames).unbind(1)
-
-    def drop(self, units: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Return units (H, W, B) with 0 where one is dropped."""
-        values = drawn.to(units.dtype)
-        if self._shared is not None:
-            return torch.ops.aten.threshold_backward(units, values, self._shared)  # 0 up to the last that drops
-        return torch.ops.aten.threshold_backward(units, values - self._last, 0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +33,7 @@ class StackedHeads:
     """Parameters, running statistics and gradients of H heads.
 
     Args:
-        heads: H modules of the same shape and dtype; their values are copied.
+        heads: H ``MLPHead`` of the same shape and dtype; their values are copied.
         dropout: (H,) probability of dropping a unit, for each head.
         products: torch.bfloat16 to multiply with hidden layers' weights in it, or None for the parameters' own dtype.
         device: where they live.
@@ -213,14 +41,14 @@ class StackedHeads:
 
     def __init__(
         self,
-        heads: Sequence[MLPHead],
+        heads: Sequence[nn.Module],
         *,
         dropout: Sequence[float],
         products: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.count, self.shape = len(heads), HeadShape.of(heads[0])  # H
-        dtype, self.hidden_layers = heads[0].output_layer.weight.dtype, self.shape.layers  # L
+        dtype, self.hidden_layers = next(heads[0].parameters()).dtype, self.shape.layers  # L
         self.parameters = torch.empty(self.count, sum(self.shape.lengths), dtype=dtype, device=device)  # (H, P)
         self.gradients = torch.zeros_like(self.parameters)
         self.running_mean = torch.zeros(self.count, self.hidden_layers, self.shape.width, dtype=dtype, device=device)
@@ -229,7 +57,7 @@ class StackedHeads:
         self._products = products or dtype
         self._own, self._of_gradients = self.point(self.parameters), HeadParameters.of(self.shape, self.gradients)
         self._near = self._near_point()
-        self._dropout = StackedDropout(dropout, self.parameters)
+        self.dropout = StackedDropout(dropout, self.parameters)
         self._point, self._layers = self._own, list[_Layer]()
         self._factors: list[OuterProducts] = []
         for index, head in enumerate(heads):
@@ -267,10 +95,10 @@ class StackedHeads:
             raise ValueError(f"a batch of {frames} frame; expected at least 2, as BatchNorm needs")
         self._point = point = at or self._own
         point.round()
-        drawn = self._dropout.draw(self.hidden_layers, self.shape.width, frames, generators)
+        drawn = self.dropout.draw(self.hidden_layers, self.shape.width, frames, generators)
         # what ReLU returns grows as what it is given: what makes up for dropped units comes before it
         norms = (
-            (point.parameters.norms * self._dropout.gain.unsqueeze(3)).permute(1, 2, 0, 3).flatten(2)
+            (point.parameters.norms * self.dropout.gain.unsqueeze(3)).permute(1, 2, 0, 3).flatten(2)
         )  # (2, L, H * W)
         gains, shifts = (of_layers.unbind(0) for of_layers in norms)
         self._layers = []
@@ -285,7 +113,7 @@ class StackedHeads:
             )
             active = active.view_as(product).relu_()
             if drawn:
-                active = self._dropout.drop(active, drawn[layer])
+                active = self.dropout.drop(active, drawn[layer])
             self._layers.append(_Layer(hidden, inputs, gains[layer], mean, scale, active))
             hidden = active
         if count_batch:
@@ -322,7 +150,7 @@ class StackedHeads:
                 above = point.transposed_product(layer, of_product)
         if self.hidden_layers:
             of_units = torch.stack(of_gains[::-1] + of_shifts[::-1], 1).view_as(target.norms)  # (H, 2, L, W)
-            torch.mul(of_units, self._dropout.gain.unsqueeze(3), out=target.norms)
+            torch.mul(of_units, self.dropout.gain.unsqueeze(3), out=target.norms)
         self._factors.reverse()
 
     def _multiplied(self, layer: int) -> torch.Tensor:
@@ -408,6 +236,10 @@ class StackedHeads:
             part[head].copy_(state[name])
         if self.hidden_layers:
             self.batches[head] = int(state["layers.1.num_batches_tracked"])
+
+    def gradients_of(self, head: int) -> dict[str, torch.Tensor]:
+        """Return one head's gradients under the names of ``MLPHead``'s parameters."""
+        return {name: part[head] for name, part in self._of_gradients.named().items()}
 
     def _named(self) -> dict[str, torch.Tensor]:
         """Return parameters and statistics (H, *shape) under their names in ``MLPHead``."""

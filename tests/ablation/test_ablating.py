@@ -365,7 +365,7 @@ def test_a_saved_head_is_the_best_epochs_and_not_the_last(learnable: MakeData, t
         head.load_state_dict(tensors)
         logits = head.eval()(validation.embeddings.float()).detach()
         decided = task.decide(task.probabilities(logits).numpy())
-        assert task.score(validation.labels.numpy(), decided, task.classes).value == float(row["value"])
+        assert task.score(validation.labels.numpy(), decided).value == float(row["value"])
 
 
 def test_of_epochs_that_are_alike_the_first_is_the_best(learnable: MakeData, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from affcache.cluster.training import ClusterTrainer, wanted_heads
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
-from affcache.training.streaming import StreamedFrames
+from affcache.training.data import StreamedFrames
 from tests.ablation.test_ablating import QUICK, tables
 from tests.conftest import Heard, MakeData
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from affcache.tasks.losses import cross_entropy
-from affcache.tasks.tasks import EXPR
+from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.heads import MLPHead
 from affcache.training.learner import Learner
@@ -83,7 +83,7 @@ def by_core(recording: Arrays, *, factored: bool = False) -> Followed:
 
     Written out, as here, norms are rounded as in the recording; factored, as is the default, they are exact.
     """
-    learner = Learner([FitSettings(task="expr", dropout=0)], EXPR, 768, torch.device("cpu"), factored=factored)
+    learner = Learner([FitSettings(task="expr", dropout=0)], TASKS["expr"], 768, torch.device("cpu"), factored=factored)
     learner.heads.load_state_dict(0, start_of(recording))
     labels = torch.from_numpy(recording["y"])
     frames = Frames(torch.from_numpy(recording["x"]), labels, torch.zeros_like(labels))

@@ -5,7 +5,7 @@ import pytest
 
 from affcache.scoring.intervals import VideoResamples, seed_and_video_interval, video_interval
 from affcache.tasks.metrics import Table
-from affcache.tasks.tasks import EXPR
+from affcache.tasks.tasks import TASKS
 
 
 def mean_of(sums: Table) -> Table:
@@ -25,9 +25,9 @@ def test_resamples_draw_as_many_videos_as_there_are() -> None:
 def test_a_metric_of_resamples_is_that_of_the_drawn_videos() -> None:
     counts = np.random.default_rng(0).integers(1, 9, (6, 3, 3)).astype(float)
     resamples = VideoResamples(6, resamples=5)
-    found = resamples.metric(counts, EXPR.metric_of)
+    found = resamples.metric(counts, TASKS["expr"].metric_of)
     for value, times in zip(found, resamples.times, strict=True):
-        assert value == pytest.approx(float(EXPR.metric_of(np.repeat(counts, times, axis=0).sum(0))))
+        assert value == pytest.approx(float(TASKS["expr"].metric_of(np.repeat(counts, times, axis=0).sum(0))))
 
 
 def coverage(seed_spread: float, video_spread: float, seeds: int, videos: int) -> float:
@@ -78,9 +78,9 @@ def drawn_videos(random: np.random.Generator, videos: int) -> Table:
 
 def test_macro_f1_of_seventy_videos_is_held_by_its_interval_as_often_as_it_says() -> None:
     random, held, trials = np.random.default_rng(7), 0, 1000
-    truth = float(EXPR.metric_of(drawn_videos(random, 40_000).sum(0)))
+    truth = float(TASKS["expr"].metric_of(drawn_videos(random, 40_000).sum(0)))
     for trial in range(trials):
         counts = drawn_videos(random, 70)
-        found = video_interval(0.0, VideoResamples(70, 300, seed=trial).metric(counts, EXPR.metric_of))
+        found = video_interval(0.0, VideoResamples(70, 300, seed=trial).metric(counts, TASKS["expr"].metric_of))
         held += found.low <= truth <= found.high
     assert 0.93 <= held / trials <= 0.97, held / trials

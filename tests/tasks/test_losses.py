@@ -19,7 +19,7 @@ from affcache.tasks.losses import (
     pairwise_auc_loss,
     squared_error,
 )
-from affcache.tasks.tasks import AU, EXPR
+from affcache.tasks.tasks import TASKS
 from affcache.training.objective import ClassCounts, Objective
 from affcache.training.settings import FitSettings
 
@@ -155,7 +155,7 @@ def test_options_of_heads_side_by_side_are_each_heads_own(loss) -> None:
 def test_balanced_classes_at_alpha_1_are_torchs_weighted_cross_entropy() -> None:
     logits, labels, _ = frames(batch=40)
     counts = ClassCounts(torch.tensor([400, 30, 20, 10, 95, 80, 31, 7]))
-    objective = Objective(EXPR, [FitSettings(alpha=1, class_weights="balanced")], counts, logits)
+    objective = Objective(TASKS["expr"], [FitSettings(alpha=1, class_weights="balanced")], counts, logits)
     expected = functional.cross_entropy(logits, labels, weight=1 / counts.counts.double())
     torch.testing.assert_close(objective(logits[None], labels[None], None)[0], expected)
 
@@ -163,7 +163,7 @@ def test_balanced_classes_at_alpha_1_are_torchs_weighted_cross_entropy() -> None
 def test_logit_adjustment_adds_the_log_prior_of_the_counts() -> None:
     logits, labels, units = frames(batch=40)
     counts = torch.tensor([399, 29, 19, 9, 94, 79, 30, 6])
-    objective = Objective(EXPR, [FitSettings(alpha=1, logit_adjustment=0.7)], ClassCounts(counts), logits)
+    objective = Objective(TASKS["expr"], [FitSettings(alpha=1, logit_adjustment=0.7)], ClassCounts(counts), logits)
     prior = (counts + 1.0).double() / (counts + 1.0).sum()
     expected = functional.cross_entropy(logits + 0.7 * prior.log(), labels)
     torch.testing.assert_close(objective(logits[None], labels[None], None)[0], expected)
@@ -171,7 +171,9 @@ def test_logit_adjustment_adds_the_log_prior_of_the_counts() -> None:
     logits, _, units = frames(batch=40, outputs=12)
     present = torch.arange(12) * 10
     pairs = torch.stack([200 - present, present], dim=1).flatten()  # absent and present of each unit
-    objective = Objective(AU, [FitSettings(task="au", alpha=1, logit_adjustment=0.7)], ClassCounts(pairs), logits)
+    objective = Objective(
+        TASKS["au"], [FitSettings(task="au", alpha=1, logit_adjustment=0.7)], ClassCounts(pairs), logits
+    )
     odds = (present + 1.0).double() / (201.0 - present)
     expected = functional.binary_cross_entropy_with_logits(logits + 0.7 * odds.log(), units.double())
     torch.testing.assert_close(objective(logits[None], units[None], None)[0], expected)

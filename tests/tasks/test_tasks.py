@@ -97,10 +97,10 @@ def test_the_parts_of_a_task_fit_together(task: Task) -> None:
     losses = task.losses(logits, torch.from_numpy(labels))
     losses.sum().backward()
     assert losses.numel() == 6 * task.losses_per_frame
-    if task.class_of is not None:
+    if task.has_classes:
         assert task.class_of(torch.from_numpy(labels)).shape == losses.shape
     assert logits.grad.abs().sum() > 0
-    scores = task.score(labels, labels, task.classes)
+    scores = task.score(labels, labels)
     assert scores.metric == task.metric
     assert [c.name for c in scores.classes] == list(task.classes)
 

@@ -27,7 +27,7 @@ def frames(task: str, seed: int, count: int, kinds: int) -> tuple[Any, Any, Any]
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 60), kinds=st.integers(1, 8))
 def test_sums_over_videos_give_the_metric_of_their_frames(task: str, seed: int, count: int, kinds: int) -> None:
     of, (labels, decided, videos) = TASKS[task], frames(task, seed, count, kinds)
-    statistics = of.video_statistics(labels, decided, videos, 5)
+    statistics = of.sums_by_video(labels, decided, videos, 5)
     assert statistics.shape[:2] == (5, of.outputs)
     expected = of.score(labels, decided, of.classes).value
     assert float(of.metric_of(statistics.sum(0))) == pytest.approx(expected, abs=1e-9)
@@ -40,7 +40,7 @@ def test_sums_over_videos_give_the_metric_of_their_frames(task: str, seed: int, 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_many_sets_of_videos_are_scored_at_once(task: str) -> None:
     of, (labels, decided, videos) = TASKS[task], frames(task, 3, 50, 8)
-    statistics = of.video_statistics(labels, decided, videos, 5)
+    statistics = of.sums_by_video(labels, decided, videos, 5)
     times = np.array([[1, 1, 1, 1, 1], [0, 2, 0, 0, 3], [0, 0, 1, 0, 0]])
     found = of.metric_of(np.tensordot(times, statistics, axes=1))
     for row, value in zip(times, found, strict=True):
@@ -51,4 +51,4 @@ def test_many_sets_of_videos_are_scored_at_once(task: str) -> None:
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_no_frames_at_all_score_0(task: str) -> None:
     of, (labels, decided, videos) = TASKS[task], frames(task, 3, 50, 8)
-    assert float(of.metric_of(0 * of.video_statistics(labels, decided, videos, 5).sum(0))) == 0
+    assert float(of.metric_of(0 * of.sums_by_video(labels, decided, videos, 5).sum(0))) == 0

@@ -115,7 +115,7 @@ def final_metrics(recipes: list[FitSettings], train: Frames, validation: Frames,
             learner.epoch(train, [learning_rate(recipe, epoch) for recipe in group])
         for logits in learner.predict(validation):
             decided = task.decide(task.probabilities(logits).numpy())
-            values.append(task.score(validation.labels.numpy(), decided, task.classes).value)
+            values.append(task.score(validation.labels.numpy(), decided).value)
     return values
 
 

@@ -13,12 +13,11 @@ import torch
 from affcache.errors import ConfigError
 from affcache.store import prefetch as read_ahead
 from affcache.tasks.tasks import TASKS
-from affcache.training import streaming
-from affcache.training.data import Frames
+from affcache.training import data as streaming
+from affcache.training.data import Frames, StreamedFrames, load_frames, load_splits
 from affcache.training.fit import fit
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
-from affcache.training.streaming import StreamedFrames, load_frames, load_splits
 from tests.conftest import MakeData, write_store
 from tests.training.test_fit import Recorder
 from tests.training.test_streamed_training import CPU, FRAME, LITTLE, QUICK, split
@@ -105,7 +104,7 @@ from affcache.tasks.annotations import JoinAccount, JoinedLabels
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
 from affcache.store.reading import EmbeddingStore
-from affcache.training.streaming import load_frames
+from affcache.training.data import load_frames
 from affcache.tasks.tasks import TASKS
 
 def memory(entry):

@@ -19,12 +19,11 @@ from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.tasks import TASKS
-from affcache.training import streaming
-from affcache.training.data import Frames, FrameSource
+from affcache.training import data as streaming
+from affcache.training.data import Frames, FrameSource, StreamedFrames
 from affcache.training.fit import FitResult, fit
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
-from affcache.training.streaming import StreamedFrames
 from tests.conftest import MakeData
 from tests.training.test_fit import Recorder, assert_same_run
 

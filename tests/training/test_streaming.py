@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from affcache.errors import ConfigError
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinAccount, JoinedLabels
-from affcache.training import streaming
-from affcache.training.data import batches
-from affcache.training.streaming import BLOCK_FRAMES, StreamedFrames, chunk_bounds
+from affcache.training import data as streaming
+from affcache.training.data import BLOCK_FRAMES, StreamedFrames, batches, chunk_bounds
 from tests.conftest import write_store
 
 CPU = torch.device("cpu")

@@ -1,0 +1,269 @@
+"""The training step as it is defined: by heads.py, losses.py, risk.py and sam.py, with autograd, for any torch module.
+
+``Learner`` makes the same step several times as fast, for multilayer perceptrons. When it is built it is held to this
+one on random frames; where they disagree, this one trains: what stands in those files always takes effect.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from affcache.tasks.tasks import Task
+from affcache.training.data import Frames, FrameSource, prepare
+from affcache.training.heads import MLPHead
+from affcache.training.learner import (
+    BaseLearner,
+    Learner,
+    Tensors,
+    build_head,
+    factors_pay,
+    generator,
+    initial_head,
+    predict,
+    with_prefix,
+)
+from affcache.training.objective import ClassCounts, PlainObjective
+from affcache.training.sam import SAM, frozen_batch_norm
+from affcache.training.settings import FitSettings
+
+TRIED_FRAMES, TRIED_WIDTH = 8, 12  # of the frames on which the fast step is held to the plain one
+CLOSE = 1e-6  # relative; both are in float64
+TIMED_STEPS = 3
+
+
+class PlainLearner(BaseLearner):
+    """Heads of any kind, each with its own autograd step, one after the other.
+
+    Args:
+        settings, task, device: as for ``BaseLearner``.
+        width: D, the width of an embedding.
+        counts: how often each class stands in the training labels; None for a task without classes.
+        videos: how many videos there are; as for ``Learner``, though nothing here depends on it.
+        heads: untrained heads to begin with; None for those that the settings describe.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[FitSettings],
+        task: Task,
+        width: int,
+        device: torch.device,
+        counts: ClassCounts | None = None,
+        videos: int = 0,
+        heads: Sequence[nn.Module] | None = None,
+    ) -> None:
+        super().__init__(settings, task, device)
+        self.heads = [head.to(device) for head in heads or [initial_head(one, width, task) for one in settings]]
+        like = next(self.heads[0].parameters())
+        self.objectives = [PlainObjective(task, one, counts, like) for one in settings]
+        self.optimisers = []
+        for head, one in zip(self.heads, settings, strict=True):
+            base = torch.optim.AdamW(head.parameters(), one.lr, weight_decay=one.weight_decay)
+            self.optimisers.append(SAM(base, one.rho, adaptive=one.adaptive))
+        # dropout draws from torch's own numbers: each head's go on where they stopped, the caller's stay as they are
+        self._drawn = [generator(one.seed, "dropout", device).get_state() for one in settings]
+
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        for optimiser, rate in zip(self.optimisers, rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+    def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
+        """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass."""
+        return torch.stack([self._step(head, frames, rows) for head, rows in enumerate(batch)])
+
+    def _step(self, number: int, frames: Frames, rows: torch.Tensor) -> torch.Tensor:
+        """Make one head's step on the frames of some rows (B,); return the loss of its first pass."""
+        settings, head, optimiser = self.recipes[number], self.heads[number], self.optimisers[number]
+        embeddings = prepare(frames.embeddings[rows], settings.normalize)  # (B, D)
+        labels, videos = frames.labels[rows], frames.videos[rows]
+
+        def gradients(*, first_pass: bool) -> torch.Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                logits = head(embeddings)  # (B, C)
+            loss = self.objectives[number](logits.to(embeddings), labels, videos, first_pass=first_pass)
+            loss.backward()
+            return loss.detach()
+
+        head.train()
+        optimiser.zero_grad()
+        with self._own_random_numbers(number):
+            loss = gradients(first_pass=True)
+            if settings.rho:
+                with optimiser.perturbed(), frozen_batch_norm(head):
+                    gradients(first_pass=False)
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)
+        optimiser.step()
+        return loss
+
+    @contextmanager
+    def _own_random_numbers(self, number: int) -> Iterator[None]:
+        random = torch.cuda if self.device.type == "cuda" else torch.random
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            random.set_rng_state(self._drawn[number])
+            yield
+            self._drawn[number] = random.get_rng_state()
+
+    def predict(self, frames: FrameSource) -> torch.Tensor:
+        """Return the logits (H, n, C) of all frames, as trained heads give them."""
+        return predict(self.heads, frames, self.settings.normalize)
+
+    def head_state(self, head: int) -> Tensors:
+        """Return one head's parameters and statistics, under the names of its module."""
+        return self.heads[head].state_dict()
+
+    def load_head(self, head: int, state: Tensors) -> None:
+        """Take up what ``head_state`` returned."""
+        self.heads[head].load_state_dict(state)
+
+    def _own_state(self) -> Tensors:
+        tensors: Tensors = {}
+        for number, (optimiser, objective) in enumerate(zip(self.optimisers, self.objectives, strict=True)):
+            tensors[f"plain.{number}.random"] = self._drawn[number]
+            for parameter, moments in optimiser.state_dict()["base"]["state"].items():
+                tensors |= {f"plain.{number}.adamw.{parameter}.{name}": of for name, of in moments.items()}
+            tensors |= {f"plain.{number}.objective.{name}": of for name, of in objective.state().items()}
+        return tensors
+
+    def _load_own_state(self, tensors: Tensors) -> None:
+        for number, (optimiser, objective) in enumerate(zip(self.optimisers, self.objectives, strict=True)):
+            own = with_prefix(tensors, f"plain.{number}.")
+            self._drawn[number] = own["random"].cpu()
+            moments: dict[int, Tensors] = {}
+            for key, tensor in with_prefix(own, "adamw.").items():
+                parameter, _, name = key.partition(".")
+                moments.setdefault(int(parameter), {})[name] = tensor
+            whole = optimiser.state_dict()
+            optimiser.load_state_dict({**whole, "base": {**whole["base"], "state": moments}})
+            objective.load_state(with_prefix(own, "objective."))
+
+
+def new_learner(
+    settings: Sequence[FitSettings],
+    task: Task,
+    width: int,
+    device: torch.device,
+    counts: ClassCounts | None = None,
+    videos: int = 0,
+) -> tuple[BaseLearner, str]:
+    """Return what trains H heads: ``Learner`` where it makes the step that is defined, else ``PlainLearner``.
+
+    Args:
+        settings, task, width, device, counts, videos: as for ``Learner``.
+
+    Returns:
+        The learner; and why it is not the fast one and what that costs, a sentence, or "" where it is.
+    """
+    why = ""
+    for recipe in {replace(one, seed=0): None for one in settings}:
+        why = why or disagreement(recipe, task)
+    if not why:
+        return Learner(settings, task, width, device, counts, videos), ""
+    plain = PlainLearner(settings, task, width, device, counts, videos)
+    return plain, f"training by the definition of a step: {why}{_cost(settings, task, width, device, counts)}"
+
+
+def disagreement(recipe: FitSettings, task: Task) -> str:
+    """Say how the fast step of a recipe differs from the defined one on random frames, in float64; "" if it doesn't.
+
+    One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
+    """
+    recipe = replace(recipe, precision="fp32", hidden_width=min(recipe.hidden_width, 2 * TRIED_WIDTH))
+    drawn = torch.Generator().manual_seed(0)
+    head = _random_head(recipe, task, drawn)
+    if type(head) is not MLPHead:
+        return f"heads of kind {recipe.head} have no faster one"
+    embeddings = torch.randn(TRIED_FRAMES, TRIED_WIDTH, dtype=torch.float64, generator=drawn)
+    labels = task.draw_labels(TRIED_FRAMES, drawn)
+    frames = Frames(embeddings, labels, torch.randint(3, (TRIED_FRAMES,), generator=drawn))
+    cpu, counts, rows = torch.device("cpu"), ClassCounts.of(task, labels), torch.arange(TRIED_FRAMES)[None]
+    try:
+        plain = PlainLearner([recipe], task, TRIED_WIDTH, cpu, counts, 3, heads=[deepcopy(head)])
+        fast = Learner([recipe], task, TRIED_WIDTH, cpu, counts, 3, factored=factors_pay(recipe), heads=[head])
+        with _units_dropped_alike(plain, fast):
+            losses = [learner.step(frames, rows) for learner in (plain, fast)]
+    except Exception as error:  # whatever an edited file raises is raised again where it trains
+        return f"the step on random frames fails ({error})"
+    gradients = fast.heads.gradients_of(0)
+    pairs: dict[str, tuple[torch.Tensor | None, torch.Tensor]] = {"loss": (losses[0], losses[1])}
+    pairs |= {f"gradient of {name}": (p.grad, gradients[name]) for name, p in plain.heads[0].named_parameters()}
+    pairs |= {name: (of, fast.head_state(0)[name]) for name, of in plain.head_state(0).items()}
+    pairs["output of the trained head"] = plain.predict(frames), fast.predict(frames)
+    unlike = [name for name, (one, other) in pairs.items() if not _alike(one, other)]
+    return f"the faster step has another {unlike[0]}" if unlike else ""
+
+
+def _alike(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    one = torch.zeros_like(other) if one is None else one
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=CLOSE, atol=CLOSE * 1e-2)
+
+
+def _random_head(recipe: FitSettings, task: Task, drawn: torch.Generator) -> nn.Module:
+    """Build a head in float64 whose parameters and statistics are all random, also those that start at 0 or 1."""
+    with torch.random.fork_rng(devices=[]):
+        head = build_head(recipe, TRIED_WIDTH, task).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, dtype=torch.float64, generator=drawn))
+        for statistic in head.buffers():
+            if statistic.is_floating_point():
+                statistic.copy_(torch.rand(statistic.shape, dtype=torch.float64, generator=drawn) + 0.5)
+    return head
+
+
+@contextmanager
+def _units_dropped_alike(plain: PlainLearner, fast: Learner) -> Iterator[None]:
+    """Let the plain head drop what the fast one will: the masks of both passes, in the order of its layers."""
+    copies = [torch.Generator().set_state(drawn.get_state()) for drawn in fast.dropout_generators]
+    shape, dropout = fast.heads.shape, fast.heads.dropout
+    kept = (
+        dropout.kept(layer)[0].mT.double()  # (B, W)
+        for _ in range(2)
+        for layer in dropout.draw(shape.layers, shape.width, TRIED_FRAMES, copies)
+    )
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, _: inputs[0] * next(kept) / (1 - _rounded(module.p)))
+        for module in plain.heads[0].modules()
+        if isinstance(module, nn.Dropout) and module.p
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rounded(probability: float) -> float:
+    """Return a probability as the fast heads have it, in 1 / 65536."""
+    return round(probability * 65536) / 65536
+
+
+def _cost(
+    settings: Sequence[FitSettings], task: Task, width: int, device: torch.device, counts: ClassCounts | None
+) -> str:
+    """Say how much longer a plain step takes than a fast one, tried on random frames; nothing where none is fast."""
+    drawn = torch.Generator().manual_seed(0)
+    size = settings[0].batch_size
+    frames = Frames(torch.randn(size, width, generator=drawn), task.draw_labels(size, drawn), torch.zeros(size).long())
+    frames = Frames(*(part.to(device) for part in (frames.embeddings, frames.labels, frames.videos)))
+    batch = torch.arange(size, device=device).expand(len(settings), -1)
+    try:
+        learners = [kind(settings, task, width, device, counts, 1) for kind in (PlainLearner, Learner)]
+        seconds = [_seconds(learner, frames, batch) for learner in learners]
+    except Exception:  # there is nothing to compare with
+        return ""
+    return f". It takes about {seconds[0] / seconds[1]:.1f} times as long"
+
+
+def _seconds(learner: BaseLearner, frames: Frames, batch: torch.Tensor) -> float:
+    learner.step(frames, batch)
+    start = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        float(learner.step(frames, batch).sum())  # waits for a GPU
+    return time.perf_counter() - start

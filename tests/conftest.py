@@ -9,6 +9,7 @@ os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX2")  # products round alike
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,27 +108,28 @@ MakeData = Callable[..., tuple[Path, Path]]
 @pytest.fixture
 def learnable(tmp_path: Path) -> MakeData:
     """Make a store and labels that a head can learn: returns (store path, annotations folder)."""
+    return partial(make_learnable, tmp_path)
 
-    def make(
-        task: str = "expr", videos: int = 6, frames: int = 40, width: int = 16, seed: int = 0
-    ) -> tuple[Path, Path]:
-        random = np.random.default_rng(seed)
-        names = [f"{index}-30-640x360" for index in range(videos)]
-        listing = {name: range(1, frames + 1) for name in names}
-        classes = random.integers(0, 8, videos * frames)
-        patterns = random.normal(size=(8, width))
-        features = (patterns[classes] + random.normal(scale=0.5, size=(videos * frames, width))).astype(np.float16)
-        store = tmp_path / f"{task}.h5"
-        write_store(store, listing, features)
-        units = (np.arange(12)[None, :] + classes[:, None]) % 3 == 0
-        lines = [",".join(map(str, row.astype(int))) for row in units] if task == "au" else list(classes)
-        # the stored order is by name; names sort as written here as long as there are at most ten videos
-        for index, name in enumerate(names):
-            split = "validation" if index % 3 == 2 else "train"
-            write_labels(tmp_path / "labels", task, split, {name: lines[index * frames : (index + 1) * frames]})
-        return store, tmp_path / "labels"
 
-    return make
+def make_learnable(
+    folder: Path, task: str = "expr", videos: int = 6, frames: int = 40, width: int = 16, seed: int = 0
+) -> tuple[Path, Path]:
+    """Make a store and labels that a head can learn in a folder: returns (store path, annotations folder)."""
+    random = np.random.default_rng(seed)
+    names = [f"{index}-30-640x360" for index in range(videos)]
+    listing = {name: range(1, frames + 1) for name in names}
+    classes = random.integers(0, 8, videos * frames)
+    patterns = random.normal(size=(8, width))
+    features = (patterns[classes] + random.normal(scale=0.5, size=(videos * frames, width))).astype(np.float16)
+    store = folder / f"{task}.h5"
+    write_store(store, listing, features)
+    units = (np.arange(12)[None, :] + classes[:, None]) % 3 == 0
+    lines = [",".join(map(str, row.astype(int))) for row in units] if task == "au" else list(classes)
+    # the stored order is by name; names sort as written here as long as there are at most ten videos
+    for index, name in enumerate(names):
+        split = "validation" if index % 3 == 2 else "train"
+        write_labels(folder / "labels", task, split, {name: lines[index * frames : (index + 1) * frames]})
+    return store, folder / "labels"
 
 
 @pytest.fixture(scope="module")

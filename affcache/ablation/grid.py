@@ -12,6 +12,8 @@ from typing import Any
 from affcache.ablation.settings import AblateSettings
 from affcache.errors import ConfigError, did_you_mean
 from affcache.settings import as_text, build, default_store, flag, from_text
+from affcache.tasks.tasks import find_task
+from affcache.training.learner import find_head
 from affcache.training.settings import FitSettings, TrainingSettings
 
 if sys.version_info >= (3, 11):
@@ -92,7 +94,10 @@ class Grid:
         given = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(TrainingSettings)}
         own = {"store": variant.store, "seed": seed, "held_out": self.held_out}
         try:
-            return build(FitSettings, {**given, **variant.values, **own})
+            settings = build(FitSettings, {**given, **variant.values, **own})
+            settings.require_fitting(find_task(settings.task))
+            find_head(settings.head)
+            return settings
         except ConfigError as error:
             raise ConfigError(f"Setting {variant.name} of the grid can't be trained: {error}") from None
 

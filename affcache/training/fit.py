@@ -23,6 +23,7 @@ from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import TASKS, Task, find_task
 from affcache.training.data import FrameSource, load_splits, require_finite
 from affcache.training.epochs import LOSSES, Best, Entry, Epochs, Run
+from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
 from affcache.training.ridge import Ridge
@@ -73,6 +74,7 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
     listener = listener or Listener()
     task = find_task(settings.task)
     settings.require_fitting(task)
+    find_head(settings.head)
     device = resolve_device(settings.device)
     folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if not settings.resume:

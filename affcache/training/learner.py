@@ -5,7 +5,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -273,17 +273,23 @@ def _take(rows: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
     return rows.index_select(0, batch.flatten()).unflatten(0, batch.shape)
 
 
-def build_head(settings: FitSettings, width: int, task: Task) -> nn.Module:
-    """Build the untrained head that the settings describe, for embeddings of the given width.
+def find_head(name: str) -> Callable[..., nn.Module]:
+    """Return what builds heads of a kind.
 
     Raises:
-        ConfigError: there is no head of that name.
+        ConfigError: there is none of that name.
     """
-    if settings.head not in HEADS:
+    if name not in HEADS:
         raise ConfigError(
-            f"--head {settings.head!r} is unknown{did_you_mean(settings.head, HEADS)}. Expected {' or '.join(HEADS)}."
+            f"--head {name!r} is unknown{did_you_mean(name, HEADS)}. Expected {' or '.join(HEADS)}, as in "
+            "training/heads.py."
         )
-    return HEADS[settings.head](
+    return HEADS[name]
+
+
+def build_head(settings: FitSettings, width: int, task: Task) -> nn.Module:
+    """Build the untrained head that the settings describe, for embeddings of the given width."""
+    return find_head(settings.head)(
         width,
         task.outputs,
         hidden_layers=settings.hidden_layers,

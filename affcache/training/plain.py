@@ -174,6 +174,7 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
 
     One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
     """
+    factors = factors_pay(recipe)  # as in the shape that trains
     recipe = replace(recipe, precision="fp32", hidden_width=min(recipe.hidden_width, 2 * TRIED_WIDTH))
     drawn = torch.Generator().manual_seed(0)
     head = _random_head(recipe, task, drawn)
@@ -184,8 +185,11 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     frames = Frames(embeddings, labels, torch.randint(3, (TRIED_FRAMES,), generator=drawn))
     cpu, counts, rows = torch.device("cpu"), ClassCounts.of(task, labels), torch.arange(TRIED_FRAMES)[None]
     try:
-        plain = PlainLearner([recipe], task, TRIED_WIDTH, cpu, counts, 3, heads=[deepcopy(head)])
-        fast = Learner([recipe], task, TRIED_WIDTH, cpu, counts, 3, factored=factors_pay(recipe), heads=[head])
+        fast = Learner([recipe], task, TRIED_WIDTH, cpu, counts, 3, factored=factors, heads=[deepcopy(head)])
+    except Exception:  # the edited module has other parts
+        return f"heads of kind {recipe.head} have other parameters than the faster ones"
+    try:
+        plain = PlainLearner([recipe], task, TRIED_WIDTH, cpu, counts, 3, heads=[head])
         with _units_dropped_alike(plain, fast):
             losses = [learner.step(frames, rows) for learner in (plain, fast)]
     except Exception as error:  # whatever an edited file raises is raised again where it trains

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import precision_recall_fscore_support
 
 Interval = tuple[float, float]  # low, high
 Table = npt.NDArray[np.float64]
@@ -54,13 +53,14 @@ def _range(interval: Interval | None) -> dict[str, float]:
 
 
 def multiclass_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: tuple[str, ...]) -> Scores:
-    """Score class indices: precision, recall and F1 per class, their macro F1, and accuracy, as scikit-learn does.
+    """Score class indices: precision, recall and F1 per class, their macro F1, and accuracy.
 
     Args:
         labels, decided: int arrays (n,) of indices into ``classes``.
         classes: names of the C classes; the macro F1 runs over all of them.
     """
-    return _f1_scores("macro_f1", labels, decided, classes, np.arange(len(classes)))
+    counts = class_counts(labels, decided, np.zeros(len(labels), np.int64), 1, len(classes))[0]  # (C, 3)
+    return _f1_scores("macro_f1", counts, classes, float(np.mean(labels == decided)))
 
 
 def multilabel_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: tuple[str, ...]) -> Scores:
@@ -72,7 +72,23 @@ def multilabel_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
 
     The accuracy is over all n * C frame-class pairs.
     """
-    return _f1_scores("mean_f1", labels, decided, classes, None)
+    counts = unit_counts(labels, decided, np.zeros(len(labels), np.int64), 1)[0]  # (C, 3)
+    return _f1_scores("mean_f1", counts, classes, float(np.mean(labels == decided)))
+
+
+def _f1_scores(metric: str, counts: Table, classes: tuple[str, ...], accuracy: float) -> Scores:
+    """Return the scores that counts (C, 3) of ``class_counts`` say; what is undefined is 0, as in scikit-learn."""
+    right, decided, labelled = counts.T
+    precision, recall, f1 = _ratio(right, decided), _ratio(right, labelled), f1_of_classes(counts)
+    return Scores(
+        metric=metric,
+        value=float(np.mean(f1)),
+        classes=tuple(
+            ClassScores(name, {"precision": float(p), "recall": float(r), "f1": float(f)}, int(s))
+            for name, p, r, f, s in zip(classes, precision, recall, f1, labelled, strict=True)
+        ),
+        further={"accuracy": accuracy},
+    )
 
 
 def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: tuple[str, ...]) -> Scores:
@@ -86,53 +102,24 @@ def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
         labels, decided: float arrays (n, C) of finite values, n at least 1.
         classes: names of the C columns.
     """
-    true, given = np.asarray(labels, np.float64), np.asarray(decided, np.float64)  # (n, C)
-    varies = (np.ptp(true, axis=0) > 0) & (np.ptp(given, axis=0) > 0)  # (C,); rounding gives constants a variance
-    true_deviation, given_deviation = true - true.mean(axis=0), given - given.mean(axis=0)
-    covariance = (true_deviation * given_deviation).mean(axis=0)  # (C,)
-    true_sd, given_sd = (np.sqrt((each**2).mean(axis=0)) for each in (true_deviation, given_deviation))
-    spread = true_sd**2 + given_sd**2 + (true.mean(axis=0) - given.mean(axis=0)) ** 2
-    ccc = _ratio(2 * covariance, spread, varies)
-    pearson = _ratio(covariance, true_sd * given_sd, varies)
-    rmse = np.sqrt(((true - given) ** 2).mean(axis=0))
+    sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1)[0]  # (C, 6)
+    ccc, pearson = ccc_of_outputs(sums), _pearson(sums)
+    count, _, _, xx, yy, xy = sums.T
+    rmse = np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / count)
     return Scores(
         metric="mean_ccc",
         value=float(ccc.mean()),
         classes=tuple(
-            ClassScores(name, {"ccc": float(c), "pearson": float(p), "rmse": float(r)}, len(true))
+            ClassScores(name, {"ccc": float(c), "pearson": float(p), "rmse": float(r)}, len(labels))
             for name, c, p, r in zip(classes, ccc, pearson, rmse, strict=True)
         ),
         further={"mean_rmse": float(rmse.mean())},
     )
 
 
-def _ratio(
-    numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float64], defined: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float64]:
-    """Return the ratio within [-1, 1], past which rounding may carry it; 0 where it is not defined."""
-    defined = defined & (denominator > 0)  # tiny deviations have squares of 0
-    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=defined).clip(-1, 1)
-
-
-def _f1_scores(
-    metric: str,
-    labels: npt.NDArray[Any],
-    decided: npt.NDArray[Any],
-    classes: tuple[str, ...],
-    indices: npt.NDArray[np.int64] | None,
-) -> Scores:
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, decided, labels=indices, average=None, zero_division=0
-    )
-    return Scores(
-        metric=metric,
-        value=float(np.mean(f1)),
-        classes=tuple(
-            ClassScores(name, {"precision": float(p), "recall": float(r), "f1": float(f)}, int(s))
-            for name, p, r, f, s in zip(classes, precision, recall, f1, support, strict=True)
-        ),
-        further={"accuracy": float(np.mean(labels == decided))},
-    )
+def _ratio(numerator: Table, denominator: Table) -> Table:
+    """Return the ratio, 0 where it is not defined."""
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)
 
 
 def class_counts(
@@ -163,8 +150,13 @@ def unit_counts(
 
 
 def moments(labels: npt.NDArray[Any], decided: npt.NDArray[Any], videos: npt.NDArray[np.int64], count: int) -> Table:
-    """Sum up labels x and decided values y, (n, C) each, in each video: (V, C, 6) of 1, x, y, x^2, y^2, x y."""
+    """Sum up labels x and decided values y, (n, C) each, in each video: (V, C, 6) of 1, x, y, x^2, y^2, x y.
+
+    Both are shifted by the mean label first, which changes no score, so that values far from 0 cancel nothing.
+    """
     x, y = np.asarray(labels, np.float64), np.asarray(decided, np.float64)
+    shift = x.mean(axis=0) if len(x) else 0.0
+    x, y = x - shift, y - shift
     return _sums((np.ones_like(x), x, y, x * x, y * y, x * y), videos, count)
 
 
@@ -177,23 +169,33 @@ def _sums(values: Sequence[npt.NDArray[Any]], videos: npt.NDArray[np.int64], cou
     return sums
 
 
-def f1_of_classes(counts: Table) -> npt.NDArray[np.float64]:
+def f1_of_classes(counts: Table) -> Table:
     """Return the F1 of each class (..., C), from counts (..., C, 3) summed over videos; an undefined one is 0."""
     right, decided, labelled = np.moveaxis(counts, -1, 0)
-    total = decided + labelled
-    return np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0)
+    return _ratio(2 * right, decided + labelled)
 
 
-def ccc_of_outputs(sums: Table) -> npt.NDArray[np.float64]:
+def ccc_of_outputs(sums: Table) -> Table:
     """Return the concordance correlation of each output (..., C), from sums (..., C, 6) over videos.
 
-    As ``metrics.regression_scores`` defines it: 0 where labels or decided values are constant.
+    As ``regression_scores`` defines it: 0 where labels or decided values are constant.
     """
-    count, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
-    count = np.maximum(count, 1)
-    x, y, xx, yy, xy = (each / count for each in (x, y, xx, yy, xy))
-    x_variance, y_variance = xx - x * x, yy - y * y
-    varies = (x_variance > CONSTANT * xx) & (y_variance > CONSTANT * yy)
-    spread = x_variance + y_variance + (x - y) ** 2
-    ccc = np.divide(2 * (xy - x * y), spread, out=np.zeros_like(spread), where=varies & (spread > 0))
-    return np.asarray(ccc.clip(-1, 1))
+    means, variances, covariance = _central(sums)
+    spread = variances[0] + variances[1] + (means[0] - means[1]) ** 2
+    return _ratio(2 * covariance, spread).clip(-1, 1)
+
+
+def _pearson(sums: Table) -> Table:
+    """Return Pearson's correlation of each output (..., C), as ``ccc_of_outputs``."""
+    _, variances, covariance = _central(sums)
+    return _ratio(covariance, np.sqrt(variances[0] * variances[1])).clip(-1, 1)
+
+
+def _central(sums: Table) -> tuple[Table, Table, Table]:
+    """Return means (2, ..., C), variances (2, ..., C) and covariance (..., C); the latter 0 where one is constant."""
+    count, *moments = np.moveaxis(sums, -1, 0)
+    x, y, xx, yy, xy = (each / np.maximum(count, 1) for each in moments)
+    means, squares = np.stack([x, y]), np.stack([xx, yy])
+    variances = squares - means**2
+    varies = (variances > CONSTANT * squares).all(axis=0)
+    return means, variances, np.where(varies, xy - x * y, 0.0)

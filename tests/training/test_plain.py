@@ -221,8 +221,8 @@ def test_a_run_is_not_continued_the_other_way(learnable: MakeData, tmp_path: Pat
 def test_heads_of_any_kind_in_a_grid(learnable: MakeData, tmp_path: Path) -> None:
     store, annotations = learnable()
     result = affcache.ablate(
-        store=store, annotations=annotations, vary={"head": ["mlp", "residual"]}, seeds=2, epochs=9, batch_size=16, rho=0.1,
-        hidden_layers=1, hidden_width=16, out=tmp_path / "grid", keep="all",
+        store=store, annotations=annotations, vary={"head": ["mlp", "residual"]}, seeds=2, epochs=9, batch_size=16,
+        rho=0.1, hidden_layers=1, hidden_width=16, out=tmp_path / "grid", keep="all",
     )  # fmt: skip
     assert [row.finished for row in result.rows] == [2, 2]
     assert all(row.mean is not None and row.mean > 0.1 for row in result.rows)

@@ -22,7 +22,7 @@ from affcache.extraction.doctor import bare_encoder, batch_size_of, seconds_of
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, tune_encoder
 from affcache.progress import Listener, duration_text
 from affcache.settings import MODEL
-from affcache.tasks.tasks import EXPR
+from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.learner import Learner
 from affcache.training.settings import FitSettings
@@ -43,6 +43,7 @@ from benchmarks.shared import temporary_folder
 ROOT = Path(__file__).parents[1]
 TESTS = "tests/training/test_cuda_graph.py"
 WEIGHTS = "random:0"  # as fast as any, and nothing has to be fetched
+EXPR = TASKS["expr"]
 
 
 class SkippedPartError(Exception):

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def works(bench: Bench, listener: Listener) -> Found:
     return Found({"rate": 1.0, "bare": 2.0, "ratio": 0.5, "unit": "crops/s"}, "well")
 
 
-@pytest.mark.usefixtures("three_tests")
+@pytest.mark.usefixtures("one_thread", "three_tests")
 def test_every_part_runs_at_toy_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)  # it takes a minute on a CPU
     out = tmp_path / "gpu.json"
@@ -165,9 +166,10 @@ def test_an_encoder_that_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.
     assert part["warnings"][0].startswith("torch.compile failed (RuntimeError: ")
 
 
-def test_tests_that_cannot_be_run_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_parts, "TESTS", str(tmp_path / "nowhere.py"))
-    with pytest.raises(RuntimeError, match=r"(?s)pytest .*nowhere\.py ended with 4: .*file or directory not found"):
+def test_tests_that_cannot_be_run_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.CompletedProcess([], 4, stdout="", stderr="ERROR: file or directory not found")
+    monkeypatch.setattr(subprocess, "run", lambda *words, **how: ended)
+    with pytest.raises(RuntimeError, match=r"test_cuda_graph\.py ended with 4: ERROR: file or directory not found"):
         gpu_parts.recorded_step_tests(Bench(torch.device("cpu"), TOY), Heard())
 
 

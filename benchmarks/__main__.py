@@ -12,7 +12,7 @@ if {"fit", "ablate", "gpu"}.intersection(sys.argv[1:2]):  # as affcache fit and 
 import typer
 
 from affcache.settings import Settings
-from benchmarks import ablate, extract, fit, settings, show, store
+from benchmarks import ablate, extract, fit, gpu, settings, show, store
 from cli.commands import run, start
 from cli.options import Handler, add_command
 
@@ -51,6 +51,12 @@ BENCHMARKS = {
     ),
     "store": Benchmark(
         settings.BenchStoreSettings, store.bench_store, show.store, ("", "--rows 400000 --folder /scratch --json")
+    ),
+    "gpu": Benchmark(
+        settings.BenchGpuSettings,
+        gpu.bench_gpu,
+        show.gpu,
+        ("", "--parts extract --parts extract-compiled --out /scratch/gpu.json"),
     ),
 }
 

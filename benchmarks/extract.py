@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from affcache.crops.crop_list import CropList
 from affcache.crops.folders import find_crops
@@ -66,13 +65,14 @@ def bench_extract(
     """
     settings = build(BenchExtractSettings, values, over=settings)
     listener = listener or Listener()
-    device = resolve_device(settings.device)
-    with on_device(device):
-        return _bench(settings, device, listener)
+    with on_device(resolve_device(settings.device)):
+        encoder = prepare_encoder(like_extract(settings), {}, ROWS_WORTH_COMPILING, listener)
+        return compare(encoder, settings, listener)
 
 
-def _bench(settings: BenchExtractSettings, device: torch.device, listener: Listener) -> BenchExtractResult:
-    like_extract = ExtractSettings(
+def like_extract(settings: BenchExtractSettings) -> ExtractSettings:
+    """Return what ``extract`` would be told, to run the same encoder in the same way."""
+    return ExtractSettings(
         model=settings.model,
         pretrained=settings.pretrained,
         precision=settings.precision,
@@ -80,7 +80,10 @@ def _bench(settings: BenchExtractSettings, device: torch.device, listener: Liste
         device=settings.device,
         compile=settings.compile,
     )
-    encoder = prepare_encoder(like_extract, {}, ROWS_WORTH_COMPILING, listener)
+
+
+def compare(encoder: Encoder, settings: BenchExtractSettings, listener: Listener) -> BenchExtractResult:
+    """Measure the pipeline with an encoder that is ready, and the encoder alone; as ``bench_extract``."""
     workers = settings.workers or default_workers()
     with shipped("sample") as sample:
         found = find_crops(list(settings.crops) or [sample / "cropped_aligned"])
@@ -110,8 +113,8 @@ def _bench(settings: BenchExtractSettings, device: torch.device, listener: Liste
         batch_size=batch_size_of(encoder),
         workers=workers,
         compiled=encoder.compiled is not None,
-        device=str(device),
-        machine=describe_machine(device),
+        device=str(encoder.device),
+        machine=describe_machine(encoder.device),
     )
 
 

@@ -101,3 +101,20 @@ class BenchAblateSettings(Settings):
         yield from self.at_least("rows", self.batch_size)
         if not self.heads or min(self.heads) < 2:
             yield f"--heads is {self.heads}; expected numbers of at least 2, each is compared with one head."
+
+
+@dataclass(frozen=True)
+class BenchGpuSettings(Settings):
+    """Measure everything that only a GPU can tell, within a budget of time."""
+
+    device: str = setting("auto", "What is measured: auto, cuda, cuda:1, or cpu for a rehearsal at toy sizes.")
+    toy: bool = setting(False, "Toy sizes on a GPU too: do all parts run? The numbers mean nothing.")
+    parts: tuple[str, ...] = setting((), "Measure only this part; several times for several.", default_text="all")
+    budget: float = setting(390.0, "Seconds in which it ends; parts that would go over it are left out.")
+    out: Path = setting(Path("gpu.json"), "File that takes the results, written anew after each part.")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        yield from self.at_least("budget", 0, excluded=True)
+        if not self.out.absolute().parent.is_dir():
+            yield f"--out is {self.out}, in a folder that isn't there; expected a file in one that is."

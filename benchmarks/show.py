@@ -79,3 +79,30 @@ def store(result: Any) -> None:
             f"{result.write[name]:.2f} GB/s" if name in result.write else "",
         )
     out(table, f"random reads: {result.ratio:.2f} of a plain numpy.memmap's rate")
+
+
+def gpu(result: Any) -> None:
+    """Print a row for each part, and below what each says in words."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("part", "measured", "against", "ratio", "took"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, part in result.parts.items():
+        numbers = gpu_numbers(part.result) if part.state == "measured" else (part.state, "", "")
+        table.add_row(name, *numbers, f"{part.seconds:.0f} s")
+    out(table, fact_table({name: part.note or part.reason[:200] for name, part in result.parts.items()}))
+    out(f"machine: {machine_text(result.machine)}")
+    if result.toy:
+        out("toy sizes: this says what runs, and measures nothing")
+    out(f"{result.seconds:.0f} s in all; written: {result.out}")
+
+
+def gpu_numbers(found: dict[str, Any]) -> tuple[str, str, str]:
+    """Return a part's rate, what it is held against, and their ratio; the tests have none."""
+    if "rate" not in found:
+        return "", "", ""
+    return f"{figures(found['rate'])} {found['unit']}", figures(found["bare"]), f"{found['ratio']:.3f}"
+
+
+def figures(value: float) -> str:
+    """Write a number with three figures or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -18,7 +18,7 @@ from affcache.encoders.precision import AGREEMENT, check_faces, smallest_cosine
 from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener
 
-LARGEST_BATCH = 512  # not tuned on a GPU yet: python -m benchmarks extract --batch-size compares
+LARGEST_BATCH = 512  # not tuned on a GPU yet: extract-batches of python -m benchmarks gpu compares
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
 ROWS_WORTH_COMPILING = 50_000  # compiling is taken to cost a minute, which fewer crops would hardly win back
 

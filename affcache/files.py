@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 @contextmanager
-def drawing(options: "Mapping[str, Any] | None" = None) -> Iterator[None]:
+def drawing(options: dict[Any, Any] | None = None) -> Iterator[None]:
     """Draw with matplotlib's own defaults: neither MPLBACKEND nor a matplotlibrc has a say. Decorates functions, too.
 
     Args:

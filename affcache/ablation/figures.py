@@ -25,7 +25,7 @@ def write_figures(folder: Path, grid: Grid, rows: Sequence[Summary]) -> list[Pat
 
     Bands and bars reach one standard deviation over seeds to either side.
     """
-    drawn: "dict[str, Figure]" = {}
+    drawn: dict[str, Figure] = {}
     for task in dict.fromkeys(row.task for row in rows):
         of = [row for row in rows if row.task == task and row.mean is not None]
         prefix = f"{task}-" if len({row.task for row in rows}) > 1 else ""

@@ -125,7 +125,9 @@ def _learning(history: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
     return figure
 
 
-def _precision_recall(present: npt.NDArray[np.bool_], probabilities: npt.NDArray[Any], names: Sequence[str]) -> "Figure":
+def _precision_recall(
+    present: npt.NDArray[np.bool_], probabilities: npt.NDArray[Any], names: Sequence[str]
+) -> "Figure":
     """Draw precision against recall of each class that has a frame, from (n, C) each."""
     figure, axes = _axes("Precision against recall, with average precision", height=3 + 0.07 * len(names))
     for name, so, probability in zip(names, present.T, probabilities.T, strict=True):
@@ -142,7 +144,7 @@ def _precision_recall(present: npt.NDArray[np.bool_], probabilities: npt.NDArray
 def _reliability(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> "Figure":
     """Draw how often what was said with some confidence was so."""
     found = reliability(probabilities, labels)
-    figure, axes = _axes("Calibration: dots as large as their share of the frames", width=3.8, height=3.6)
+    figure, axes = _axes("Calibration: dots as large as their share of what was said", height=3.6)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     filled = found.share > 0
     size = 8 + 200 * found.share[filled]

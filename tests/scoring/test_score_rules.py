@@ -1,6 +1,9 @@
 """What score does beyond a plain head: intervals, averages, smoothing, fitted rules, and where each was fitted."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +223,10 @@ def test_calibration_is_measured(learnable: MakeData, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("task", "names"),
-    [("expr", {"classes", "confusion", "reliability", "learning"}), ("au", {"classes", "reliability", "learning"})],
+    [
+        ("expr", {"classes", "confusion", "learning", "precision_recall", "reliability"}),
+        ("au", {"classes", "learning", "precision_recall", "reliability"}),
+    ],
 )
 def test_pictures_are_written_where_asked(learnable: MakeData, tmp_path: Path, task: str, names: set[str]) -> None:
     run = fitted(learnable(task), tmp_path / "run", task)
@@ -234,3 +240,19 @@ def test_pictures_are_written_where_asked(learnable: MakeData, tmp_path: Path, t
         drawn = (tmp_path / "figures" / "confusion.svg").read_text()
         assert f"<!-- {int(((labels == 2) & (decided == 2)).sum())} -->" in drawn
     assert score(run=run).figures == ()
+
+
+def test_figures_are_the_same_under_any_settings_of_matplotlib(learnable: MakeData, tmp_path: Path) -> None:
+    run = fitted(learnable(), tmp_path / "run")
+    score(run=run, figures=tmp_path / "plain")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\naxes.facecolor: black\n")
+    code = f"""
+import sys, affcache
+affcache.score(run={str(run)!r}, figures={str(tmp_path / "own")!r})
+assert sys.modules["matplotlib"].rcParams["font.size"] == 30
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    env = os.environ | {"MPLBACKEND": "module://of.a.notebook", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "own" / path.name).read_bytes(), path.name

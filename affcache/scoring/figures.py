@@ -1,14 +1,13 @@
 """Figures of a scored run, for a paper and for the report: classes, confusion, learning, precision, reliability."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from affcache.files import drawing, save_figures, single_axes
+from affcache.files import single_axes
 from affcache.progress import metric_name
 from affcache.scoring.calibration import reliability
 from affcache.tasks.metrics import Scores
@@ -24,12 +23,6 @@ PALETTE = ("#3b7ddd", "#e4572e", "#2a9d5c", "#b05cc6", "#d99a00", "#1aa7b8",
 BLUE, RED, *_ = PALETTE
 GREY = "#888888"
 MOST_POINTS = 200  # of a line; more can't be seen
-
-
-@drawing()
-def write_score_figures(folder: Path, *of: Any) -> list[Path]:
-    """Write what ``score_figures`` draws of these arguments as PNG and SVG into a folder, and return the files."""
-    return save_figures(folder, score_figures(*of))
 
 
 def score_figures(
@@ -84,7 +77,7 @@ def _classes(scores: Scores) -> "Figure":
             axes.plot(one.interval, [position, position], color="black", linewidth=1.2)
     axes.axvline(scores.value, color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(positions, [one.name for one in scores.classes])
-    axes.invert_yaxis()
+    axes.set_ylim(len(values) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"{metric_name(name)}; dashed: {metric}; lines: 95 %")
     return figure

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from affcache.reporting.frames import PER_CLASS, hardest, suspicious, tail_posit
 from affcache.reporting.panels import PANELS
 from affcache.reporting.report import report
 from affcache.scoring.score import score
+from affcache.tasks.metrics import class_counts
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_crops, write_labels, write_store
@@ -96,6 +99,24 @@ def test_a_panel_is_a_function_and_a_line(learnable: MakeData, tmp_path: Path, m
     page = Elements(Path(report(run=tmp_path / "run", crops=()).out).read_text())
     assert "8 outputs, 80 frames" in page.text
     assert [one["href"] for one in page.of("a")][-1] == "#a-toy-section", "the last, and what says nothing is left out"
+
+
+def test_a_task_of_seven_classes_needs_nothing_here(
+    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(f"<{number}> $emotion$" for number in range(7))
+    counts = partial(class_counts, classes=7)
+    task = replace(
+        TASKS["expr"], name="seven", classes=names, class_count=7, valid_range=(0, 6), video_statistics=counts
+    )
+    monkeypatch.setitem(TASKS, "seven", task)  # type: ignore[arg-type]
+    store, annotations = learnable()
+    for path in annotations.rglob("*.txt"):
+        lines = path.read_text().splitlines()[1:]
+        path.write_text("\n".join([task.header, *(str(int(line) % 7) for line in lines)]) + "\n")
+    fit(task="seven", store=store, annotations=annotations, run=tmp_path / "run", **QUICK)
+    page = Elements(Path(report(run=tmp_path / "run", crops=()).out).read_text())
+    assert all(page.text.count(name) >= 4 for name in names), "in the table and in three figures"
 
 
 def test_nothing_is_fetched_and_the_page_forbids_it(learnable: MakeData, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import drawing
+from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import smooth
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.reading import EmbeddingStore, view_path
 from affcache.tasks.annotations import join_labels
+from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
@@ -256,3 +260,13 @@ assert "matplotlib.pyplot" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
     for path in (tmp_path / "plain").iterdir():
         assert path.read_bytes() == (tmp_path / "own" / path.name).read_bytes(), path.name
+
+
+def test_figures_of_one_unit() -> None:
+    labels = np.array([[0], [1], [1], [0]])
+    scores = Scores("mean_f1", 0.8, (ClassScores("smile", {"f1": 0.8}, 2, (0.5, 0.9)),))
+    task = replace(TASKS["au"], classes=("smile",))
+    with drawing():
+        figures = score_figures(task, scores, labels, labels, np.array([[0.1], [0.8], [0.9], [0.4]]), [])
+    assert set(figures) == {"classes", "precision_recall", "reliability"}
+    assert figures["precision_recall"].legends[0].get_texts()[0].get_text() == "smile 1.00"

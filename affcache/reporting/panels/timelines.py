@@ -31,7 +31,7 @@ def timelines(context: ReportContext) -> str:
     if task.class_of is None:
         low, high = task.valid_range
         words = f"Coloured: the outputs; plain: the labels; from {low:g} at the bottom to {high:g}."
-    height = max(8, min(4 * outputs, 20), 1.6 * outputs)
+    height = max(min(10 * outputs, 20), 1.6 * outputs)
     data = json.dumps(all_frames(context)).replace("<", "\\u003c")  # nothing in it can end the element it stands in
     return (
         f'{TOOLS}<canvas id="timeline" tabindex="0" role="img" style="height:{height:g}rem" aria-label="{LABEL}">'

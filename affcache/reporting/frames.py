@@ -43,7 +43,7 @@ def hardest(task: Task, labels: npt.NDArray[Any], tail: npt.NDArray[np.int64]) -
 
 def suspicious(task: Task, labels: npt.NDArray[Any], decided: npt.NDArray[Any], probabilities: Any) -> list[int]:
     """Return positions where head and label disagree and the head is sure, the surest first."""
-    if task.class_of is None:
+    if not task.has_classes:
         return []
     if task.exclusive:
         sure = np.where(decided != labels, probabilities[np.arange(len(labels)), decided], -1)
@@ -58,7 +58,7 @@ def classes_of(task: Task, label: Any) -> tuple[str, ...]:
     """Return the names that a label stands for: its class, the units that are present, or the outputs."""
     if task.exclusive:
         return (task.classes[int(label)],)
-    if task.class_of is None:
+    if not task.has_classes:
         return task.classes
     return tuple(name for name, present in zip(task.classes, label, strict=True) if present) or ("none",)
 

@@ -43,12 +43,12 @@ def score_figures(
         probabilities: (n, C), by which was decided.
         history: a line an epoch of the first run.
     """
-    figures = {"classes": _classes(scores)}
+    figures = {"classes": _classes(task.class_metric, scores)}
     if task.exclusive:
         figures["confusion"] = _confusion(labels, decided, task.classes)
     if len(history) > 1 and "train_loss" in history[0]:
         figures["learning"] = _learning(history, task.metric)
-    if task.class_of is not None:
+    if task.has_classes:
         present = labels[:, None] == np.arange(task.outputs) if task.exclusive else labels == 1
         figures["precision_recall"] = _precision_recall(present, probabilities, task.classes)
         figures["reliability"] = _reliability(labels, probabilities)
@@ -64,12 +64,11 @@ def _axes(caption: str, width: float = 4.8, height: float = 3.2) -> "tuple[Figur
     return figure, axes
 
 
-def _classes(scores: Scores) -> "Figure":
+def _classes(name: str, scores: Scores) -> "Figure":
     """Draw the value that the metric averages for each class, with its interval, and the metric as a line."""
-    name = scores.metric.rpartition("_")[2]
-    values = [one.values[name] for one in scores.classes]
+    values = [one.values[name.lower()] for one in scores.classes]
     metric = f"{metric_name(scores.metric)} {scores.value:.3f}"
-    figure, axes = _axes(f"{metric_name(name)} with 95 % intervals", height=0.9 + 0.26 * len(values))
+    figure, axes = _axes(f"{name} with 95 % intervals", height=0.9 + 0.26 * len(values))
     positions = range(len(values))
     axes.barh(positions, values, color=BLUE)
     for position, one in zip(positions, scores.classes, strict=True):
@@ -79,7 +78,7 @@ def _classes(scores: Scores) -> "Figure":
     axes.set_yticks(positions, [one.name for one in scores.classes])
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"{metric_name(name)}; dashed: {metric}; lines: 95 %")
+    axes.set_xlabel(f"{name}; dashed: {metric}; lines: 95 %")
     return figure
 
 

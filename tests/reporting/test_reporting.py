@@ -4,7 +4,6 @@ import base64
 import json
 import re
 from dataclasses import replace
-from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from affcache.reporting.frames import PER_CLASS, hardest, suspicious, tail_posit
 from affcache.reporting.panels import PANELS
 from affcache.reporting.report import report
 from affcache.scoring.score import score
-from affcache.tasks.metrics import class_counts
-from affcache.tasks.tasks import TASKS
+from affcache.tasks.tasks import TASKS, Classes, Units, Values
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_crops, write_labels, write_store
 
@@ -101,22 +99,29 @@ def test_a_panel_is_a_function_and_a_line(learnable: MakeData, tmp_path: Path, m
     assert [one["href"] for one in page.of("a")][-1] == "#a-toy-section", "the last, and what says nothing is left out"
 
 
-def test_a_task_of_seven_classes_needs_nothing_here(
-    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OWN = {
+    "seven": Classes("own", tuple(f"<{number}> $emotion$" for number in range(7))),
+    "unit": Units("own", ("smile",)),
+    "value": Values("own", ("intensity",), low=0, high=5),
+}
+
+
+@pytest.mark.parametrize(("kind", "figures"), [("seven", 5), ("unit", 4), ("value", 2)])
+def test_a_task_more_needs_nothing_here(
+    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, figures: int
 ) -> None:
-    names = tuple(f"<{number}> $emotion$" for number in range(7))
-    counts = partial(class_counts, classes=7)
-    task = replace(
-        TASKS["expr"], name="seven", classes=names, class_count=7, valid_range=(0, 6), video_statistics=counts
-    )
-    monkeypatch.setitem(TASKS, "seven", task)  # type: ignore[arg-type]
+    task = replace(OWN[kind], folders=TASKS["expr"].folders)
+    monkeypatch.setitem(TASKS, "own", task)
     store, annotations = learnable()
     for path in annotations.rglob("*.txt"):
-        lines = path.read_text().splitlines()[1:]
-        path.write_text("\n".join([task.header, *(str(int(line) % 7) for line in lines)]) + "\n")
-    fit(task="seven", store=store, annotations=annotations, run=tmp_path / "run", **QUICK)
-    page = Elements(Path(report(run=tmp_path / "run", crops=()).out).read_text())
-    assert all(page.text.count(name) >= 4 for name in names), "in the table and in three figures"
+        lines = [str(int(line) % int(task.valid_range[1] + 1)) for line in path.read_text().splitlines()[1:]]
+        path.write_text("\n".join([task.header, *lines]) + "\n")
+    fit(task="own", store=store, annotations=annotations, run=tmp_path / "run", **QUICK)
+    text = Path(report(run=tmp_path / "run", crops=()).out).read_text()
+    page = Elements(text)
+    assert len(page.of("svg")) == figures
+    assert all(page.text.count(name) >= 2 for name in task.classes), "in the table and in the figures"
+    assert frames_in(text)["range"] == list(task.valid_range)
 
 
 def test_nothing_is_fetched_and_the_page_forbids_it(learnable: MakeData, tmp_path: Path) -> None:

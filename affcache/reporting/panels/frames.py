@@ -30,7 +30,7 @@ def suspicious_frames(context: ReportContext) -> str | None:
 
 
 def _class_filter(task: Task, count: int) -> str:
-    names = task.classes if task.exclusive or task.class_of is None else (*task.classes, "none")
+    names = task.classes if task.exclusive or not task.has_classes else (*task.classes, "none")
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
     return (
         '<p class="tools"><label for="class">Label</label><select id="class"><option value="">all</option>'
@@ -59,4 +59,4 @@ def _button(context: ReportContext, position: int) -> str:
 
 def _words(task: Task, label: Any) -> str:
     """Return what a label says, as HTML."""
-    return escape(", ".join([f"{value:.2f}" for value in label] if task.class_of is None else classes_of(task, label)))
+    return escape(", ".join([f"{value:.2f}" for value in label] if not task.has_classes else classes_of(task, label)))

@@ -28,7 +28,7 @@ def timelines(context: ReportContext) -> str:
     """Return the timeline of a chosen video, with the frames of all."""
     task, outputs = context.task, context.task.outputs
     words = "The stronger a colour, the larger the probability; the line below a row is the label."
-    if task.class_of is None:
+    if not task.has_classes:
         low, high = task.valid_range
         words = f"Coloured: the outputs; plain: the labels; from {low:g} at the bottom to {high:g}."
     height = max(min(10 * outputs, 20), 1.6 * outputs)
@@ -49,14 +49,14 @@ def all_frames(context: ReportContext) -> dict[str, Any]:
     task, (labels, decided, probabilities) = context.task, context.said
     videos, numbers = context.frame_names
     names = context.run.store.video_names
-    low, high = task.valid_range if task.class_of is None else (0, 1)
+    low, high = (0, 1) if task.has_classes else task.valid_range
 
     def plain(values: npt.NDArray[Any]) -> str:
-        return _in_255ths(values, low, high) if task.class_of is None else _base64(values.astype(np.uint8))
+        return _base64(values.astype(np.uint8)) if task.has_classes else _in_255ths(values, low, high)
 
     found, starts, counts = np.unique(videos, return_index=True, return_counts=True)
     return {
-        "kind": "classes" if task.exclusive else "values" if task.class_of is None else "units",
+        "kind": task.kind,
         "range": task.valid_range,
         "classes": task.classes,
         "colours": PALETTE,

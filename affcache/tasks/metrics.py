@@ -72,7 +72,8 @@ def multilabel_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
 
     The accuracy is over all n * C frame-class pairs.
     """
-    return _f1_scores("mean_f1", labels, decided, classes, None)
+    present = np.ones(1, np.int64) if len(classes) == 1 else None  # scikit-learn takes one column for two classes
+    return _f1_scores("mean_f1", labels, decided, classes, present)
 
 
 def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: tuple[str, ...]) -> Scores:

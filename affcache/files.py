@@ -4,6 +4,8 @@ torch and matplotlib are imported where they are needed: the command line and th
 """
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources import as_file
@@ -76,6 +78,35 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
         ) from None
 
 
+@contextmanager
+def drawing(options: dict[Any, Any] | None = None) -> Iterator[None]:
+    """Draw with matplotlib's own defaults: neither MPLBACKEND nor a matplotlibrc has a say. Decorates functions, too.
+
+    Args:
+        options: of matplotlib's rcParams, beside the defaults.
+    """
+    _load_matplotlib()
+    from matplotlib import rc_context, rcdefaults, rcParams
+
+    with rc_context():
+        rcdefaults()
+        # the same content gives the same file, and a $ in a name is a $
+        rcParams.update({"svg.hashsalt": "affcache", "text.parse_math": False, **(options or {})})
+        yield
+
+
+def _load_matplotlib() -> None:
+    """Import matplotlib, which won't load at an MPLBACKEND that isn't installed, such as a notebook's."""
+    if "matplotlib" not in sys.modules:
+        backend = os.environ.pop("MPLBACKEND", None)
+        import matplotlib
+
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+            with suppress(ValueError):
+                matplotlib.rcParams["backend"] = backend
+
+
 def single_axes(width: float = 4.8, height: float = 3.2) -> "tuple[Figure, Axes]":
     """Return a figure of so many inches with one pair of axes, without the upper and the right line."""
     from matplotlib.figure import Figure
@@ -87,15 +118,15 @@ def single_axes(width: float = 4.8, height: float = 3.2) -> "tuple[Figure, Axes]
 
 
 def save_figures(folder: Path, figures: "Mapping[str, Figure]") -> list[Path]:
-    """Write figures by their names, in every format; make the folder if need be, and return the files."""
-    from matplotlib import rc_context
+    """Write figures by their names, in every format; make the folder if need be, and return the files.
 
+    To be called within ``drawing``, in which the figures were drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{form}" for name in figures for form in FORMATS]
-    with rc_context({"svg.hashsalt": "affcache"}):  # and no date: the same content gives the same file
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            figures[path.stem].savefig(path, dpi=200, metadata=metadata)
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        figures[path.stem].savefig(path, dpi=200, metadata=metadata)
     return paths
 
 

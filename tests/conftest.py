@@ -125,6 +125,8 @@ def make_learnable(
     write_store(store, listing, features)
     units = (np.arange(12)[None, :] + classes[:, None]) % 3 == 0
     lines = [",".join(map(str, row.astype(int))) for row in units] if task == "au" else list(classes)
+    if task == "va":
+        lines = [f"{valence:.2f},{arousal:.2f}" for valence, arousal in np.tanh(features[:, :2])]
     # the stored order is by name; names sort as written here as long as there are at most ten videos
     for index, name in enumerate(names):
         split = "validation" if index % 3 == 2 else "train"

@@ -3,21 +3,23 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from affcache.ablation.grid import Grid
 from affcache.ablation.summary import Summary
-from affcache.files import save_figures, single_axes
+from affcache.files import drawing, save_figures, single_axes
 from affcache.progress import metric_name
 from affcache.settings import as_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_LINES = 6  # one for each value of the other axis; with more, the mean over them is drawn
 GREY = "#777777"
 
 
+@drawing()
 def write_figures(folder: Path, grid: Grid, rows: Sequence[Summary]) -> list[Path]:
     """Write a picture for each varied setting, a heat map where there are two, or one of all named settings.
 
@@ -60,7 +62,7 @@ def _words(value: Any) -> str:
     return value.stem if isinstance(value, Path) else as_text(value)
 
 
-def _curves(rows: Sequence[Summary], name: str, others: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> Figure:
+def _curves(rows: Sequence[Summary], name: str, others: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> "Figure":
     """Draw the metric against one setting: a line for each value of the other one, or the mean over all others."""
     figure, axis = single_axes()
     values = sorted(axes[name]) if all(isinstance(v, int | float) for v in axes[name]) else list(axes[name])
@@ -90,7 +92,7 @@ def _curves(rows: Sequence[Summary], name: str, others: Sequence[str], axes: Map
     return figure
 
 
-def _positions(axis: Axes, name: str, values: Sequence[Any]) -> list[float]:
+def _positions(axis: "Axes", name: str, values: Sequence[Any]) -> list[float]:
     """Return where values stand on the axis: numbers that span decades and all else side by side."""
     numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     spread = max(numbers, default=0) / min((n for n in numbers if n > 0), default=1)
@@ -100,7 +102,7 @@ def _positions(axis: Axes, name: str, values: Sequence[Any]) -> list[float]:
     return [float(position) for position in range(len(values))]
 
 
-def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> Figure:
+def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> "Figure":
     """Draw the mean of the metric for two settings."""
     across, down = axes
     figure, axis = single_axes()
@@ -120,7 +122,7 @@ def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> Figu
     return figure
 
 
-def _points(rows: Sequence[Summary]) -> Figure:
+def _points(rows: Sequence[Summary]) -> "Figure":
     """Draw the metric of named settings, the first on top."""
     figure, axis = single_axes(height=1.2 + 0.3 * len(rows))
     positions = list(range(len(rows)))

@@ -1,9 +1,8 @@
-"""What a report shows of the frames: the hardest, those whose labels may be wrong, and all of them in small numbers."""
+"""Which frames a report shows: the hardest, and those whose labels may be wrong; and their pictures."""
 
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,6 @@ PER_CLASS = 24  # of the hardest frames of each class
 SUSPICIOUS = 60
 SIDE = 112  # pixels at most
 QUALITY = 75
-
-
-@dataclass(frozen=True)
-class ShownFrame:
-    """A frame with what was said of it."""
-
-    position: int  # among the frames of the split
-    video: str
-    frame_number: int
-    classes: tuple[str, ...]  # of the label, to filter by
-    label: str
-    decided: str
-    loss: float
-    confidence: float | None  # of what was decided
-
-
-def frame_losses(task: Task, losses: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return one loss a frame (n,), the mean of its units' or values' where it has several (n, C)."""
-    return np.asarray(losses, np.float64) if losses.ndim == 1 else losses.mean(axis=1, dtype=np.float64)
 
 
 def tail_positions(losses: npt.NDArray[Any], alpha: float) -> npt.NDArray[np.int64]:
@@ -81,74 +61,6 @@ def classes_of(task: Task, label: Any) -> tuple[str, ...]:
     if not task.has_classes:
         return task.classes
     return tuple(name for name, present in zip(task.classes, label, strict=True) if present) or ("none",)
-
-
-def describe(
-    task: Task,
-    given: Predictions,
-    positions: Sequence[int],
-    labels: npt.NDArray[Any],
-    decided: npt.NDArray[Any],
-    probabilities: npt.NDArray[Any],
-    losses: npt.NDArray[Any],
-) -> list[ShownFrame]:
-    """Say what was said of chosen frames."""
-    videos, numbers, names = given.videos, given.frame_numbers, given.store.video_names
-    frames = []
-    for position in positions:
-        if not task.has_classes:
-            label, said = (", ".join(f"{value:.2f}" for value in of[position]) for of in (labels, decided))
-        else:
-            label, said = (", ".join(classes_of(task, of[position])) for of in (labels, decided))
-        confidence = float(probabilities[position, decided[position]]) if task.exclusive else None
-        frames.append(
-            ShownFrame(
-                position=int(position),
-                video=names[videos[position]],
-                frame_number=int(numbers[position]),
-                classes=classes_of(task, labels[position]),
-                label=label,
-                decided=said,
-                loss=float(losses[position]),
-                confidence=confidence,
-            )
-        )
-    return frames
-
-
-def timeline(
-    task: Task, given: Predictions, labels: npt.NDArray[Any], decided: npt.NDArray[Any], probabilities: Any
-) -> dict[str, Any]:
-    """Return all frames for the timeline, in bytes: probabilities in 255ths (values of va from -1 to 1), labels.
-
-    Each array is base64 of little-endian bytes: ``numbers`` int32 (n,), ``probabilities`` uint8 (n, C), ``labels`` and
-    ``decided`` uint8 (n,) for classes, else (n, C).
-    """
-    videos = given.videos
-    found, starts, counts = np.unique(videos, return_index=True, return_counts=True)
-    names = given.store.video_names
-    kind = "classes" if task.exclusive else "units" if task.has_classes else "values"
-
-    def as_bytes(values: npt.NDArray[Any]) -> str:
-        return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
-
-    def scaled(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        unit = (values + 1) / 2 if kind == "values" else values
-        return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
-
-    plain = scaled if kind == "values" else lambda values: values.astype(np.uint8)
-    return {
-        "kind": kind,
-        "classes": list(task.classes),
-        "videos": [
-            {"name": names[video], "start": int(start), "count": int(count)}
-            for video, start, count in zip(found, starts, counts, strict=True)
-        ],
-        "numbers": as_bytes(given.frame_numbers.astype("<i4")),
-        "probabilities": as_bytes(scaled(probabilities)),
-        "labels": as_bytes(plain(labels)),
-        "decided": as_bytes(plain(decided)),
-    }
 
 
 def find_pictures(roots: Sequence[Path], given: Predictions, chosen: Sequence[int]) -> dict[int, str]:

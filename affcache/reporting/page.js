@@ -4,10 +4,10 @@ const data = JSON.parse(document.getElementById("frames").textContent);
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const numbers = new Int32Array(bytes(data.numbers).buffer);
 const probabilities = bytes(data.probabilities), labels = bytes(data.labels), decided = bytes(data.decided);
-const count = data.classes.length, canvas = document.getElementById("timeline"), pen = canvas.getContext("2d");
+const count = data.classes.length, [low, high] = data.range, canvas = document.getElementById("timeline"), pen = canvas.getContext("2d");
 const chooser = document.getElementById("video"), slider = document.getElementById("position");
 const readout = document.getElementById("readout");
-const colours = ["#3b7ddd", "#e4572e", "#2a9d5c", "#b05cc6", "#d99a00", "#1aa7b8", "#d4437c", "#7a8794"];
+const colour = (row) => data.colours[row % data.colours.length];
 let video = null, first = 0, span = 1, cursor = -1; // first and span in frame numbers, cursor an index into all frames
 
 data.videos.forEach((one, index) => chooser.add(new Option(`${one.name} (${one.count} frames)`, index)));
@@ -61,7 +61,7 @@ function draw() {
       const at = index < end ? Math.floor(x(numbers[index])) : Infinity;
       if (at !== pixel && pixel >= 0 && best) {
         pen.globalAlpha = best / 255;
-        pen.fillStyle = colours[row % colours.length];
+        pen.fillStyle = colour(row);
         pen.fillRect(pixel, top + 1, cell + 0.5, rowHeight - 7);
         best = 0;
       }
@@ -81,8 +81,8 @@ function draw() {
 }
 function drawValues(row, top, rowHeight, begin, end, x, fore) {
   const y = (value) => top + 4 + (1 - value / 255) * (rowHeight - 8);
-  for (const [of, colour] of [[labels, fore], [probabilities, colours[row]]]) {
-    pen.strokeStyle = colour;
+  for (const [of, stroke] of [[labels, fore], [probabilities, colour(row)]]) {
+    pen.strokeStyle = stroke;
     pen.lineWidth = 1.5;
     pen.beginPath();
     for (let index = begin; index < end; index++) pen.lineTo(x(numbers[index]), y(of[index * count + row]));
@@ -90,7 +90,8 @@ function drawValues(row, top, rowHeight, begin, end, x, fore) {
   }
 }
 function named(index, of) {
-  if (data.kind === "values") return data.classes.map((name, row) => `${name} ${(of[index * count + row] / 127.5 - 1).toFixed(2)}`).join(", ");
+  const value = (row) => (low + of[index * count + row] / 255 * (high - low)).toFixed(2);
+  if (data.kind === "values") return data.classes.map((name, row) => `${name} ${value(row)}`).join(", ");
   return data.classes.filter((_, row) => isLabel(index, row, of)).join(", ") || "none";
 }
 function tell(index) {

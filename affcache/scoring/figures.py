@@ -1,118 +1,146 @@
-"""Pictures of a scored run, fit for a paper: confusion, F1 of classes with intervals, reliability, learning curves."""
+"""Figures of a scored run, for a paper and for the report: classes, confusion, learning, precision, reliability."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from affcache.files import save_figures, single_axes
+from affcache.files import single_axes
 from affcache.progress import metric_name
 from affcache.scoring.calibration import reliability
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
 
-GREY = "#999999"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# told apart on white and on black
+PALETTE = ("#3b7ddd", "#e4572e", "#2a9d5c", "#b05cc6", "#d99a00", "#1aa7b8",
+           "#d4437c", "#7a8794", "#8a6d3b", "#5f6fd0", "#6aa31f", "#c0504d")  # fmt: skip
+BLUE, RED, *_ = PALETTE
+GREY = "#888888"
+MOST_POINTS = 200  # of a line; more can't be seen
 
 
-def write_score_figures(
-    folder: Path,
+def score_figures(
     task: Task,
     scores: Scores,
     labels: npt.NDArray[Any],
     decided: npt.NDArray[Any],
     probabilities: npt.NDArray[Any],
     history: Sequence[Mapping[str, Any]],
-) -> list[Path]:
-    """Write what fits the task, PNG and SVG, and return the files.
+) -> "dict[str, Figure]":
+    """Draw what fits the task, within ``files.drawing``; the label of each figure is its caption.
 
     Args:
-        folder: where to; made if need be.
         task: what was predicted.
         scores: with intervals.
-        labels: (n,) or (n, C).
+        labels: (n,) class indices, or (n, C).
         decided: as labels.
         probabilities: (n, C), by which was decided.
         history: a line an epoch of the first run.
     """
-    figures = {"classes": _classes(scores)}
+    figures = {"classes": _classes(task.class_metric, scores)}
     if task.exclusive:
         figures["confusion"] = _confusion(labels, decided, task.classes)
-    if task.has_classes:
-        figures["reliability"] = _reliability(labels, probabilities)
     if len(history) > 1 and "train_loss" in history[0]:
         figures["learning"] = _learning(history, task.metric)
-    return save_figures(folder, figures)
+    if task.has_classes:
+        present = labels[:, None] == np.arange(task.outputs) if task.exclusive else labels == 1
+        figures["precision_recall"] = _precision_recall(present, probabilities, task.classes)
+        figures["reliability"] = _reliability(labels, probabilities)
+    return figures
 
 
-def confusion(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
-    """Count the frames (C, C) of each label, down, that were decided for each class, across."""
-    return np.bincount(labels * classes + decided, minlength=classes**2).reshape(classes, classes)
+def _axes(caption: str, width: float = 4.8, height: float = 3.2) -> "tuple[Figure, Axes]":
+    figure, axes = single_axes(width, height)
+    figure.set_label(caption)
+    axes.set_prop_cycle(color=PALETTE)
+    axes.set_axisbelow(True)
+    axes.grid(color=GREY, alpha=0.3, linewidth=0.8)
+    return figure, axes
 
 
-def _confusion(labels: npt.NDArray[Any], decided: npt.NDArray[Any], names: Sequence[str]) -> Figure:
-    """Draw shares of each label's frames, and write their counts."""
-    counts = confusion(labels, decided, len(names))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = single_axes(width=5.2, height=4.6)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, line in enumerate(counts):
-        for column, count in enumerate(line):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=7)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("decided")
-    axes.set_ylabel("label")
-    figure.colorbar(image, ax=axes, label="share of the label's frames")
-    return figure
-
-
-def _classes(scores: Scores) -> Figure:
+def _classes(name: str, scores: Scores) -> "Figure":
     """Draw the value that the metric averages for each class, with its interval, and the metric as a line."""
-    name = scores.metric.rpartition("_")[2]
-    values = [one.values[name] for one in scores.classes]
-    figure, axes = single_axes(width=4.8, height=0.9 + 0.26 * len(values))
+    values = [one.values[name.lower()] for one in scores.classes]
+    metric = f"{metric_name(scores.metric)} {scores.value:.3f}"
+    figure, axes = _axes(f"{name} with 95 % intervals", height=0.9 + 0.26 * len(values))
     positions = range(len(values))
-    axes.barh(positions, values, color="#4c78a8")
+    axes.barh(positions, values, color=BLUE)
     for position, one in zip(positions, scores.classes, strict=True):
         if one.interval:
             axes.plot(one.interval, [position, position], color="black", linewidth=1.2)
     axes.axvline(scores.value, color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(positions, [one.name for one in scores.classes])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{metric_name(name)}; dashed: {metric_name(scores.metric)} {scores.value:.3f}; lines: 95 %")
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"{name}; dashed: {metric}; lines: 95 %")
     return figure
 
 
-def _reliability(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> Figure:
+def _confusion(labels: npt.NDArray[Any], decided: npt.NDArray[Any], names: Sequence[str]) -> "Figure":
+    """Write the frames of each label, down, that were decided for each class, across, on their shares as shades."""
+    count = len(names)
+    counts = np.bincount(labels * count + decided, minlength=count**2).reshape(count, count)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = _axes("Confusion", width=1.4 + 0.45 * count, height=1.2 + 0.42 * count)
+    for (row, column), frames in np.ndenumerate(counts):
+        cell = ([column - 0.5, column + 0.5], row - 0.5, row + 0.5)
+        axes.fill_between(*cell, color=BLUE, alpha=shares[row, column], linewidth=0)
+        axes.text(column, row, f"{frames:,}", ha="center", va="center", fontsize=8)
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), xlabel="decided", ylabel="label")
+    axes.set_xticks(range(count), names, rotation=45, ha="right")
+    axes.set_yticks(range(count), names)
+    axes.set_title("shade: share of the label's frames", fontsize="small")
+    axes.grid(visible=False)
+    return figure
+
+
+def _learning(history: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
+    """Draw losses and the metric over epochs."""
+    name = metric_name(metric)
+    figure, axes = _axes(f"Losses and {name} over epochs")
+    epochs = [entry["epoch"] for entry in history]
+    axes.plot(epochs, [entry["train_loss"] for entry in history], label="training loss", color=PALETTE[4])
+    axes.plot(epochs, [entry["validation_loss"] for entry in history], label="validation loss", color=RED)
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.locator_params(axis="x", integer=True)
+    other = axes.twinx()
+    other.plot(epochs, [entry[metric] for entry in history], label=name, color=BLUE)
+    other.set_ylabel(f"{name} on validation")
+    other.spines["top"].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def _precision_recall(
+    present: npt.NDArray[np.bool_], probabilities: npt.NDArray[Any], names: Sequence[str]
+) -> "Figure":
+    """Draw precision against recall of each class that has a frame, from (n, C) each."""
+    figure, axes = _axes("Precision against recall, with average precision", height=3 + 0.07 * len(names))
+    for name, so, probability in zip(names, present.T, probabilities.T, strict=True):
+        if so.any():
+            precision, recall, _ = precision_recall_curve(so, probability)
+            kept = np.linspace(0, len(recall) - 1, min(len(recall), MOST_POINTS)).astype(int)
+            label = f"{name} {average_precision_score(so, probability):.2f}"
+            axes.plot(recall[kept], precision[kept], label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def _reliability(labels: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> "Figure":
     """Draw how often what was said with some confidence was so."""
     found = reliability(probabilities, labels)
-    figure, axes = single_axes(width=3.6, height=3.6)
+    figure, axes = _axes("Calibration: dots as large as their share of what was said", height=3.6)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     filled = found.share > 0
     size = 8 + 200 * found.share[filled]
-    axes.scatter(found.confidence[filled], found.frequency[filled], s=size, color="#4c78a8", alpha=0.8)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("confidence")
-    axes.set_ylabel("how often it was so")
+    axes.scatter(found.confidence[filled], found.frequency[filled], s=size, color=BLUE, alpha=0.8)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="how often it was so")
     axes.set_title(f"calibration error {found.error:.3f}", fontsize="medium")
-    return figure
-
-
-def _learning(history: Sequence[Mapping[str, Any]], metric: str) -> Figure:
-    """Draw losses and the metric over epochs."""
-    figure, axes = single_axes()
-    epochs = [entry["epoch"] for entry in history]
-    axes.plot(epochs, [entry["train_loss"] for entry in history], label="training loss", color="#f58518")
-    axes.plot(epochs, [entry["validation_loss"] for entry in history], label="validation loss", color="#e45756")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss")
-    other = axes.twinx()
-    other.plot(epochs, [entry[metric] for entry in history], label=metric_name(metric), color="#4c78a8")
-    other.set_ylabel(f"{metric_name(metric)} on validation")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
     return figure

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from affcache.devices import resolve_device
-from affcache.files import write_json, written_whole
+from affcache.files import drawing, save_figures, write_json, written_whole
 from affcache.progress import Listener
 from affcache.scoring.calibration import reliability
-from affcache.scoring.figures import write_score_figures
+from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import Interval, VideoResamples, video_interval
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, require_same_frames
@@ -128,7 +128,8 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
-        figures = write_score_figures(settings.figures, task, scores, *given, history)
+        with drawing():
+            figures = save_figures(settings.figures, score_figures(task, scores, *given, history))
     losses = task.losses(scored.predictions.logits, torch.from_numpy(joined.labels))  # (n,) or (n, C)
     out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
     result = ScoreResult(

@@ -1,6 +1,7 @@
 """The report in a real browser: it loads from disk without an error or a request, and what can be used works."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,27 @@ def page(request: pytest.FixtureRequest, learnable: MakeData, tmp_path: Path, br
     crops = write_crops(tmp_path / "crops", {"2-30-640x360": range(1, 41), "5-30-640x360": range(1, 41)})
     browser.get(f"file://{report(run=tmp_path / 'run', crops=(crops,)).out}")
     return browser
+
+
+def test_values_are_drawn_too(learnable: MakeData, tmp_path: Path, browser: Any) -> None:
+    data = learnable("va")
+    fit(task="va", store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
+    browser.get(f"file://{report(run=tmp_path / 'run', crops=()).out}")
+    find(browser, "#hardest button").click()
+    assert re.fullmatch(r"frame \d+: label valence -?\d\.\d\d, arousal .*", find(browser, "#readout").text)
+    assert browser.get_log("browser") == []
+
+
+def test_a_figure_takes_the_colour_of_text_in_the_dark(page: Any) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    colours = page.execute_script(
+        "return [getComputedStyle(document.body).color, ...[...document.querySelectorAll('svg text')].map((one) =>"
+        " getComputedStyle(one).fill), getComputedStyle(document.querySelector('svg [style*=currentColor]')).stroke]"
+    )
+    assert len(colours) > 20
+    assert len(set(colours)) == 1
 
 
 def requests(browser: Any) -> list[str]:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError
+from affcache.reporting.context import ReportContext
 from affcache.reporting.frames import PER_CLASS, hardest, suspicious, tail_positions
+from affcache.reporting.panels import PANELS
 from affcache.reporting.report import report
 from affcache.scoring.score import score
-from affcache.tasks.tasks import TASKS
+from affcache.tasks.tasks import TASKS, Classes, Units, Values
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_crops, write_labels, write_store
 
@@ -57,16 +60,10 @@ def frames_in(text: str) -> dict[str, Any]:
 def test_a_report_says_what_score_says(
     learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    data = learnable("au" if task == "au" else "expr")
-    if task == "va":
-        random = np.random.default_rng(0)
-        for index in range(6):
-            values = [f"{v:.2f},{a:.2f}" for v, a in random.uniform(-1, 1, (40, 2))]
-            split = "validation" if index % 3 == 2 else "train"
-            write_labels(data[1], "va", split, {f"{index}-30-640x360": values})
+    data = learnable(task)
     fit(task=task, store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
     scored = score(run=tmp_path / "run")
-    monkeypatch.setattr("affcache.reporting.report.AFF_WILD2", 50)
+    monkeypatch.setattr("affcache.reporting.panels.published.AFF_WILD2", 50)
     result = report(run=tmp_path / "run", crops=())
     assert result.out == str(tmp_path / "run" / "report.html")
     text = Path(result.out).read_text()
@@ -83,6 +80,48 @@ def test_a_report_says_what_score_says(
     assert frames_in(text)["kind"] == {"expr": "classes", "au": "units", "va": "values"}[task]
     assert {one["href"] for one in page.of("a")} <= {f"#{one.get('id')}" for one in page.of("section")}
     assert '"alpha": 0.5' in page.text, "the settings"
+    figures = {"expr": 5, "au": 4, "va": 2}[task]
+    assert len(page.of("svg")) == len(page.of("figcaption")) == figures
+    ids = [attributes["id"] for _, attributes in page.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_panel_is_a_function_and_a_line(learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def toy(context: ReportContext) -> str:
+        return f"<p>{context.task.outputs} outputs, {len(context.joined)} frames</p>"
+
+    monkeypatch.setitem(PANELS, "A toy", toy)
+    monkeypatch.setitem(PANELS, "Nothing here", lambda context: None)
+    data = learnable()
+    fit(store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
+    page = Elements(Path(report(run=tmp_path / "run", crops=()).out).read_text())
+    assert "8 outputs, 80 frames" in page.text
+    assert [one["href"] for one in page.of("a")][-1] == "#a-toy-section", "the last, and what says nothing is left out"
+
+
+OWN = {
+    "seven": Classes("own", tuple(f"<{number}> $emotion$" for number in range(7))),
+    "unit": Units("own", ("smile",)),
+    "value": Values("own", ("intensity",), low=0, high=5),
+}
+
+
+@pytest.mark.parametrize(("kind", "figures"), [("seven", 5), ("unit", 4), ("value", 2)])
+def test_a_task_more_needs_nothing_here(
+    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, figures: int
+) -> None:
+    task = replace(OWN[kind], folders=TASKS["expr"].folders)
+    monkeypatch.setitem(TASKS, "own", task)
+    store, annotations = learnable()
+    for path in annotations.rglob("*.txt"):
+        lines = [str(int(line) % int(task.valid_range[1] + 1)) for line in path.read_text().splitlines()[1:]]
+        path.write_text("\n".join([task.header, *lines]) + "\n")
+    fit(task="own", store=store, annotations=annotations, run=tmp_path / "run", **QUICK)
+    text = Path(report(run=tmp_path / "run", crops=()).out).read_text()
+    page = Elements(text)
+    assert len(page.of("svg")) == figures
+    assert all(page.text.count(name) >= 2 for name in task.classes), "in the table and in the figures"
+    assert frames_in(text)["range"] == list(task.valid_range)
 
 
 def test_nothing_is_fetched_and_the_page_forbids_it(learnable: MakeData, tmp_path: Path) -> None:

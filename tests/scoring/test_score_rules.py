@@ -1,6 +1,10 @@
 """What score does beyond a plain head: intervals, averages, smoothing, fitted rules, and where each was fitted."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,13 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import drawing
+from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import smooth
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.reading import EmbeddingStore, view_path
 from affcache.tasks.annotations import join_labels
+from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
@@ -220,7 +227,10 @@ def test_calibration_is_measured(learnable: MakeData, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("task", "names"),
-    [("expr", {"classes", "confusion", "reliability", "learning"}), ("au", {"classes", "reliability", "learning"})],
+    [
+        ("expr", {"classes", "confusion", "learning", "precision_recall", "reliability"}),
+        ("au", {"classes", "learning", "precision_recall", "reliability"}),
+    ],
 )
 def test_pictures_are_written_where_asked(learnable: MakeData, tmp_path: Path, task: str, names: set[str]) -> None:
     run = fitted(learnable(task), tmp_path / "run", task)
@@ -234,3 +244,29 @@ def test_pictures_are_written_where_asked(learnable: MakeData, tmp_path: Path, t
         drawn = (tmp_path / "figures" / "confusion.svg").read_text()
         assert f"<!-- {int(((labels == 2) & (decided == 2)).sum())} -->" in drawn
     assert score(run=run).figures == ()
+
+
+def test_figures_are_the_same_under_any_settings_of_matplotlib(learnable: MakeData, tmp_path: Path) -> None:
+    run = fitted(learnable(), tmp_path / "run")
+    score(run=run, figures=tmp_path / "plain")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\naxes.facecolor: black\n")
+    code = f"""
+import sys, affcache
+affcache.score(run={str(run)!r}, figures={str(tmp_path / "own")!r})
+assert sys.modules["matplotlib"].rcParams["font.size"] == 30
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    env = os.environ | {"MPLBACKEND": "module://of.a.notebook", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "own" / path.name).read_bytes(), path.name
+
+
+def test_figures_of_one_unit() -> None:
+    labels = np.array([[0], [1], [1], [0]])
+    scores = Scores("mean_f1", 0.8, (ClassScores("smile", {"f1": 0.8}, 2, (0.5, 0.9)),))
+    task = replace(TASKS["au"], classes=("smile",))
+    with drawing():
+        figures = score_figures(task, scores, labels, labels, np.array([[0.1], [0.8], [0.9], [0.4]]), [])
+    assert set(figures) == {"classes", "precision_recall", "reliability"}
+    assert figures["precision_recall"].legends[0].get_texts()[0].get_text() == "smile 1.00"

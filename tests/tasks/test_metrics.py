@@ -63,6 +63,12 @@ def test_multilabel_equals_scikit_learn(rows: list[list[int]]) -> None:
     assert scores.without_support == tuple(name for i, name in enumerate(NAMES) if not labels[:, i].any())
 
 
+def test_one_unit_alone_is_scored_by_its_presence() -> None:
+    (scores,) = multilabel_scores(np.array([[0], [1], [1]]), np.array([[0], [0], [1]]), ("smile",)).classes
+    assert scores.values == {"precision": 1, "recall": 0.5, "f1": pytest.approx(2 / 3)}
+    assert multilabel_scores(np.zeros((3, 1), int), np.zeros((3, 1), int), ("smile",)).value == 0
+
+
 def test_absent_classes_count_as_zero_in_the_mean() -> None:
     labels = np.array([0, 0, 1])
     scores = multiclass_scores(labels, labels, NAMES)

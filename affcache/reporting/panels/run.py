@@ -1,0 +1,34 @@
+"""What the run is: its metric with what has to be known of it, before all panels, and its settings, after them."""
+
+import json
+from html import escape
+
+from affcache.progress import metric_name
+from affcache.reporting.context import ReportContext
+
+
+def headline(context: ReportContext) -> str:
+    """Return the metric with its interval, and what has to be known of it."""
+    run, scores, rule = context.run, context.scores, context.scored.rule
+    low, high = scores.interval or (scores.value, scores.value)
+    words = [
+        f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>95 % {low:.3f} to {high:.3f}, '
+        "over videos</small></p>",
+        f"<p>{escape(str(run.folder.path))}, epoch {run.epoch}; {len(context.joined):,} {escape(context.split)} frames "
+        f"of {len(context.scored.statistics)} videos.</p>",
+    ]
+    if context.split == "validation":
+        words.append(_notice("The epoch was chosen on these frames: the score flatters a little."))
+    if rule.fitted_on:
+        warning = " <b>optimistic</b>: the frames that are scored are among them" if rule.optimistic else ""
+        words.append(_notice(f"Decided by a rule fitted on {escape(rule.fitted_on)}{warning}."))
+    return "".join(words)
+
+
+def _notice(html: str) -> str:
+    return f'<p class="notice">{html}</p>'
+
+
+def run_settings(context: ReportContext) -> str:
+    """Return the run's ``config.json``."""
+    return f"<pre>{escape(json.dumps(context.run.config, indent=2))}</pre>"

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def add_command(
     name: str,
     settings: type[Settings],
     handler: Handler,
-    examples: str,
+    examples: Sequence[str],
     *,
     positional: tuple[str, ...] = (),
     first: tuple[str, ...] = (),
@@ -50,7 +50,7 @@ def add(
     name: str,
     sentence: str,
     handler: Handler,
-    examples: str,
+    examples: Sequence[str],
     parameters: list[inspect.Parameter],
 ) -> None:
     """Add a command with the given parameters, and --json."""
@@ -69,8 +69,7 @@ def add(
     every = sorted([*parameters, json], key=lambda p: not isinstance(p.default, typer.models.ArgumentInfo))
     command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
-    lines = "\n  ".join(line.strip() for line in examples.strip().splitlines())
-    epilog = f"Examples:\n\n\b\n  {lines}"  # \b: lines stay as they are, to be pasted into a shell
+    epilog = "\n  ".join(["Examples:\n\n\b", *examples])  # \b: lines stay as they are, to be pasted into a shell
     app.command(name, help=sentence, epilog=epilog)(command)
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 import affcache
-from affcache.cli.tables import score_table
+from affcache.cli.show import score_table
 from affcache.crops.folders import find_crops
 from affcache.files import shipped
 from affcache.tasks.annotations import find_label_files, read_label_file

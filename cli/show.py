@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+import affcache
 from affcache.progress import metric_name
 
 from .console import out, rate_text
@@ -14,6 +15,7 @@ from .console import out, rate_text
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
     from affcache.scoring.postprocess import DecisionRule
     from affcache.tasks.metrics import Scores
+    from affcache.tasks.tasks import Task
 
 STATE_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -106,7 +108,7 @@ def score(result: Any) -> None:
         losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
     if result.calibration_error is not None:
         losses += f", calibration error {result.calibration_error:.3f}"
-    out(title, score_table(result.scores), losses)
+    out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
     if result.rule.fitted_on:
         note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
         out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule)}")
@@ -171,7 +173,10 @@ def submit(result: Any) -> None:
 def demo(result: Any) -> None:
     """Print the scores of all tasks, and what they don't show."""
     for task, scored in result.scores.items():
-        out(f"{task}: {scored.frames:,} validation frames of the sample", score_table(scored.scores))
+        out(
+            f"{task}: {scored.frames:,} validation frames of the sample",
+            score_table(scored.scores, affcache.TASKS[task]),
+        )
     out(Text(result.notice, style="yellow"), f"written: {result.out}")
     out(f"next: affcache report {next(iter(result.scores.values())).run}")
 
@@ -180,18 +185,15 @@ COMMANDS = (extract, fit, score, ablate, report, submit, info, verify, demo, imp
 SHOW: Mapping[str, Callable[[Any], None]] = {show.__name__.rstrip("_"): show for show in COMMANDS}
 
 
-def score_table(scores: "Scores") -> Table:
+def score_table(scores: "Scores", task: "Task") -> Table:
     """Lay out the scores of one split: a row a class, a column for each of its values, then the task's metric."""
     columns = list(scores.classes[0].values)  # precision, recall, f1; or ccc, pearson, rmse
-    classified = "f1" in columns
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    metric = metric_name(scores.metric)
-    averaged = scores.metric.rpartition("_")[2]  # macro_f1 stands below f1, mean_ccc below ccc
-    footers = {averaged if averaged in columns else columns[-1]: f"{scores.value:.3f}"}
-    table.add_column("class" if classified else "output", footer=metric)
+    table.add_column("class" if task.has_classes else "output", footer=metric_name(scores.metric))
     for column in columns:
-        table.add_column(column, justify="right", footer=footers.get(column, ""))
-    labelled = sum(c.support for c in scores.classes) if classified else scores.classes[0].support
+        own = column == task.class_metric.lower()  # the metric stands below what it is the mean of
+        table.add_column(column, justify="right", footer=f"{scores.value:.3f}" if own else "")
+    labelled = sum(c.support for c in scores.classes) if task.has_classes else scores.classes[0].support
     if scores.interval:
         table.add_column("95 %", justify="right", footer="{:.3f} to {:.3f}".format(*scores.interval))
     table.add_column("support", justify="right", footer=f"{labelled:,}")  # all frames have all continuous values

@@ -58,26 +58,13 @@ class ScoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
+        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "frames", "epoch", "run")}
         return {
-            "task": self.task,
-            "split": self.split,
-            **self.scores.to_json(),
-            "loss": self.loss,
-            "cvar": self.cvar,
-            "alpha": self.alpha,
-            "frames": self.frames,
-            "epoch": self.epoch,
-            "run": self.run,
-            "runs": list(self.runs),
-            "rule": self.rule.to_json(),
-            "calibration_error": self.calibration_error,
-            "against": self.against,
-            "predictions": self.predictions_file,
-            "figures": list(self.figures),
-            "store": self.store,
-            "classes_without_support": list(self.scores.without_support),
-            "labels": self.account.to_json(),
-        }
+            "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
+            "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
+            "predictions": self.predictions_file, "figures": list(self.figures), "store": self.store,
+            "classes_without_support": list(self.scores.without_support), "labels": self.account.to_json(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

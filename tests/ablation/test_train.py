@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from affcache.ablation import train as grouping
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.train import form_of, group_trials, most_heads, project, require_asked_for
+from affcache.ablation.train import LocalTrainer, form_of, group_trials, most_heads, require_asked_for
 from affcache.ablation.trials import JoinedSplits
 from affcache.errors import ConfigError
 from affcache.progress import Listener
@@ -93,10 +93,10 @@ def test_more_epochs_and_frames_take_longer_in_proportion(learnable: MakeData) -
     chosen = AblateSettings(annotations=labels, preset="paper")
     splits = JoinedSplits.open(store, TASKS["expr"], chosen, Listener()).load(CPU, 1.0, Listener())
     recipe = FitSettings(hidden_layers=1, hidden_width=16, batch_size=16, epochs=10)
-    one = project([recipe] * 5, splits, CPU)
-    many = project([replace(recipe, epochs=1000)] * 5, splits, CPU)
+    one = LocalTrainer(CPU).project([recipe] * 5, splits)
+    many = LocalTrainer(CPU).project([replace(recipe, epochs=1000)] * 5, splits)
     assert 20 < many / one < 500, "about a hundred times"
     before = torch.get_rng_state()
-    project([recipe], splits, CPU)
+    LocalTrainer(CPU).project([recipe], splits)
     assert torch.get_rng_state().equal(before), "the caller's random numbers stay his own"
-    assert project([replace(recipe, head="ridge")], splits, CPU) == 1.0
+    assert LocalTrainer(CPU).project([replace(recipe, head="ridge")], splits) == 1.0

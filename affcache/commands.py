@@ -1,24 +1,54 @@
-"""Every command with its settings class: the command line and affcache.toml go by it."""
+"""Every command: its settings class and the function that does it. The command line and affcache.toml go by it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
 
 from affcache.ablation.settings import AblateSettings
 from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
+from affcache.progress import Listener
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
-from affcache.settings import Settings
+from affcache.settings import ConfigFile, Settings, resolve
 from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 
-COMMANDS: dict[str, type[Settings]] = {
-    "extract": ExtractSettings,
-    "fit": FitSettings,
-    "score": ScoreSettings,
-    "ablate": AblateSettings,
-    "submit": SubmitSettings,
-    "report": ReportSettings,
-    "demo": DemoSettings,
-    "doctor": DoctorSettings,
-    "import": ImportSettings,
-    "export": ExportSettings,
+
+@dataclass(frozen=True)
+class Command:
+    """One command."""
+
+    settings: type[Settings]
+    function: str  # imported when it is called: torch comes with it
+    reads_store: bool = False  # unless told otherwise, the one that extract would write
+    like: str = ""  # another command, whose table in affcache.toml counts here too
+
+
+COMMANDS: Mapping[str, Command] = {
+    "extract": Command(ExtractSettings, "affcache.extraction.extract:extract"),
+    "fit": Command(FitSettings, "affcache.training.fit:fit", reads_store=True),
+    "score": Command(ScoreSettings, "affcache.scoring.score:score"),
+    "ablate": Command(AblateSettings, "affcache.ablation.ablate:ablate", reads_store=True),
+    "submit": Command(SubmitSettings, "affcache.submission.submit:submit"),
+    "report": Command(ReportSettings, "affcache.reporting.report:report"),
+    "demo": Command(DemoSettings, "affcache.demonstration:demo"),
+    "doctor": Command(DoctorSettings, "affcache.extraction.doctor:doctor", like="extract"),
+    "import": Command(ImportSettings, "affcache.exchange.importing:import_embeddings"),
+    "export": Command(ExportSettings, "affcache.exchange.exporting:export_embeddings", reads_store=True),
 }
+SETTINGS: Mapping[str, type[Settings]] = {name: command.settings for name, command in COMMANDS.items()}
+
+
+def call(name: str, given: Mapping[str, Any], config: ConfigFile, listener: Listener) -> Any:
+    """Do a command with the flags that were given, then what affcache.toml says, then the defaults.
+
+    Raises:
+        AffcacheError: whatever the command's function raises.
+    """
+    command = COMMANDS[name]
+    store = {"store": config.store} if command.reads_store else {}
+    values = {**store, **config.of(command.like), **config.of(name), **given}
+    return resolve_name(command.function)(resolve(command.settings, name, values, config), listener=listener)

@@ -209,10 +209,9 @@ def _put(values: dict[str, Any], name: str, value: Any, kind: Any, folder: Path)
 
 def _convert(value: Any, kind: Any, folder: Path) -> Any:
     """Convert to ``kind``; paths become absolute from ``folder``. Raises TypeError saying what was expected."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    kind, may_be_none = optional(kind)
+    if value is None and may_be_none:
+        return None
     if typing.get_origin(kind) is tuple:
         entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
@@ -225,16 +224,21 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
     return value
 
 
+def optional(kind: Any) -> tuple[Any, bool]:
+    """Return the type of a setting without None, and whether it may be None."""
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    return next(part for part in parts if part is not type(None)), type(None) in parts
+
+
 def from_text(text: str, kind: Any) -> Any:
     """Turn text into the value of a setting of type ``kind``: 0.5, 32, true, none, l2.
 
     Raises:
         ValueError: it is none; says what was expected.
     """
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        if text.lower() == "none":
-            return None
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    kind, may_be_none = optional(kind)
+    if may_be_none and text.lower() == "none":
+        return None
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError("true or false")

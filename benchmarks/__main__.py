@@ -13,7 +13,7 @@ import typer
 
 from affcache.settings import Settings
 from benchmarks import ablate, extract, fit, gpu, settings, show, store
-from cli.commands import run, start
+from cli.console import run, start
 from cli.options import Handler, add_command
 
 NAME = "python -m benchmarks"
@@ -65,13 +65,13 @@ def handler_of(benchmark: Benchmark) -> Handler:
     """Return what a benchmark's command does with its flags; affcache.toml has no say in a measurement."""
 
     def handle(given: dict[str, Any], as_json: bool) -> None:
-        run(as_json, lambda listener, _: benchmark.measure(listener=listener, **given), benchmark.show)
+        run(as_json, lambda listener: benchmark.measure(listener=listener, **given), benchmark.show)
 
     return handle
 
 
 for name, benchmark in BENCHMARKS.items():
-    lines = "\n".join(f"{NAME} {name} {flags}".rstrip() for flags in benchmark.examples)
+    lines = [f"{NAME} {name} {flags}".rstrip() for flags in benchmark.examples]
     add_command(app, name, benchmark.settings, handler_of(benchmark), lines)
 
 

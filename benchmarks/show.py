@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 
 from affcache.progress import duration_text
-from cli.commands import out
-from cli.tables import fact_table
+from cli.console import out
+from cli.show import fact_table
 
 
 def machine_text(machine: dict[str, Any]) -> str:

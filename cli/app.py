@@ -1,7 +1,10 @@
-"""The command ``affcache``: what its subcommands are called, what they take, and their examples."""
+"""The command ``affcache``: its subcommands as the help presents them, made from the table ``affcache.commands``."""
 
 import os
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 # Threads that wait should sleep: on a shared machine, spinning ones slow small training steps tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -11,18 +14,13 @@ if {"fit", "ablate"}.intersection(sys.argv[1:2]):  # but waking them costs more 
 import typer
 
 import affcache
-from affcache.ablation.settings import AblateSettings
-from affcache.demonstration import DemoSettings
-from affcache.exchange.settings import ExportSettings, ImportSettings
-from affcache.extraction.settings import DoctorSettings, ExtractSettings
-from affcache.reporting.settings import ReportSettings
-from affcache.scoring.settings import ScoreSettings
-from affcache.submission.settings import SubmitSettings
-from affcache.training.settings import FitSettings
+from affcache.commands import COMMANDS, SETTINGS, call
+from affcache.progress import Listener
+from affcache.settings import find_config
 
-from . import commands, measuring, storing
-from .commands import start
-from .options import add, add_command, argument
+from .console import INPUT_ERROR, run, start
+from .options import Handler, add, add_command, argument
+from .show import SHOW
 
 app = typer.Typer(
     name="affcache",
@@ -47,131 +45,113 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
-add_command(
-    app,
-    "extract",
-    ExtractSettings,
-    commands.extract,
-    """
-    affcache extract --crops data/Aff-Wild2/cropped_aligned
-    affcache extract --crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k
-    """,
-    first=("crops", "crop_list", "store", "model", "pretrained"),
-)
-add_command(
-    app,
-    "fit",
-    FitSettings,
-    commands.fit,
-    """
-    affcache fit --task expr
-    affcache fit --task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1
-    """,
-    first=("task", "store", "annotations", "run", "resume"),
-)
-add_command(
-    app,
-    "score",
-    ScoreSettings,
-    commands.score,
-    """
-    affcache score
-    affcache score runs/au-rho01 --split train --json
-    """,
-    positional=("run",),
-    first=("split", "store", "annotations", "against", "figures"),
-)
-add_command(
-    app,
-    "ablate",
-    AblateSettings,
-    commands.ablate,
-    """
-    affcache ablate --task expr --preset paper --seeds 5
-    affcache ablate --task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid
-    """,
-    first=("task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes"),
-)
-add_command(
-    app,
-    "report",
-    ReportSettings,
-    commands.report,
-    """
-    affcache report
-    affcache report runs/au-rho01 --crops my/faces --out au.html
-    """,
-    positional=("run",),
-    first=("split", "store", "annotations", "crops", "out"),
-)
-add_command(
-    app,
-    "submit",
-    SubmitSettings,
-    commands.submit,
-    """
-    affcache submit runs/best --template test_set_example.txt --store test.h5
-    affcache submit runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51
-    """,
-    positional=("run",),
-    first=("template", "frames", "store", "out"),
-)
-store_argument = argument("store", "The embedding store.")
-add(
-    app,
-    "info",
-    "Say what an embedding store holds and how it was made.",
-    storing.info,
-    "affcache info data/features/ViT-L-14-openai.h5\naffcache info my/faces.h5 --json",
-    [store_argument],
-)
-add(
-    app,
-    "verify",
-    "Read a whole embedding store and check every block against its checksum.",
-    storing.verify,
-    "affcache verify data/features/ViT-L-14-openai.h5\naffcache verify my/faces.h5 --json",
-    [store_argument],
-)
-add_command(
-    app,
-    "demo",
-    DemoSettings,
-    commands.demo,
-    """
-    affcache demo
-    affcache demo --out demo-clip --model ViT-B-32 --pretrained openai
-    """,
-)
-add_command(
-    app,
-    "import",
-    ImportSettings,
-    storing.import_,
-    """
-    affcache import train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai
-    affcache import embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai
-    """,
-    positional=("sources",),
-)
-add_command(
-    app,
-    "export",
-    ExportSettings,
-    storing.export,
-    """
-    affcache export data/features/ViT-L-14-openai.h5 --format npy --out embeddings
-    affcache export my/faces.h5 --format parquet --out my/faces.parquet
-    """,
-    positional=("store",),
-)
-add_command(
-    app,
-    "doctor",
-    DoctorSettings,
-    measuring.doctor,
-    """
-    affcache doctor
-    affcache doctor --crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k
-    """,
-)
+@dataclass(frozen=True)
+class Page:
+    """How the help presents a command."""
+
+    examples: tuple[str, str]  # words after the command's name
+    first: tuple[str, ...] = ()  # settings that the help lists first
+    positional: tuple[str, ...] = ()  # settings that are arguments instead of flags
+
+
+PAGES = {
+    "extract": Page(
+        (
+            "--crops data/Aff-Wild2/cropped_aligned",
+            "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k",
+        ),
+        first=("crops", "crop_list", "store", "model", "pretrained"),
+    ),
+    "fit": Page(
+        ("--task expr", "--task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1"),
+        first=("task", "store", "annotations", "run", "resume"),
+    ),
+    "score": Page(
+        ("", "runs/au-rho01 --split train --json"),
+        first=("split", "store", "annotations", "against", "figures"),
+        positional=("run",),
+    ),
+    "ablate": Page(
+        (
+            "--task expr --preset paper --seeds 5",
+            "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid",
+        ),
+        first=(
+            "task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes",
+        ),
+    ),
+    "report": Page(
+        ("", "runs/au-rho01 --crops my/faces --out au.html"),
+        first=("split", "store", "annotations", "crops", "out"),
+        positional=("run",),
+    ),
+    "submit": Page(
+        (
+            "runs/best --template test_set_example.txt --store test.h5",
+            "runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51",
+        ),
+        first=("template", "frames", "store", "out"),
+        positional=("run",),
+    ),
+    "info": Page(("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json")),
+    "verify": Page(("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json")),
+    "demo": Page(("", "--out demo-clip --model ViT-B-32 --pretrained openai")),
+    "import": Page(
+        (
+            "train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai",
+            "embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai",
+        ),
+        positional=("sources",),
+    ),
+    "export": Page(
+        (
+            "data/features/ViT-L-14-openai.h5 --format npy --out embeddings",
+            "my/faces.h5 --format parquet --out my/faces.parquet",
+        ),
+        positional=("store",),
+    ),
+    "doctor": Page(("", "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k")),
+}  # fmt: skip
+
+
+def info(store: Path, listener: Listener) -> dict[str, Any]:
+    """Say what an embedding store holds and how it was made."""
+    return affcache.EmbeddingStore.open(store).summary()
+
+
+def verify(store: Path, listener: Listener) -> dict[str, Any]:
+    """Read a whole embedding store and check every block against its checksum."""
+    opened = affcache.EmbeddingStore.open(store)
+    for checked in (opened, *(opened.view(name) for name in opened.views)):
+        checked.verify(lambda done, total: listener.progress(done, total, "block"))
+    return {"store": str(opened.path), "rows": len(opened), "sound": True, "views": opened.views, **opened.counts}
+
+
+OF_STORES = {"info": info, "verify": verify}  # they take a store, and have no settings
+
+
+def handler_of(name: str) -> Handler:
+    """Return what a command does with the flags that were given."""
+
+    def handle(given: dict[str, Any], as_json: bool) -> None:
+        def work(listener: Listener) -> Any:
+            config = find_config(Path.cwd(), SETTINGS)
+            of_store = OF_STORES.get(name)
+            return of_store(given["store"], listener) if of_store else call(name, given, config, listener)
+
+        result = run(as_json, work, SHOW[name])
+        if not getattr(result, "healthy", True):  # the doctor's
+            raise typer.Exit(INPUT_ERROR)
+
+    return handle
+
+
+for name, page in PAGES.items():
+    examples = [f"affcache {name} {words}".rstrip() for words in page.examples]
+    if name in COMMANDS:
+        add_command(
+            app, name, COMMANDS[name].settings, handler_of(name), examples, positional=page.positional, first=page.first
+        )
+    else:
+        store = argument("store", "The embedding store.")
+        add(app, name, f"{OF_STORES[name].__doc__}", handler_of(name), examples, [store])

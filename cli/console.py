@@ -1,16 +1,29 @@
-"""What a person sees: messages and progress on standard error, results on standard output."""
+"""What a person sees: messages and progress on standard error, results on standard output, and the exit code."""
 
+import json
+import sys
 import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from types import TracebackType
+from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from affcache.errors import AffcacheError
 from affcache.progress import Listener
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
+
+INPUT_ERROR, INTERRUPTED = 2, 130
+INTERRUPTED_MESSAGE = (
+    "Interrupted. What was finished is kept: 'affcache extract' and 'affcache ablate' continue with the same command, "
+    "'affcache fit' with --run DIR --resume."
+)
 
 
 class RateColumn(ProgressColumn):
@@ -93,3 +106,48 @@ class ConsoleListener(Listener):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def start(app: typer.Typer, name: str) -> None:
+    """Run a command line. With --json, a wrong flag or value is one JSON object on standard output too."""
+    if "--json" not in sys.argv:
+        app(prog_name=name)
+    try:
+        sys.exit(app(prog_name=name, standalone_mode=False) or 0)
+    except Exception as error:
+        show, message = getattr(error, "show", None), getattr(error, "format_message", None)
+        if show is None or message is None:  # what Typer raises at words that it can't parse has both
+            raise
+        show()
+        print(json.dumps({"error": "UsageError", "message": message()}))
+        sys.exit(INPUT_ERROR)
+
+
+def run(as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], None]) -> Any:
+    """Do a command's work, print its result and return it; what went wrong becomes a message and an exit code."""
+    with ConsoleListener() as listener:
+        try:
+            with redirect_stdout(sys.stderr):  # Ray prints what it has to say of lost workers
+                result = work(listener)
+        except AffcacheError as error:
+            listener.message(f"Error: {error}")
+            if as_json:
+                print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+            raise typer.Exit(INPUT_ERROR) from None
+        except KeyboardInterrupt:
+            listener.message(INTERRUPTED_MESSAGE)
+            if as_json:
+                print(json.dumps({"error": "Interrupted", "message": INTERRUPTED_MESSAGE}))
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(json.dumps(result if isinstance(result, dict) else result.to_json()))
+    else:
+        show(result)
+    return result
+
+
+def out(*things: Any) -> None:
+    """Print for people on standard output."""
+    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets] and :colons:
+    for thing in things:
+        console.print(thing, soft_wrap=isinstance(thing, str))

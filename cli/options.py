@@ -2,15 +2,14 @@
 
 import dataclasses
 import inspect
-import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from affcache.settings import Settings, flag
+from affcache.settings import Settings, flag, optional
 
 Handler = Callable[[dict[str, Any], bool], None]  # (flags as given, --json)
 
@@ -20,7 +19,7 @@ def add_command(
     name: str,
     settings: type[Settings],
     handler: Handler,
-    examples: str,
+    examples: Sequence[str],
     *,
     positional: tuple[str, ...] = (),
     first: tuple[str, ...] = (),
@@ -50,16 +49,12 @@ def add(
     name: str,
     sentence: str,
     handler: Handler,
-    examples: str,
+    examples: Sequence[str],
     parameters: list[inspect.Parameter],
 ) -> None:
     """Add a command with the given parameters, and --json."""
-    json = inspect.Parameter(
-        "json",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else."),
-        annotation=bool,
-    )
+    option = typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else.")
+    json = _keyword("json", option, bool)
 
     def command(**values: Any) -> None:
         as_json = values.pop("json")
@@ -69,44 +64,33 @@ def add(
     every = sorted([*parameters, json], key=lambda p: not isinstance(p.default, typer.models.ArgumentInfo))
     command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
-    lines = "\n  ".join(line.strip() for line in examples.strip().splitlines())
-    epilog = f"Examples:\n\n\b\n  {lines}"  # \b: lines stay as they are, to be pasted into a shell
+    epilog = "\n  ".join(["Examples:\n\n\b", *examples])  # \b: lines stay as they are, to be pasted into a shell
     app.command(name, help=sentence, epilog=epilog)(command)
 
 
-def argument(name: str, sentence: str, kind: Any = Path) -> inspect.Parameter:
+def argument(name: str, sentence: str) -> inspect.Parameter:
     """Return a required positional parameter."""
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=typer.Argument(..., help=sentence, show_default=False, metavar=name.upper()),
-        annotation=kind,
-    )
+    return _keyword(name, typer.Argument(..., help=sentence, show_default=False, metavar=name.upper()), Path)
 
 
 def _parameter(declared: "dataclasses.Field[Any]", kind: Any, *, positional: bool) -> inspect.Parameter:
     """Turn one settings field into an option; None stands for "not given", so that affcache.toml can speak."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    kind, _ = optional(kind)
     if typing.get_origin(kind) is tuple:
         kind = list[typing.get_args(kind)[0]]  # type: ignore[misc]  # a type made at run time
     sentence = declared.metadata["help"]
-    choices = declared.metadata["choices"]
-    options: dict[str, Any] = {"show_default": False}
-    if choices:
-        options["metavar"] = "|".join(choices)
     if kind is not bool:
         sentence += f" [default: {_default_text(declared)}]"
     if positional:
-        default = typer.Argument(None, help=sentence, metavar=f"[{declared.name.upper()}]", **options)
+        default = typer.Argument(None, help=sentence, metavar=f"[{declared.name.upper()}]", show_default=False)
     else:
-        default = typer.Option(None, flag(declared.name), help=sentence, **options)
-    return inspect.Parameter(
-        declared.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=typing.Optional[kind],  # noqa: UP045
-    )
+        choices = "|".join(declared.metadata["choices"]) or None
+        default = typer.Option(None, flag(declared.name), help=sentence, metavar=choices, show_default=False)
+    return _keyword(declared.name, default, typing.Optional[kind])  # noqa: UP045
+
+
+def _keyword(name: str, default: Any, kind: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def _default_text(declared: "dataclasses.Field[Any]") -> str:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 import affcache
-from affcache.cli.tables import score_table
+from affcache.cli.show import score_table
 from affcache.crops.folders import find_crops
 from affcache.files import shipped
 from affcache.tasks.annotations import find_label_files, read_label_file
@@ -24,7 +24,8 @@ def score_picture() -> None:
         result = affcache.demo(out=Path(folder) / "demo")
     scored = result.scores["expr"]
     console = Console(record=True, width=72, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(f"expr: {scored.frames:,} validation frames of the sample", score_table(scored.scores))
+    table = score_table(scored.scores, affcache.TASKS["expr"])
+    console.print(f"expr: {scored.frames:,} validation frames of the sample", table)
     console.print(f"[yellow]{result.notice}[/yellow]")
     console.save_svg(str(PICTURES / "score.svg"), title="affcache demo")
 

@@ -15,10 +15,9 @@ from typer.testing import CliRunner, Result
 
 import affcache
 from affcache.cli.app import app
-from affcache.cli.commands import out, run
-from affcache.cli.console import ConsoleListener, rate_text
-from affcache.cli.tables import fact_table
-from affcache.commands import COMMANDS
+from affcache.cli.console import ConsoleListener, out, rate_text, run
+from affcache.cli.show import fact_table
+from affcache.commands import SETTINGS
 from affcache.settings import flag
 from affcache.store.writing import create_store
 from affcache.tasks.tasks import TASKS
@@ -78,7 +77,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_all_commands_are_there_and_the_bare_command_shows_them() -> None:
     assert {"extract", "fit", "score", "info", "verify", "demo"} <= set(NAMES)
-    assert set(COMMANDS) <= set(NAMES)
+    assert set(SETTINGS) <= set(NAMES)
     shown = CliRunner().invoke(app, []).output
     assert all(name.split()[0] in shown for name in NAMES)
 
@@ -95,13 +94,13 @@ def test_help_ends_with_two_examples_that_parse(name: str) -> None:
         command.make_context(name, words[depth + 1 :])  # raises on a flag that isn't there
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+@pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_help_names_every_setting_with_its_sentence_and_default(name: str) -> None:
     def squeezed(text: str) -> str:  # lines are broken at spaces and after hyphens
         return "".join(text.split())
 
     shown = squeezed(call(*name.split(), "--help").stdout)
-    for declared in dataclasses.fields(COMMANDS[name]):
+    for declared in dataclasses.fields(SETTINGS[name]):
         positional = (name, declared.name) in {
             ("score", "run"), ("report", "run"), ("submit", "run"), ("import", "sources"), ("export", "store"),
         }  # fmt: skip
@@ -346,7 +345,7 @@ def test_json_of_a_command_that_succeeds_is_alone(tmp_path: Path) -> None:
 def test_what_a_library_prints_does_not_reach_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     """Ray prints what it has to say of lost workers."""
 
-    def work(listener: Any, config: Any) -> dict[str, int]:
+    def work(listener: Any) -> dict[str, int]:
         print("a worker died")
         return {"rows": 1}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.commands import COMMANDS
+from affcache.commands import SETTINGS
 from affcache.demonstration import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
@@ -26,7 +26,7 @@ def toml(tmp_path: Path) -> Toml:
 
     def read(text: str) -> ConfigFile:
         (tmp_path / "affcache.toml").write_text(text, encoding="utf-8")
-        return find_config(tmp_path, COMMANDS)
+        return find_config(tmp_path, SETTINGS)
 
     return read
 
@@ -57,9 +57,9 @@ def test_the_nearest_file_above_is_read(tmp_path: Path) -> None:
     below = tmp_path / "a" / "b"
     below.mkdir(parents=True)
     (tmp_path / "affcache.toml").write_text("seed = 1\n")
-    assert find_config(below, COMMANDS).path == tmp_path / "affcache.toml"
+    assert find_config(below, SETTINGS).path == tmp_path / "affcache.toml"
     (tmp_path / "a" / "affcache.toml").write_text("seed = 2\n")
-    config = find_config(below, COMMANDS)
+    config = find_config(below, SETTINGS)
     assert config.path == tmp_path / "a" / "affcache.toml"
     assert config.of("fit")["seed"] == 2
 
@@ -72,7 +72,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     below = tmp_path / "below"
     below.mkdir()
     monkeypatch.chdir(below)
-    config = find_config(Path.cwd(), COMMANDS)
+    config = find_config(Path.cwd(), SETTINGS)
     settings = resolve(FitSettings, "fit", {}, config)
     assert settings.annotations == tmp_path / "labels"
     assert settings.run == tmp_path / "runs" / "x"
@@ -93,7 +93,7 @@ def test_shared_keys_count_for_every_command_that_has_them(toml: Toml, tmp_path:
     score = resolve(ScoreSettings, "score", {}, config)
     assert (score.device, score.store, score.annotations) == ("cpu", None, None), "the run says what it is scored on"
     assert resolve(DemoSettings, "demo", {}, config) == DemoSettings(), "the demo brings its own data"
-    known = {f.name for kind in COMMANDS.values() for f in dataclasses.fields(kind)}
+    known = {f.name for kind in SETTINGS.values() for f in dataclasses.fields(kind)}
     assert known >= set(SHARED_KEYS)
 
 
@@ -176,7 +176,7 @@ def test_no_toml_is_a_named_error(toml: Toml, text: str) -> None:
 def test_a_file_in_another_encoding_is_a_named_error(tmp_path: Path) -> None:
     (tmp_path / "affcache.toml").write_bytes("task = 'é'".encode("latin-1"))
     with pytest.raises(ConfigError, match="is not valid TOML"):
-        find_config(tmp_path, COMMANDS)
+        find_config(tmp_path, SETTINGS)
 
 
 def test_whole_numbers_are_fine_where_a_fraction_may_stand(toml: Toml) -> None:

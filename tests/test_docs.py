@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from affcache.commands import COMMANDS
+from affcache.commands import SETTINGS
 from affcache.settings import flag
 
 ROOT = Path(__file__).parents[1]
@@ -24,12 +24,12 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert second in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SETTINGS)
 def test_each_command_page_names_every_setting(command: str) -> None:
     page = (ROOT / "docs" / "commands" / f"{command.split()[0]}.md").read_text()
-    fields = [declared.name for declared in dataclasses.fields(COMMANDS[command])]  # type: ignore[arg-type]
+    fields = [declared.name for declared in dataclasses.fields(SETTINGS[command])]  # type: ignore[arg-type]
     assert [name for name in fields if flag(name) not in page] == []
-    of_page = [settings for name, settings in COMMANDS.items() if name.split()[0] == command.split()[0]]
+    of_page = [settings for name, settings in SETTINGS.items() if name.split()[0] == command.split()[0]]
     known = {flag(declared.name) for settings in of_page for declared in dataclasses.fields(settings)}  # type: ignore[arg-type]
     named = set(re.findall(r"`(--[a-z-]+)", page)) - {"--json", "--help"}
     assert named - known <= {flag("run"), flag("store"), flag("crops")}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from affcache.commands import COMMANDS
+from affcache.commands import SETTINGS
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
 from affcache.scoring.settings import ScoreSettings
@@ -69,7 +69,7 @@ def test_every_problem_is_reported_at_once() -> None:
     assert [line.split()[0] for line in lines] == ["--normalize", "--epochs", "--alpha", "--dropout", "--resume"]
 
 
-@pytest.mark.parametrize("kind", COMMANDS.values())
+@pytest.mark.parametrize("kind", SETTINGS.values())
 def test_every_field_has_a_sentence_and_a_default_that_holds(kind: type[Settings]) -> None:
     settings = kind()
     for declared in dataclasses.fields(settings):

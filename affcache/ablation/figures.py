@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from affcache.ablation.grid import Grid
 from affcache.ablation.summary import Summary
 from affcache.files import drawing, save_figures, single_axes
@@ -71,18 +73,13 @@ def _curves(rows: Sequence[Summary], name: str, others: Sequence[str], axes: Map
     if len(others) == 1 and len(axes[others[0]]) <= MOST_LINES:
         lines = [(value, [row for row in rows if _value(row, others[0]) == value]) for value in axes[others[0]]]
     for level, of_level in lines:
-        at, means, deviations = [], [], []
-        for position, value in zip(positions, values, strict=True):
-            of_value = [row for row in of_level if _value(row, name) == value]
-            if of_value:
-                at.append(position)
-                means.append(statistics.fmean(row.mean for row in of_value if row.mean is not None))
-                deviations.append(statistics.fmean(row.deviation or 0.0 for row in of_value))
+        groups = [[row for row in of_level if _value(row, name) == value] for value in values]
+        at = [position for position, group in zip(positions, groups, strict=True) if group]
+        means = np.array([statistics.fmean(row.mean or 0.0 for row in group) for group in groups if group])
+        deviations = np.array([statistics.fmean(row.deviation or 0.0 for row in group) for group in groups if group])
         label = None if level is None else f"{others[0]} {_words(level)}"
         (line,) = axis.plot(at, means, marker="o", markersize=4, label=label)
-        below = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
-        above = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
-        axis.fill_between(at, below, above, color=line.get_color(), alpha=0.18, linewidth=0)
+        axis.fill_between(at, means - deviations, means + deviations, color=line.get_color(), alpha=0.18, linewidth=0)
     if any(level is not None for level, _ in lines):
         axis.legend(frameon=False)
     elif others:

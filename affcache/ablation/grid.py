@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from affcache.ablation.settings import AblateSettings
 from affcache.errors import ConfigError, did_you_mean
 from affcache.settings import as_text, build, default_store, flag, from_text
@@ -31,7 +33,7 @@ RHOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the results: a point of the grid on one store, trained with every seed."""
+    """One row of the results: named or varied settings on one store, trained with every seed."""
 
     name: str
     values: Mapping[str, Any]  # of the settings that the grid varies
@@ -40,7 +42,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Grid:
-    """All points of an ablation, in their order; a point is only made when it is asked for."""
+    """All variants of an ablation, in their order; one is only made when it is asked for."""
 
     recipe: TrainingSettings
     named: Sequence[NamedValues]
@@ -53,12 +55,17 @@ class Grid:
 
     @property
     def varied(self) -> list[str]:
-        """The names of the settings that differ between points."""
-        of_points = [name for _, values in self.named for name in values]
-        return list(dict.fromkeys([*of_points, *self.axes]))
+        """The names of the settings that differ between variants."""
+        of_named = [name for _, values in self.named for name in values]
+        return list(dict.fromkeys([*of_named, *self.axes]))
+
+    @property
+    def _choices(self) -> list[Sequence[Any]]:
+        """What a variant takes one of each; the last changes fastest."""
+        return [self.named, *self.axes.values(), self.stores]
 
     def __len__(self) -> int:
-        return len(self.named) * math.prod(map(len, self.axes.values())) * len(self.stores)
+        return math.prod(map(len, self._choices))
 
     @property
     def trials(self) -> int:
@@ -68,19 +75,14 @@ class Grid:
     def __getitem__(self, index: int) -> Variant:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        index, store = divmod(index, len(self.stores))
-        chosen: dict[str, Any] = {}
-        for name, values in reversed(list(self.axes.items())):
-            index, position = divmod(index, len(values))
-            chosen[name] = values[position]
-        point, values_of_point = self.named[index]
-        own = {name: chosen[name] for name in self.axes}
-        words = [point] if point else [f"{name}={as_text(value)}" for name, value in values_of_point.items()]
-        words += [f"{name}={as_text(value)}" for name, value in own.items()]
+        places = [int(place) for place in np.unravel_index(index, [len(of) for of in self._choices])]
+        (name, given), *chosen, store = (of[place] for of, place in zip(self._choices, places, strict=True))
+        own = dict(zip(self.axes, chosen, strict=True))
+        words = [name] if name else [f"{key}={as_text(value)}" for key, value in given.items()]
+        words += [f"{key}={as_text(value)}" for key, value in own.items()]
         if len(self.stores) > 1:
-            words.append(self.store_names[store])
-        everything = {name: getattr(self.recipe, name) for name in self.varied}
-        return Variant(", ".join(words) or "the recipe", {**everything, **values_of_point, **own}, self.stores[store])
+            words.append(self.store_names[places[-1]])
+        return Variant(", ".join(words) or "the recipe", {**self._own_values, **given, **own}, store)
 
     def __iter__(self) -> Iterator[Variant]:
         return (self[index] for index in range(len(self)))
@@ -107,13 +109,18 @@ class Grid:
         stems = [store.stem for store in self.stores]
         return stems if len(set(stems)) == len(stems) else [str(store) for store in self.stores]
 
+    @property
+    def _own_values(self) -> dict[str, Any]:
+        """The recipe's values of what is varied."""
+        return {name: getattr(self.recipe, name) for name in self.varied}
+
     def base_index(self) -> int:
-        """Return the point that others are compared with: the one named, else the recipe's own values, else the first.
+        """Return which variant others are compared with: the one named, else the recipe's own values, else the first.
 
         Raises:
-            ConfigError: no point is called so, or has these values.
+            ConfigError: no variant is called so, or has these values.
         """
-        wanted: Mapping[str, Any] = {name: getattr(self.recipe, name) for name in self.varied}
+        wanted = self._own_values
         if self.base:
             names = [variant.name for variant in self]
             if self.base in names:
@@ -145,15 +152,15 @@ def build_grid(settings: AblateSettings) -> Grid:
             "Nothing is varied. Expected --vary NAME=VALUES, such as --vary alpha=0.3,0.5,1, or --preset, --list FILE "
             "or several --store."
         )
-    points: Sequence[NamedValues] = [("", {})]
+    named: Sequence[NamedValues] = [("", {})]
     if settings.preset != "none":
-        points = preset_values(settings.preset, recipe)
+        named = preset_values(settings.preset, recipe)
     if settings.list is not None:
-        points = read_list(settings.list)
+        named = read_list(settings.list)
     axes: dict[str, Sequence[Any]] = {}
     for text in settings.vary:
         name, values = parse_axis(text)
-        if name in axes or any(name in of for _, of in points):
+        if name in axes or any(name in of for _, of in named):
             raise ConfigError(f"--vary {text}: {name} is varied twice. Expected all its values in one place.")
         axes[name] = values
     stores = settings.store or (default_store(),)
@@ -161,12 +168,12 @@ def build_grid(settings: AblateSettings) -> Grid:
         raise ConfigError(f"--store names a store twice: {', '.join(map(str, stores))}. Expected each once.")
     base = settings.base
     if not base and settings.preset in ("alpha", "rho"):
-        name, value = next(iter(points[0][1].items()))
+        name, value = next(iter(named[0][1].items()))
         base = f"{name}={as_text(value)}"
     held_out = settings.held_out if settings.select == "heldout" else 0.0
     words = [settings.preset] if settings.preset != "none" else [settings.list.stem] if settings.list else []
     words += [*axes, *(["stores"] if len(stores) > 1 else []), *(["heldout"] if held_out else [])]
-    return Grid(recipe, points, axes, stores, settings.seeds, base, words, held_out)
+    return Grid(recipe, named, axes, stores, settings.seeds, base, words, held_out)
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
@@ -201,20 +208,10 @@ def read_list(path: Path) -> list[NamedValues]:
         raise ConfigError(
             f"--list {path}: {found}. Expected a table for each setting, such as [cvar] with alpha = 0.5."
         )
-    kinds = typing.get_type_hints(TrainingSettings)
-    points = []
-    for name, table in tables.items():
-        values = {}
-        for key, value in table.items():
-            _require_known(key, f"--list {path}, [{name}]")
-            try:
-                values[key] = (
-                    from_text(value, kinds[key]) if isinstance(value, str) else from_text(str(value), kinds[key])
-                )
-            except ValueError as error:
-                raise ConfigError(f"--list {path}, [{name}]: {key} is {value!r}; expected {error}.") from None
-        points.append((name, values))
-    return points
+    return [
+        (name, {key: _value(key, value, f"--list {path}, [{name}]") for key, value in table.items()})
+        for name, table in tables.items()
+    ]
 
 
 def _parse_values(text: str, where: str, names: Sequence[str]) -> dict[str, Any]:
@@ -236,31 +233,30 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def _value(name: str, text: str, where: str) -> Any:
-    _require_known(name, where)
+def _value(name: str, value: Any, where: str) -> Any:
+    """Return the value of a setting that may be varied, given as text or as TOML has it."""
+    if name not in VARIED:
+        raise ConfigError(f"{where}: {_why_not(name)}. Expected one of: {', '.join(VARIED)}.")
     try:
-        return from_text(text, typing.get_type_hints(TrainingSettings)[name])
+        return from_text(str(value), typing.get_type_hints(TrainingSettings)[name])
     except ValueError as error:
-        raise ConfigError(f"{where}: {name} is {text!r}; expected {error}.") from None
+        raise ConfigError(f"{where}: {name} is {value!r}; expected {error}.") from None
 
 
-def _require_known(name: str, where: str) -> None:
-    if name in VARIED:
-        return
-    why = f"{name!r} is no setting of fit{did_you_mean(name, VARIED)}"
+def _why_not(name: str) -> str:
     if name == "seed":
-        why = "seeds are varied by --seeds K"
-    elif name == "store":
-        why = "stores are varied by several --store FILE"
-    elif name in NOT_VARIED:
-        why = f"{flag(name)} is the same for a whole grid"
-    raise ConfigError(f"{where}: {why}. Expected one of: {', '.join(VARIED)}.")
+        return "seeds are varied by --seeds K"
+    if name == "store":
+        return "stores are varied by several --store FILE"
+    if name in NOT_VARIED:
+        return f"{flag(name)} is the same for a whole grid"
+    return f"{name!r} is no setting of fit{did_you_mean(name, VARIED)}"
 
 
 def preset_values(preset: str, recipe: TrainingSettings) -> Sequence[NamedValues]:
-    """Return the points of a preset; the one that others are compared with comes first.
+    """Return what a preset names; the one that others are compared with comes first.
 
-    Where the recipe has CVaR, SAM or the AUC term on, the preset's points with them use its values.
+    Where the recipe has CVaR, SAM or the AUC term on, the preset's variants with them use its values.
     """
     if preset == "alpha":
         return [("", {"alpha": alpha}) for alpha in reversed(ALPHAS)]

@@ -1,6 +1,7 @@
 """What is missing of a grid, trained group after group; every finished group is on disk as soon as it is."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,11 +40,6 @@ def form_of(settings: FitSettings) -> tuple[object, ...]:
     return (*(getattr(settings, name) for name in FORM), settings.rho > 0, alone)
 
 
-def heads_memory(device: torch.device) -> float:
-    """Return the bytes that the heads of a group may take on a device: a quarter of its memory."""
-    return device_memory(device) * SHARE
-
-
 def group_trials(
     trials: Sequence[Trial], device: torch.device, memory: float, largest: int | None = None
 ) -> Iterator[list[Trial]]:
@@ -77,15 +73,6 @@ def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budge
     activations = 8 * settings.hidden_layers * settings.hidden_width * settings.batch_size
     a_head = FLOAT * (COPIES * parameters + activations + 3 * frames * task.outputs)
     return max(1, min(MOST_HEADS.get(device.type, 1), int(budget // a_head)))
-
-
-def project(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.device) -> float:
-    """Return the seconds that a head takes, the mean of a few settings tried for a moment each.
-
-    On a CPU one is tried at a time; side by side they share some of it, so that a grid takes somewhat less.
-    """
-    tried = [recipe for recipe in recipes if recipe.head != "ridge"][:TRIED]
-    return sum(_seconds_of(recipe, splits, device) for recipe in tried) / len(tried) if tried else 1.0
 
 
 def _seconds_of(recipe: FitSettings, splits: LoadedSplits, device: torch.device) -> float:
@@ -159,12 +146,16 @@ class LocalTrainer:
 
     @property
     def heads_memory(self) -> float:
-        """Bytes that the heads of a group may take."""
-        return heads_memory(self.device)
+        """Bytes that the heads of a group may take: a quarter of the device's."""
+        return device_memory(self.device) * SHARE
 
     def project(self, recipes: Sequence[FitSettings], splits: LoadedSplits) -> float:
-        """Return the seconds that a head takes."""
-        return project(recipes, splits, self.device)
+        """Return the seconds that a head takes, the mean of a few settings tried for a moment each.
+
+        On a CPU one is tried at a time; side by side they share some of it, so that a grid takes somewhat less.
+        """
+        tried = [recipe for recipe in recipes if recipe.head != "ridge"][:TRIED]
+        return statistics.fmean(_seconds_of(one, splits, self.device) for one in tried) if tried else 1.0
 
     def train(self, groups: Sequence[Group], splits: LoadedSplits, report: Report) -> Iterator[tuple[int, Trained]]:
         """Train one group after the other."""

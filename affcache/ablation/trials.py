@@ -27,6 +27,7 @@ from affcache.training.fit import join_splits
 from affcache.training.run_folder import RunFolder, describe_store, settings_to_json
 from affcache.training.settings import FitSettings
 
+RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
 MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
 
 
@@ -93,10 +94,8 @@ class JoinedSplits:
             selection = load_frames(self.store, self.selection, device, max(left, memory * GIGABYTE / 10))
         for frames, split in ((train, "training"), (selection, "held-out"), (validation, "validation")):
             require_finite(frames, split)
-        store, names_and_videos = self.store, group_frames(self.store, self.validation)
-        return LoadedSplits(
-            self.task, store.width, len(store.video_names), train, selection, validation, *names_and_videos
-        )
+        sizes, videos = (self.store.width, len(self.store.video_names)), group_frames(self.store, self.validation)
+        return LoadedSplits(self.task, *sizes, train, selection, validation, *videos)
 
 
 @dataclass(frozen=True)
@@ -159,21 +158,18 @@ class Trial:
             "versions": {"torch": torch.__version__},
         }
 
-    def identity_of_head(self) -> dict[str, Any]:
-        """Return what the header of a saved head says, as that of a run of ``fit``."""
-        description = self.description()
-        return {name: description[name] for name in ("task", "settings", "store")}
-
     def write(self, outcome: "Outcome", videos: list[str], head: dict[str, torch.Tensor] | None) -> None:
         """Write the run folder, its result last."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder.config, self.description())
+        config = self.description()
+        write_json(self.folder.config, config)
         write_text(self.folder.history, "".join(json.dumps(entry) + "\n" for entry in outcome.history))
         if outcome.statistics is not None:
             write_tensors(self._statistics, {"sums": torch.from_numpy(outcome.statistics)}, {"videos": videos})
         if head is not None:
+            header = {name: config[name] for name in ("task", "settings", "store")}  # as that of a run of fit
             best = {"epoch": outcome.best_epoch, self.splits.task.metric: outcome.value}
-            write_tensors(self.folder.head, head, {**self.identity_of_head(), **best})
+            write_tensors(self.folder.head, head, {**header, **best})
         write_json(self._result, outcome.to_json())
 
     def read(self) -> "Outcome":
@@ -185,8 +181,7 @@ class Trial:
         try:
             found = json.loads(self._result.read_text(encoding="utf-8"))
             history = self.folder.read_history()
-            names = ("value", "selected", "best_epoch", "diverged")
-            value, selected, best_epoch, diverged = (found[name] for name in names)
+            value, selected, best_epoch, diverged = (found[name] for name in RESULT)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"The result in {self.folder.path} can't be read ({error}). Expected what 'affcache ablate' wrote. "
@@ -223,4 +218,4 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
-        return {name: getattr(self, name) for name in ("value", "selected", "best_epoch", "diverged")}
+        return {name: getattr(self, name) for name in RESULT}

@@ -11,7 +11,7 @@ import torch
 
 from affcache.ablation.group_training import Group, Report, Trained, train_group
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.train import heads_memory, project
+from affcache.ablation.train import LocalTrainer
 from affcache.ablation.trials import LoadedSplits, Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
@@ -130,13 +130,13 @@ def _own(outcome: Outcome) -> Outcome:
 
 
 def _heads_memory(device: str) -> float:
-    return heads_memory(torch.device(device))
+    return LocalTrainer(torch.device(device)).heads_memory
 
 
 def _project(recipes: Sequence[FitSettings], shared: SharedSource, size: WorkerSize) -> float:
     torch.set_num_threads(size.cores)
     device = torch.device(size.device)
-    return project(recipes, shared.loaded(device), device)
+    return LocalTrainer(device).project(recipes, shared.loaded(device))
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""Decision rules that are fitted: a bias for each class, a threshold for each action unit. Knows arrays only.
+"""How probabilities become decisions: smoothed, calibrated, by a bias for each class or a threshold for each unit.
 
 Macro F1 asks for other decisions than accuracy: a rare class is worth deciding for where it is unlikely. Both fits are
 exact sweeps over all decisions that a bias or a threshold can change, not searches.
@@ -19,6 +19,7 @@ from affcache.scoring.calibration import fit_temperature, with_temperature
 from affcache.scoring.predict import Predictions, TrainedRun
 from affcache.scoring.settings import PredictionSettings
 from affcache.tasks.annotations import join_labels
+from affcache.tasks.metrics import class_counts, f1_of_classes
 from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import Task
 
@@ -27,7 +28,6 @@ Decided = npt.NDArray[np.int64]
 ROUNDS = 20  # over all classes, at most; it ends once none improves
 WIDTHS = (1, 3, 5, 9, 15, 25, 51, 101, 201)  # frame numbers in a window; 1 is none
 Labels = npt.NDArray[Any]
-SAY_WIDTH = " Smoothing needs no fitting with --smooth-width N."
 
 
 def fit_class_biases(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
@@ -44,7 +44,8 @@ def fit_class_biases(probabilities: npt.NDArray[Any], labels: Decided) -> Values
     """
     scores = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny).astype(np.float64))  # (n, C)
     biases = np.zeros(scores.shape[1])
-    best = _macro_f1(labels, scores.argmax(axis=1), scores.shape[1])
+    (counts,) = class_counts(labels, scores.argmax(axis=1), np.zeros_like(labels), 1, len(biases))  # (C, 3)
+    best = float(f1_of_classes(counts).mean())
     for _ in range(ROUNDS):
         before = best
         for one in range(len(biases)):
@@ -66,17 +67,16 @@ def _best_bias(scores: Values, labels: Decided, one: int) -> tuple[float, float]
     needed = others[np.arange(frames), rival] - scores[:, one]  # (n,) the bias from which on it is
     order = needed.argsort(kind="stable")
     rival, labels, needed = rival[order], labels[order], needed[order]
-    right = np.zeros((frames + 1, classes))  # row k: the first k frames are decided for the class
-    decided = np.zeros((frames + 1, classes))
-    is_rival = rival[:, None] == np.arange(classes)
-    right[0] = (is_rival & (labels == rival)[:, None]).sum(axis=0)
-    decided[0] = is_rival.sum(axis=0)
-    right[1:] = right[0] - (is_rival & (labels == rival)[:, None]).cumsum(axis=0)
+    is_rival = rival[:, None] == np.arange(classes)  # (n, C)
+    rival_is_right = is_rival & (labels == rival)[:, None]
+    right, decided = np.zeros((2, frames + 1, classes))  # row k: the first k frames are decided for the class
+    right[0], decided[0] = rival_is_right.sum(axis=0), is_rival.sum(axis=0)
+    right[1:] = right[0] - rival_is_right.cumsum(axis=0)
     decided[1:] = decided[0] - is_rival.cumsum(axis=0)
     right[1:, one] = (labels == one).cumsum()
     decided[:, one] = np.arange(frames + 1)
-    total = decided + np.bincount(labels, minlength=classes)
-    f1 = np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0).mean(axis=1)  # (n + 1,)
+    labelled = np.broadcast_to(np.bincount(labels, minlength=classes), right.shape)
+    f1 = f1_of_classes(np.stack([right, decided, labelled], axis=-1)).mean(axis=1)  # (n + 1,)
     cut = np.concatenate([[True], needed[1:] > needed[:-1], [True]])  # between equal ones nothing can be cut
     best = int(np.flatnonzero(cut)[f1[cut].argmax()])
     return float(f1[best]), _between(needed, best)
@@ -115,12 +115,6 @@ def _between(rising: Values, first: int) -> float:
     if first == len(rising):
         return float(rising[-1] + 1)
     return float((rising[first - 1] + rising[first]) / 2)
-
-
-def _macro_f1(labels: Decided, decided: Decided, classes: int) -> float:
-    right = np.bincount(labels[labels == decided], minlength=classes)
-    total = np.bincount(labels, minlength=classes) + np.bincount(decided, minlength=classes)
-    return float(np.divide(2 * right, total, out=np.zeros(classes), where=total > 0).mean())
 
 
 @dataclass(frozen=True)
@@ -172,8 +166,7 @@ def fit_rule(
         fitted_on: says which frames these are.
         optimistic: whether the frames that will be reported are among them.
     """
-    rule = plain_rule(settings, task)
-    rule = replace(rule, fitted_on=fitted_on, optimistic=optimistic)
+    rule = replace(plain_rule(settings, task), fitted_on=fitted_on, optimistic=optimistic)
     if settings.smooth != "none" and settings.smooth_width is None:
         rule = replace(rule, width=_best_width(rule, task, given, labels))
     if settings.calibrate:
@@ -206,11 +199,7 @@ def _best_width(rule: DecisionRule, task: Task, given: Predictions, labels: Labe
         decided = smoothed.decide(smoothed.probabilities(given, task), task)
         return task.score(labels, decided).value
 
-    return _first_best(WIDTHS, [value(width) for width in WIDTHS])
-
-
-def _first_best(widths: Sequence[int], values: Sequence[float]) -> int:
-    return widths[int(np.argmax(values))]
+    return max(WIDTHS, key=value)
 
 
 def find_rule(
@@ -241,21 +230,25 @@ def find_rule(
     if settings.fit_on == "validation":
         joined, where = join_labels(first.store, annotations, task, "validation"), "validation"
     else:
-        shares = {run.settings.held_out for run in runs}
-        if shares == {0.0} or len(shares) > 1:
-            found = "trained on all training videos" if shares == {0.0} else "held out different shares of them"
-            paths = ", ".join(str(run.folder.path) for run in runs)
-            raise ConfigError(
-                f"A rule can't be fitted on held-out training videos: {paths} {found}. Expected runs that held the "
-                "same out. Train with 'affcache fit --held-out 0.2', or fit on validation with --fit-on validation: "
-                "scores there are optimistic then."
-                f"{SAY_WIDTH if settings.smooth != 'none' and settings.smooth_width is None else ''}"
-            )
-        train = join_labels(first.store, annotations, task, "train")
-        _, joined = hold_out(first.store, train, shares.pop())
-        where = "held-out training videos"
+        share, where = _held_out_share(settings, runs), "held-out training videos"
+        _, joined = hold_out(first.store, join_labels(first.store, annotations, task, "train"), share)
     predictions = Predictions.of(runs, joined.rows, device, settings.views, listener)
     return fit_rule(settings, task, predictions, joined.labels, where, optimistic=where == reported)
+
+
+def _held_out_share(settings: PredictionSettings, runs: Sequence[TrainedRun]) -> float:
+    """Return the share of the training frames that all runs held out; raises ConfigError where there is none."""
+    shares = {run.settings.held_out for run in runs}
+    if len(shares) == 1 and shares != {0.0}:
+        return shares.pop()
+    found = "trained on all training videos" if shares == {0.0} else "held out different shares of them"
+    paths = ", ".join(str(run.folder.path) for run in runs)
+    smoothed = settings.smooth != "none" and settings.smooth_width is None
+    raise ConfigError(
+        f"A rule can't be fitted on held-out training videos: {paths} {found}. Expected runs that held the same out. "
+        "Train with 'affcache fit --held-out 0.2', or fit on validation with --fit-on validation: scores there are "
+        f"optimistic then.{' Smoothing needs no fitting with --smooth-width N.' if smoothed else ''}"
+    )
 
 
 def smooth(

@@ -16,7 +16,7 @@ from affcache.files import drawing, save_figures, write_json, written_whole
 from affcache.progress import Listener
 from affcache.scoring.calibration import reliability
 from affcache.scoring.figures import score_figures
-from affcache.scoring.intervals import Interval, VideoResamples, video_interval
+from affcache.scoring.intervals import VideoResamples, video_interval
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, require_same_frames
 from affcache.scoring.settings import PredictionSettings, ScoreSettings
@@ -58,26 +58,13 @@ class ScoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
+        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "frames", "epoch", "run")}
         return {
-            "task": self.task,
-            "split": self.split,
-            **self.scores.to_json(),
-            "loss": self.loss,
-            "cvar": self.cvar,
-            "alpha": self.alpha,
-            "frames": self.frames,
-            "epoch": self.epoch,
-            "run": self.run,
-            "runs": list(self.runs),
-            "rule": self.rule.to_json(),
-            "calibration_error": self.calibration_error,
-            "against": self.against,
-            "predictions": self.predictions_file,
-            "figures": list(self.figures),
-            "store": self.store,
-            "classes_without_support": list(self.scores.without_support),
-            "labels": self.account.to_json(),
-        }
+            "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
+            "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
+            "predictions": self.predictions_file, "figures": list(self.figures), "store": self.store,
+            "classes_without_support": list(self.scores.without_support), "labels": self.account.to_json(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,7 +109,9 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     against = None
     if settings.against is not None:
         other = TrainedRun.open(RunFolder(settings.against), settings.store, listener)
-        theirs = _score_other(settings, first, other, joined, device, listener)
+        require_one_task([first, other])
+        require_same_frames(first.store, other.store, joined.rows)
+        theirs = score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
         against = _compare(scored, theirs, task, resamples, other)
     scores = with_intervals(scored, task, resamples)
     figures: list[Path] = []
@@ -198,25 +187,10 @@ def with_intervals(scored: Scored, task: Task, resamples: VideoResamples) -> Sco
     return scored.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
 
 
-def _score_other(
-    settings: ScoreSettings,
-    first: TrainedRun,
-    other: TrainedRun,
-    joined: JoinedLabels,
-    device: torch.device,
-    listener: Listener,
-) -> Scored:
-    """Score the run that another is compared with, on the same frames."""
-    require_one_task([first, other])
-    require_same_frames(first.store, other.store, joined.rows)
-    annotations = settings.annotations or first.settings.annotations
-    return score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
-
-
 def _compare(scored: Scored, other: Scored, task: Task, resamples: VideoResamples, run: TrainedRun) -> dict[str, Any]:
     """Return the other run's value, and how much this one's is above it, on the same videos."""
     ours, theirs = (resamples.metric(one.statistics, task.metric_of) for one in (scored, other))
-    found: Interval = video_interval(scored.scores.value - other.scores.value, ours - theirs)
+    found = video_interval(scored.scores.value - other.scores.value, ours - theirs)
     return {"run": str(run.folder.path), "value": other.scores.value, "difference": asdict(found)}
 
 

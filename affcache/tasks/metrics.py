@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Interval = tuple[float, float]  # low, high
+Bounds = tuple[float, float]  # low, high
 Table = npt.NDArray[np.float64]
 CONSTANT = 1e-12  # a variance that is a smaller part of the mean square is rounding
 
@@ -19,7 +19,7 @@ class ClassScores:
     name: str
     values: Mapping[str, float]  # precision, recall, f1 in [0, 1]; or ccc, pearson in [-1, 1], rmse; 0 where undefined
     support: int  # frames with this label; all frames for a continuous value
-    interval: Interval | None = None  # 95 % of the value that the task's metric averages
+    interval: Bounds | None = None  # 95 % of the value that the task's metric averages
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Scores:
     value: float  # the task's metric: the unweighted mean over all classes, present or not; in [-1, 1] for mean_ccc
     classes: tuple[ClassScores, ...]
     further: Mapping[str, float] = field(default_factory=dict)  # others of the split, such as accuracy, mean_rmse
-    interval: Interval | None = None  # 95 % of ``value``
+    interval: Bounds | None = None  # 95 % of ``value``
 
     @property
     def without_support(self) -> tuple[str, ...]:
@@ -42,13 +42,13 @@ class Scores:
         classes = [{"name": c.name, **c.values, "support": c.support, **_range(c.interval)} for c in self.classes]
         return {"metric": self.metric, "value": self.value, **_range(self.interval), **self.further, "classes": classes}
 
-    def with_intervals(self, own: Interval, of_classes: Sequence[Interval]) -> "Scores":
+    def with_intervals(self, own: Bounds, of_classes: Sequence[Bounds]) -> "Scores":
         """Return the scores with the interval of the metric and of each class."""
         classes = tuple(replace(c, interval=of) for c, of in zip(self.classes, of_classes, strict=True))
         return replace(self, interval=own, classes=classes)
 
 
-def _range(interval: Interval | None) -> dict[str, float]:
+def _range(interval: Bounds | None) -> dict[str, float]:
     return {} if interval is None else {"low": interval[0], "high": interval[1]}
 
 

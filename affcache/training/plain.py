@@ -32,6 +32,7 @@ from affcache.training.sam import SAM, frozen_batch_norm
 from affcache.training.settings import FitSettings
 
 TRIED_FRAMES, TRIED_WIDTH = 8, 12  # of the frames on which the fast step is held to the plain one
+TRIED_RATE, TRIED_RHO = 0.01, 2.0  # at most: absurd ones make numbers that no two sums agree on
 CLOSE = 1e-6  # relative; both are in float64
 TIMED_STEPS = 3
 
@@ -175,7 +176,8 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
     """
     factors = factors_pay(recipe)  # as in the shape that trains
-    recipe = replace(recipe, precision="fp32", hidden_width=min(recipe.hidden_width, 2 * TRIED_WIDTH))
+    small, rate = min(recipe.hidden_width, 2 * TRIED_WIDTH), min(recipe.lr, TRIED_RATE)
+    recipe = replace(recipe, precision="fp32", hidden_width=small, lr=rate, rho=min(recipe.rho, TRIED_RHO))
     drawn = torch.Generator().manual_seed(0)
     head = _random_head(recipe, task, drawn)
     if type(head) is not MLPHead:

@@ -20,7 +20,7 @@ from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import StreamedFrames
-from tests.ablation.test_ablating import QUICK, tables
+from tests.ablation.test_ablate import QUICK, tables
 from tests.conftest import Heard, MakeData
 
 GRID: dict[str, Any] = {**QUICK, "epochs": 3, "vary": ("alpha=0.5,1", "rho=0,0.05"), "seeds": 2, "select": "heldout"}

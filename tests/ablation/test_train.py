@@ -1,4 +1,4 @@
-"""Which trials train side by side, how many, and that finished groups leave the others as they are."""
+"""Which trials train side by side, that finished groups leave the others as they are, and how long a grid takes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.ablation import train as grouping
-from affcache.ablation.train import form_of, group_trials, most_heads
+from affcache.ablation.settings import AblateSettings
+from affcache.ablation.train import LocalTrainer, form_of, group_trials, most_heads, require_asked_for
+from affcache.ablation.trials import JoinedSplits
+from affcache.errors import ConfigError
+from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
 from affcache.training.settings import FitSettings
+from tests.conftest import MakeData
 
 CPU = torch.device("cpu")
 PLENTY = 1e12  # bytes
@@ -34,7 +39,7 @@ def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
     forms = {"rho": 0.0, "epochs": 3, "batch_size": 64, "stride": 2, "frames_per_epoch": 10, "cvar_level": "set",
              "cvar_within": "video", "class_weights": "balanced", "adaptive": True, "clip_norm": 1.0,
              "precision": "bf16", "hidden_layers": 2, "hidden_width": 9, "normalize": "l2", "head": "linear",
-             "auc_margin": 0.1, "task": "au"}  # fmt: skip
+             "auc_margin": 0.1, "task": "au", "loss": "cross_entropy"}  # fmt: skip
     for name, value in forms.items():
         assert form_of(replace(SMALL, **{name: value})) != form_of(SMALL), name
     named = {*alone, *forms, "auc_weight", "annotations", "run", "resume", "device", "memory"}
@@ -74,3 +79,24 @@ def test_memory_bounds_a_group(task: str) -> None:
     parameters = sum(p.numel() for p in grouping.build_head(paper, 768, TASKS[task]).parameters())
     assert 2e8 / (4 * 12 * parameters) < sizes[0] < 2e8 / (4 * 5 * parameters)
     assert most_heads(paper, TASKS[task], 768, 10_000_000, 5e8, CPU) < sizes[1], "logits of all frames take room too"
+
+
+def test_a_day_is_the_limit() -> None:
+    require_asked_for(10, 86_400, asked=False)
+    require_asked_for(10, 1e9, asked=True)
+    with pytest.raises(ConfigError, match=r"10 heads to train: about 24.0 h\. Expected at most a day unless --yes"):
+        require_asked_for(10, 86_401, asked=False)
+
+
+def test_more_epochs_and_frames_take_longer_in_proportion(learnable: MakeData) -> None:
+    store, labels = learnable()
+    chosen = AblateSettings(annotations=labels, preset="paper")
+    splits = JoinedSplits.open(store, TASKS["expr"], chosen, Listener()).load(CPU, 1.0, Listener())
+    recipe = FitSettings(hidden_layers=1, hidden_width=16, batch_size=16, epochs=10)
+    one = LocalTrainer(CPU).project([recipe] * 5, splits)
+    many = LocalTrainer(CPU).project([replace(recipe, epochs=1000)] * 5, splits)
+    assert 20 < many / one < 500, "about a hundred times"
+    before = torch.get_rng_state()
+    LocalTrainer(CPU).project([recipe], splits)
+    assert torch.get_rng_state().equal(before), "the caller's random numbers stay his own"
+    assert LocalTrainer(CPU).project([replace(recipe, head="ridge")], splits) == 1.0

@@ -225,13 +225,13 @@ def test_groups_cut_to_memory_give_the_same_heads(
 ) -> None:
     data, sizes = learnable(), []
     whole = run(data, tmp_path / "whole", vary=("alpha=0.3,0.5,1",), dropout=0.0)
-    of = group_training.GroupTraining.__init__
+    of = grouping.train_group
 
-    def counted(self: Any, trials: Any, *arguments: Any) -> None:
-        sizes.append(len(trials))
-        of(self, trials, *arguments)
+    def counted(group: Any, *arguments: Any) -> Any:
+        sizes.append(len(group.trials))
+        return of(group, *arguments)
 
-    monkeypatch.setattr(group_training.GroupTraining, "__init__", counted)
+    monkeypatch.setattr(grouping, "train_group", counted)
     monkeypatch.setitem(grouping.MOST_HEADS, "cpu", 4)
     cut = run(data, tmp_path / "cut", vary=("alpha=0.3,0.5,1",), dropout=0.0)
     assert sizes == [4, 2]

@@ -1,0 +1,229 @@
+"""What each command prints of its result, for people."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+import affcache
+from affcache.progress import metric_name
+
+from .console import out, rate_text
+
+if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
+    from affcache.scoring.postprocess import DecisionRule
+    from affcache.tasks.metrics import Scores
+    from affcache.tasks.tasks import Task
+
+STATE_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def extract(result: Any) -> None:
+    """Print the store, and what an extraction took."""
+    view = "" if result.view == "plain" else f" (view {result.view}, in {result.view_store})"
+    facts = {"store": result.store, "rows": _rows_text(result) + view}
+    if result.engine == "ray":
+        facts["cluster"] = f"workers: {result.actors}, nodes: {result.nodes}"
+    if result.encoded_now:
+        rate = rate_text(result.rate, "crop")
+        facts["this run"] = f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate}"
+        facts["time"] = ", ".join(f"{stage} {share:.0%}" for stage, share in result.shares.items())
+        facts["bottleneck"] = result.bottleneck
+    else:
+        facts["this run"] = "nothing to do: the store is complete"
+    if result.converted:
+        facts["converted"] = ", ".join(f"{count:,} {mode}" for mode, count in result.converted.items())
+    if result.unreadable_list:
+        facts["unreadable"] = f"listed in {result.unreadable_list}"
+    out(fact_table(facts), _fit_next(result))
+
+
+def import_(result: Any) -> None:
+    """Print the store that was made, and of what."""
+    facts = {"store": result.store, **_sizes(result), "from": result.imported_from}
+    if result.normalised is not None:
+        facts["embeddings"] = "of length 1" if result.normalised else "not normalised"
+    if result.same_as_exported:
+        facts["export"] = "the same rows, to the bit, as the store it was made of"
+    out(fact_table(facts), _fit_next(result))
+
+
+def export(result: Any) -> None:
+    """Print what was written, and the way back."""
+    facts = {"out": f"{result.out} ({result.format}, {result.bytes / 1e6:,.1f} MB)", **_sizes(result)}
+    out(fact_table(facts), f"back: affcache import {result.out} --store FILE")
+
+
+def _rows_text(result: Any) -> str:
+    return f"{result.rows:,}: {result.encoded:,} encoded, {result.unreadable:,} unreadable"
+
+
+def _sizes(result: Any) -> dict[str, Any]:
+    return {"rows": _rows_text(result), "videos": f"{result.videos:,}", "width": result.width}
+
+
+def _fit_next(result: Any) -> str:
+    return f"next: affcache fit --task expr --store {result.store} --annotations DIR"
+
+
+def info(result: dict[str, Any]) -> None:
+    """Print what a store holds, and how it was made."""
+    encoder = result.pop("encoder")
+    out(fact_table(result), "encoder", fact_table({f"  {name}": value for name, value in encoder.items()}))
+
+
+def verify(result: dict[str, Any]) -> None:
+    """Print that a store is sound."""
+    views = f", in view {', '.join(result['views'])} too" if result["views"] else ""
+    out(f"{result['store']} is sound: {result['rows']:,} rows, every block matches its checksum{views}")
+
+
+def doctor(result: Any) -> None:
+    """Print what was looked at, a line each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in result.checks:
+        table.add_row(Text(check.state, style=STATE_STYLES[check.state]), check.name, Text(check.finding))
+    sound, broken = "next: affcache extract, with the same flags", "extract would stop at what is marked as a problem"
+    out(table, sound if result.healthy else broken)
+
+
+def fit(result: Any) -> None:
+    """Print the run and its best epoch."""
+    tried, metric = "strength" if result.head == "ridge" else "epoch", metric_name(result.metric)
+    facts = {
+        "run": result.run,
+        "best": f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}",
+        "time": f"{result.seconds:.1f} s on {result.device}",
+    }
+    out(fact_table(facts), f"next: affcache score {result.run}")
+
+
+def score(result: Any) -> None:
+    """Print the scores of all classes, and what they rest on."""
+    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {result.frames:,} frames"
+    losses = f"loss {result.loss:.3f}"
+    if result.alpha < 1:
+        losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
+    if result.calibration_error is not None:
+        losses += f", calibration error {result.calibration_error:.3f}"
+    out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
+    if result.rule.fitted_on:
+        note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
+        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule)}")
+    if result.against:
+        of = result.against["difference"]
+        out(
+            f"{result.against['run']} has {result.against['value']:.3f}: "
+            f"the difference is {of['value']:+.3f}, 95 % {of['low']:+.3f} to {of['high']:+.3f}"
+        )
+    out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
+
+
+def ablate(result: Any) -> None:
+    """Print a row a setting, and the best run of each task."""
+    from affcache.ablation.tables import columns_of, headings  # with it comes torch
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in headings(result.rows, result.heldout):
+        table.add_column(heading, justify="left" if heading == "setting" else "right")
+    for row in result.rows:
+        of = row.difference
+        clear = of is not None and (of.low > 0 or of.high < 0)  # the interval leaves out 0
+        table.add_row(*columns_of(row, result.heldout), style="dim" if row.is_base else "bold" if clear else None)
+    facts = {
+        "heads": f"{result.cells:,}, {result.trained:,} trained now in {result.seconds:.0f} s on {result.device}",
+        "epochs chosen on": "held-out training videos" if result.heldout else "validation itself, which flatters",
+        "written": f"{result.out}: results.csv, summary.csv, .md and .tex, figures/",
+    }
+    for best in result.best:
+        chosen = f" ({best['selected']:.3f} where it was chosen)" if result.heldout else ""
+        name = f"best run, {best['task']}" if len(result.best) > 1 else "best run"
+        facts[name] = f"{best['setting']}, seed {best['seed']}: {best['value']:.3f} on validation{chosen}"
+    out(table, fact_table(facts))
+    for best in result.best:
+        out(f"next: affcache score {best['run']}" if best["run"] else f"next: {best['fit']}")
+
+
+def report(result: Any) -> None:
+    """Print where the report lies, and what it shows."""
+    facts = {
+        "out": f"{result.out} ({result.bytes / 1e6:,.1f} MB); open it in a browser",
+        "shows": f"{result.frames:,} frames, the hardest {result.hardest}, {result.suspicious} doubtful labels",
+        "pictures": f"{result.pictures} crops",
+    }
+    out(fact_table(facts))
+
+
+def submit(result: Any) -> None:
+    """Print what a submission holds."""
+    facts = {
+        "out": result.out,
+        "lines": f"{result.lines:,} of {result.videos:,} videos, all that were asked for; read back and checked",
+        "filled": f"{result.filled:,} frames without a crop, from their neighbours",
+    }
+    if result.videos_without_crops:
+        facts["no crop at all"] = ", ".join(result.videos_without_crops)
+    if result.rule.fitted_on or result.rule.smooth != "none":
+        facts["rule"] = rule_text(result.rule)
+    out(fact_table(facts))
+
+
+def demo(result: Any) -> None:
+    """Print the scores of all tasks, and what they don't show."""
+    for task, scored in result.scores.items():
+        out(
+            f"{task}: {scored.frames:,} validation frames of the sample",
+            score_table(scored.scores, affcache.TASKS[task]),
+        )
+    out(Text(result.notice, style="yellow"), f"written: {result.out}")
+    out(f"next: affcache report {next(iter(result.scores.values())).run}")
+
+
+COMMANDS = (extract, fit, score, ablate, report, submit, info, verify, demo, import_, export, doctor)
+SHOW: Mapping[str, Callable[[Any], None]] = {show.__name__.rstrip("_"): show for show in COMMANDS}
+
+
+def score_table(scores: "Scores", task: "Task") -> Table:
+    """Lay out the scores of one split: a row a class, a column for each of its values, then the task's metric."""
+    columns = list(scores.classes[0].values)  # precision, recall, f1; or ccc, pearson, rmse
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    table.add_column("class" if task.has_classes else "output", footer=metric_name(scores.metric))
+    for column in columns:
+        own = column == task.class_metric.lower()  # the metric stands below what it is the mean of
+        table.add_column(column, justify="right", footer=f"{scores.value:.3f}" if own else "")
+    labelled = sum(c.support for c in scores.classes) if task.has_classes else scores.classes[0].support
+    if scores.interval:
+        table.add_column("95 %", justify="right", footer="{:.3f} to {:.3f}".format(*scores.interval))
+    table.add_column("support", justify="right", footer=f"{labelled:,}")  # all frames have all continuous values
+    for row in scores.classes:
+        values = [f"{row.values[column]:.3f}" for column in columns]
+        if scores.interval:
+            values.append("{:.3f} to {:.3f}".format(*row.interval) if row.interval else "")
+        table.add_row(row.name, *values, f"{row.support:,}", style="dim" if row.support == 0 else None)
+    table.caption = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items())
+    table.caption_justify = "left"
+    return table
+
+
+def rule_text(rule: "DecisionRule") -> str:
+    """Say what a fitted rule does."""
+    parts = []
+    if rule.smooth != "none":
+        parts.append(f"{rule.smooth} over {rule.width} frame numbers")
+    if rule.temperature != 1:
+        parts.append(f"temperature {rule.temperature:.2f}")
+    if rule.offsets:
+        parts.append("offsets " + ", ".join(f"{offset:.2f}" for offset in rule.offsets))
+    return "; ".join(parts)
+
+
+def fact_table(facts: Mapping[str, Any]) -> Table:
+    """Lay out names and values, a row each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    return table

@@ -1,7 +1,5 @@
 """The form that every source is brought into: frame keys, statuses, and matrices that are read block by block."""
 
-import os
-import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
-from affcache.crops.folders import IMAGE_SUFFIXES, LARGEST_FRAME_NUMBER
+from affcache.crops.frame_paths import parse_path, require_key
 from affcache.errors import ConfigError, InputError
 
-_SEPARATOR = re.compile(r"[/\\]")  # lists made on Windows mix both
-_FRAME_NUMBER = re.compile(r"\d+$", re.ASCII)
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
 Matrix = npt.NDArray[Any]
@@ -54,12 +50,8 @@ class KeyCollector:
         Raises:
             ValueError: says what is wrong with it, as a part of a sentence.
         """
-        if not video or "\0" in video:  # HDF5 ends a text at a zero byte
-            raise ValueError(f"has the video name {video!r}, which a store can't keep")
-        if not 0 <= frame <= LARGEST_FRAME_NUMBER:
-            raise ValueError(f"has the frame number {frame}, outside 0 to {LARGEST_FRAME_NUMBER}")
-        self._video.append(self._index.setdefault(video, len(self._index)))
-        self._frame.append(frame)
+        require_key(video, frame)
+        self._append(video, frame)
 
     def add_path(self, path: str) -> None:
         """Take the key of the next row from the path of its crop, as ``find_crops`` would.
@@ -67,15 +59,12 @@ class KeyCollector:
         Raises:
             ValueError: says what is wrong with the path, as a part of a sentence.
         """
-        *folders, name = _SEPARATOR.split(path)
-        video = folders[-1] if folders else ""
-        if video in ("", ".", ".."):
-            raise ValueError(f"has the path {path!r}, in which no folder names the video")
-        stem, suffix = os.path.splitext(name)
-        match = _FRAME_NUMBER.search(stem)
-        if match is None or (suffix and suffix.lower() not in IMAGE_SUFFIXES):
-            raise ValueError(f"has the path {path!r}, which doesn't end in a frame number and the suffix of an image")
-        self.add(video, int(match.group()))
+        _, video, number = parse_path(path)
+        self._append(video, number)
+
+    def _append(self, video: str, frame: int) -> None:
+        self._video.append(self._index.setdefault(video, len(self._index)))
+        self._frame.append(frame)
 
     def keys(self) -> FrameKeys:
         """Return what was gathered."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from affcache.crops.frame_paths import parse_path
 from affcache.errors import InputError
 from affcache.files import write_text
 from affcache.tasks.tasks import Task
@@ -45,16 +46,16 @@ def read_template(path: Path) -> Template:
         if position == 1 and (location == LOCATION or "/" not in location):
             columns = tuple(name.strip() for name in line.split(",")[1:] if name.strip())
             continue
-        video, _, name = location.replace("\\", "/").rpartition("/")
-        stem = name.rpartition(".")[0]
-        if not video or not stem.isascii() or not stem.isdigit():
+        try:
+            video, _, frame = parse_path(location)
+        except ValueError:
             raise InputError(
                 f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
                 "the first comma, as in the organisers' templates. Correct that line."
-            )
+            ) from None
         locations.append(location)
         videos.append(video)
-        numbers.append(int(stem))
+        numbers.append(frame)
     return replace(_template(locations, videos, numbers, path), columns=columns)
 
 

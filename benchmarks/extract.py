@@ -12,7 +12,7 @@ from affcache.crops.folders import find_crops
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.extraction.doctor import bare_encoder, batch_size_of, seconds_of
-from affcache.extraction.extract import fill
+from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, prepare_encoder
@@ -105,7 +105,7 @@ def compare(encoder: Encoder, settings: BenchExtractSettings, listener: Listener
         unit="crops/s",
         rates=rates,
         bares=bares,
-        shares=pipeline.account.clock.shares(),
+        shares=pipeline.stats.clock.shares(),
         bottleneck=pipeline.bottleneck(),
         crops=len(crops),
         model=settings.model,
@@ -125,7 +125,7 @@ def measure_pipeline(encoder: Encoder, crops: CropList, workers: int) -> tuple[P
         create_store(path, crops, encoder.width, encoder.description, fingerprint(encoder.description))
         with StoreWriter(path) as writer:
             pipeline = Pipeline(crops, encoder, Listener(), batch_size_of(encoder), workers)
-            return pipeline, seconds_of(lambda: fill(writer, pipeline, writer.pending_rows(), Listener()))
+            return pipeline, seconds_of(lambda: write_embeddings(writer, pipeline, writer.pending_rows(), Listener()))
 
 
 def repeated(crops: CropList, rows: int) -> CropList:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from affcache.cluster.connection import connected, require_ray
+from affcache.cluster.crop_sample import CropSample
 from affcache.cluster.encoding import ClusterEncoding
-from affcache.cluster.evidence import Evidence
 from affcache.cluster.nodes import Node, WorkerSize, living_nodes, worker_size
 from affcache.cluster.pool import WorkerPool, reason
 from affcache.cluster.shared_weights import share
@@ -85,10 +85,10 @@ def opened_engine(
     with connected(settings.ray_address, 2 * shared.bytes + ROOM_FOR_REPLIES, listener) as ray:
         nodes = living_nodes(ray)
         size = worker_size(nodes, settings.device, settings.actors, settings.workers)
-        evidence = Evidence.of(crops)
-        require_everywhere(ray, nodes, size, evidence, listener)
+        sample = CropSample.of(crops)
+        require_everywhere(ray, nodes, size, sample, listener)
         settings = replace(settings, device=size.device)
-        job = Job(settings, ray.put(shared), ray.put(crops), evidence, len(crops), size.workers, size.cores)
+        job = Job(settings, ray.put(shared), ray.put(crops), sample, len(crops), size.workers, size.cores)
         del shared  # workers have theirs; the driver needs none
         pool = WorkerPool(ray, ray.remote(EncodingWorker), job, size, settings.actors, recorded, listener)
         try:
@@ -98,7 +98,7 @@ def opened_engine(
 
 
 def require_everywhere(
-    ray: ModuleType, nodes: Sequence[Node], size: WorkerSize, evidence: Evidence, listener: Listener
+    ray: ModuleType, nodes: Sequence[Node], size: WorkerSize, sample: CropSample, listener: Listener
 ) -> None:
     """Ask every machine that can have a worker whether it runs this affcache, and sees the crops.
 
@@ -110,7 +110,7 @@ def require_everywhere(
     remote = ray.remote(look_around)
     asked = [node for node in nodes if size.room([node])]
     references = [
-        remote.options(num_cpus=0, scheduling_strategy=affinity(node.id, soft=False)).remote(evidence, node.name)
+        remote.options(num_cpus=0, scheduling_strategy=affinity(node.id, soft=False)).remote(sample, node.name)
         for node in asked
     ]
     ours = versions()
@@ -133,10 +133,10 @@ def require_everywhere(
             listener.warning(f"node {node.name} has {found}, the driver {ours}: embeddings can differ by rounding")
 
 
-def look_around(evidence: Evidence, node: str) -> dict[str, str] | AffcacheError:
+def look_around(sample: CropSample, node: str) -> dict[str, str] | AffcacheError:
     """Return what is installed here, or why the crops can't be seen."""
     try:
-        evidence.require_paths(node)
+        sample.require_paths(node)
     except InputError as error:
         return error
     return versions()

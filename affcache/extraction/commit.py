@@ -15,7 +15,7 @@ COMMIT_ROWS = 4096
 Encoded = tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]  # features (n, D), status (n,)
 
 
-class Committer:
+class BackgroundWriter:
     """Gathers consecutive batches, and lets one thread commit them every few seconds, one commit at a time."""
 
     def __init__(self, writer: StoreWriter, pool: ThreadPoolExecutor, clock: StageClock) -> None:

@@ -10,16 +10,15 @@ from threading import Lock
 from types import TracebackType
 
 import numpy as np
-import numpy.typing as npt
 
 from affcache.crops.archives import DamagedMemberError
 from affcache.crops.crop_list import CropList, require_source
 from affcache.crops.images import DecodedCrop, Preprocessing, UnreadableCropError, decode_crop, mirrored
 from affcache.extraction.stats import StageClock
+from affcache.store.reading import Rows
 
 CROPS_A_TASK = 16  # decoded by one thread in one go: handing over each crop alone would cost as much as decoding it
 
-Rows = npt.NDArray[np.int64]
 Decoded = list[DecodedCrop | str]  # a crop, or why it can't be read
 
 

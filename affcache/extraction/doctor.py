@@ -74,26 +74,26 @@ def doctor(
         ConfigError: a setting is unknown or out of range.
     """
     settings = build(DoctorSettings, values, over=settings)
-    examination = Examination(settings, listener or Listener())
-    for name, look in examination.looks():
-        with on_device(examination.device):
-            examination.check(name, look)
+    visit = Doctor(settings, listener or Listener())
+    for name, check in visit.checks():
+        with on_device(visit.device):
+            visit.carry_out(name, check)
     return DoctorResult(
-        checks=tuple(examination.checks),
-        rows=len(examination.crops) if examination.crops else 0,
-        pending=examination.pending,
-        projected_seconds=examination.projected_seconds,
-        machine=describe_machine(examination.device),
+        checks=tuple(visit.found),
+        rows=len(visit.crops) if visit.crops else 0,
+        pending=visit.pending,
+        projected_seconds=visit.projected_seconds,
+        machine=describe_machine(visit.device),
     )
 
 
-class Examination:
+class Doctor:
     """One visit: the checks in order, each with what the earlier ones found."""
 
     def __init__(self, settings: DoctorSettings, listener: Listener) -> None:
         self.settings, self.listener = settings, listener
         self.path = settings.store or default_store(settings.model, settings.pretrained)
-        self.checks: list[Check] = []
+        self.found: list[Check] = []
         self.device = torch.device("cpu")
         self.crops: CropList | None = None
         self.encoder: Encoder | None = None
@@ -102,7 +102,7 @@ class Examination:
         self.decode_seconds = 0.0  # a crop, in one thread
         self.projected_seconds: float | None = None
 
-    def looks(self) -> list[tuple[str, Callable[[], tuple[str, str]]]]:
+    def checks(self) -> list[tuple[str, Callable[[], tuple[str, str]]]]:
         """Return the checks in the order in which they build on one another."""
         return [
             ("environment", self.environment),
@@ -117,15 +117,15 @@ class Examination:
             ("duration", self.duration),
         ]
 
-    def check(self, name: str, look: Callable[[], tuple[str, str]]) -> None:
+    def carry_out(self, name: str, check: Callable[[], tuple[str, str]]) -> None:
         """Do one check, and keep what it found; an error of the user's input is a finding."""
         try:
-            state, finding = look()
+            state, finding = check()
         except AffcacheError as error:
             state, finding = PROBLEM, str(error).splitlines()[0]
         if finding:
-            self.checks.append(Check(name, state, finding))
-            self.listener.progress(len(self.checks), len(self.looks()), "check", name)
+            self.found.append(Check(name, state, finding))
+            self.listener.progress(len(self.found), len(self.checks()), "check", name)
 
     def environment(self) -> tuple[str, str]:
         """Versions of what embeddings depend on."""

@@ -1,7 +1,7 @@
 """The pipeline of stage one in one process: crops decoded ahead in threads, and encoded in batches.
 
 Both happen at once, and hand over through a queue of fixed length, so that memory doesn't depend on the number of
-crops. What comes out is committed by filling.py.
+crops. What comes out is committed by extract.py.
 """
 
 import os
@@ -20,13 +20,13 @@ from affcache.crops.crop_list import CropList
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.extraction.commit import Encoded
-from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
-from affcache.extraction.encode_pool import Embeddings, EncoderCalls, calls_at_once
+from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, consecutive_batches
+from affcache.extraction.encode_pool import Embeddings, EncodePool, calls_at_once
 from affcache.extraction.settings import ExtractSettings
-from affcache.extraction.stats import Account, bottleneck, shares_text
+from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
 from affcache.extraction.tuning import prepare_encoder
 from affcache.progress import Listener
-from affcache.store.reading import ENCODED, UNREADABLE
+from affcache.store.reading import ENCODED, UNREADABLE, Rows
 
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once
 
@@ -42,13 +42,13 @@ class Pipeline:
     workers: int  # threads that decode
     mirror: bool = False  # encode each crop with left and right changed over
     cores: int | None = None  # threads that encode on a CPU; None for as many as torch would use
-    account: Account = field(default_factory=Account)
+    stats: ExtractionStats = field(default_factory=ExtractionStats)
     largest_call: int = 0  # crops per encoder call: the batch size, until the device runs out of memory
 
     def __post_init__(self) -> None:
         self._decoder = CropDecoder(self.crops, self.encoder.preprocessing, self.mirror)
 
-    def encode(
+    def run(
         self, pending: Rows, turn: AbstractContextManager[Any] | None = None
     ) -> Generator[tuple[Rows, Encoded], None, None]:
         """Yield batches of consecutive rows with float16 features (B, D), zero where unreadable, and status (B,).
@@ -65,9 +65,9 @@ class Pipeline:
         batches = consecutive_batches(pending, self.batch_size)
         most_ahead = BATCHES_AHEAD + calls_at_once(self.encoder, self.cores) - 1
         with (
-            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.account.clock) as ahead,
+            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.stats.clock) as ahead,
             turn or nullcontext(),
-            EncoderCalls(self.encoder, self.largest_call, self.listener, self.cores) as calls,
+            EncodePool(self.encoder, self.largest_call, self.listener, self.cores) as calls,
         ):
             in_flight: deque[EncodingBatch] = deque()
             for rows, decoded in ahead:
@@ -78,16 +78,16 @@ class Pipeline:
                 yield self._finish(in_flight.popleft())
             self.largest_call = calls.largest_call
 
-    def _begin(self, rows: Rows, decoded: Decoded, calls: EncoderCalls) -> "EncodingBatch":
+    def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> "EncodingBatch":
         """Keep account of a batch's crops, and hand the readable ones to the encoder."""
         start = time.perf_counter()
         status = np.full(len(rows), UNREADABLE, dtype=np.uint8)
         pixels = []
         for index, crop in enumerate(decoded):
             if isinstance(crop, str):
-                self.account.unreadable[int(rows[index])] = crop
+                self.stats.unreadable[int(rows[index])] = crop
             else:
-                self.account.modes[crop.mode] += 1
+                self.stats.modes[crop.mode] += 1
                 status[index] = ENCODED
                 pixels.append(crop.pixels)
         return EncodingBatch(rows, status, calls.begin(pixels), time.perf_counter() - start)
@@ -101,13 +101,13 @@ class Pipeline:
             with np.errstate(over="ignore"):  # an overflow becomes inf, which the writer refuses by row
                 features[batch.status == ENCODED] = np.concatenate(parts).astype(np.float16)
         held = batch.seconds_to_begin + time.perf_counter() - start
-        self.account.clock.divide(held, stages or {"encode": 1.0})
+        self.stats.clock.divide(held, stages or {"encode": 1.0})
         return batch.rows, (features, batch.status)
 
     def bottleneck(self) -> str:
         """Return one sentence on what holds the run up and which flag to turn."""
         return bottleneck(
-            self.account.clock.shares(),
+            self.stats.clock.shares(),
             workers=self.workers,
             cores=os.cpu_count() or 1,
             device=str(self.encoder.device),
@@ -116,7 +116,7 @@ class Pipeline:
 
     def note(self) -> str:
         """Return how it stands, in a few words."""
-        return f"{shares_text(self.account.clock.shares())}; {self.bottleneck().partition(' ')[0]}"
+        return f"{shares_text(self.stats.clock.shares())}; {self.bottleneck().partition(' ')[0]}"
 
 
 @dataclass
@@ -132,9 +132,9 @@ class EncodingBatch:
 class Encoding(Protocol):
     """Crops being encoded."""
 
-    account: Account
+    stats: ExtractionStats
 
-    def encode(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
+    def run(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
         """Yield consecutive rows with their float16 features (n, D) and status (n,), in any order of the yields."""
 
     def note(self) -> str:

@@ -83,14 +83,14 @@ def _about_encoding(device: str, precision: str, waiting: float) -> str:
 
 
 @dataclass
-class Account:
+class ExtractionStats:
     """Of one process, or gathered from several."""
 
     clock: StageClock = field(default_factory=StageClock)
     unreadable: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
     modes: Counter[str] = field(default_factory=Counter)  # crops read, by Pillow's mode
 
-    def take(self, other: "Account") -> None:
+    def take(self, other: "ExtractionStats") -> None:
         """Add what another process kept account of."""
         for stage, seconds in other.clock.seconds.items():
             self.clock.add(stage, seconds)

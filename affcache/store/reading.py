@@ -21,6 +21,7 @@ from affcache.store.layout import FORMAT_VERSION, Place, fingerprint, read_layou
 
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
+Rows = npt.NDArray[np.int64]  # of a store
 VIEWS = ("flip",)  # further matrices that may lie beside a store
 
 

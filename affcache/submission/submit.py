@@ -81,7 +81,7 @@ def submit(
     rows = _rows_of(runs[0].store, template)
     predictions = Predictions.of(runs, rows, device, settings.views, listener)
     probabilities = rule.probabilities(predictions, task)
-    filled, count, missing = fill(template, predictions, probabilities)
+    filled, count, missing = fill_gaps(template, predictions, probabilities)
     if missing:
         listener.warning(
             f"{len(missing)} videos of the template have no crop in {runs[0].store.path}: {', '.join(missing[:5])}"
@@ -101,7 +101,7 @@ def submit(
     )
 
 
-def fill(
+def fill_gaps(
     template: Template, predictions: Predictions, probabilities: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.float64], int, list[str]]:
     """Give every frame of a template probabilities.

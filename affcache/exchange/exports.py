@@ -13,10 +13,9 @@ from affcache.errors import InputError
 from affcache.exchange.clip_retrieval import matching_parts, open_npy
 from affcache.exchange.sources import (
     FrameKeys,
-    KeyCollector,
+    ImportSource,
     Matrix,
     Part,
-    Source,
     cannot_read,
     map_bytes,
     parquet_file,
@@ -37,7 +36,7 @@ SAFETENSORS_KEY = "affcache"  # of the header's metadata
 NPY_FILE = "provenance.json"
 
 
-def open_npy_export(folder: Path) -> Source:
+def open_npy_export(folder: Path) -> ImportSource:
     """Open an exported folder: img_emb/, metadata/ and provenance.json.
 
     Raises:
@@ -53,10 +52,10 @@ def open_npy_export(folder: Path) -> Source:
     _require_float16(embeddings, part.dtype)
     keys, status = _keys_and_status(metadata, rows_of(metadata, KEY_COLUMNS))
     require_same_length(embeddings, part.rows, metadata, len(keys))
-    return Source(folder, (part,), keys, status, IMPORTED_FROM, provenance)
+    return ImportSource(folder, (part,), keys, status, IMPORTED_FROM, provenance)
 
 
-def open_parquet_export(path: Path) -> Source:
+def open_parquet_export(path: Path) -> ImportSource:
     """Open an exported Parquet file.
 
     Raises:
@@ -78,10 +77,10 @@ def open_parquet_export(path: Path) -> Source:
         return unpack(folder, _unpacked_groups(path, shape[1]), np.dtype("<f2"), shape)
 
     part = Part(path, *shape, np.dtype("<f2"), matrix)
-    return Source(path, (part,), keys, status, IMPORTED_FROM, provenance)
+    return ImportSource(path, (part,), keys, status, IMPORTED_FROM, provenance)
 
 
-def open_safetensors_export(path: Path) -> Source:
+def open_safetensors_export(path: Path) -> ImportSource:
     """Open an exported safetensors file.
 
     Raises:
@@ -109,7 +108,7 @@ def open_safetensors_export(path: Path) -> Source:
     )
     keys, status = _keys_and_status(path, triples)
     part = Part(path, rows, width, np.dtype("<f2"), lambda folder: maps["features"])
-    return Source(path, (part,), keys, status, IMPORTED_FROM, provenance)
+    return ImportSource(path, (part,), keys, status, IMPORTED_FROM, provenance)
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -128,21 +127,21 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _keys_and_status(path: Path, rows: Iterable[tuple[Any, ...]]) -> tuple[FrameKeys, npt.NDArray[np.uint8]]:
     """Collect video, frame number and status of every row."""
-    collector, statuses = KeyCollector(), bytearray()
+    keys, statuses = FrameKeys(), bytearray()
     for video, frame, status in rows:
         try:
             if status not in (ENCODED, UNREADABLE):
                 raise ValueError(f"has the status {status!r}, not 1 (encoded) or 2 (unreadable)")
             if not isinstance(frame, int) or not isinstance(video, str):
                 raise ValueError(f"has the video {video!r} and the frame number {frame!r}")
-            collector.add(video, frame)
+            keys.add(video, frame)
         except ValueError as error:
             raise InputError(
-                f"{path}, row {len(collector)} (counted from 0) {error}. Expected the columns that 'affcache export' "
+                f"{path}, row {len(keys)} (counted from 0) {error}. Expected the columns that 'affcache export' "
                 "writes. Export the store again."
             ) from None
         statuses.append(status)
-    return collector.keys(), np.frombuffer(bytes(statuses), dtype=np.uint8)
+    return keys, np.frombuffer(bytes(statuses), dtype=np.uint8)
 
 
 def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:

@@ -2,7 +2,7 @@
 
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,30 +14,21 @@ import numpy.typing as npt
 from affcache.crops.crop_list import CropList
 from affcache.crops.frame_paths import parse_path, require_key
 from affcache.errors import ConfigError, InputError
+from affcache.progress import Listener
+from affcache.store.reading import ENCODED, Rows
 
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
+NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
 
 
-@dataclass(frozen=True)
 class FrameKeys:
-    """The video and the frame number of n rows, in any order."""
-
-    video_names: tuple[str, ...]  # each used by at least one row
-    video: npt.NDArray[np.int64]  # (n,) index into video_names
-    frame_number: npt.NDArray[np.int32]  # (n,)
-
-    def __len__(self) -> int:
-        return len(self.video)
-
-
-class KeyCollector:
-    """Gathers the keys of one source, row after row, in little memory."""
+    """The video and the frame number of n rows, in any order; gathered row after row, in little memory."""
 
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}
+        self._index: dict[str, int] = {}  # of a video, each used by at least one row
         self._video = array("q")
         self._frame = array("q")
 
@@ -54,11 +45,7 @@ class KeyCollector:
         self._append(video, frame)
 
     def add_path(self, path: str) -> None:
-        """Take the key of the next row from the path of its crop, as ``find_crops`` would.
-
-        Raises:
-            ValueError: says what is wrong with the path, as a part of a sentence.
-        """
+        """Take the key of the next row from the path of its crop; raises as ``add``."""
         _, video, number = parse_path(path)
         self._append(video, number)
 
@@ -66,60 +53,45 @@ class KeyCollector:
         self._video.append(self._index.setdefault(video, len(self._index)))
         self._frame.append(frame)
 
-    def keys(self) -> FrameKeys:
-        """Return what was gathered."""
-        return FrameKeys(
-            video_names=tuple(self._index),
-            video=np.array(self._video, dtype=np.int64),
-            frame_number=np.array(self._frame, dtype=np.int32),
+    def extend(self, other: "FrameKeys") -> None:
+        """Take the keys of another source as those of the next rows."""
+        index = np.array([self._index.setdefault(name, len(self._index)) for name in other._index], dtype=np.int64)
+        self._video.frombytes(index[np.array(other._video, dtype=np.int64)].tobytes())
+        self._frame.extend(other._frame)
+
+    def stored_order(self, place: Callable[[int], str]) -> tuple[CropList, Rows]:
+        """Sort the rows, at least one, as a store keeps them: by video name, then by frame number.
+
+        Args:
+            place: names a row for messages.
+
+        Returns:
+            The list of crops, and int64 (N,): row i of the store is row ``order[i]`` of these.
+
+        Raises:
+            InputError: a frame occurs twice.
+        """
+        names = sorted(self._index)
+        rank = np.empty(len(names), dtype=np.int64)
+        rank[[self._index[name] for name in names]] = np.arange(len(names))
+        video, frame_number = rank[np.array(self._video)], np.array(self._frame, dtype=np.int32)
+        order = np.lexsort((frame_number, video)).astype(np.int64)
+        video, frame_number = video[order], frame_number[order]
+        repeated = np.flatnonzero((np.diff(video) == 0) & (np.diff(frame_number) == 0))
+        if len(repeated):
+            first, second = sorted(int(row) for row in order[repeated[0] : repeated[0] + 2])
+            raise InputError(
+                f"Frame {frame_number[repeated[0]]} of the video {names[video[repeated[0]]]} occurs twice: "
+                f"{place(first)} and {place(second)}. Expected every frame once. Remove one of the two, or import "
+                "sources that overlap, such as those of two tasks, into a store each."
+            )
+        crops = CropList(
+            folders=tuple(Path(name) for name in names),
+            video_names=tuple(names),
+            video_start=np.cumsum([0, *np.bincount(video, minlength=len(names))], dtype=np.int64),
+            frame_number=frame_number,
         )
-
-
-def join_keys(parts: Sequence[FrameKeys]) -> FrameKeys:
-    """Return the keys of several sources as those of one, rows in the order given."""
-    index: dict[str, int] = {}
-    videos = []
-    for part in parts:
-        of_part = [index.setdefault(name, len(index)) for name in part.video_names]
-        videos.append(np.array(of_part, dtype=np.int64)[part.video])
-    return FrameKeys(tuple(index), np.concatenate(videos), np.concatenate([part.frame_number for part in parts]))
-
-
-def stored_order(keys: FrameKeys, place: Callable[[int], str]) -> tuple[CropList, npt.NDArray[np.int64]]:
-    """Sort rows as a store keeps them: by video name, then by frame number.
-
-    Args:
-        keys: of N rows, at least one.
-        place: names a row for messages.
-
-    Returns:
-        The list of crops, and int64 (N,): row i of the store is row ``order[i]`` of ``keys``.
-
-    Raises:
-        InputError: a frame occurs twice.
-    """
-    by_name = sorted(range(len(keys.video_names)), key=keys.video_names.__getitem__)
-    names = [keys.video_names[index] for index in by_name]
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[by_name] = np.arange(len(names))
-    video = rank[keys.video]
-    order = np.lexsort((keys.frame_number, video))
-    video, frame_number = video[order], keys.frame_number[order]
-    repeated = np.flatnonzero((np.diff(video) == 0) & (np.diff(frame_number) == 0))
-    if len(repeated):
-        first, second = sorted(int(row) for row in order[repeated[0] : repeated[0] + 2])
-        raise InputError(
-            f"Frame {frame_number[repeated[0]]} of the video {names[video[repeated[0]]]} occurs twice: {place(first)} "
-            f"and {place(second)}. Expected every frame once. Remove one of the two, or import sources that overlap, "
-            "such as those of two tasks, into a store each."
-        )
-    crops = CropList(
-        folders=tuple(Path(name) for name in names),
-        video_names=tuple(names),
-        video_start=np.concatenate([[0], np.cumsum(np.bincount(video, minlength=len(names)))]).astype(np.int64),
-        frame_number=frame_number,
-    )
-    return crops, order.astype(np.int64)
+        return crops, order
 
 
 @dataclass(frozen=True)
@@ -139,7 +111,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """What one source holds, with nothing read of its matrices yet."""
 
     path: Path
@@ -213,21 +185,97 @@ def cannot_read(path: Path, error: Exception) -> InputError:
     )
 
 
-def read_rows(parts: tuple[Part, ...], matrices: list[Matrix], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-    """Gather rows, counted over all parts together, as float16 (n, D)."""
-    starts = np.cumsum([0, *(part.rows for part in parts)])
-    part_of_row = np.searchsorted(starts, rows, side="right") - 1
-    features = np.empty((len(rows), parts[0].width), dtype="<f2")
-    for index in np.unique(part_of_row):
-        chosen = part_of_row == index
-        features[chosen] = matrices[index][rows[chosen] - starts[index]]
-    return features
+@dataclass(frozen=True)
+class SourceRows:
+    """All embeddings of all sources, and the order in which the store keeps them."""
+
+    parts: tuple[Part, ...]
+    matrices: list[Matrix]  # (n, D) each
+    order: Rows  # (N,) the row of the sources, counted over all parts together, that each row of the store is
+    status: npt.NDArray[np.uint8]  # (N,) in the order of the sources
+
+    def read(self, block: slice) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+        """Gather rows of the store: float16 features (n, D) and status (n,)."""
+        rows = self.order[block]
+        starts = np.cumsum([0, *(part.rows for part in self.parts)])
+        part_of_row = np.searchsorted(starts, rows, side="right") - 1
+        features = np.empty((len(rows), self.parts[0].width), dtype="<f2")
+        for index in np.unique(part_of_row):
+            chosen = part_of_row == index
+            features[chosen] = self.matrices[index][rows[chosen] - starts[index]]
+        return features, self.status[rows]
 
 
 def blocks_of(rows: int) -> Iterator[slice]:
     """Yield slices of at most ``BLOCK`` rows that cover all of them."""
     for first in range(0, rows, BLOCK):
         yield slice(first, min(first + BLOCK, rows))
+
+
+@dataclass
+class Rounding:
+    """What float16 makes of the embeddings of encoded rows."""
+
+    values: int = 0
+    changed_values: int = 0  # values that float16 can't hold exactly
+    largest_relative_change: float = 0.0  # of a value that isn't 0, as a fraction of it
+    largest_change: float = 0.0
+    normalised: bool = True  # every embedding has length 1
+
+    def add(self, block: Matrix, half: npt.NDArray[np.float16]) -> None:
+        """Take a block of embeddings, (n, D), and its float16 values; all are finite."""
+        self.values += block.size
+        lengths = np.linalg.norm(half.astype(np.float32), axis=1)
+        self.normalised = self.normalised and bool((np.abs(lengths - 1) <= NORM_TOLERANCE).all())
+        if block.dtype == half.dtype:
+            return
+        change = np.abs(half.astype(block.dtype) - block)
+        changed = change > 0  # then the value isn't 0 either
+        count = int(np.count_nonzero(changed))
+        if count:
+            self.changed_values += count
+            self.largest_change = max(self.largest_change, float(change.max()))
+            relative = change[changed] / np.abs(block[changed])
+            self.largest_relative_change = max(self.largest_relative_change, float(relative.max()))
+
+
+def check_float16(rows: SourceRows, listener: Listener) -> Rounding:
+    """Read every embedding once, before anything is written: what float16 can't hold, and what it changes.
+
+    Raises:
+        InputError: a value is not finite, or too large for float16; or an unreadable row holds values. Names the row.
+    """
+    found, status, done = Rounding(), rows.status, 0
+    for part, matrix in zip(rows.parts, rows.matrices, strict=True):
+        for of_block in blocks_of(part.rows):
+            block = np.asarray(matrix[of_block])
+            with np.errstate(over="ignore"):
+                half = block.astype("<f2")
+            _require_finite(part, of_block.start, block, half)
+            encoded = status[done : done + len(block)] == ENCODED
+            if half[~encoded].any():
+                row = of_block.start + int(np.flatnonzero(~encoded & half.any(axis=1))[0])
+                raise InputError(
+                    f"{part.place(row)} is marked unreadable and holds an embedding. Expected zeros there, as "
+                    "'affcache export' writes them. Export the store again."
+                )
+            found.add(*((block, half) if encoded.all() else (block[encoded], half[encoded])))
+            done += len(block)
+            listener.progress(done, len(status), "row", "checking")
+    return found
+
+
+def _require_finite(part: Part, first: int, block: Matrix, half: npt.NDArray[Any]) -> None:
+    wrong = ~np.isfinite(half)
+    if not wrong.any():
+        return
+    row, column = (int(index) for index in np.argwhere(wrong)[0])
+    value = block[row, column]
+    problem = "is not finite" if not np.isfinite(value) else "is too large for float16, which ends at 65504"
+    raise InputError(
+        f"{part.place(first + row)}: value {column} (counted from 0) is {value} and {problem}. Expected embeddings "
+        "that float16 can hold. Make them again, in float32, or remove the row from both files."
+    )
 
 
 def pyarrow_parquet() -> Any:

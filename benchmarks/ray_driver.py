@@ -98,7 +98,7 @@ def main() -> None:
                     create_store(path, crops, given.width, DESCRIPTION, "f" * 64)
                     with StoreWriter(path) as writer:
                         pending = writer.pending_rows()
-                        seconds[name].append(seconds_of(partial(fill, writer, source, pending, Listener())))
+                        seconds[name].append(seconds_of(partial(write_embeddings, writer, source, pending, Listener())))
     for name, taken in seconds.items():
         rate = given.rows / statistics.median(taken)
         each = ", ".join(f"{one:.2f}" for one in taken)

@@ -1,7 +1,7 @@
 """The extraction pipeline against the bare encoder: crops per second of both, in turn, in one run."""
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 from affcache.files import shipped
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build
 from affcache.store.layout import fingerprint
 from affcache.store.writing import StoreWriter, create_store
@@ -26,7 +26,7 @@ from benchmarks.shared import temporary_folder
 
 
 @dataclass(frozen=True)
-class BenchExtractResult:
+class BenchExtractResult(Result):
     """The rates of pipeline and bare encoder; medians over rounds in which both took their turn."""
 
     rate: float  # crops per second: files on disk to committed rows of a store
@@ -45,10 +45,6 @@ class BenchExtractResult:
     compiled: bool
     device: str
     machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def bench_extract(

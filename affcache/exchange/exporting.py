@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from affcache.exchange.clip_retrieval import EMBEDDINGS, METADATA
 from affcache.exchange.exports import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, provenance_of
 from affcache.exchange.settings import ExportSettings
 from affcache.exchange.sources import blocks_of, pyarrow_parquet
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
 
@@ -117,7 +117,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path, EmbeddingStore, Listener], None]]]
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Result):
     """What an export wrote."""
 
     out: str
@@ -131,10 +131,6 @@ class ExportResult:
     bytes: int  # of all files written
     store_fingerprint: str
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def export_embeddings(

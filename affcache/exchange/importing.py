@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from affcache.exchange.sources import (
     cannot_read,
     check_float16,
 )
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build, default_store
 from affcache.store.layout import differing_fields, fingerprint
 from affcache.store.reading import EmbeddingStore
@@ -121,7 +121,7 @@ def _require_same_width(sources: Sequence[ImportSource]) -> None:
 
 
 @dataclass(frozen=True)
-class ImportResult:
+class ImportResult(Result):
     """What an import did."""
 
     store: str
@@ -141,10 +141,6 @@ class ImportResult:
     encoder_fingerprint: str
     same_as_exported: bool | None  # whether the store equals the exported one; None unless it is one whole export
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def import_embeddings(

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from affcache.extraction.extract import list_crops
 from affcache.extraction.pipeline import default_workers
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
-from affcache.progress import Listener, duration_text
+from affcache.progress import Listener, Result, duration_text
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
 
@@ -44,7 +44,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class DoctorResult:
+class DoctorResult(Result):
     """What the doctor found."""
 
     checks: tuple[Check, ...]
@@ -60,7 +60,7 @@ class DoctorResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
-        return {**asdict(self), "healthy": self.healthy}
+        return {**super().to_json(), "healthy": self.healthy}
 
 
 def doctor(

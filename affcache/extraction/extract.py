@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from affcache.extraction.commit import BackgroundWriter
 from affcache.extraction.pipeline import Encoding, Engine
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
 from affcache.files import write_text
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import CROPS, build, default_store
 from affcache.store.layout import differing_fields, fingerprint
 from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, view_path
@@ -32,7 +32,7 @@ FORWARD = "Choose another --store FILE for these, or delete that store to make i
 
 
 @dataclass(frozen=True)
-class ExtractResult:
+class ExtractResult(Result):
     """What an extraction did."""
 
     store: str
@@ -56,10 +56,6 @@ class ExtractResult:
     batch_size: int
     workers: int  # threads that decode, of each actor
     compiled: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def extract(

@@ -1,6 +1,6 @@
 """A submission as a whole: runs predict a test set's crops, gaps are filled, and the file is written and checked."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
 from affcache.settings import RUNS, build
@@ -27,7 +27,7 @@ from affcache.training.run_folder import RunFolder, newest_run
 
 
 @dataclass(frozen=True)
-class SubmitResult:
+class SubmitResult(Result):
     """What a submission holds."""
 
     out: str
@@ -38,10 +38,6 @@ class SubmitResult:
     filled: int  # lines of frames without a crop, in videos that have some
     videos_without_crops: tuple[str, ...]  # all of their lines hold the mean over all other videos
     rule: DecisionRule
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def submit(

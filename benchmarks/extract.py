@@ -101,7 +101,7 @@ def compare(encoder: Encoder, settings: BenchExtractSettings, listener: Listener
         unit="crops/s",
         rates=rates,
         bares=bares,
-        shares=pipeline.stats.clock.shares(),
+        shares=pipeline.stats.shares(),
         bottleneck=pipeline.bottleneck(),
         crops=len(crops),
         model=settings.model,

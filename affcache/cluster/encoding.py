@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from affcache.cluster.nodes import WorkerSize, counted
-from affcache.cluster.pool import SHARDS_A_WORKER, Worker, WorkerPool, reason
+from affcache.cluster.pool import SHARDS_A_WORKER, Worker, WorkerPool
 from affcache.cluster.shards import Shard, ShardQueue
 from affcache.cluster.worker import Reply
-from affcache.errors import AffcacheError
+from affcache.errors import AffcacheError, first_line
 from affcache.extraction.commit import Encoded
 from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
 from affcache.store.reading import BLOCK_ROWS, Rows
@@ -91,7 +91,7 @@ class ClusterEncoding:
             raise
         except self.ray.exceptions.RayError as error:
             queue.give_back(shard, lost=True)
-            self.pool.lost(worker, reason(error))
+            self.pool.lost(worker, first_line(error))
             return None
         if reply is None:
             queue.give_back(shard, lost=False)
@@ -108,7 +108,7 @@ class ClusterEncoding:
         """Return one sentence on what holds the run up and which flag to turn."""
         description = self.pool.description
         return bottleneck(
-            self.stats.clock.shares(),
+            self.stats.shares(),
             workers=self.size.workers,
             cores=max(self.size.workers, self.size.cores),
             device=self.size.device,
@@ -120,7 +120,7 @@ class ClusterEncoding:
         present = [worker.joined for worker in self.pool.present if worker.joined]
         nodes = len({joined.node_id for joined in present})
         where = f"{counted(len(present), 'worker')} on {counted(nodes, 'node')}"
-        return f"{where}; {shares_text(self.stats.clock.shares())}; {self.bottleneck().partition(' ')[0]}"
+        return f"{where}; {shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
 
 
 def consecutive_runs(rows: Rows, encoded: Encoded) -> Iterator[tuple[Rows, Encoded]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from affcache.cluster.nodes import WorkerSize, living_nodes
 from affcache.cluster.worker import Joined
-from affcache.errors import AffcacheError, InputError
+from affcache.errors import AffcacheError, InputError, first_line
 from affcache.progress import Listener
 
 JOIN_RETRIES = 5  # times that a worker may be lost while it loads the encoder
@@ -133,7 +133,7 @@ class WorkerPool:
             raise
         except self._ray.exceptions.RayError as error:
             joined = InputError(
-                f"A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder: {reason(error)}"
+                f"A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder: {first_line(error)}"
             )
         if isinstance(joined, AffcacheError):
             self.leave_out(worker, joined)
@@ -166,12 +166,18 @@ class WorkerPool:
             self._listener.warning(f"the worker on {worker.node} is lost, its crops go to others: {why}")
             worker.joining = self._join(worker.actor)
 
+    def facts(self) -> dict[str, Any]:
+        """Return where it ran."""
+        joined = [worker.joined for worker in self.workers if worker.joined]
+        return {
+            "engine": "ray",
+            "device": joined[0].device if joined else self._size.device,
+            "workers": self._size.workers,
+            "actors": len(joined),
+            "nodes": len({one.node_id for one in joined}),
+        }
+
     def close(self) -> None:
         """End all workers."""
         for worker in self.workers:
             self._ray.kill(worker.actor)
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of what Ray says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -120,7 +120,7 @@ class EncodingWorker:
         job, crops, encoder = self._loaded
         stats = ExtractionStats()
         if self._idle_since is not None and not self._turn.locked():  # the driver was busy writing
-            stats.clock.add("write", time.perf_counter() - self._idle_since)
+            stats.charge("write", time.perf_counter() - self._idle_since)
         start = time.perf_counter()
         remarks = Remarks()
         pipeline = Pipeline(

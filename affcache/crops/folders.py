@@ -53,15 +53,12 @@ class FrameFiles:
         if not self.format:
             self.format = format_of(*parts)
         if self.format.format(number) != name:
-            self._keep_exception(number, name)
+            if number in self.exceptions:
+                raise self._twice(number, self.exceptions[number], name)
+            self.exceptions[number] = name
         self.numbers.append(number)
         if member is not None:
             self.members += _MEMBER.pack(*member)
-
-    def _keep_exception(self, number: int, name: str) -> None:
-        if number in self.exceptions:
-            raise self._twice(number, self.exceptions[number], name)
-        self.exceptions[number] = name
 
     def in_order(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.void]]:
         """Return frame numbers (n,), rising, and archive members (n,) in that order.

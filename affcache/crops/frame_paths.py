@@ -65,18 +65,4 @@ def parse_path(path: str) -> tuple[str, str, int]:
     parts = split_name(name)
     if parts is None:
         raise ValueError(f"has the path {path!r}, which doesn't end in a frame number and the suffix of an image")
-    number = int(parts[1])
-    require_key(video, number)
-    return folder, video, number
-
-
-def require_key(video: str, number: int) -> None:
-    """Refuse what a store can't keep as the video and number of a frame.
-
-    Raises:
-        ValueError: says what is wrong, as a part of a sentence.
-    """
-    if not video or "\0" in video:  # HDF5 ends a text at a zero byte
-        raise ValueError(f"has the video name {video!r}, which a store can't keep")
-    if not 0 <= number <= LARGEST_FRAME_NUMBER:
-        raise ValueError(f"has the frame number {number}, outside 0 to {LARGEST_FRAME_NUMBER}")
+    return folder, video, int(parts[1])

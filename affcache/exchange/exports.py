@@ -28,8 +28,8 @@ from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")
-TENSORS = {"features": "<f2", "status": "u1", "frame_number": "<i4", "video_start": "<i8"}
-_NUMPY_OF = {"F16": "<f2", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+TENSORS = {"video_start": "I64", "frame_number": "I32", "features": "F16", "status": "U8"}  # by falling size of a value
+_DTYPES = {"F16": "<f2", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 EXPORT_FORMAT, EXPORT_VERSION = "affcache-export", 1
 PARQUET_KEY = b"affcache"  # of the schema metadata
 SAFETENSORS_KEY = "affcache"  # of the header's metadata
@@ -49,7 +49,8 @@ def open_npy_export(folder: Path) -> ImportSource:
         raise cannot_read(folder / NPY_FILE, error) from None
     ((embeddings, metadata),) = matching_parts(folder)[:1]
     part = open_npy(embeddings)
-    _require_float16(embeddings, part.dtype)
+    if part.dtype != np.dtype("<f2"):
+        raise cannot_read(embeddings, ValueError(f"an export holds float16, this is {part.dtype}"))
     keys, status = _keys_and_status(metadata, rows_of(metadata, KEY_COLUMNS))
     require_same_length(embeddings, part.rows, metadata, len(keys))
     return ImportSource(folder, (part,), keys, status, IMPORTED_FROM, provenance)
@@ -92,11 +93,12 @@ def open_safetensors_export(path: Path) -> ImportSource:
     maps: dict[str, npt.NDArray[Any]] = {}
     try:
         names = [str(name) for name in json.loads(described["video_name"])]
-        for name, dtype in TENSORS.items():
+        for name, kind in TENSORS.items():
             entry = header[name]
-            if _NUMPY_OF.get(entry["dtype"]) != dtype:
+            if entry["dtype"] != kind:
                 raise ValueError(f"{name} is {entry['dtype']}")
-            maps[name] = map_bytes(path, first + entry["data_offsets"][0], np.dtype(dtype), tuple(entry["shape"]))
+            start, shape = first + entry["data_offsets"][0], tuple(entry["shape"])
+            maps[name] = map_bytes(path, start, np.dtype(_DTYPES[kind]), shape)
         video = np.repeat(np.arange(len(names)), np.diff(maps["video_start"]))
         if len({len(video), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
             raise ValueError("its tensors differ in length")
@@ -164,11 +166,6 @@ def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:
                 )
             first += rows
             yield features.reshape(rows, width)
-
-
-def _require_float16(path: Path, dtype: np.dtype[Any]) -> None:
-    if dtype != np.dtype("<f2"):
-        raise cannot_read(path, ValueError(f"an export holds float16, this is {dtype}"))
 
 
 def provenance_of(store: EmbeddingStore) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +196,7 @@ def import_embeddings(
         videos=len(crops.video_names),
         width=parts[0].width,
         labels_not_used=labels,
-        values=found.values,
-        changed_values=found.changed_values,
-        largest_relative_change=found.largest_relative_change,
-        largest_change=found.largest_change,
-        normalised=None if sources[0].provenance else found.normalised,
+        **{**asdict(found), **({"normalised": None} if sources[0].provenance else {})},
         encoder_fingerprint=encoder_fingerprint,
         same_as_exported=same,
         seconds=time.perf_counter() - start,

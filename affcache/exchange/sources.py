@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
-from affcache.crops.frame_paths import parse_path, require_key
+from affcache.crops.frame_paths import LARGEST_FRAME_NUMBER, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, Rows
@@ -41,17 +41,17 @@ class FrameKeys:
         Raises:
             ValueError: says what is wrong with it, as a part of a sentence.
         """
-        require_key(video, frame)
-        self._append(video, frame)
+        if not video or "\0" in video:  # HDF5 ends a text at a zero byte
+            raise ValueError(f"has the video name {video!r}, which a store can't keep")
+        if not 0 <= frame <= LARGEST_FRAME_NUMBER:
+            raise ValueError(f"has the frame number {frame}, outside 0 to {LARGEST_FRAME_NUMBER}")
+        self._video.append(self._index.setdefault(video, len(self._index)))
+        self._frame.append(frame)
 
     def add_path(self, path: str) -> None:
         """Take the key of the next row from the path of its crop; raises as ``add``."""
         _, video, number = parse_path(path)
-        self._append(video, number)
-
-    def _append(self, video: str, frame: int) -> None:
-        self._video.append(self._index.setdefault(video, len(self._index)))
-        self._frame.append(frame)
+        self.add(video, number)
 
     def extend(self, other: "FrameKeys") -> None:
         """Take the keys of another source as those of the next rows."""

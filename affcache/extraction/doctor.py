@@ -25,6 +25,7 @@ from affcache.extraction.extract import list_crops
 from affcache.extraction.pipeline import default_workers
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
+from affcache.files import existing_parent
 from affcache.progress import Listener, Result, duration_text
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
@@ -179,7 +180,7 @@ class Doctor:
     def look_at_store(self) -> tuple[str, str]:
         """What an extraction would continue, or where it would begin."""
         if not self.path.exists():
-            folder = next(parent for parent in self.path.absolute().parents if parent.exists())
+            folder = existing_parent(self.path)
             if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
                 return PROBLEM, (
                     f"{self.path} can't be made: {folder} takes no new files. Expected a folder that can be written. "
@@ -214,7 +215,7 @@ class Doctor:
         """Whether the store fits."""
         if self.crops is None or self.encoder is None or self.path.exists():
             return OK, ""
-        folder = next(parent for parent in self.path.absolute().parents if parent.exists())
+        folder = existing_parent(self.path)
         needed = len(self.crops) * self.encoder.width * BYTES_A_VALUE
         free = shutil.disk_usage(folder).free
         finding = f"the store takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {folder}"

@@ -113,7 +113,7 @@ def _extract_view(
     else:
         create_store(path, crops, int(description["width"]), description, fingerprint(description))
     with StoreWriter(path) as writer:
-        encoding = engine.encoding(crops, listener, batch_size, mirror=view == "flip")
+        encoding = engine.encoding(batch_size, view == "flip")
         encoded_now, seconds, listed = _encode_pending(
             writer, encoding, crops, listener, retry_unreadable=settings.retry_unreadable
         )
@@ -129,7 +129,7 @@ def _extract_view(
         encoded_now=encoded_now,
         seconds=seconds,
         rate=encoded_now / seconds,
-        shares=stats.clock.shares(),
+        shares=stats.shares(),
         bottleneck=encoding.bottleneck(),
         converted={mode: count for mode, count in sorted(stats.modes.items()) if mode != "RGB"},
         unreadable_list=str(listed) if listed else None,
@@ -206,7 +206,7 @@ def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, lis
     with warnings.catch_warnings(), ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
         # here: decoding threads that each did this would undo one another's filters
         warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata in files it reads well
-        background = BackgroundWriter(writer, thread, encoding.stats.clock)
+        background = BackgroundWriter(writer, thread, encoding.stats)
         try:
             with closing(encoding.run(pending)) as batches:
                 for rows, encoded in batches:

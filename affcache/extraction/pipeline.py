@@ -65,7 +65,7 @@ class Pipeline:
         batches = consecutive_batches(pending, self.batch_size)
         most_ahead = BATCHES_AHEAD + calls_at_once(self.encoder, self.cores) - 1
         with (
-            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.stats.clock) as ahead,
+            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.stats) as ahead,
             turn or nullcontext(),
             EncodePool(self.encoder, self.largest_call, self.listener, self.cores) as calls,
         ):
@@ -101,13 +101,13 @@ class Pipeline:
             with np.errstate(over="ignore"):  # an overflow becomes inf, which the writer refuses by row
                 features[batch.status == ENCODED] = np.concatenate(parts).astype(np.float16)
         held = batch.seconds_to_begin + time.perf_counter() - start
-        self.stats.clock.divide(held, stages or {"encode": 1.0})
+        self.stats.divide(held, stages or {"encode": 1.0})
         return batch.rows, (features, batch.status)
 
     def bottleneck(self) -> str:
         """Return one sentence on what holds the run up and which flag to turn."""
         return bottleneck(
-            self.stats.clock.shares(),
+            self.stats.shares(),
             workers=self.workers,
             cores=os.cpu_count() or 1,
             device=str(self.encoder.device),
@@ -116,7 +116,7 @@ class Pipeline:
 
     def note(self) -> str:
         """Return how it stands, in a few words."""
-        return f"{shares_text(self.stats.clock.shares())}; {self.bottleneck().partition(' ')[0]}"
+        return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
 
 
 @dataclass
@@ -144,39 +144,13 @@ class Encoding(Protocol):
         """Return one sentence on what holds the run up and which flag to turn."""
 
 
-class Engine(Protocol):
-    """Something that has an encoder and can run it."""
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """What a store keeps of the encoder, batch_size and compiled with it."""
-
-    def encoding(self, crops: CropList, listener: Listener, batch_size: int, *, mirror: bool) -> Encoding:
-        """Return what encodes rows of a list of crops, as they are or mirrored."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return device, workers, actors and nodes, for the result."""
-
-
 @dataclass(frozen=True)
-class LocalEngine:
-    """Encodes in this process."""
+class Engine:
+    """An encoder that is ready to run, in this process or in a cluster."""
 
-    encoder: Encoder
-    workers: int  # threads that decode
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """What a store keeps of the encoder."""
-        return self.encoder.description
-
-    def encoding(self, crops: CropList, listener: Listener, batch_size: int, *, mirror: bool) -> Pipeline:
-        """Return the pipeline for a list of crops."""
-        return Pipeline(crops, self.encoder, listener, batch_size, self.workers, mirror)
-
-    def facts(self) -> dict[str, Any]:
-        """Return where it runs."""
-        return {"engine": "local", "device": str(self.encoder.device), "workers": self.workers, "actors": 0, "nodes": 1}
+    description: Mapping[str, Any]  # what a store keeps of the encoder, batch_size and compiled with it
+    encoding: Callable[[int, bool], Encoding]  # (crops per call, whether mirrored) -> what encodes rows of the crops
+    facts: Callable[[], dict[str, Any]]  # engine, device, workers, actors and nodes, for the result
 
 
 def default_workers() -> int:
@@ -196,7 +170,7 @@ def driver_device(settings: ExtractSettings) -> torch.device:
 @contextmanager
 def opened_engine(
     settings: ExtractSettings, recorded: Mapping[str, Any], crops: CropList, listener: Listener
-) -> Iterator[LocalEngine]:
+) -> Iterator[Engine]:
     """Give an engine with the encoder loaded.
 
     Args:
@@ -210,4 +184,9 @@ def opened_engine(
         InputError: the weights can't be loaded.
     """
     encoder = prepare_encoder(settings, recorded, len(crops), listener)
-    yield LocalEngine(encoder, settings.workers or default_workers())
+    workers = settings.workers or default_workers()
+    yield Engine(
+        encoder.description,
+        lambda batch_size, mirror: Pipeline(crops, encoder, listener, batch_size, workers, mirror),
+        lambda: {"engine": "local", "device": str(encoder.device), "workers": workers, "actors": 0, "nodes": 1},
+    )

@@ -111,10 +111,9 @@ def fill_gaps(
         float64 (n, C); how many were filled in for want of a crop, in videos with crops; and the videos without any,
         whose frames have the mean over all that were predicted.
     """
-    names = list(predictions.store.video_names)
-    videos, numbers = predictions.videos, predictions.frame_numbers
-    starts = {names[video]: int(first) for video, first in zip(*np.unique(videos, return_index=True), strict=True)}
-    counts = {names[video]: int(count) for video, count in zip(*np.unique(videos, return_counts=True), strict=True)}
+    videos, starts, counts = np.unique(predictions.videos, return_index=True, return_counts=True)
+    names = [predictions.store.video_names[video] for video in videos]
+    rows = {name: slice(first, first + count) for name, first, count in zip(names, starts, counts, strict=True)}
     found = np.empty((len(template), probabilities.shape[1]))
     lines: dict[str, list[int]] = {}
     for line, video in enumerate(template.videos):
@@ -122,15 +121,14 @@ def fill_gaps(
     filled = 0
     for video, of_video in lines.items():
         wanted = template.frame_numbers[of_video]
-        if video not in starts:
+        if video not in rows:
             found[of_video] = probabilities.mean(axis=0)
             continue
-        there = slice(starts[video], starts[video] + counts[video])
-        known = numbers[there].astype(np.float64)
+        known = predictions.frame_numbers[rows[video]]
         for column in range(found.shape[1]):
-            found[of_video, column] = np.interp(wanted, known, probabilities[there, column])
-        filled += int((~np.isin(wanted, numbers[there])).sum())
-    return found, filled, [video for video in lines if video not in starts]
+            found[of_video, column] = np.interp(wanted, known.astype(np.float64), probabilities[rows[video], column])
+        filled += int((~np.isin(wanted, known)).sum())
+    return found, filled, [video for video in lines if video not in rows]
 
 
 def _rows_of(store: EmbeddingStore, template: Template) -> npt.NDArray[np.int64]:

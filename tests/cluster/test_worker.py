@@ -75,10 +75,10 @@ def test_a_full_device_is_remarked_once_and_remembered(tiny_encoder: str, root: 
 def test_the_wait_for_the_driver_counts_as_writing(tiny_encoder: str, root: Path) -> None:
     worker: Any = worker_with(load_encoder(tiny_encoder, precision="fp32"), root)
     first = worker.encode_shard(np.arange(16), BATCH, False)
-    assert first.stats.clock.seconds["write"] == 0
+    assert first.stats.seconds["write"] == 0
     worker._idle_since -= 5.0
     second = worker.encode_shard(np.arange(16, 32), BATCH, False)
-    assert 5.0 < second.stats.clock.seconds["write"] < 10.0
+    assert 5.0 < second.stats.seconds["write"] < 10.0
 
 
 def test_errors_come_back_as_they_are(tiny_encoder: str, root: Path) -> None:

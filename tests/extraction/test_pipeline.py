@@ -139,7 +139,7 @@ def test_account_of_modes_reasons_and_time(tmp_path: Path, crops: Path, encoder:
     pipeline = run(tmp_path / "s.h5", crops, encoder)
     assert pipeline.stats.unreadable == {1: "the file is empty (0 bytes)", 2: "Is a directory"}
     assert pipeline.stats.modes == {"RGB": 38}
-    shares = pipeline.stats.clock.shares()
+    shares = pipeline.stats.shares()
     assert set(shares) == {"decode", "copy", "encode", "write"}
     assert sum(shares.values()) == pytest.approx(1)
     assert all(share > 0 for share in shares.values())

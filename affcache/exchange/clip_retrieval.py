@@ -27,10 +27,6 @@ def open_clip_retrieval(folder: Path) -> ImportSource:
 
     Args:
         folder: holds img_emb/ and metadata/; part k of one belongs to part k of the other, float (n, D).
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: a part is missing or damaged, a path names no frame, or two parts differ in length.
     """
     parts, keys = [], FrameKeys()
     for embeddings, metadata in matching_parts(folder):
@@ -43,11 +39,7 @@ def open_clip_retrieval(folder: Path) -> ImportSource:
 
 
 def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
-    """List the pairs of embeddings and metadata, in the order of their numbers.
-
-    Raises:
-        InputError: there are none, or a part has no counterpart.
-    """
+    """List the pairs of embeddings and metadata, in the order of their numbers."""
     embeddings = _numbered(folder / EMBEDDINGS, EMBEDDINGS, ".npy")
     metadata = _numbered(folder / METADATA, METADATA, ".parquet")
     if not embeddings or embeddings.keys() != metadata.keys():
@@ -62,11 +54,7 @@ def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def open_npy(path: Path) -> Part:
-    """Return a .npy file of embeddings, float (n, D), as a part of a source.
-
-    Raises:
-        InputError: missing, damaged, or no such matrix.
-    """
+    """Return a .npy file of embeddings, float (n, D), as a part of a source."""
 
     def matrix(folder: Path | None = None) -> Matrix:
         try:

@@ -37,12 +37,7 @@ NPY_FILE = "provenance.json"
 
 
 def open_npy_export(folder: Path) -> ImportSource:
-    """Open an exported folder: img_emb/, metadata/ and provenance.json.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: a file is missing, damaged or not what the export wrote.
-    """
+    """Open an exported folder: img_emb/, metadata/ and provenance.json."""
     try:
         provenance = read_provenance(folder / NPY_FILE, (folder / NPY_FILE).read_bytes())
     except OSError as error:
@@ -57,12 +52,7 @@ def open_npy_export(folder: Path) -> ImportSource:
 
 
 def open_parquet_export(path: Path) -> ImportSource:
-    """Open an exported Parquet file.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: damaged, or not what the export wrote.
-    """
+    """Open an exported Parquet file."""
     with parquet_file(path) as file:
         provenance = read_provenance(path, (file.schema_arrow.metadata or {}).get(PARQUET_KEY))
         require_columns(path, file, (*KEY_COLUMNS, "embedding"))
@@ -82,11 +72,7 @@ def open_parquet_export(path: Path) -> ImportSource:
 
 
 def open_safetensors_export(path: Path) -> ImportSource:
-    """Open an exported safetensors file.
-
-    Raises:
-        InputError: damaged, or not what the export wrote.
-    """
+    """Open an exported safetensors file."""
     header, first = _safetensors_header(path)
     described = header.get("__metadata__", {})
     provenance = read_provenance(path, described.get(SAFETENSORS_KEY))
@@ -184,11 +170,7 @@ def provenance_of(store: EmbeddingStore) -> dict[str, Any]:
 
 
 def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
-    """Parse the provenance that was found in ``path``.
-
-    Raises:
-        InputError: there is none, it is damaged, or a later affcache wrote it.
-    """
+    """Parse the provenance that was found in ``path``."""
     try:
         found = json.loads(text or "null")
         if found["format"] != EXPORT_FORMAT or found["format_version"] != EXPORT_VERSION:

@@ -34,9 +34,6 @@ def open_published_code(features: Path, listing: Path) -> ImportSource:
     Args:
         features: HDF5, with the dataset ``train_features`` or ``val_features``, float (n, D).
         listing: text, n lines ``path<TAB>label`` in the order of the features.
-
-    Raises:
-        InputError: a file is missing or damaged, a line is malformed, or the two differ in length.
     """
     name, shape, dtype = _dataset_of(features)
     keys = _read_listing(listing)
@@ -51,11 +48,7 @@ def open_published_code(features: Path, listing: Path) -> ImportSource:
 
 
 def _read_listing(path: Path) -> FrameKeys:
-    """Read the frames of a list. Its labels are checked for their form alone: they show when a line is malformed.
-
-    Raises:
-        InputError: missing, not text, or a line that would shift the rows after it; names the line.
-    """
+    """Read the frames of a list. Its labels are checked for their form alone: they show when a line is malformed."""
     keys = FrameKeys()
     blank = 0  # the first of a run of blank lines, which may end the file
     try:

@@ -1,4 +1,8 @@
-"""The form that every source is brought into: frame keys, statuses, and matrices that are read block by block."""
+"""The form that every source is brought into: frame keys, statuses, and matrices that are read block by block.
+
+Here and in the readers, whatever is missing, damaged, of another kind or of unequal length raises InputError, which
+names the file, and the row or line at fault; what needs Parquet raises ConfigError where pyarrow isn't installed.
+"""
 
 import tempfile
 from array import array
@@ -124,11 +128,7 @@ class ImportSource:
 
 
 def require_floats(file: Path, what: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Refuse what isn't a matrix of floating-point numbers with at least one row and one column.
-
-    Raises:
-        InputError: names the file.
-    """
+    """Refuse what isn't a matrix of floating-point numbers with at least one row and one column."""
     if dtype.name not in FLOATS or len(shape) != 2 or 0 in shape:
         raise InputError(
             f"{what} of {file} is {dtype} of shape {shape}. Expected one row of {', '.join(FLOATS)} per frame, shape "
@@ -137,11 +137,7 @@ def require_floats(file: Path, what: str, dtype: np.dtype[Any], shape: tuple[int
 
 
 def require_same_length(file: Path, rows: int, names: Path, named: int) -> None:
-    """Refuse a matrix and its list of frames when one is longer.
-
-    Raises:
-        InputError: names both files and both lengths.
-    """
+    """Refuse a matrix and its list of frames when one is longer."""
     if rows != named:
         raise InputError(
             f"{file} holds {rows:,} embeddings, {names} names {named:,} frames. Expected one frame per embedding, in "
@@ -150,11 +146,7 @@ def require_same_length(file: Path, rows: int, names: Path, named: int) -> None:
 
 
 def map_bytes(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Matrix:
-    """Return a read-only memory map of an array that lies in a file as plain bytes.
-
-    Raises:
-        InputError: the file is cut short or can't be read.
-    """
+    """Return a read-only memory map of an array that lies in a file as plain bytes."""
     try:
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
     except (OSError, ValueError) as error:
@@ -279,11 +271,7 @@ def _require_finite(part: Part, first: int, block: Matrix, half: npt.NDArray[Any
 
 
 def pyarrow_parquet() -> Any:
-    """Return the module ``pyarrow.parquet``.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-    """
+    """Return the module ``pyarrow.parquet``."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -293,12 +281,7 @@ def pyarrow_parquet() -> Any:
 
 @contextmanager
 def parquet_file(path: Path) -> Iterator[Any]:
-    """Open a Parquet file, a ``pyarrow.parquet.ParquetFile``; what fails while it is open counts as damage.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: missing, damaged, or no Parquet file.
-    """
+    """Open a Parquet file, a ``pyarrow.parquet.ParquetFile``; what fails while it is open counts as damage."""
     parquet = pyarrow_parquet()
     import pyarrow
 
@@ -310,11 +293,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
 
 
 def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
-    """Refuse a Parquet file that lacks one of the columns.
-
-    Raises:
-        InputError: names the missing ones and those that are there.
-    """
+    """Refuse a Parquet file that lacks one of the columns."""
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise InputError(
@@ -324,12 +303,7 @@ def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
 
 
 def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    """Yield the values of some columns row by row, a row group in memory at a time.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: missing, damaged, or without one of the columns.
-    """
+    """Yield the values of some columns row by row, a row group in memory at a time."""
     with parquet_file(path) as file:
         require_columns(path, file, columns)
         for group in range(file.num_row_groups):

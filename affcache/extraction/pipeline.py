@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,17 +70,17 @@ class Pipeline:
             turn or nullcontext(),
             EncodePool(self.encoder, self.largest_call, self.listener, self.cores) as calls,
         ):
-            in_flight: deque[EncodingBatch] = deque()
+            in_flight: deque[Callable[[], tuple[Rows, Encoded]]] = deque()
             for rows, decoded in ahead:
                 in_flight.append(self._begin(rows, decoded, calls))
                 if len(in_flight) >= calls.at_once:
-                    yield self._finish(in_flight.popleft())
+                    yield in_flight.popleft()()
             while in_flight:
-                yield self._finish(in_flight.popleft())
+                yield in_flight.popleft()()
             self.largest_call = calls.largest_call
 
-    def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> "EncodingBatch":
-        """Keep account of a batch's crops, and hand the readable ones to the encoder."""
+    def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> Callable[[], tuple[Rows, Encoded]]:
+        """Keep account of a batch's crops, and hand the readable ones to the encoder; return what waits for them."""
         start = time.perf_counter()
         status = np.full(len(rows), UNREADABLE, dtype=np.uint8)
         pixels = []
@@ -90,19 +91,21 @@ class Pipeline:
                 self.stats.modes[crop.mode] += 1
                 status[index] = ENCODED
                 pixels.append(crop.pixels)
-        return EncodingBatch(rows, status, calls.begin(pixels), time.perf_counter() - start)
+        return partial(self._finish, rows, status, calls.begin(pixels), time.perf_counter() - start)
 
-    def _finish(self, batch: "EncodingBatch") -> tuple[Rows, Encoded]:
+    def _finish(
+        self, rows: Rows, status: npt.NDArray[np.uint8], wait: Callable[[], Embeddings], seconds_to_begin: float
+    ) -> tuple[Rows, Encoded]:
         """Wait for a batch; return its rows (B,), features (B, D) and status (B,)."""
         start = time.perf_counter()
-        features = np.zeros((len(batch.rows), self.encoder.width), dtype=np.float16)
-        parts, stages = batch.wait()
+        features = np.zeros((len(rows), self.encoder.width), dtype=np.float16)
+        parts, stages = wait()
         if parts:
             with np.errstate(over="ignore"):  # an overflow becomes inf, which the writer refuses by row
-                features[batch.status == ENCODED] = np.concatenate(parts).astype(np.float16)
-        held = batch.seconds_to_begin + time.perf_counter() - start
+                features[status == ENCODED] = np.concatenate(parts).astype(np.float16)
+        held = seconds_to_begin + time.perf_counter() - start
         self.stats.divide(held, stages or {"encode": 1.0})
-        return batch.rows, (features, batch.status)
+        return rows, (features, status)
 
     def bottleneck(self) -> str:
         """Return one sentence on what holds the run up and which flag to turn."""
@@ -117,16 +120,6 @@ class Pipeline:
     def note(self) -> str:
         """Return how it stands, in a few words."""
         return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
-
-
-@dataclass
-class EncodingBatch:
-    """A batch of rows whose readable crops are with the encoder."""
-
-    rows: Rows  # (B,) consecutive
-    status: npt.NDArray[np.uint8]  # (B,)
-    wait: Callable[[], Embeddings]
-    seconds_to_begin: float
 
 
 class Encoding(Protocol):

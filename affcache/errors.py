@@ -29,6 +29,11 @@ class ConfigError(AffcacheError):
     """A setting is unknown, out of range or missing."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of another library says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest of ``known``, or an empty string when none is close."""
     close = get_close_matches(name, list(known), n=1)

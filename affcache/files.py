@@ -38,6 +38,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
 
 
+def existing_parent(path: Path) -> Path:
+    """Return the nearest folder above a path that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file, in UTF-8; file names in it may be any bytes."""
     with written_whole(path) as partial:

@@ -1,6 +1,8 @@
-"""How long work talks to whoever started it, without printing anything itself; durations and metrics in words."""
+"""How long work talks to whoever started it, without printing anything itself, and what it hands back at the end."""
 
+import dataclasses
 import logging
+from typing import Any
 
 logger = logging.getLogger("affcache")
 
@@ -20,6 +22,14 @@ class Listener:
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Report that ``done`` of ``total`` units ("crop", "epoch") are finished; ``note`` says how the work stands."""
+
+
+class Result:
+    """Base of the dataclasses that say what was done or found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as one JSON object."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
 
 
 def duration_text(seconds: float) -> str:

@@ -1,11 +1,11 @@
 """Heads side by side against one head alone, each in turn."""
 
 import statistics
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from affcache.devices import describe_machine, resolve_device
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build
 from affcache.tasks.tasks import TASKS
 from affcache.training.learner import Learner
@@ -37,7 +37,7 @@ class GroupTime:
 
 
 @dataclass(frozen=True)
-class BenchAblateResult:
+class BenchAblateResult(Result):
     """Times of one head and of heads side by side."""
 
     rate: float  # seconds an epoch for each of the largest number of heads
@@ -51,10 +51,6 @@ class BenchAblateResult:
     precision: str
     device: str
     machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def bench_ablate(

@@ -1,7 +1,7 @@
 """The extraction pipeline against the bare encoder: crops per second of both, in turn, in one run."""
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from affcache.crops.folders import find_crops
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.extraction.doctor import bare_encoder, batch_size_of, seconds_of
-from affcache.extraction.extract import fill
+from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, prepare_encoder
 from affcache.files import shipped
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build
 from affcache.store.layout import fingerprint
 from affcache.store.writing import StoreWriter, create_store
@@ -26,7 +26,7 @@ from benchmarks.shared import temporary_folder
 
 
 @dataclass(frozen=True)
-class BenchExtractResult:
+class BenchExtractResult(Result):
     """The rates of pipeline and bare encoder; medians over rounds in which both took their turn."""
 
     rate: float  # crops per second: files on disk to committed rows of a store
@@ -45,10 +45,6 @@ class BenchExtractResult:
     compiled: bool
     device: str
     machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def bench_extract(
@@ -105,7 +101,7 @@ def compare(encoder: Encoder, settings: BenchExtractSettings, listener: Listener
         unit="crops/s",
         rates=rates,
         bares=bares,
-        shares=pipeline.account.clock.shares(),
+        shares=pipeline.stats.shares(),
         bottleneck=pipeline.bottleneck(),
         crops=len(crops),
         model=settings.model,
@@ -125,7 +121,7 @@ def measure_pipeline(encoder: Encoder, crops: CropList, workers: int) -> tuple[P
         create_store(path, crops, encoder.width, encoder.description, fingerprint(encoder.description))
         with StoreWriter(path) as writer:
             pipeline = Pipeline(crops, encoder, Listener(), batch_size_of(encoder), workers)
-            return pipeline, seconds_of(lambda: fill(writer, pipeline, writer.pending_rows(), Listener()))
+            return pipeline, seconds_of(lambda: write_embeddings(writer, pipeline, writer.pending_rows(), Listener()))
 
 
 def repeated(crops: CropList, rows: int) -> CropList:

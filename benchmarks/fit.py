@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from affcache.devices import describe_machine, resolve_device, wait_for
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames, batches
@@ -29,7 +29,7 @@ Works = dict[str, tuple[Callable[[int], Any], int]]  # what takes so many steps,
 
 
 @dataclass(frozen=True)
-class BenchFitResult:
+class BenchFitResult(Result):
     """Times of a step, of its bare products and of the reference loop's step; medians over rounds."""
 
     rate: float  # milliseconds a step
@@ -49,10 +49,6 @@ class BenchFitResult:
     precision: str
     device: str
     machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def bench_fit(

@@ -23,12 +23,11 @@ from affcache.cluster.nodes import WorkerSize
 from affcache.cluster.pool import WorkerPool
 from affcache.cluster.worker import Joined, Reply
 from affcache.extraction.commit import Encoded
-from affcache.extraction.decoding import Rows
 from affcache.extraction.doctor import seconds_of
-from affcache.extraction.extract import fill
-from affcache.extraction.stats import Account
+from affcache.extraction.extract import write_embeddings
+from affcache.extraction.stats import ExtractionStats
 from affcache.progress import Listener
-from affcache.store.reading import BLOCK_ROWS
+from affcache.store.reading import BLOCK_ROWS, Rows
 from affcache.store.writing import StoreWriter, create_store
 from benchmarks.shared import one_video, script_parser, temporary_folder
 
@@ -43,10 +42,10 @@ class StandInWorker:
         self._features = np.random.default_rng(0).normal(size=(BLOCK_ROWS, width)).astype(np.float16)
         return Joined(socket.gethostname(), "", "cpu", {**DESCRIPTION, "width": width})
 
-    def encode(self, rows: Rows, batch_size: int, mirror: bool) -> Reply:
+    def encode_shard(self, rows: Rows, batch_size: int, mirror: bool) -> Reply:
         """Return as many of them as there are rows; fast enough to be given whole blocks."""
         status = np.ones(len(rows), np.uint8)
-        return Reply((self._features[: len(rows)], status), Account(), 1e-3)
+        return Reply((self._features[: len(rows)], status), ExtractionStats(), 1e-3)
 
 
 @dataclass
@@ -54,9 +53,9 @@ class FromMemory:
     """Yields made-up blocks in this process."""
 
     width: int
-    account: Account = field(default_factory=Account)
+    stats: ExtractionStats = field(default_factory=ExtractionStats)
 
-    def encode(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
+    def run(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
         """Yield a block at a time."""
         features = np.random.default_rng(0).normal(size=(BLOCK_ROWS, self.width)).astype(np.float16)
         for first in range(0, len(pending), BLOCK_ROWS):
@@ -99,7 +98,7 @@ def main() -> None:
                     create_store(path, crops, given.width, DESCRIPTION, "f" * 64)
                     with StoreWriter(path) as writer:
                         pending = writer.pending_rows()
-                        seconds[name].append(seconds_of(partial(fill, writer, source, pending, Listener())))
+                        seconds[name].append(seconds_of(partial(write_embeddings, writer, source, pending, Listener())))
     for name, taken in seconds.items():
         rate = given.rows / statistics.median(taken)
         each = ", ".join(f"{one:.2f}" for one in taken)

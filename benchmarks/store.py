@@ -4,7 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.devices import describe_machine
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build
 from affcache.store.reading import BLOCK_ROWS, EmbeddingStore
 from benchmarks.settings import BenchStoreSettings
@@ -26,7 +26,7 @@ Read = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
-class BenchStoreResult:
+class BenchStoreResult(Result):
     """Rates of a store and of other ways to keep the same matrix; medians over rounds in which each took its turn."""
 
     rate: float  # rows per second, random sorted reads of 4,096 rows from the store
@@ -39,10 +39,6 @@ class BenchStoreResult:
     rows: int
     width: int
     machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def bench_store(

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from affcache.crops.folders import CropList
+from affcache.crops.crop_list import CropList
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from affcache.errors import ConfigError
+from affcache.errors import ConfigError, first_line
 from affcache.progress import Listener
 
 LOCAL = "local"
@@ -80,7 +80,7 @@ def connected(address: str | None, shared_bytes: int, listener: Listener) -> Ite
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise _no_cluster(address, next(iter(str(error).strip().splitlines()), type(error).__name__)) from None
+        raise _no_cluster(address, first_line(error)) from None
     try:
         yield ray
     finally:

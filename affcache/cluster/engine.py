@@ -2,55 +2,27 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from affcache.cluster.connection import connected, require_ray
+from affcache.cluster.crop_sample import CropSample
 from affcache.cluster.encoding import ClusterEncoding
-from affcache.cluster.evidence import Evidence
 from affcache.cluster.nodes import Node, WorkerSize, living_nodes, worker_size
-from affcache.cluster.pool import WorkerPool, reason
+from affcache.cluster.pool import WorkerPool
 from affcache.cluster.shared_weights import share
 from affcache.cluster.worker import EncodingWorker, Job, versions
 from affcache.crops.crop_list import CropList
 from affcache.encoders.loading import load_weights
-from affcache.errors import AffcacheError, ConfigError, InputError
+from affcache.errors import AffcacheError, ConfigError, InputError, first_line
+from affcache.extraction.pipeline import Engine
 from affcache.extraction.settings import ExtractSettings
 from affcache.progress import Listener
 
 ROOM_FOR_REPLIES = 2**30  # bytes of shared memory, of which the list of crops takes some too
-
-
-@dataclass
-class ClusterEngine:
-    """A pool of workers with an encoder each."""
-
-    ray: ModuleType
-    pool: WorkerPool
-    size: WorkerSize
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """What a store keeps of the encoder, as the first worker settled it."""
-        return self.pool.description
-
-    def encoding(self, crops: CropList, listener: Listener, batch_size: int, *, mirror: bool) -> ClusterEncoding:
-        """Return what encodes the crops that the workers were given."""
-        return ClusterEncoding(self.ray, self.pool, self.size, batch_size, mirror)
-
-    def facts(self) -> dict[str, Any]:
-        """Return where it ran."""
-        joined = [worker.joined for worker in self.pool.workers if worker.joined]
-        return {
-            "engine": "ray",
-            "device": joined[0].device if joined else self.size.device,
-            "workers": self.size.workers,
-            "actors": len(joined),
-            "nodes": len({one.node_id for one in joined}),
-        }
 
 
 def driver_device(settings: ExtractSettings) -> torch.device:
@@ -66,14 +38,8 @@ def driver_device(settings: ExtractSettings) -> torch.device:
 @contextmanager
 def opened_engine(
     settings: ExtractSettings, recorded: Mapping[str, Any], crops: CropList, listener: Listener
-) -> Iterator[ClusterEngine]:
-    """Be connected to a cluster whose workers have the encoder and see the crops.
-
-    Args:
-        settings: of the extraction.
-        recorded: the encoder that the store to continue was begun with; empty for a new one.
-        crops: what is going to be encoded.
-        listener: receives messages.
+) -> Iterator[Engine]:
+    """Be connected to a cluster whose workers have the encoder and see the crops; arguments as for the local engine.
 
     Raises:
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a worker.
@@ -85,20 +51,24 @@ def opened_engine(
     with connected(settings.ray_address, 2 * shared.bytes + ROOM_FOR_REPLIES, listener) as ray:
         nodes = living_nodes(ray)
         size = worker_size(nodes, settings.device, settings.actors, settings.workers)
-        evidence = Evidence.of(crops)
-        require_everywhere(ray, nodes, size, evidence, listener)
+        sample = CropSample.of(crops)
+        require_everywhere(ray, nodes, size, sample, listener)
         settings = replace(settings, device=size.device)
-        job = Job(settings, ray.put(shared), ray.put(crops), evidence, len(crops), size.workers, size.cores)
+        job = Job(settings, ray.put(shared), ray.put(crops), sample, len(crops), size.workers, size.cores)
         del shared  # workers have theirs; the driver needs none
         pool = WorkerPool(ray, ray.remote(EncodingWorker), job, size, settings.actors, recorded, listener)
         try:
-            yield ClusterEngine(ray, pool, size)
+            yield Engine(
+                pool.description,
+                lambda batch_size, mirror: ClusterEncoding(ray, pool, size, batch_size, mirror),
+                pool.facts,
+            )
         finally:
             pool.close()
 
 
 def require_everywhere(
-    ray: ModuleType, nodes: Sequence[Node], size: WorkerSize, evidence: Evidence, listener: Listener
+    ray: ModuleType, nodes: Sequence[Node], size: WorkerSize, sample: CropSample, listener: Listener
 ) -> None:
     """Ask every machine that can have a worker whether it runs this affcache, and sees the crops.
 
@@ -110,7 +80,7 @@ def require_everywhere(
     remote = ray.remote(look_around)
     asked = [node for node in nodes if size.room([node])]
     references = [
-        remote.options(num_cpus=0, scheduling_strategy=affinity(node.id, soft=False)).remote(evidence, node.name)
+        remote.options(num_cpus=0, scheduling_strategy=affinity(node.id, soft=False)).remote(sample, node.name)
         for node in asked
     ]
     ours = versions()
@@ -119,8 +89,9 @@ def require_everywhere(
             found = ray.get(reference)
         except ray.exceptions.RayError as error:
             raise ConfigError(
-                f"Node {node.name} can't run affcache: {reason(error)}. Expected the same Python with affcache[ray] "
-                "installed on every machine of the cluster. Install it there, then run the same command again."
+                f"Node {node.name} can't run affcache: {first_line(error)}. Expected the same Python with "
+                "affcache[ray] installed on every machine of the cluster. Install it there, then run the same command "
+                "again."
             ) from None
         if isinstance(found, AffcacheError):
             raise found
@@ -133,10 +104,10 @@ def require_everywhere(
             listener.warning(f"node {node.name} has {found}, the driver {ours}: embeddings can differ by rounding")
 
 
-def look_around(evidence: Evidence, node: str) -> dict[str, str] | AffcacheError:
+def look_around(sample: CropSample, node: str) -> dict[str, str] | AffcacheError:
     """Return what is installed here, or why the crops can't be seen."""
     try:
-        evidence.require_paths(node)
+        sample.require_paths(node)
     except InputError as error:
         return error
     return versions()

@@ -8,11 +8,11 @@ from typing import Any
 
 from affcache.cluster.nodes import WorkerSize, living_nodes
 from affcache.cluster.worker import Joined
-from affcache.errors import AffcacheError, InputError
+from affcache.errors import AffcacheError, InputError, first_line
 from affcache.progress import Listener
 
 JOIN_RETRIES = 5  # times that a worker may be lost while it loads the encoder
-PIECES_A_WORKER = 2  # in flight: the second decodes while the first encodes
+SHARDS_A_WORKER = 2  # in flight: the second decodes while the first encodes
 SECONDS_BETWEEN_LOOKS = 5.0  # for machines that joined
 SECONDS_BETWEEN_REMINDERS = 30.0
 
@@ -24,8 +24,8 @@ class Worker:
     actor: Any
     joining: Any  # reference to what ``join`` returns; None once it has joined
     joined: Joined | None = None
-    busy: int = 0  # pieces that it has
-    rate: float = 0.0  # crops per second, of its last piece
+    busy: int = 0  # shards that it has
+    rate: float = 0.0  # crops per second, of its last shard
 
     @property
     def node(self) -> str:
@@ -67,7 +67,7 @@ class WorkerPool:
         self._grow()
 
     def _add(self) -> None:
-        options = {"max_restarts": -1, "max_concurrency": PIECES_A_WORKER, "scheduling_strategy": "SPREAD"}
+        options = {"max_restarts": -1, "max_concurrency": SHARDS_A_WORKER, "scheduling_strategy": "SPREAD"}
         actor = self._actor_class.options(**self._size.options, **options).remote()
         self.workers.append(Worker(actor, self._join(actor)))
         self._made += 1
@@ -112,12 +112,12 @@ class WorkerPool:
 
     @property
     def joining(self) -> list[Any]:
-        """References to wait for besides pieces."""
+        """References to wait for besides shards."""
         return [worker.joining for worker in self.workers if worker.joining is not None]
 
     @property
     def present(self) -> list[Worker]:
-        """Workers that can be given pieces."""
+        """Workers that can be given shards."""
         return [worker for worker in self.workers if worker.joining is None]
 
     def take_join(self, reference: Any) -> None:
@@ -133,7 +133,7 @@ class WorkerPool:
             raise
         except self._ray.exceptions.RayError as error:
             joined = InputError(
-                f"A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder: {reason(error)}"
+                f"A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder: {first_line(error)}"
             )
         if isinstance(joined, AffcacheError):
             self.leave_out(worker, joined)
@@ -152,7 +152,7 @@ class WorkerPool:
         Raises:
             AffcacheError: it was the last one.
         """
-        if worker not in self.workers:  # its other piece said the same before
+        if worker not in self.workers:  # its other shard said the same before
             return
         self.workers.remove(worker)
         self._ray.kill(worker.actor)
@@ -166,12 +166,18 @@ class WorkerPool:
             self._listener.warning(f"the worker on {worker.node} is lost, its crops go to others: {why}")
             worker.joining = self._join(worker.actor)
 
+    def facts(self) -> dict[str, Any]:
+        """Return where it ran."""
+        joined = [worker.joined for worker in self.workers if worker.joined]
+        return {
+            "engine": "ray",
+            "device": joined[0].device if joined else self._size.device,
+            "workers": self._size.workers,
+            "actors": len(joined),
+            "nodes": len({one.node_id for one in joined}),
+        }
+
     def close(self) -> None:
         """End all workers."""
         for worker in self.workers:
             self._ray.kill(worker.actor)
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of what Ray says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,6 +1,5 @@
 """The frames of a source in memory that a machine's workers share: read by the driver, copied once a machine."""
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.ablation.trials import LoadedSplits
+from affcache.cluster.shared_weights import as_tensor
 from affcache.errors import ConfigError
 from affcache.training.data import Frames, FrameSource
 
@@ -56,6 +56,4 @@ def _arrays(frames: FrameSource) -> Arrays:
 
 
 def _frames(arrays: Arrays, device: torch.device) -> Frames:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
-        return Frames(*(torch.from_numpy(array).to(device) for array in arrays))
+    return Frames(*(as_tensor(array).to(device) for array in arrays))

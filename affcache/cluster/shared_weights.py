@@ -66,7 +66,12 @@ def _stored(tensor: torch.Tensor) -> Stored:
     return Stored(flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape))
 
 
-def _tensor(stored: Stored) -> torch.Tensor:
+def as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a tensor of what lies in Ray's memory, which is not writable, nor is it written to."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
-        return torch.from_numpy(stored.values).view(stored.dtype).view(stored.shape)
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _tensor(stored: Stored) -> torch.Tensor:
+    return as_tensor(stored.values).view(stored.dtype).view(stored.shape)

@@ -15,10 +15,9 @@ from affcache.ablation.train import LocalTrainer
 from affcache.ablation.trials import LoadedSplits, Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
-from affcache.cluster.pool import reason
 from affcache.cluster.shared_frames import SharedSource, share_source
 from affcache.devices import GIGABYTE, default_memory
-from affcache.errors import AffcacheError, InputError
+from affcache.errors import AffcacheError, InputError, first_line
 from affcache.progress import Listener
 from affcache.training.settings import FitSettings
 
@@ -104,8 +103,8 @@ class ClusterTrainer:
         except self.ray.exceptions.RayError as error:
             raise InputError(
                 f"The workers that trained the {len(group.trials)} heads of {group.trials[0]} and beside it were lost "
-                f"{RETRIES + 1} times: {reason(error)}. Expected one to survive: see whether memory ran out. Groups "
-                "that are finished are kept; the same command continues."
+                f"{RETRIES + 1} times: {first_line(error)}. Expected one to survive: see whether memory ran out. "
+                "Groups that are finished are kept; the same command continues."
             ) from None
         if isinstance(trained, AffcacheError):
             raise trained

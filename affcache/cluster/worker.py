@@ -13,15 +13,15 @@ import torch
 import torchvision
 
 import affcache
-from affcache.cluster.evidence import Evidence
+from affcache.cluster.crop_sample import CropSample
 from affcache.errors import AffcacheError
 from affcache.extraction.commit import Encoded
-from affcache.extraction.decoding import Rows
 from affcache.extraction.pipeline import Pipeline
 from affcache.extraction.settings import ExtractSettings
-from affcache.extraction.stats import Account
+from affcache.extraction.stats import ExtractionStats
 from affcache.extraction.tuning import tune_encoder
 from affcache.progress import Listener
+from affcache.store.reading import Rows
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Job:
     settings: ExtractSettings
     weights: Any  # reference to SharedWeights
     crops: Any  # reference to CropList
-    evidence: Evidence
+    sample: CropSample
     rows: int
     workers: int
     cores: int
@@ -55,10 +55,10 @@ class Joined:
 
 @dataclass(frozen=True)
 class Reply:
-    """A piece that is done."""
+    """A shard that is done."""
 
-    encoded: Encoded  # features (n, D) and status (n,) of the piece's rows
-    account: Account  # of this piece
+    encoded: Encoded  # features (n, D) and status (n,) of the shard's rows
+    stats: ExtractionStats  # of this shard
     seconds: float  # that it took
     remarks: Sequence[str] = ()
 
@@ -75,7 +75,7 @@ class Remarks(Listener):
 
 
 class EncodingWorker:
-    """Encodes pieces: two at a time, of which the second decodes while the first encodes.
+    """Encodes shards: two at a time, of which the second decodes while the first encodes.
 
     Errors of affcache's own are returned and not raised, as Ray would wrap them.
     """
@@ -83,7 +83,7 @@ class EncodingWorker:
     def __init__(self) -> None:
         self._node = socket.gethostname()
         self._turn = Lock()
-        self._idle_since: float | None = None  # after the first piece
+        self._idle_since: float | None = None  # after the first shard
         self._loaded: tuple[Any, ...] | None = None
         self._largest_call = 0  # crops; what the device's memory was found to hold
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that it reads well
@@ -98,9 +98,9 @@ class EncodingWorker:
         import ray
 
         try:
-            job.evidence.require_paths(self._node)
+            job.sample.require_paths(self._node)
             crops = ray.get(job.crops)
-            job.evidence.require(crops, self._node)
+            job.sample.require(crops, self._node)
             settings = job.settings
             if recorded:  # precision, batch size and compiling are settled then
                 settings = replace(settings, precision="auto", batch_size=None, compile="auto")
@@ -113,21 +113,21 @@ class EncodingWorker:
         node_id = ray.get_runtime_context().get_node_id()
         return Joined(self._node, node_id, str(encoder.device), encoder.description, remarks.texts)
 
-    def encode(self, rows: Rows, batch_size: int, mirror: bool) -> Reply | AffcacheError | None:
-        """Encode the rows of one piece, int64 (n,); None where this process is new, and the driver doesn't know yet."""
+    def encode_shard(self, rows: Rows, batch_size: int, mirror: bool) -> Reply | AffcacheError | None:
+        """Encode the rows of one shard, int64 (n,); None where this process is new, and the driver doesn't know yet."""
         if self._loaded is None:
             return None
         job, crops, encoder = self._loaded
-        account = Account()
+        stats = ExtractionStats()
         if self._idle_since is not None and not self._turn.locked():  # the driver was busy writing
-            account.clock.add("write", time.perf_counter() - self._idle_since)
+            stats.charge("write", time.perf_counter() - self._idle_since)
         start = time.perf_counter()
         remarks = Remarks()
         pipeline = Pipeline(
-            crops, encoder, remarks, batch_size, job.workers, mirror, job.cores, account, self._largest_call
+            crops, encoder, remarks, batch_size, job.workers, mirror, job.cores, stats, self._largest_call
         )
         try:
-            parts = [encoded for _, encoded in pipeline.encode(rows, self._turn)]
+            parts = [encoded for _, encoded in pipeline.run(rows, self._turn)]
         except AffcacheError as error:
             return error
         finally:
@@ -136,4 +136,4 @@ class EncodingWorker:
             self._idle_since = end
         self._largest_call = pipeline.largest_call
         features, status = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
-        return Reply((features, status), account, seconds, remarks.texts)
+        return Reply((features, status), stats, seconds, remarks.texts)

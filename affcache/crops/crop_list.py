@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.archives import LARGEST_FILE, Archive, Member
+from affcache.crops.frame_paths import USUAL_NAMING, Naming, parse_path
 from affcache.crops.sources import is_archive
 from affcache.errors import InputError
 
@@ -22,21 +23,6 @@ NEVER_THE_CROP = frozenset(
         errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN,
     }
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How the files of one video are called; one format for nearly all keeps three million names small."""
-
-    format: str = "{:05d}.jpg"
-    exceptions: Mapping[int, str] = field(default_factory=dict)  # frame number -> file name
-
-    def file_name(self, frame: int) -> str:
-        """Return the name of one frame's file."""
-        return self.exceptions.get(frame) or self.format.format(frame)
-
-
-USUAL_NAMING = Naming()
 
 
 @dataclass(frozen=True)
@@ -196,14 +182,13 @@ def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
                 entry = line.partition(",")[0].partition("\t")[0].strip()
                 if not entry or (number == 1 and entry == "image"):
                     continue
-                *folders, name = entry.replace("\\", "/").split("/")
-                stem = name.rpartition(".")[0] or name
-                digits = stem[len(stem.rstrip("0123456789")) :]
-                if not folders or not digits or len(digits) > 18:
+                try:
+                    _, video, frame = parse_path(entry)
+                except ValueError:
                     raise InputError(
                         f"{path}, line {number}: {entry!r} names no crop. Expected <video>/00001.jpg. Correct the line."
-                    )
-                frames.setdefault(folders[-1], array("q")).append(int(digits))
+                    ) from None
+                frames.setdefault(video, array("q")).append(frame)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The list of crops {path} can't be read: {getattr(error, 'strerror', None) or error}. Expected a text "

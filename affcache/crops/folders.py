@@ -1,7 +1,6 @@
 """Finding face crops: one folder per video, one file per frame, as Aff-Wild2 lays them out, on disk or in archives."""
 
 import os
-import re
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.archives import MEMBER_DTYPE, Archive, Member
-from affcache.crops.crop_list import USUAL_NAMING, ArchivedFrames, CropList, Naming
+from affcache.crops.crop_list import ArchivedFrames, CropList
+from affcache.crops.frame_paths import (
+    IMAGE_SUFFIXES,
+    LARGEST_FRAME_NUMBER,
+    USUAL_NAMING,
+    Naming,
+    format_of,
+    split_name,
+)
 from affcache.crops.sources import is_archive, open_archive
 from affcache.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-LARGEST_FRAME_NUMBER = 2**31 - 1  # the store keeps frame numbers as int32
 OTHER_ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 LISTING_THREADS = 8  # hide a network file system's latency
-_FRAME_NUMBER = re.compile(r"\d+$", re.ASCII)
 _MEMBER = struct.Struct("<qqqIB")  # one entry of MEMBER_DTYPE
 
 OnListed = Callable[[int, int, str], None]  # (done, total, unit)
@@ -42,24 +46,19 @@ class FrameFiles:
 
     def add(self, name: str, member: Member | None = None) -> None:
         """Take one file, or count it as ignored when it is no crop."""
-        stem, suffix = os.path.splitext(name)
-        match = _FRAME_NUMBER.search(stem)
-        if suffix.lower() not in IMAGE_SUFFIXES or match is None or int(match.group()) > LARGEST_FRAME_NUMBER:
+        parts = split_name(name)
+        if parts is None or not parts[2] or (number := int(parts[1])) > LARGEST_FRAME_NUMBER:
             self.ignored += 1
             return
-        number = int(match.group())
         if not self.format:
-            self.format = _format_of(stem[: match.start()], match.group(), suffix)
+            self.format = format_of(*parts)
         if self.format.format(number) != name:
-            self._keep_exception(number, name)
+            if number in self.exceptions:
+                raise self._twice(number, self.exceptions[number], name)
+            self.exceptions[number] = name
         self.numbers.append(number)
         if member is not None:
             self.members += _MEMBER.pack(*member)
-
-    def _keep_exception(self, number: int, name: str) -> None:
-        if number in self.exceptions:
-            raise self._twice(number, self.exceptions[number], name)
-        self.exceptions[number] = name
 
     def in_order(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.void]]:
         """Return frame numbers (n,), rising, and archive members (n,) in that order.
@@ -208,13 +207,6 @@ def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
     if videos:
         videos[0].unsafe = archive.unsafe + archive.links
     return videos
-
-
-def _format_of(prefix: str, digits: str, suffix: str) -> str:
-    """Return the format of names such as ``prefix00012.suffix``."""
-    before, after = (text.replace("{", "{{").replace("}", "}}") for text in (prefix, suffix))
-    padded = digits[0] == "0" or len(digits) >= 5  # 12.jpg may be one of 1.jpg to 99.jpg
-    return f"{before}{{:0{len(digits) if padded else 1}d}}{after}"
 
 
 def _require_unicode(root: Path, name: str) -> None:

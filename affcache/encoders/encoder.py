@@ -39,7 +39,7 @@ def copy_to_device(
     return groups
 
 
-class Submission:
+class DeviceBatch:
     """A batch that was handed to the device. ``wait`` gives its embeddings, ``seconds`` where its time went."""
 
     def __init__(self, device: torch.device) -> None:
@@ -147,7 +147,7 @@ class Encoder:
         return torch.from_numpy(self.submit(crops).wait())
 
     @torch.inference_mode()
-    def submit(self, crops: Crops) -> Submission:
+    def submit(self, crops: Crops) -> DeviceBatch:
         """Hand a batch of RGB crops to the device; on a GPU this returns while the device works.
 
         Args:
@@ -156,9 +156,9 @@ class Encoder:
         Raises:
             torch.OutOfMemoryError: the batch doesn't fit the device.
         """
-        submission = Submission(self.device)
+        batch = DeviceBatch(self.device)
         groups = copy_to_device(crops, self.device)
-        submission.mark("copy")
+        batch.mark("copy")
         pixels = self._resize(groups, len(crops))  # (B, 3, H, W) uint8
         if self.compiled is not None:
             missing = max(self.fixed_batch - len(pixels), 0)
@@ -166,10 +166,10 @@ class Encoder:
             embeddings = self.compiled(filled.contiguous(memory_format=torch.channels_last))[: len(pixels)]
         else:
             embeddings = self.network(pixels)
-        submission.mark("encode")
-        submission.fetch(embeddings)  # (B, D)
-        submission.mark("copy")
-        return submission
+        batch.mark("encode")
+        batch.fetch(embeddings)  # (B, D)
+        batch.mark("copy")
+        return batch
 
     @torch.inference_mode()
     def prepare(self, crops: Crops) -> torch.Tensor:

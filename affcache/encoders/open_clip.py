@@ -14,7 +14,7 @@ import torchvision
 
 from affcache.crops.images import Preprocessing
 from affcache.encoders.encoder import Weights
-from affcache.errors import ConfigError, InputError, did_you_mean
+from affcache.errors import ConfigError, InputError, did_you_mean, first_line
 
 RANDOM_WEIGHTS = "random:"  # --pretrained random:SEED
 OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # models that bring their weights with them
@@ -135,7 +135,7 @@ def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Mod
     except Exception as error:  # a download, a file format or a shape: open_clip raises nearly anything here
         what = f"{model} / {pretrained}" if pretrained else model
         raise InputError(
-            f"The weights of {what} could not be loaded ({type(error).__name__}: {_first_line(error)}). Expected a "
+            f"The weights of {what} could not be loaded ({type(error).__name__}: {first_line(error)}). Expected a "
             "connection to the model hub, or weights on disk. Without a network, fetch the weights elsewhere and say "
             "--pretrained FILE with an open_clip checkpoint, or --model local-dir:FOLDER with open_clip_config.json "
             "and the weights in it."
@@ -158,10 +158,6 @@ def _random_seed(pretrained: str) -> int:
             f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example random:0."
         )
     return int(text)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no further word")
 
 
 @contextlib.contextmanager

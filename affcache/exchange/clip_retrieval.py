@@ -8,12 +8,10 @@ import numpy as np
 from affcache.errors import InputError
 from affcache.exchange.sources import (
     FrameKeys,
-    KeyCollector,
+    ImportSource,
     Matrix,
     Part,
-    Source,
     cannot_read,
-    join_keys,
     require_floats,
     require_same_length,
     rows_of,
@@ -24,33 +22,24 @@ IMPORTED_FROM = "clip-retrieval"
 EMBEDDINGS, METADATA = "img_emb", "metadata"
 
 
-def open_clip_retrieval(folder: Path) -> Source:
+def open_clip_retrieval(folder: Path) -> ImportSource:
     """Read which frames a folder of clip-retrieval holds, and where the embeddings lie.
 
     Args:
         folder: holds img_emb/ and metadata/; part k of one belongs to part k of the other, float (n, D).
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: a part is missing or damaged, a path names no frame, or two parts differ in length.
     """
-    parts, keys = [], []
+    parts, keys = [], FrameKeys()
     for embeddings, metadata in matching_parts(folder):
         part = open_npy(embeddings)
         of_part = _keys_of(metadata)
         require_same_length(embeddings, part.rows, metadata, len(of_part))
         parts.append(part)
-        keys.append(of_part)
-    joined = join_keys(keys)
-    return Source(folder, tuple(parts), joined, np.full(len(joined), ENCODED, dtype=np.uint8), IMPORTED_FROM)
+        keys.extend(of_part)
+    return ImportSource(folder, tuple(parts), keys, np.full(len(keys), ENCODED, dtype=np.uint8), IMPORTED_FROM)
 
 
 def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
-    """List the pairs of embeddings and metadata, in the order of their numbers.
-
-    Raises:
-        InputError: there are none, or a part has no counterpart.
-    """
+    """List the pairs of embeddings and metadata, in the order of their numbers."""
     embeddings = _numbered(folder / EMBEDDINGS, EMBEDDINGS, ".npy")
     metadata = _numbered(folder / METADATA, METADATA, ".parquet")
     if not embeddings or embeddings.keys() != metadata.keys():
@@ -65,11 +54,7 @@ def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def open_npy(path: Path) -> Part:
-    """Return a .npy file of embeddings, float (n, D), as a part of a source.
-
-    Raises:
-        InputError: missing, damaged, or no such matrix.
-    """
+    """Return a .npy file of embeddings, float (n, D), as a part of a source."""
 
     def matrix(folder: Path | None = None) -> Matrix:
         try:
@@ -100,13 +85,13 @@ def _numbered(folder: Path, name: str, suffix: str) -> dict[int, Path]:
 
 
 def _keys_of(metadata: Path) -> FrameKeys:
-    collector = KeyCollector()
+    keys = FrameKeys()
     for (path,) in rows_of(metadata, ("image_path",)):
         try:
-            collector.add_path(path or "")
+            keys.add_path(path or "")
         except ValueError as error:
             raise InputError(
-                f"{metadata}, row {len(collector)} (counted from 0) {error}. Expected image_path to end in "
+                f"{metadata}, row {len(keys)} (counted from 0) {error}. Expected image_path to end in "
                 "<video>/<frame>.jpg. Encode crops that lie in a folder per video, or mend the column."
             ) from None
-    return collector.keys()
+    return keys

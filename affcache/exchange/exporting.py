@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from affcache.errors import InputError
 from affcache.exchange.clip_retrieval import EMBEDDINGS, METADATA
-from affcache.exchange.exports import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, provenance_of
+from affcache.exchange.exports import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, TENSORS, provenance_of
 from affcache.exchange.settings import ExportSettings
 from affcache.exchange.sources import blocks_of, pyarrow_parquet
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
 
@@ -48,26 +48,21 @@ def write_parquet(path: Path, store: EmbeddingStore, listener: Listener) -> None
 
 def write_safetensors(path: Path, store: EmbeddingStore, listener: Listener) -> None:
     """Write one safetensors file; its library would need all tensors in memory, so the header is made here."""
-    tensors: dict[str, tuple[str, Any]] = {  # by falling size of a value, so that each begins at a multiple of it
-        "video_start": ("I64", store.video_start),
-        "frame_number": ("I32", store.frame_number),
-        "features": ("F16", store.features),
-        "status": ("U8", store.status),
-    }
+    arrays = {name: getattr(store, name) for name in TENSORS}  # in the order by which each begins at a multiple of it
     described = {
         SAFETENSORS_KEY: json.dumps(provenance_of(store)),
         "video_name": json.dumps(store.video_names),
     }
     header: dict[str, Any] = {"__metadata__": described}
     offset = 0
-    for name, (kind, array) in tensors.items():
-        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
+    for name, array in arrays.items():
+        header[name] = {"dtype": TENSORS[name], "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % SAFETENSORS_ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, array in tensors.values():
+        for array in arrays.values():
             for rows in blocks_of(len(array)):
                 file.write(np.ascontiguousarray(array[rows]).data)
                 if array is store.features:
@@ -117,7 +112,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path, EmbeddingStore, Listener], None]]]
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Result):
     """What an export wrote."""
 
     out: str
@@ -131,10 +126,6 @@ class ExportResult:
     bytes: int  # of all files written
     store_fingerprint: str
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def export_embeddings(

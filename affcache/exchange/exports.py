@@ -13,10 +13,9 @@ from affcache.errors import InputError
 from affcache.exchange.clip_retrieval import matching_parts, open_npy
 from affcache.exchange.sources import (
     FrameKeys,
-    KeyCollector,
+    ImportSource,
     Matrix,
     Part,
-    Source,
     cannot_read,
     map_bytes,
     parquet_file,
@@ -29,40 +28,31 @@ from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")
-TENSORS = {"features": "<f2", "status": "u1", "frame_number": "<i4", "video_start": "<i8"}
-_NUMPY_OF = {"F16": "<f2", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+TENSORS = {"video_start": "I64", "frame_number": "I32", "features": "F16", "status": "U8"}  # by falling size of a value
+_DTYPES = {"F16": "<f2", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 EXPORT_FORMAT, EXPORT_VERSION = "affcache-export", 1
 PARQUET_KEY = b"affcache"  # of the schema metadata
 SAFETENSORS_KEY = "affcache"  # of the header's metadata
 NPY_FILE = "provenance.json"
 
 
-def open_npy_export(folder: Path) -> Source:
-    """Open an exported folder: img_emb/, metadata/ and provenance.json.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: a file is missing, damaged or not what the export wrote.
-    """
+def open_npy_export(folder: Path) -> ImportSource:
+    """Open an exported folder: img_emb/, metadata/ and provenance.json."""
     try:
         provenance = read_provenance(folder / NPY_FILE, (folder / NPY_FILE).read_bytes())
     except OSError as error:
         raise cannot_read(folder / NPY_FILE, error) from None
     ((embeddings, metadata),) = matching_parts(folder)[:1]
     part = open_npy(embeddings)
-    _require_float16(embeddings, part.dtype)
+    if part.dtype != np.dtype("<f2"):
+        raise cannot_read(embeddings, ValueError(f"an export holds float16, this is {part.dtype}"))
     keys, status = _keys_and_status(metadata, rows_of(metadata, KEY_COLUMNS))
     require_same_length(embeddings, part.rows, metadata, len(keys))
-    return Source(folder, (part,), keys, status, IMPORTED_FROM, provenance)
+    return ImportSource(folder, (part,), keys, status, IMPORTED_FROM, provenance)
 
 
-def open_parquet_export(path: Path) -> Source:
-    """Open an exported Parquet file.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: damaged, or not what the export wrote.
-    """
+def open_parquet_export(path: Path) -> ImportSource:
+    """Open an exported Parquet file."""
     with parquet_file(path) as file:
         provenance = read_provenance(path, (file.schema_arrow.metadata or {}).get(PARQUET_KEY))
         require_columns(path, file, (*KEY_COLUMNS, "embedding"))
@@ -78,26 +68,23 @@ def open_parquet_export(path: Path) -> Source:
         return unpack(folder, _unpacked_groups(path, shape[1]), np.dtype("<f2"), shape)
 
     part = Part(path, *shape, np.dtype("<f2"), matrix)
-    return Source(path, (part,), keys, status, IMPORTED_FROM, provenance)
+    return ImportSource(path, (part,), keys, status, IMPORTED_FROM, provenance)
 
 
-def open_safetensors_export(path: Path) -> Source:
-    """Open an exported safetensors file.
-
-    Raises:
-        InputError: damaged, or not what the export wrote.
-    """
+def open_safetensors_export(path: Path) -> ImportSource:
+    """Open an exported safetensors file."""
     header, first = _safetensors_header(path)
     described = header.get("__metadata__", {})
     provenance = read_provenance(path, described.get(SAFETENSORS_KEY))
     maps: dict[str, npt.NDArray[Any]] = {}
     try:
         names = [str(name) for name in json.loads(described["video_name"])]
-        for name, dtype in TENSORS.items():
+        for name, kind in TENSORS.items():
             entry = header[name]
-            if _NUMPY_OF.get(entry["dtype"]) != dtype:
+            if entry["dtype"] != kind:
                 raise ValueError(f"{name} is {entry['dtype']}")
-            maps[name] = map_bytes(path, first + entry["data_offsets"][0], np.dtype(dtype), tuple(entry["shape"]))
+            start, shape = first + entry["data_offsets"][0], tuple(entry["shape"])
+            maps[name] = map_bytes(path, start, np.dtype(_DTYPES[kind]), shape)
         video = np.repeat(np.arange(len(names)), np.diff(maps["video_start"]))
         if len({len(video), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
             raise ValueError("its tensors differ in length")
@@ -109,7 +96,7 @@ def open_safetensors_export(path: Path) -> Source:
     )
     keys, status = _keys_and_status(path, triples)
     part = Part(path, rows, width, np.dtype("<f2"), lambda folder: maps["features"])
-    return Source(path, (part,), keys, status, IMPORTED_FROM, provenance)
+    return ImportSource(path, (part,), keys, status, IMPORTED_FROM, provenance)
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -128,21 +115,21 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _keys_and_status(path: Path, rows: Iterable[tuple[Any, ...]]) -> tuple[FrameKeys, npt.NDArray[np.uint8]]:
     """Collect video, frame number and status of every row."""
-    collector, statuses = KeyCollector(), bytearray()
+    keys, statuses = FrameKeys(), bytearray()
     for video, frame, status in rows:
         try:
             if status not in (ENCODED, UNREADABLE):
                 raise ValueError(f"has the status {status!r}, not 1 (encoded) or 2 (unreadable)")
             if not isinstance(frame, int) or not isinstance(video, str):
                 raise ValueError(f"has the video {video!r} and the frame number {frame!r}")
-            collector.add(video, frame)
+            keys.add(video, frame)
         except ValueError as error:
             raise InputError(
-                f"{path}, row {len(collector)} (counted from 0) {error}. Expected the columns that 'affcache export' "
+                f"{path}, row {len(keys)} (counted from 0) {error}. Expected the columns that 'affcache export' "
                 "writes. Export the store again."
             ) from None
         statuses.append(status)
-    return collector.keys(), np.frombuffer(bytes(statuses), dtype=np.uint8)
+    return keys, np.frombuffer(bytes(statuses), dtype=np.uint8)
 
 
 def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:
@@ -167,11 +154,6 @@ def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:
             yield features.reshape(rows, width)
 
 
-def _require_float16(path: Path, dtype: np.dtype[Any]) -> None:
-    if dtype != np.dtype("<f2"):
-        raise cannot_read(path, ValueError(f"an export holds float16, this is {dtype}"))
-
-
 def provenance_of(store: EmbeddingStore) -> dict[str, Any]:
     """Return the provenance of a store's rows, as one JSON object."""
     return {
@@ -188,11 +170,7 @@ def provenance_of(store: EmbeddingStore) -> dict[str, Any]:
 
 
 def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
-    """Parse the provenance that was found in ``path``.
-
-    Raises:
-        InputError: there is none, it is damaged, or a later affcache wrote it.
-    """
+    """Parse the provenance that was found in ``path``."""
     try:
         found = json.loads(text or "null")
         if found["format"] != EXPORT_FORMAT or found["format_version"] != EXPORT_VERSION:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import ConfigError, InputError, StoreError
@@ -17,9 +16,17 @@ from affcache.exchange.clip_retrieval import open_clip_retrieval
 from affcache.exchange.exports import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
 from affcache.exchange.published_code import open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import Matrix, Part, Source, blocks_of, cannot_read, join_keys, read_rows, stored_order
-from affcache.exchange.survey import Survey, survey
-from affcache.progress import Listener
+from affcache.exchange.sources import (
+    FrameKeys,
+    ImportSource,
+    Part,
+    Rounding,
+    SourceRows,
+    blocks_of,
+    cannot_read,
+    check_float16,
+)
+from affcache.progress import Listener, Result
 from affcache.settings import build, default_store
 from affcache.store.layout import differing_fields, fingerprint
 from affcache.store.reading import EmbeddingStore
@@ -32,7 +39,7 @@ EXPECTED = (
 )
 
 
-def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> list[Source]:
+def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> list[ImportSource]:
     """Open every source and check that they may go into one store.
 
     Args:
@@ -78,7 +85,7 @@ def _magic(path: Path) -> bytes:
         raise cannot_read(path, error) from None
 
 
-def _open_other(path: Path, magic: bytes) -> Source:
+def _open_other(path: Path, magic: bytes) -> ImportSource:
     if path.is_dir():
         return open_npy_export(path) if (path / NPY_FILE).exists() else open_clip_retrieval(path)
     if magic.startswith(PARQUET_MAGIC):
@@ -88,7 +95,7 @@ def _open_other(path: Path, magic: bytes) -> Source:
     raise InputError(f"{path} is nothing that can be imported. Expected {EXPECTED}. Check the path.")
 
 
-def _require_same_encoder(first: Source, other: Source) -> None:
+def _require_same_encoder(first: ImportSource, other: ImportSource) -> None:
     forward = "Import each into a store of its own."
     if first.imported_from != other.imported_from:
         raise StoreError(
@@ -103,7 +110,7 @@ def _require_same_encoder(first: Source, other: Source) -> None:
         )
 
 
-def _require_same_width(sources: Sequence[Source]) -> None:
+def _require_same_width(sources: Sequence[ImportSource]) -> None:
     first, *others = (part for source in sources for part in source.parts)
     for part in others:
         if part.width != first.width:
@@ -114,7 +121,7 @@ def _require_same_width(sources: Sequence[Source]) -> None:
 
 
 @dataclass(frozen=True)
-class ImportResult:
+class ImportResult(Result):
     """What an import did."""
 
     store: str
@@ -134,10 +141,6 @@ class ImportResult:
     encoder_fingerprint: str
     same_as_exported: bool | None  # whether the store equals the exported one; None unless it is one whole export
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def import_embeddings(
@@ -165,12 +168,16 @@ def import_embeddings(
     path = settings.store or _default_store(settings, sources)
     _require_new(path)
     parts = tuple(part for source in sources for part in source.parts)
-    crops, order = stored_order(join_keys([source.keys for source in sources]), lambda row: _place(parts, row))
+    keys = FrameKeys()
+    for source in sources:
+        keys.extend(source.keys)
+    crops, order = keys.stored_order(lambda row: _place(parts, row))
     listener.message(f"{len(crops):,} frames in {len(crops.video_names):,} videos, from {sources[0].imported_from}")
     with writing_lock(path), _temporary_folder(path) as folder:
         _require_new(path)  # another process may have made it while this one waited
-        rows = Rows(parts, [part.open(folder) for part in parts], order, np.concatenate([s.status for s in sources]))
-        found = survey(parts, rows.matrices, rows.status, listener)
+        status = np.concatenate([source.status for source in sources])
+        rows = SourceRows(parts, [part.open(folder) for part in parts], order, status)
+        found = check_float16(rows, listener)
         encoder, encoder_fingerprint = _encoder(sources, settings, found, listener)
         _write(folder / path.name, crops, rows, encoder, encoder_fingerprint, listener)
         written = EmbeddingStore.open(folder / path.name)
@@ -189,18 +196,14 @@ def import_embeddings(
         videos=len(crops.video_names),
         width=parts[0].width,
         labels_not_used=labels,
-        values=found.values,
-        changed_values=found.changed_values,
-        largest_relative_change=found.largest_relative_change,
-        largest_change=found.largest_change,
-        normalised=None if sources[0].provenance else found.normalised,
+        **{**asdict(found), **({"normalised": None} if sources[0].provenance else {})},
         encoder_fingerprint=encoder_fingerprint,
         same_as_exported=same,
         seconds=time.perf_counter() - start,
     )
 
 
-def _say_what_was_left(found: Survey, labels: int, listener: Listener) -> None:
+def _say_what_was_left(found: Rounding, labels: int, listener: Listener) -> None:
     if found.changed_values:
         listener.message(
             f"{found.changed_values:,} of {found.values:,} values were rounded to float16, by at most "
@@ -208,16 +211,6 @@ def _say_what_was_left(found: Survey, labels: int, listener: Listener) -> None:
         )
     if labels:
         listener.message(f"{labels:,} labels in the lists are not used: 'affcache fit' reads them from --annotations")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All embeddings of all sources, and the order in which the store keeps them."""
-
-    parts: tuple[Part, ...]
-    matrices: list[Matrix]
-    order: npt.NDArray[np.int64]  # (N,) the row of the sources that each row of the store is
-    status: npt.NDArray[np.uint8]  # (N,) in the order of the sources
 
 
 def _place(parts: tuple[Part, ...], row: int) -> str:
@@ -229,7 +222,7 @@ def _place(parts: tuple[Part, ...], row: int) -> str:
     return part.place(row)
 
 
-def _default_store(settings: ImportSettings, sources: list[Source]) -> Path:
+def _default_store(settings: ImportSettings, sources: list[ImportSource]) -> Path:
     said = sources[0].provenance.get("encoder", {})
     if settings.model:
         return default_store(settings.model, settings.pretrained)
@@ -264,7 +257,7 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _encoder(
-    sources: list[Source], settings: ImportSettings, found: Survey, listener: Listener
+    sources: list[ImportSource], settings: ImportSettings, found: Rounding, listener: Listener
 ) -> tuple[Mapping[str, Any], str]:
     """Return the store's encoder description and fingerprint: an export's own, else what can be known."""
     provenance = sources[0].provenance
@@ -290,18 +283,22 @@ def _encoder(
 
 
 def _write(
-    path: Path, crops: CropList, rows: Rows, encoder: Mapping[str, Any], encoder_fingerprint: str, listener: Listener
+    path: Path,
+    crops: CropList,
+    rows: SourceRows,
+    encoder: Mapping[str, Any],
+    encoder_fingerprint: str,
+    listener: Listener,
 ) -> None:
     """Write a whole store, a block of rows in memory at a time."""
     create_store(path, crops, rows.parts[0].width, encoder, encoder_fingerprint)
     with StoreWriter(path) as writer:
         for block in blocks_of(len(crops)):
-            wanted = rows.order[block]
-            writer.commit(block.start, read_rows(rows.parts, rows.matrices, wanted), rows.status[wanted])
+            writer.commit(block.start, *rows.read(block))
             listener.progress(block.stop, len(crops), "row", "writing")
 
 
-def _compare(sources: list[Source], written: EmbeddingStore, listener: Listener) -> bool | None:
+def _compare(sources: list[ImportSource], written: EmbeddingStore, listener: Listener) -> bool | None:
     """Say whether a store that was exported is back as it was; None unless it is one whole export."""
     if len(sources) != 1 or not sources[0].provenance:
         return None

@@ -10,10 +10,9 @@ import numpy as np
 from affcache.errors import InputError
 from affcache.exchange.sources import (
     FrameKeys,
-    KeyCollector,
+    ImportSource,
     Matrix,
     Part,
-    Source,
     blocks_of,
     cannot_read,
     map_bytes,
@@ -21,26 +20,23 @@ from affcache.exchange.sources import (
     require_same_length,
     unpack,
 )
+from affcache.store.layout import FORMAT
 from affcache.store.reading import ENCODED
 
 IMPORTED_FROM = "published code"
-STORE_FORMAT = "affcache-embeddings"
 DATASETS = ("train_features", "val_features")
 _LABEL = re.compile(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?)*", re.ASCII)  # 4, or 0,1,1,0,...
 
 
-def open_published_code(features: Path, listing: Path) -> Source:
+def open_published_code(features: Path, listing: Path) -> ImportSource:
     """Read which frames a pair of files holds, and where the features lie.
 
     Args:
         features: HDF5, with the dataset ``train_features`` or ``val_features``, float (n, D).
         listing: text, n lines ``path<TAB>label`` in the order of the features.
-
-    Raises:
-        InputError: a file is missing or damaged, a line is malformed, or the two differ in length.
     """
     name, shape, dtype = _dataset_of(features)
-    keys = read_list(listing)
+    keys = _read_listing(listing)
     require_same_length(features, shape[0], listing, len(keys))
 
     def matrix(folder: Path) -> Matrix:
@@ -48,16 +44,12 @@ def open_published_code(features: Path, listing: Path) -> Source:
 
     part = Part(features, shape[0], shape[1], dtype, matrix, named_by=listing)
     status = np.full(len(keys), ENCODED, dtype=np.uint8)
-    return Source(features, (part,), keys, status, IMPORTED_FROM, labels=len(keys))
+    return ImportSource(features, (part,), keys, status, IMPORTED_FROM, labels=len(keys))
 
 
-def read_list(path: Path) -> FrameKeys:
-    """Read the frames of a list. Its labels are checked for their form alone: they show when a line is malformed.
-
-    Raises:
-        InputError: missing, not text, or a line that would shift the rows after it; names the line.
-    """
-    collector = KeyCollector()
+def _read_listing(path: Path) -> FrameKeys:
+    """Read the frames of a list. Its labels are checked for their form alone: they show when a line is malformed."""
+    keys = FrameKeys()
     blank = 0  # the first of a run of blank lines, which may end the file
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -71,12 +63,12 @@ def read_list(path: Path) -> FrameKeys:
                 if not tab or not _LABEL.fullmatch(label.strip()):
                     raise _malformed(path, number, f"is {line.rstrip()!r}")
                 try:
-                    collector.add_path(crop.strip())
+                    keys.add_path(crop.strip())
                 except ValueError as error:
                     raise _malformed(path, number, str(error)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise cannot_read(path, error) from None
-    return collector.keys()
+    return keys
 
 
 def _malformed(path: Path, number: int, problem: str) -> InputError:
@@ -90,7 +82,7 @@ def refuse_store(path: Path) -> None:
     """Raise InputError when an HDF5 file is an embedding store already; what can't be read is judged later."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            is_store = file.attrs.get("format") == STORE_FORMAT
+            is_store = file.attrs.get("format") == FORMAT
     except (OSError, RuntimeError, KeyError):
         return
     if is_store:

@@ -1,10 +1,12 @@
-"""The form that every source is brought into: frame keys, statuses, and matrices that are read block by block."""
+"""The form that every source is brought into: frame keys, statuses, and matrices that are read block by block.
 
-import os
-import re
+Here and in the readers, whatever is missing, damaged, of another kind or of unequal length raises InputError, which
+names the file, and the row or line at fault; what needs Parquet raises ConfigError where pyarrow isn't installed.
+"""
+
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,34 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
-from affcache.crops.folders import IMAGE_SUFFIXES, LARGEST_FRAME_NUMBER
+from affcache.crops.frame_paths import LARGEST_FRAME_NUMBER, parse_path
 from affcache.errors import ConfigError, InputError
+from affcache.progress import Listener
+from affcache.store.reading import ENCODED, Rows
 
-_SEPARATOR = re.compile(r"[/\\]")  # lists made on Windows mix both
-_FRAME_NUMBER = re.compile(r"\d+$", re.ASCII)
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
+NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
 
 
-@dataclass(frozen=True)
 class FrameKeys:
-    """The video and the frame number of n rows, in any order."""
-
-    video_names: tuple[str, ...]  # each used by at least one row
-    video: npt.NDArray[np.int64]  # (n,) index into video_names
-    frame_number: npt.NDArray[np.int32]  # (n,)
-
-    def __len__(self) -> int:
-        return len(self.video)
-
-
-class KeyCollector:
-    """Gathers the keys of one source, row after row, in little memory."""
+    """The video and the frame number of n rows, in any order; gathered row after row, in little memory."""
 
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}
+        self._index: dict[str, int] = {}  # of a video, each used by at least one row
         self._video = array("q")
         self._frame = array("q")
 
@@ -62,75 +53,49 @@ class KeyCollector:
         self._frame.append(frame)
 
     def add_path(self, path: str) -> None:
-        """Take the key of the next row from the path of its crop, as ``find_crops`` would.
+        """Take the key of the next row from the path of its crop; raises as ``add``."""
+        _, video, number = parse_path(path)
+        self.add(video, number)
+
+    def extend(self, other: "FrameKeys") -> None:
+        """Take the keys of another source as those of the next rows."""
+        index = np.array([self._index.setdefault(name, len(self._index)) for name in other._index], dtype=np.int64)
+        self._video.frombytes(index[np.array(other._video, dtype=np.int64)].tobytes())
+        self._frame.extend(other._frame)
+
+    def stored_order(self, place: Callable[[int], str]) -> tuple[CropList, Rows]:
+        """Sort the rows, at least one, as a store keeps them: by video name, then by frame number.
+
+        Args:
+            place: names a row for messages.
+
+        Returns:
+            The list of crops, and int64 (N,): row i of the store is row ``order[i]`` of these.
 
         Raises:
-            ValueError: says what is wrong with the path, as a part of a sentence.
+            InputError: a frame occurs twice.
         """
-        *folders, name = _SEPARATOR.split(path)
-        video = folders[-1] if folders else ""
-        if video in ("", ".", ".."):
-            raise ValueError(f"has the path {path!r}, in which no folder names the video")
-        stem, suffix = os.path.splitext(name)
-        match = _FRAME_NUMBER.search(stem)
-        if match is None or (suffix and suffix.lower() not in IMAGE_SUFFIXES):
-            raise ValueError(f"has the path {path!r}, which doesn't end in a frame number and the suffix of an image")
-        self.add(video, int(match.group()))
-
-    def keys(self) -> FrameKeys:
-        """Return what was gathered."""
-        return FrameKeys(
-            video_names=tuple(self._index),
-            video=np.array(self._video, dtype=np.int64),
-            frame_number=np.array(self._frame, dtype=np.int32),
+        names = sorted(self._index)
+        rank = np.empty(len(names), dtype=np.int64)
+        rank[[self._index[name] for name in names]] = np.arange(len(names))
+        video, frame_number = rank[np.array(self._video)], np.array(self._frame, dtype=np.int32)
+        order = np.lexsort((frame_number, video)).astype(np.int64)
+        video, frame_number = video[order], frame_number[order]
+        repeated = np.flatnonzero((np.diff(video) == 0) & (np.diff(frame_number) == 0))
+        if len(repeated):
+            first, second = sorted(int(row) for row in order[repeated[0] : repeated[0] + 2])
+            raise InputError(
+                f"Frame {frame_number[repeated[0]]} of the video {names[video[repeated[0]]]} occurs twice: "
+                f"{place(first)} and {place(second)}. Expected every frame once. Remove one of the two, or import "
+                "sources that overlap, such as those of two tasks, into a store each."
+            )
+        crops = CropList(
+            folders=tuple(Path(name) for name in names),
+            video_names=tuple(names),
+            video_start=np.cumsum([0, *np.bincount(video, minlength=len(names))], dtype=np.int64),
+            frame_number=frame_number,
         )
-
-
-def join_keys(parts: Sequence[FrameKeys]) -> FrameKeys:
-    """Return the keys of several sources as those of one, rows in the order given."""
-    index: dict[str, int] = {}
-    videos = []
-    for part in parts:
-        of_part = [index.setdefault(name, len(index)) for name in part.video_names]
-        videos.append(np.array(of_part, dtype=np.int64)[part.video])
-    return FrameKeys(tuple(index), np.concatenate(videos), np.concatenate([part.frame_number for part in parts]))
-
-
-def stored_order(keys: FrameKeys, place: Callable[[int], str]) -> tuple[CropList, npt.NDArray[np.int64]]:
-    """Sort rows as a store keeps them: by video name, then by frame number.
-
-    Args:
-        keys: of N rows, at least one.
-        place: names a row for messages.
-
-    Returns:
-        The list of crops, and int64 (N,): row i of the store is row ``order[i]`` of ``keys``.
-
-    Raises:
-        InputError: a frame occurs twice.
-    """
-    by_name = sorted(range(len(keys.video_names)), key=keys.video_names.__getitem__)
-    names = [keys.video_names[index] for index in by_name]
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[by_name] = np.arange(len(names))
-    video = rank[keys.video]
-    order = np.lexsort((keys.frame_number, video))
-    video, frame_number = video[order], keys.frame_number[order]
-    repeated = np.flatnonzero((np.diff(video) == 0) & (np.diff(frame_number) == 0))
-    if len(repeated):
-        first, second = sorted(int(row) for row in order[repeated[0] : repeated[0] + 2])
-        raise InputError(
-            f"Frame {frame_number[repeated[0]]} of the video {names[video[repeated[0]]]} occurs twice: {place(first)} "
-            f"and {place(second)}. Expected every frame once. Remove one of the two, or import sources that overlap, "
-            "such as those of two tasks, into a store each."
-        )
-    crops = CropList(
-        folders=tuple(Path(name) for name in names),
-        video_names=tuple(names),
-        video_start=np.concatenate([[0], np.cumsum(np.bincount(video, minlength=len(names)))]).astype(np.int64),
-        frame_number=frame_number,
-    )
-    return crops, order.astype(np.int64)
+        return crops, order
 
 
 @dataclass(frozen=True)
@@ -150,7 +115,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """What one source holds, with nothing read of its matrices yet."""
 
     path: Path
@@ -163,11 +128,7 @@ class Source:
 
 
 def require_floats(file: Path, what: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Refuse what isn't a matrix of floating-point numbers with at least one row and one column.
-
-    Raises:
-        InputError: names the file.
-    """
+    """Refuse what isn't a matrix of floating-point numbers with at least one row and one column."""
     if dtype.name not in FLOATS or len(shape) != 2 or 0 in shape:
         raise InputError(
             f"{what} of {file} is {dtype} of shape {shape}. Expected one row of {', '.join(FLOATS)} per frame, shape "
@@ -176,11 +137,7 @@ def require_floats(file: Path, what: str, dtype: np.dtype[Any], shape: tuple[int
 
 
 def require_same_length(file: Path, rows: int, names: Path, named: int) -> None:
-    """Refuse a matrix and its list of frames when one is longer.
-
-    Raises:
-        InputError: names both files and both lengths.
-    """
+    """Refuse a matrix and its list of frames when one is longer."""
     if rows != named:
         raise InputError(
             f"{file} holds {rows:,} embeddings, {names} names {named:,} frames. Expected one frame per embedding, in "
@@ -189,11 +146,7 @@ def require_same_length(file: Path, rows: int, names: Path, named: int) -> None:
 
 
 def map_bytes(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Matrix:
-    """Return a read-only memory map of an array that lies in a file as plain bytes.
-
-    Raises:
-        InputError: the file is cut short or can't be read.
-    """
+    """Return a read-only memory map of an array that lies in a file as plain bytes."""
     try:
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
     except (OSError, ValueError) as error:
@@ -224,15 +177,25 @@ def cannot_read(path: Path, error: Exception) -> InputError:
     )
 
 
-def read_rows(parts: tuple[Part, ...], matrices: list[Matrix], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-    """Gather rows, counted over all parts together, as float16 (n, D)."""
-    starts = np.cumsum([0, *(part.rows for part in parts)])
-    part_of_row = np.searchsorted(starts, rows, side="right") - 1
-    features = np.empty((len(rows), parts[0].width), dtype="<f2")
-    for index in np.unique(part_of_row):
-        chosen = part_of_row == index
-        features[chosen] = matrices[index][rows[chosen] - starts[index]]
-    return features
+@dataclass(frozen=True)
+class SourceRows:
+    """All embeddings of all sources, and the order in which the store keeps them."""
+
+    parts: tuple[Part, ...]
+    matrices: list[Matrix]  # (n, D) each
+    order: Rows  # (N,) the row of the sources, counted over all parts together, that each row of the store is
+    status: npt.NDArray[np.uint8]  # (N,) in the order of the sources
+
+    def read(self, block: slice) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+        """Gather rows of the store: float16 features (n, D) and status (n,)."""
+        rows = self.order[block]
+        starts = np.cumsum([0, *(part.rows for part in self.parts)])
+        part_of_row = np.searchsorted(starts, rows, side="right") - 1
+        features = np.empty((len(rows), self.parts[0].width), dtype="<f2")
+        for index in np.unique(part_of_row):
+            chosen = part_of_row == index
+            features[chosen] = self.matrices[index][rows[chosen] - starts[index]]
+        return features, self.status[rows]
 
 
 def blocks_of(rows: int) -> Iterator[slice]:
@@ -241,12 +204,74 @@ def blocks_of(rows: int) -> Iterator[slice]:
         yield slice(first, min(first + BLOCK, rows))
 
 
-def pyarrow_parquet() -> Any:
-    """Return the module ``pyarrow.parquet``.
+@dataclass
+class Rounding:
+    """What float16 makes of the embeddings of encoded rows."""
+
+    values: int = 0
+    changed_values: int = 0  # values that float16 can't hold exactly
+    largest_relative_change: float = 0.0  # of a value that isn't 0, as a fraction of it
+    largest_change: float = 0.0
+    normalised: bool = True  # every embedding has length 1
+
+    def add(self, block: Matrix, half: npt.NDArray[np.float16]) -> None:
+        """Take a block of embeddings, (n, D), and its float16 values; all are finite."""
+        self.values += block.size
+        lengths = np.linalg.norm(half.astype(np.float32), axis=1)
+        self.normalised = self.normalised and bool((np.abs(lengths - 1) <= NORM_TOLERANCE).all())
+        if block.dtype == half.dtype:
+            return
+        change = np.abs(half.astype(block.dtype) - block)
+        changed = change > 0  # then the value isn't 0 either
+        count = int(np.count_nonzero(changed))
+        if count:
+            self.changed_values += count
+            self.largest_change = max(self.largest_change, float(change.max()))
+            relative = change[changed] / np.abs(block[changed])
+            self.largest_relative_change = max(self.largest_relative_change, float(relative.max()))
+
+
+def check_float16(rows: SourceRows, listener: Listener) -> Rounding:
+    """Read every embedding once, before anything is written: what float16 can't hold, and what it changes.
 
     Raises:
-        ConfigError: pyarrow isn't installed.
+        InputError: a value is not finite, or too large for float16; or an unreadable row holds values. Names the row.
     """
+    found, status, done = Rounding(), rows.status, 0
+    for part, matrix in zip(rows.parts, rows.matrices, strict=True):
+        for of_block in blocks_of(part.rows):
+            block = np.asarray(matrix[of_block])
+            with np.errstate(over="ignore"):
+                half = block.astype("<f2")
+            _require_finite(part, of_block.start, block, half)
+            encoded = status[done : done + len(block)] == ENCODED
+            if half[~encoded].any():
+                row = of_block.start + int(np.flatnonzero(~encoded & half.any(axis=1))[0])
+                raise InputError(
+                    f"{part.place(row)} is marked unreadable and holds an embedding. Expected zeros there, as "
+                    "'affcache export' writes them. Export the store again."
+                )
+            found.add(*((block, half) if encoded.all() else (block[encoded], half[encoded])))
+            done += len(block)
+            listener.progress(done, len(status), "row", "checking")
+    return found
+
+
+def _require_finite(part: Part, first: int, block: Matrix, half: npt.NDArray[Any]) -> None:
+    wrong = ~np.isfinite(half)
+    if not wrong.any():
+        return
+    row, column = (int(index) for index in np.argwhere(wrong)[0])
+    value = block[row, column]
+    problem = "is not finite" if not np.isfinite(value) else "is too large for float16, which ends at 65504"
+    raise InputError(
+        f"{part.place(first + row)}: value {column} (counted from 0) is {value} and {problem}. Expected embeddings "
+        "that float16 can hold. Make them again, in float32, or remove the row from both files."
+    )
+
+
+def pyarrow_parquet() -> Any:
+    """Return the module ``pyarrow.parquet``."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -256,12 +281,7 @@ def pyarrow_parquet() -> Any:
 
 @contextmanager
 def parquet_file(path: Path) -> Iterator[Any]:
-    """Open a Parquet file, a ``pyarrow.parquet.ParquetFile``; what fails while it is open counts as damage.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: missing, damaged, or no Parquet file.
-    """
+    """Open a Parquet file, a ``pyarrow.parquet.ParquetFile``; what fails while it is open counts as damage."""
     parquet = pyarrow_parquet()
     import pyarrow
 
@@ -273,11 +293,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
 
 
 def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
-    """Refuse a Parquet file that lacks one of the columns.
-
-    Raises:
-        InputError: names the missing ones and those that are there.
-    """
+    """Refuse a Parquet file that lacks one of the columns."""
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise InputError(
@@ -287,12 +303,7 @@ def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
 
 
 def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    """Yield the values of some columns row by row, a row group in memory at a time.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-        InputError: missing, damaged, or without one of the columns.
-    """
+    """Yield the values of some columns row by row, a row group in memory at a time."""
     with parquet_file(path) as file:
         require_columns(path, file, columns)
         for group in range(file.num_row_groups):

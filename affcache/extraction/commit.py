@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from affcache.extraction.stats import StageClock
+from affcache.extraction.stats import ExtractionStats
 from affcache.store.writing import StoreWriter
 
 COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much
@@ -15,11 +15,11 @@ COMMIT_ROWS = 4096
 Encoded = tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]  # features (n, D), status (n,)
 
 
-class Committer:
+class BackgroundWriter:
     """Gathers consecutive batches, and lets one thread commit them every few seconds, one commit at a time."""
 
-    def __init__(self, writer: StoreWriter, pool: ThreadPoolExecutor, clock: StageClock) -> None:
-        self._writer, self._pool, self._clock = writer, pool, clock
+    def __init__(self, writer: StoreWriter, pool: ThreadPoolExecutor, stats: ExtractionStats) -> None:
+        self._writer, self._pool, self._stats = writer, pool, stats
         self._gathered: list[Encoded] = []
         self._first_row = self._next_row = -1
         self._last_commit = time.monotonic()
@@ -55,4 +55,4 @@ class Committer:
             start = time.perf_counter()
             writing, self._writing = self._writing, None
             writing.result()
-            self._clock.add("write", time.perf_counter() - start)
+            self._stats.charge("write", time.perf_counter() - start)

@@ -7,19 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Lock
-from types import TracebackType
 
 import numpy as np
-import numpy.typing as npt
 
 from affcache.crops.archives import DamagedMemberError
 from affcache.crops.crop_list import CropList, require_source
 from affcache.crops.images import DecodedCrop, Preprocessing, UnreadableCropError, decode_crop, mirrored
-from affcache.extraction.stats import StageClock
+from affcache.extraction.stats import ExtractionStats
+from affcache.store.reading import Rows
 
 CROPS_A_TASK = 16  # decoded by one thread in one go: handing over each crop alone would cost as much as decoding it
 
-Rows = npt.NDArray[np.int64]
 Decoded = list[DecodedCrop | str]  # a crop, or why it can't be read
 
 
@@ -60,11 +58,11 @@ class DecodedAhead:
         batches: rows of each batch.
         workers: threads that decode.
         most: batches that are decoded, or being so, at a time; bounds the memory.
-        clock: is charged with the time for which somebody waits here.
+        stats: is charged with the time for which somebody waits here.
     """
 
-    def __init__(self, decoder: CropDecoder, batches: Iterator[Rows], workers: int, most: int, clock: StageClock):
-        self._decoder, self._batches, self._most, self._clock = decoder, batches, most, clock
+    def __init__(self, decoder: CropDecoder, batches: Iterator[Rows], workers: int, most: int, stats: ExtractionStats):
+        self._decoder, self._batches, self._most, self._stats = decoder, batches, most, stats
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._ahead: deque[tuple[Rows, list[Future[Decoded]]]] = deque()
         self._begin()
@@ -72,9 +70,7 @@ class DecodedAhead:
     def __enter__(self) -> "DecodedAhead":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[Rows, Decoded]]:
@@ -83,7 +79,7 @@ class DecodedAhead:
             rows, futures = self._ahead.popleft()
             start = time.perf_counter()
             decoded = [crop for future in futures for crop in future.result()]
-            self._clock.add("decode", time.perf_counter() - start)
+            self._stats.charge("decode", time.perf_counter() - start)
             self._begin()
             yield rows, decoded
 

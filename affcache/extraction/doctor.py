@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from affcache.extraction.extract import list_crops
 from affcache.extraction.pipeline import default_workers
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
-from affcache.progress import Listener, duration_text
+from affcache.files import existing_parent
+from affcache.progress import Listener, Result, duration_text
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
 
@@ -44,7 +45,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class DoctorResult:
+class DoctorResult(Result):
     """What the doctor found."""
 
     checks: tuple[Check, ...]
@@ -60,7 +61,7 @@ class DoctorResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
-        return {**asdict(self), "healthy": self.healthy}
+        return {**super().to_json(), "healthy": self.healthy}
 
 
 def doctor(
@@ -74,26 +75,26 @@ def doctor(
         ConfigError: a setting is unknown or out of range.
     """
     settings = build(DoctorSettings, values, over=settings)
-    examination = Examination(settings, listener or Listener())
-    for name, look in examination.looks():
-        with on_device(examination.device):
-            examination.check(name, look)
+    visit = Doctor(settings, listener or Listener())
+    for name, check in visit.checks():
+        with on_device(visit.device):
+            visit.carry_out(name, check)
     return DoctorResult(
-        checks=tuple(examination.checks),
-        rows=len(examination.crops) if examination.crops else 0,
-        pending=examination.pending,
-        projected_seconds=examination.projected_seconds,
-        machine=describe_machine(examination.device),
+        checks=tuple(visit.found),
+        rows=len(visit.crops) if visit.crops else 0,
+        pending=visit.pending,
+        projected_seconds=visit.projected_seconds,
+        machine=describe_machine(visit.device),
     )
 
 
-class Examination:
+class Doctor:
     """One visit: the checks in order, each with what the earlier ones found."""
 
     def __init__(self, settings: DoctorSettings, listener: Listener) -> None:
         self.settings, self.listener = settings, listener
         self.path = settings.store or default_store(settings.model, settings.pretrained)
-        self.checks: list[Check] = []
+        self.found: list[Check] = []
         self.device = torch.device("cpu")
         self.crops: CropList | None = None
         self.encoder: Encoder | None = None
@@ -102,7 +103,7 @@ class Examination:
         self.decode_seconds = 0.0  # a crop, in one thread
         self.projected_seconds: float | None = None
 
-    def looks(self) -> list[tuple[str, Callable[[], tuple[str, str]]]]:
+    def checks(self) -> list[tuple[str, Callable[[], tuple[str, str]]]]:
         """Return the checks in the order in which they build on one another."""
         return [
             ("environment", self.environment),
@@ -117,15 +118,15 @@ class Examination:
             ("duration", self.duration),
         ]
 
-    def check(self, name: str, look: Callable[[], tuple[str, str]]) -> None:
+    def carry_out(self, name: str, check: Callable[[], tuple[str, str]]) -> None:
         """Do one check, and keep what it found; an error of the user's input is a finding."""
         try:
-            state, finding = look()
+            state, finding = check()
         except AffcacheError as error:
             state, finding = PROBLEM, str(error).splitlines()[0]
         if finding:
-            self.checks.append(Check(name, state, finding))
-            self.listener.progress(len(self.checks), len(self.looks()), "check", name)
+            self.found.append(Check(name, state, finding))
+            self.listener.progress(len(self.found), len(self.checks()), "check", name)
 
     def environment(self) -> tuple[str, str]:
         """Versions of what embeddings depend on."""
@@ -179,7 +180,7 @@ class Examination:
     def look_at_store(self) -> tuple[str, str]:
         """What an extraction would continue, or where it would begin."""
         if not self.path.exists():
-            folder = next(parent for parent in self.path.absolute().parents if parent.exists())
+            folder = existing_parent(self.path)
             if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
                 return PROBLEM, (
                     f"{self.path} can't be made: {folder} takes no new files. Expected a folder that can be written. "
@@ -214,7 +215,7 @@ class Examination:
         """Whether the store fits."""
         if self.crops is None or self.encoder is None or self.path.exists():
             return OK, ""
-        folder = next(parent for parent in self.path.absolute().parents if parent.exists())
+        folder = existing_parent(self.path)
         needed = len(self.crops) * self.encoder.width * BYTES_A_VALUE
         free = shutil.disk_usage(folder).free
         finding = f"the store takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {folder}"

@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import Event, Lock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.encoders.encoder import Crops, Encoder, Submission
+from affcache.encoders.encoder import Crops, DeviceBatch, Encoder
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 
@@ -55,7 +54,7 @@ class _Stopped(Exception):
     """Ends a call whose result nobody waits for any more."""
 
 
-class EncoderCalls:
+class EncodePool:
     """Runs batches through an encoder, several at once. Use it as a context manager.
 
     Args:
@@ -73,7 +72,7 @@ class EncoderCalls:
         self._stop = Event()
         self._open = ExitStack()
 
-    def __enter__(self) -> "EncoderCalls":
+    def __enter__(self) -> "EncodePool":
         self._open.enter_context(one_thread_a_call(self.encoder))
         if self._threaded:
             norms = [module for module in self.encoder.network.modules() if isinstance(module, NORMS)]
@@ -82,9 +81,7 @@ class EncoderCalls:
         self._pool = self._open.enter_context(ThreadPoolExecutor(self.at_once, thread_name_prefix="encode"))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
         self._open.close()
@@ -100,7 +97,7 @@ class EncoderCalls:
             return partial(_fetch, self._submit(crops))
         return self._pool.submit(lambda: _fetch(self._submit(crops))).result
 
-    def _submit(self, crops: Crops) -> list[Submission]:
+    def _submit(self, crops: Crops) -> list[DeviceBatch]:
         """Hand crops to the device in calls that fit its memory; smaller ones from the first that doesn't."""
         while True:
             size = self.largest_call
@@ -123,10 +120,10 @@ class EncoderCalls:
                 )
 
 
-def _fetch(submissions: Sequence[Submission]) -> Embeddings:
+def _fetch(batches: Sequence[DeviceBatch]) -> Embeddings:
     """Wait for the device."""
-    parts = [submission.wait() for submission in submissions]
+    parts = [batch.wait() for batch in batches]
     seconds: Counter[str] = Counter()
-    for submission in submissions:
-        seconds.update(submission.seconds())
+    for batch in batches:
+        seconds.update(batch.seconds())
     return parts, seconds

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from affcache.crops.crop_list import CropList, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
-from affcache.extraction.commit import Committer
-from affcache.extraction.decoding import Rows
+from affcache.extraction.commit import BackgroundWriter
 from affcache.extraction.pipeline import Encoding, Engine
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
 from affcache.files import write_text
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import CROPS, build, default_store
 from affcache.store.layout import differing_fields, fingerprint
-from affcache.store.reading import UNREADABLE, EmbeddingStore, view_path
+from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 # what encodes, by --engine: modules with driver_device and opened_engine, imported when they are asked for
@@ -33,7 +32,7 @@ FORWARD = "Choose another --store FILE for these, or delete that store to make i
 
 
 @dataclass(frozen=True)
-class ExtractResult:
+class ExtractResult(Result):
     """What an extraction did."""
 
     store: str
@@ -57,10 +56,6 @@ class ExtractResult:
     batch_size: int
     workers: int  # threads that decode, of each actor
     compiled: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def extract(
@@ -118,12 +113,12 @@ def _extract_view(
     else:
         create_store(path, crops, int(description["width"]), description, fingerprint(description))
     with StoreWriter(path) as writer:
-        encoding = engine.encoding(crops, listener, batch_size, mirror=view == "flip")
+        encoding = engine.encoding(batch_size, view == "flip")
         encoded_now, seconds, listed = _encode_pending(
             writer, encoding, crops, listener, retry_unreadable=settings.retry_unreadable
         )
         counts = writer.store.counts
-    account = encoding.account
+    stats = encoding.stats
     return ExtractResult(
         store=str(store),
         view=view,
@@ -134,9 +129,9 @@ def _extract_view(
         encoded_now=encoded_now,
         seconds=seconds,
         rate=encoded_now / seconds,
-        shares=account.clock.shares(),
+        shares=stats.shares(),
         bottleneck=encoding.bottleneck(),
-        converted={mode: count for mode, count in sorted(account.modes.items()) if mode != "RGB"},
+        converted={mode: count for mode, count in sorted(stats.modes.items()) if mode != "RGB"},
         unreadable_list=str(listed) if listed else None,
         precision=str(description["precision"]),
         batch_size=batch_size,
@@ -156,10 +151,10 @@ def _encode_pending(
     if 0 < len(pending) < len(crops):
         listener.message(f"continuing: {len(crops) - len(pending):,} of {len(crops):,} rows are committed")
     start = time.perf_counter()
-    unreadable = encoding.account.unreadable
+    unreadable = encoding.stats.unreadable
     try:
         if len(pending):
-            fill(writer, encoding, pending, listener)
+            write_embeddings(writer, encoding, pending, listener)
     finally:
         listed = list_unreadable(writer.store, crops, unreadable)
     seconds = time.perf_counter() - start
@@ -197,7 +192,7 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
     return crops
 
 
-def fill(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:
+def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:
     """Encode the pending rows of a store. What is committed stays, whatever happens to the process.
 
     Args:
@@ -211,17 +206,17 @@ def fill(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Liste
     with warnings.catch_warnings(), ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
         # here: decoding threads that each did this would undo one another's filters
         warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata in files it reads well
-        committer = Committer(writer, thread, encoding.account.clock)
+        background = BackgroundWriter(writer, thread, encoding.stats)
         try:
-            with closing(encoding.encode(pending)) as batches:
+            with closing(encoding.run(pending)) as batches:
                 for rows, encoded in batches:
-                    committer.add(rows, encoded)
+                    background.add(rows, encoded)
                     done += len(rows)
                     listener.progress(done, total, "crop", encoding.note())
         except (KeyboardInterrupt, InputError):  # what is encoded is worth keeping
-            committer.finish()
+            background.finish()
             raise
-        committer.finish()
+        background.finish()
 
 
 def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The pipeline of stage one in one process: crops decoded ahead in threads, and encoded in batches.
 
 Both happen at once, and hand over through a queue of fixed length, so that memory doesn't depend on the number of
-crops. What comes out is committed by filling.py.
+crops. What comes out is committed by extract.py.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,13 +21,13 @@ from affcache.crops.crop_list import CropList
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.extraction.commit import Encoded
-from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, Rows, consecutive_batches
-from affcache.extraction.encode_pool import Embeddings, EncoderCalls, calls_at_once
+from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, consecutive_batches
+from affcache.extraction.encode_pool import Embeddings, EncodePool, calls_at_once
 from affcache.extraction.settings import ExtractSettings
-from affcache.extraction.stats import Account, bottleneck, shares_text
+from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
 from affcache.extraction.tuning import prepare_encoder
 from affcache.progress import Listener
-from affcache.store.reading import ENCODED, UNREADABLE
+from affcache.store.reading import ENCODED, UNREADABLE, Rows
 
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once
 
@@ -42,13 +43,13 @@ class Pipeline:
     workers: int  # threads that decode
     mirror: bool = False  # encode each crop with left and right changed over
     cores: int | None = None  # threads that encode on a CPU; None for as many as torch would use
-    account: Account = field(default_factory=Account)
+    stats: ExtractionStats = field(default_factory=ExtractionStats)
     largest_call: int = 0  # crops per encoder call: the batch size, until the device runs out of memory
 
     def __post_init__(self) -> None:
         self._decoder = CropDecoder(self.crops, self.encoder.preprocessing, self.mirror)
 
-    def encode(
+    def run(
         self, pending: Rows, turn: AbstractContextManager[Any] | None = None
     ) -> Generator[tuple[Rows, Encoded], None, None]:
         """Yield batches of consecutive rows with float16 features (B, D), zero where unreadable, and status (B,).
@@ -65,49 +66,51 @@ class Pipeline:
         batches = consecutive_batches(pending, self.batch_size)
         most_ahead = BATCHES_AHEAD + calls_at_once(self.encoder, self.cores) - 1
         with (
-            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.account.clock) as ahead,
+            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.stats) as ahead,
             turn or nullcontext(),
-            EncoderCalls(self.encoder, self.largest_call, self.listener, self.cores) as calls,
+            EncodePool(self.encoder, self.largest_call, self.listener, self.cores) as calls,
         ):
-            in_flight: deque[EncodingBatch] = deque()
+            in_flight: deque[Callable[[], tuple[Rows, Encoded]]] = deque()
             for rows, decoded in ahead:
                 in_flight.append(self._begin(rows, decoded, calls))
                 if len(in_flight) >= calls.at_once:
-                    yield self._finish(in_flight.popleft())
+                    yield in_flight.popleft()()
             while in_flight:
-                yield self._finish(in_flight.popleft())
+                yield in_flight.popleft()()
             self.largest_call = calls.largest_call
 
-    def _begin(self, rows: Rows, decoded: Decoded, calls: EncoderCalls) -> "EncodingBatch":
-        """Keep account of a batch's crops, and hand the readable ones to the encoder."""
+    def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> Callable[[], tuple[Rows, Encoded]]:
+        """Keep account of a batch's crops, and hand the readable ones to the encoder; return what waits for them."""
         start = time.perf_counter()
         status = np.full(len(rows), UNREADABLE, dtype=np.uint8)
         pixels = []
         for index, crop in enumerate(decoded):
             if isinstance(crop, str):
-                self.account.unreadable[int(rows[index])] = crop
+                self.stats.unreadable[int(rows[index])] = crop
             else:
-                self.account.modes[crop.mode] += 1
+                self.stats.modes[crop.mode] += 1
                 status[index] = ENCODED
                 pixels.append(crop.pixels)
-        return EncodingBatch(rows, status, calls.begin(pixels), time.perf_counter() - start)
+        return partial(self._finish, rows, status, calls.begin(pixels), time.perf_counter() - start)
 
-    def _finish(self, batch: "EncodingBatch") -> tuple[Rows, Encoded]:
+    def _finish(
+        self, rows: Rows, status: npt.NDArray[np.uint8], wait: Callable[[], Embeddings], seconds_to_begin: float
+    ) -> tuple[Rows, Encoded]:
         """Wait for a batch; return its rows (B,), features (B, D) and status (B,)."""
         start = time.perf_counter()
-        features = np.zeros((len(batch.rows), self.encoder.width), dtype=np.float16)
-        parts, stages = batch.wait()
+        features = np.zeros((len(rows), self.encoder.width), dtype=np.float16)
+        parts, stages = wait()
         if parts:
             with np.errstate(over="ignore"):  # an overflow becomes inf, which the writer refuses by row
-                features[batch.status == ENCODED] = np.concatenate(parts).astype(np.float16)
-        held = batch.seconds_to_begin + time.perf_counter() - start
-        self.account.clock.divide(held, stages or {"encode": 1.0})
-        return batch.rows, (features, batch.status)
+                features[status == ENCODED] = np.concatenate(parts).astype(np.float16)
+        held = seconds_to_begin + time.perf_counter() - start
+        self.stats.divide(held, stages or {"encode": 1.0})
+        return rows, (features, status)
 
     def bottleneck(self) -> str:
         """Return one sentence on what holds the run up and which flag to turn."""
         return bottleneck(
-            self.account.clock.shares(),
+            self.stats.shares(),
             workers=self.workers,
             cores=os.cpu_count() or 1,
             device=str(self.encoder.device),
@@ -116,25 +119,15 @@ class Pipeline:
 
     def note(self) -> str:
         """Return how it stands, in a few words."""
-        return f"{shares_text(self.account.clock.shares())}; {self.bottleneck().partition(' ')[0]}"
-
-
-@dataclass
-class EncodingBatch:
-    """A batch of rows whose readable crops are with the encoder."""
-
-    rows: Rows  # (B,) consecutive
-    status: npt.NDArray[np.uint8]  # (B,)
-    wait: Callable[[], Embeddings]
-    seconds_to_begin: float
+        return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
 
 
 class Encoding(Protocol):
     """Crops being encoded."""
 
-    account: Account
+    stats: ExtractionStats
 
-    def encode(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
+    def run(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
         """Yield consecutive rows with their float16 features (n, D) and status (n,), in any order of the yields."""
 
     def note(self) -> str:
@@ -144,39 +137,13 @@ class Encoding(Protocol):
         """Return one sentence on what holds the run up and which flag to turn."""
 
 
-class Engine(Protocol):
-    """Something that has an encoder and can run it."""
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """What a store keeps of the encoder, batch_size and compiled with it."""
-
-    def encoding(self, crops: CropList, listener: Listener, batch_size: int, *, mirror: bool) -> Encoding:
-        """Return what encodes rows of a list of crops, as they are or mirrored."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return device, workers, actors and nodes, for the result."""
-
-
 @dataclass(frozen=True)
-class LocalEngine:
-    """Encodes in this process."""
+class Engine:
+    """An encoder that is ready to run, in this process or in a cluster."""
 
-    encoder: Encoder
-    workers: int  # threads that decode
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """What a store keeps of the encoder."""
-        return self.encoder.description
-
-    def encoding(self, crops: CropList, listener: Listener, batch_size: int, *, mirror: bool) -> Pipeline:
-        """Return the pipeline for a list of crops."""
-        return Pipeline(crops, self.encoder, listener, batch_size, self.workers, mirror)
-
-    def facts(self) -> dict[str, Any]:
-        """Return where it runs."""
-        return {"engine": "local", "device": str(self.encoder.device), "workers": self.workers, "actors": 0, "nodes": 1}
+    description: Mapping[str, Any]  # what a store keeps of the encoder, batch_size and compiled with it
+    encoding: Callable[[int, bool], Encoding]  # (crops per call, whether mirrored) -> what encodes rows of the crops
+    facts: Callable[[], dict[str, Any]]  # engine, device, workers, actors and nodes, for the result
 
 
 def default_workers() -> int:
@@ -196,7 +163,7 @@ def driver_device(settings: ExtractSettings) -> torch.device:
 @contextmanager
 def opened_engine(
     settings: ExtractSettings, recorded: Mapping[str, Any], crops: CropList, listener: Listener
-) -> Iterator[LocalEngine]:
+) -> Iterator[Engine]:
     """Give an engine with the encoder loaded.
 
     Args:
@@ -210,4 +177,9 @@ def opened_engine(
         InputError: the weights can't be loaded.
     """
     encoder = prepare_encoder(settings, recorded, len(crops), listener)
-    yield LocalEngine(encoder, settings.workers or default_workers())
+    workers = settings.workers or default_workers()
+    yield Engine(
+        encoder.description,
+        lambda batch_size, mirror: Pipeline(crops, encoder, listener, batch_size, workers, mirror),
+        lambda: {"engine": "local", "device": str(encoder.device), "workers": workers, "actors": 0, "nodes": 1},
+    )

@@ -8,16 +8,19 @@ STAGES = ("decode", "copy", "encode", "write")
 
 
 @dataclass
-class StageClock:
-    """Seconds for which the run was held up by each stage, as the thread that feeds the encoder sees it.
+class ExtractionStats:
+    """Of one process, or gathered from several.
 
-    Stages overlap, so this is not the work that each one did: while the encoder is busy, decoding costs nothing. The
-    seconds add up to the run's duration, but for bookkeeping.
+    A stage's seconds are those for which it held the run up, as the thread that feeds the encoder sees it. Stages
+    overlap, so this is not the work that each one did: while the encoder is busy, decoding costs nothing. The seconds
+    add up to the run's duration, but for bookkeeping.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    unreadable: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
+    modes: Counter[str] = field(default_factory=Counter)  # crops read, by Pillow's mode
 
-    def add(self, stage: str, seconds: float) -> None:
+    def charge(self, stage: str, seconds: float) -> None:
         """Charge seconds to one stage."""
         self.seconds[stage] += seconds
 
@@ -25,12 +28,19 @@ class StageClock:
         """Charge seconds to several stages, in proportion to ``parts``."""
         whole = sum(parts.values()) or 1.0
         for stage, part in parts.items():
-            self.seconds[stage] += seconds * part / whole
+            self.charge(stage, seconds * part / whole)
 
     def shares(self) -> dict[str, float]:
         """Return the fraction of the charged time per stage; each in [0, 1], their sum 1 (or 0 before the start)."""
         spent = sum(self.seconds.values()) or 1.0
         return {stage: seconds / spent for stage, seconds in self.seconds.items()}
+
+    def take(self, other: "ExtractionStats") -> None:
+        """Add what another process kept account of."""
+        for stage, seconds in other.seconds.items():
+            self.charge(stage, seconds)
+        self.unreadable |= other.unreadable
+        self.modes.update(other.modes)
 
 
 def shares_text(shares: Mapping[str, float]) -> str:
@@ -42,7 +52,7 @@ def bottleneck(shares: Mapping[str, float], *, workers: int, cores: int, device:
     """Return one sentence: which stage holds the run up, how much, and the flag to turn; empty before the start.
 
     Args:
-        shares: as ``StageClock.shares`` gives them.
+        shares: as ``ExtractionStats.shares`` gives them.
         workers: threads that decode.
         cores: processor cores of this machine.
         device: cpu, cuda, cuda:1, ...
@@ -80,19 +90,3 @@ def _about_encoding(device: str, precision: str, waiting: float) -> str:
         )
     limit = "the encoder is the limit" if waiting < 0.1 else f"the encoder takes longest, though it waits {waiting:.0%}"
     return f"{limit}; what makes it faster is {faster}"
-
-
-@dataclass
-class Account:
-    """Of one process, or gathered from several."""
-
-    clock: StageClock = field(default_factory=StageClock)
-    unreadable: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
-    modes: Counter[str] = field(default_factory=Counter)  # crops read, by Pillow's mode
-
-    def take(self, other: "Account") -> None:
-        """Add what another process kept account of."""
-        for stage, seconds in other.clock.seconds.items():
-            self.clock.add(stage, seconds)
-        self.unreadable |= other.unreadable
-        self.modes.update(other.modes)

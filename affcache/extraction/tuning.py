@@ -15,6 +15,7 @@ from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder, Weights
 from affcache.encoders.loading import encoder_of, load_weights
 from affcache.encoders.precision import AGREEMENT, check_faces, smallest_cosine
+from affcache.errors import first_line
 from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener
 
@@ -96,8 +97,7 @@ def compile_encoder(encoder: Encoder, batch_size: int, listener: Listener) -> En
     try:
         cosine = smallest_cosine(compiled.encode(faces), expected)
     except Exception as error:  # a missing compiler, a driver, a graph it can't take: torch raises nearly anything
-        reason = next(iter(str(error).strip().splitlines()), "")
-        listener.warning(f"torch.compile failed ({type(error).__name__}: {reason}); going on without it")
+        listener.warning(f"torch.compile failed ({type(error).__name__}: {first_line(error)}); going on without it")
         return encoder
     if not cosine >= AGREEMENT:
         listener.warning(f"the compiled encoder agrees with the plain one to {cosine:.5f} only; going on without it")

@@ -1,10 +1,10 @@
 """A report as a whole: a run scored, its panels asked in order, and one HTML file written."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from affcache.files import write_text
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.reporting.context import ReportContext
 from affcache.reporting.page import page
 from affcache.reporting.panels import PANELS
@@ -14,7 +14,7 @@ from affcache.settings import build
 
 
 @dataclass(frozen=True)
-class ReportResult:
+class ReportResult(Result):
     """What a report shows."""
 
     out: str
@@ -23,10 +23,6 @@ class ReportResult:
     hardest: int
     suspicious: int
     pictures: int  # of these whose crop was found
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def report(

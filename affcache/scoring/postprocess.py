@@ -5,7 +5,7 @@ exact sweeps over all decisions that a bias or a threshold can change, not searc
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.scoring.calibration import fit_temperature, with_temperature
 from affcache.scoring.predict import Predictions, TrainedRun
 from affcache.scoring.settings import PredictionSettings
@@ -118,7 +118,7 @@ def _between(rising: Values, first: int) -> float:
 
 
 @dataclass(frozen=True)
-class DecisionRule:
+class DecisionRule(Result):
     """How a task's probabilities become decisions. The default is the task's own rule."""
 
     smooth: str = "none"
@@ -147,10 +147,6 @@ class DecisionRule:
             logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny).astype(np.float64))
             return np.asarray((logs + np.asarray(self.offsets)).argmax(axis=1))
         return (probabilities >= np.asarray(self.offsets)).astype(np.int64)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the rule as one JSON object."""
-        return asdict(self)
 
 
 def fit_rule(

@@ -15,14 +15,13 @@ from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.store.layout import differing_fields
 from affcache.store.prefetch import read_ahead
-from affcache.store.reading import EmbeddingStore
+from affcache.store.reading import EmbeddingStore, Rows
 from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
 from affcache.training.settings import FitSettings
 
-Rows = npt.NDArray[np.int64]
 VIEWS = {"plain": ("plain",), "both": ("plain", "flip")}
 FEW = 50_000  # frames; up to here nobody waits
 

@@ -11,16 +11,13 @@ from itertools import pairwise
 from threading import Event
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from affcache.errors import StoreError
-from affcache.store.reading import EmbeddingStore, read_rows
+from affcache.store.reading import EmbeddingStore, Rows, read_rows
 
 SPAN_ROWS = 64  # rows of one read, about 100 KB: the call costs little beside the copy, and the lock is held briefly
 STAGING_ROWS = 8192  # rows on their way to a GPU
-
-Rows = npt.NDArray[np.int64]
 
 
 def read_ahead(

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import StoreError
-from affcache.store.layout import FORMAT_VERSION, Place, fingerprint, read_layout
+from affcache.store.layout import FORMAT_VERSION, fingerprint, read_layout
 
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
+Rows = npt.NDArray[np.int64]  # of a store
 VIEWS = ("flip",)  # further matrices that may lie beside a store
 
 
@@ -52,7 +53,10 @@ class EmbeddingStore:
         """
         path = Path(path)
         layout = read_layout(path)
-        maps: dict[str, Any] = {name: _memory_map(path, place) for name, place in layout.places.items()}
+        maps: dict[str, Any] = {
+            name: np.memmap(path, dtype=place.dtype, mode="r", offset=place.offset, shape=place.shape)
+            for name, place in layout.places.items()
+        }
         return cls(
             path=path,
             **maps,
@@ -206,10 +210,6 @@ def index_sha256(
     digest.update(np.ascontiguousarray(video_start, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(frame_number, dtype="<i4").tobytes())
     return digest.hexdigest()
-
-
-def _memory_map(path: Path, place: Place) -> npt.NDArray[Any]:
-    return np.memmap(path, dtype=place.dtype, mode="r", offset=place.offset, shape=place.shape)
 
 
 def view_path(path: Path, view: str) -> Path:

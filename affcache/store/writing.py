@@ -1,6 +1,6 @@
 """Writing the embedding store: created whole under a temporary name, then committed in blocks, by one process.
 
-See store.py for the format and for why committed rows survive a kill.
+See reading.py for the format and for why committed rows survive a kill.
 """
 
 import errno
@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import h5py
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
-from affcache.files import written_whole
+from affcache.files import existing_parent, written_whole
 from affcache.store.layout import FORMAT, FORMAT_VERSION, NUMERIC_DATASETS
 from affcache.store.reading import (
     BLOCK_ROWS,
@@ -81,7 +80,7 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
             _reserve_and_flush(partial)
     except OSError as error:
         if _is_full(error):
-            free = shutil.disk_usage(_existing_parent(path)).free
+            free = shutil.disk_usage(existing_parent(path)).free
             raise StoreError(
                 f"No space for the store {path}: {rows:,} rows of {width} values need {needed / 1e9:.3f} GB, "
                 f"{free / 1e9:.3f} GB are free. Free some space, or choose another disk with --store FILE."
@@ -127,10 +126,6 @@ def _write_over(file: BinaryIO, size: int) -> None:
         contents = file.read(min(RESERVE_BYTES, size - offset))
         file.seek(offset)
         file.write(contents)
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def _is_full(error: OSError) -> bool:
@@ -191,9 +186,7 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def pending_rows(self) -> npt.NDArray[np.int64]:

@@ -4,19 +4,22 @@ A file has a header and then a line for every line of the organisers' template, 
 comma, and the prediction. Frames without a crop have lines too.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from affcache.crops.frame_paths import parse_path
 from affcache.errors import InputError
 from affcache.files import write_text
 from affcache.tasks.tasks import Task
 
 LOCATION = "image_location"
+Frame = tuple[str, str, int]  # location, video, frame number
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,21 @@ def read_template(path: Path) -> Template:
     Raises:
         InputError: the file can't be read, has no frame, a line is none, or a frame comes twice.
     """
-    lines, columns = _lines(path), tuple[str, ...]()
-    locations, videos, numbers = list[str](), list[str](), list[int]()
-    for position, line in enumerate(lines, start=1):
+    frames, columns = list[Frame](), tuple[str, ...]()
+    for position, line in enumerate(_lines(path), start=1):
         location = line.partition(",")[0].strip()
         if position == 1 and (location == LOCATION or "/" not in location):
             columns = tuple(name.strip() for name in line.split(",")[1:] if name.strip())
             continue
-        video, _, name = location.replace("\\", "/").rpartition("/")
-        stem = name.rpartition(".")[0]
-        if not video or not stem.isascii() or not stem.isdigit():
+        try:
+            video, _, number = parse_path(location)
+        except ValueError:
             raise InputError(
                 f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
                 "the first comma, as in the organisers' templates. Correct that line."
-            )
-        locations.append(location)
-        videos.append(video)
-        numbers.append(int(stem))
-    return replace(_template(locations, videos, numbers, path), columns=columns)
+            ) from None
+        frames.append((location, video, number))
+    return _template(path, frames, columns)
 
 
 def require_template_of(template: Template, task: Task) -> None:
@@ -78,7 +78,7 @@ def read_frame_counts(path: Path) -> Template:
     Raises:
         InputError: the file can't be read, has no video, or a line isn't of that form.
     """
-    locations, videos, numbers = list[str](), list[str](), list[int]()
+    frames = list[Frame]()
     for position, line in enumerate(_lines(path), start=1):
         video, _, count = (part.strip() for part in line.replace("\t", ",").rpartition(","))
         if not video or not (count.isascii() and count.isdigit()):
@@ -88,11 +88,8 @@ def read_frame_counts(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
                 "Correct that line."
             )
-        every = range(1, int(count) + 1)
-        locations += [f"{video}/{number:05d}.jpg" for number in every]
-        videos += [video] * len(every)
-        numbers += every
-    return _template(locations, videos, numbers, path)
+        frames += [(f"{video}/{number:05d}.jpg", video, number) for number in range(1, int(count) + 1)]
+    return _template(path, frames)
 
 
 def write_submission(path: Path, template: Template, decided: npt.NDArray[Any], task: Task) -> None:
@@ -137,14 +134,14 @@ def _lines(path: Path) -> list[str]:
     return text.rstrip().splitlines() if text.strip() else []
 
 
-def _template(locations: list[str], videos: list[str], numbers: list[int], path: Path) -> Template:
-    if not locations:
+def _template(path: Path, frames: list[Frame], columns: tuple[str, ...] = ()) -> Template:
+    if not frames:
         raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
+    locations, videos, numbers = (list(of_all) for of_all in zip(*frames, strict=True))
     if len(set(locations)) < len(locations):
-        seen: set[str] = set()
-        twice = next(location for location in locations if location in seen or seen.add(location))  # type: ignore[func-returns-value]
+        twice = Counter(locations).most_common(1)[0][0]
         raise InputError(f"{path} names {twice} twice. Expected every frame once. Remove the second line.")
-    return Template(locations, videos, np.array(numbers, dtype=np.int64))
+    return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
 
 
 def _values(decided: Any, task: Task) -> str:

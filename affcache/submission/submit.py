@@ -1,6 +1,6 @@
 """A submission as a whole: runs predict a test set's crops, gaps are filled, and the file is written and checked."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
 from affcache.settings import RUNS, build
@@ -27,7 +27,7 @@ from affcache.training.run_folder import RunFolder, newest_run
 
 
 @dataclass(frozen=True)
-class SubmitResult:
+class SubmitResult(Result):
     """What a submission holds."""
 
     out: str
@@ -38,10 +38,6 @@ class SubmitResult:
     filled: int  # lines of frames without a crop, in videos that have some
     videos_without_crops: tuple[str, ...]  # all of their lines hold the mean over all other videos
     rule: DecisionRule
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def submit(
@@ -81,7 +77,7 @@ def submit(
     rows = _rows_of(runs[0].store, template)
     predictions = Predictions.of(runs, rows, device, settings.views, listener)
     probabilities = rule.probabilities(predictions, task)
-    filled, count, missing = fill(template, predictions, probabilities)
+    filled, count, missing = fill_gaps(template, predictions, probabilities)
     if missing:
         listener.warning(
             f"{len(missing)} videos of the template have no crop in {runs[0].store.path}: {', '.join(missing[:5])}"
@@ -101,7 +97,7 @@ def submit(
     )
 
 
-def fill(
+def fill_gaps(
     template: Template, predictions: Predictions, probabilities: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.float64], int, list[str]]:
     """Give every frame of a template probabilities.
@@ -115,10 +111,9 @@ def fill(
         float64 (n, C); how many were filled in for want of a crop, in videos with crops; and the videos without any,
         whose frames have the mean over all that were predicted.
     """
-    names = list(predictions.store.video_names)
-    videos, numbers = predictions.videos, predictions.frame_numbers
-    starts = {names[video]: int(first) for video, first in zip(*np.unique(videos, return_index=True), strict=True)}
-    counts = {names[video]: int(count) for video, count in zip(*np.unique(videos, return_counts=True), strict=True)}
+    videos, starts, counts = np.unique(predictions.videos, return_index=True, return_counts=True)
+    names = [predictions.store.video_names[video] for video in videos]
+    rows = {name: slice(first, first + count) for name, first, count in zip(names, starts, counts, strict=True)}
     found = np.empty((len(template), probabilities.shape[1]))
     lines: dict[str, list[int]] = {}
     for line, video in enumerate(template.videos):
@@ -126,15 +121,14 @@ def fill(
     filled = 0
     for video, of_video in lines.items():
         wanted = template.frame_numbers[of_video]
-        if video not in starts:
+        if video not in rows:
             found[of_video] = probabilities.mean(axis=0)
             continue
-        there = slice(starts[video], starts[video] + counts[video])
-        known = numbers[there].astype(np.float64)
+        known = predictions.frame_numbers[rows[video]]
         for column in range(found.shape[1]):
-            found[of_video, column] = np.interp(wanted, known, probabilities[there, column])
-        filled += int((~np.isin(wanted, numbers[there])).sum())
-    return found, filled, [video for video in lines if video not in starts]
+            found[of_video, column] = np.interp(wanted, known.astype(np.float64), probabilities[rows[video], column])
+        filled += int((~np.isin(wanted, known)).sum())
+    return found, filled, [video for video in lines if video not in rows]
 
 
 def _rows_of(store: EmbeddingStore, template: Template) -> npt.NDArray[np.int64]:

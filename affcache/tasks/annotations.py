@@ -1,7 +1,7 @@
 """Label files of Aff-Wild2 and ABAW, and their join to the rows of a store by (video, frame number)."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError
+from affcache.progress import Result
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.tasks.tasks import Task
 
@@ -16,7 +17,7 @@ SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 
 
 @dataclass(frozen=True)
-class JoinAccount:
+class JoinAccount(Result):
     """How many frames a join used and left out, and why. Every count is in frames unless it says otherwise."""
 
     used: int = 0
@@ -41,10 +42,6 @@ class JoinAccount:
             words += f"{', ' if words else ''}{videos} label files of videos not in the store"
             words += f" ({', '.join(self.videos_without_crops[:3])}{', ...' if videos > 3 else ''})"
         return f"{split}: {self.used:,} frames of {self.label_files - videos} videos; left out: {words or 'nothing'}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the account as one JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

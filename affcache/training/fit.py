@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import affcache
 from affcache.devices import default_memory, resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors, write_tensors
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import RUNS, build, default_store
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels
@@ -35,7 +35,7 @@ SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of fr
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(Result):
     """What a training run found."""
 
     run: str
@@ -50,10 +50,6 @@ class FitResult:
     tail: float  # losses per batch that CVaR averages
     seconds: float
     device: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> FitResult:

@@ -14,9 +14,9 @@ import affcache
 from affcache.cluster import encoding as encoding_module
 from affcache.cluster import engine as engine_module
 from affcache.cluster import pool as pool_module
-from affcache.cluster.evidence import Evidence
-from affcache.cluster.pieces import Piece, PieceQueue
+from affcache.cluster.crop_sample import CropSample
 from affcache.cluster.pool import WorkerPool
+from affcache.cluster.shards import Shard, ShardQueue
 from affcache.errors import InputError
 from tests.cluster.conftest import MEMORY, kill, ray, worker_processes
 from tests.conftest import Heard, write_crops
@@ -34,19 +34,19 @@ def crops(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
+def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[Shard]:
     """Keep account of what workers were given."""
-    pieces: list[Piece] = []
+    shards: list[Shard] = []
 
-    class Recorded(PieceQueue):
-        def take(self, rows: int) -> Piece | None:
-            piece = super().take(rows)
-            if piece is not None:
-                pieces.append(Piece(piece.rows.copy(), piece.losses))
-            return piece
+    class Recorded(ShardQueue):
+        def take(self, rows: int) -> Shard | None:
+            shard = super().take(rows)
+            if shard is not None:
+                shards.append(Shard(shard.rows.copy(), shard.losses))
+            return shard
 
-    monkeypatch.setattr(encoding_module, "PieceQueue", Recorded)
-    return pieces
+    monkeypatch.setattr(encoding_module, "ShardQueue", Recorded)
+    return shards
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def extract(crops: Path, store: Path, model: str, listener: Any = None, **settin
     )
 
 
-def rows_of(pieces: list[Piece]) -> list[int]:
-    return sorted(int(row) for piece in pieces for row in piece.rows)
+def rows_of(shards: list[Shard]) -> list[int]:
+    return sorted(int(row) for shard in shards for row in shard.rows)
 
 
 def test_bytes_of_a_local_run_for_any_number_of_workers(
@@ -97,7 +97,7 @@ def test_bytes_of_a_local_run_for_any_number_of_workers(
     crops: Path,
     tmp_path: Path,
     tiny_encoder: str,
-    handed_out: list[Piece],
+    handed_out: list[Shard],
     pools: list[WorkerPool],
 ) -> None:
     local = extract(crops, tmp_path / "local.h5", tiny_encoder, view="flip")
@@ -119,15 +119,15 @@ def test_bytes_of_a_local_run_for_any_number_of_workers(
 
 
 def test_the_only_worker_killed(
-    cluster: Any, crops: Path, tmp_path: Path, tiny_encoder: str, handed_out: list[Piece]
+    cluster: Any, crops: Path, tmp_path: Path, tiny_encoder: str, handed_out: list[Shard]
 ) -> None:
     """Ray makes it again, and it loads the encoder again."""
     extract(crops, tmp_path / "local.h5", tiny_encoder)
     heard = Once(lambda: kill(worker_processes()[0]))
     extract(crops, tmp_path / "ray.h5", tiny_encoder, heard, engine="ray", actors=1)
     assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
-    assert 0 < len([piece for piece in handed_out if piece.losses]) <= 2  # what it had in flight, and no more
-    assert rows_of([piece for piece in handed_out if not piece.losses]) == [*range(480)]
+    assert 0 < len([shard for shard in handed_out if shard.losses]) <= 2  # what it had in flight, and no more
+    assert rows_of([shard for shard in handed_out if not shard.losses]) == [*range(480)]
     assert all(
         text.startswith("the worker on ") and " is lost, its crops go to others: " in text for text in heard.warnings
     )
@@ -135,7 +135,7 @@ def test_the_only_worker_killed(
 
 
 def test_an_interrupted_driver_continues(
-    cluster: Any, crops: Path, tmp_path: Path, tiny_encoder: str, handed_out: list[Piece]
+    cluster: Any, crops: Path, tmp_path: Path, tiny_encoder: str, handed_out: list[Shard]
 ) -> None:
     extract(crops, tmp_path / "local.h5", tiny_encoder)
 
@@ -177,8 +177,8 @@ def test_crops_that_go_stop_the_run_and_name_the_folder(
 def test_a_node_that_does_not_see_the_crops_is_named_before_work_starts(
     cluster: Any, crops: Path, tmp_path: Path, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of = Evidence.of
-    monkeypatch.setattr(Evidence, "of", lambda crops: replace(of(crops), paths=[tmp_path / "elsewhere"]))
+    of = CropSample.of
+    monkeypatch.setattr(CropSample, "of", lambda crops: replace(of(crops), paths=[tmp_path / "elsewhere"]))
     with pytest.raises(InputError, match=rf"^Node {socket.gethostname()} .*doesn't see the crops: .*elsewhere is not"):
         extract(crops, tmp_path / "ray.h5", tiny_encoder, engine="ray")
     assert not (tmp_path / "ray.h5").exists()
@@ -206,7 +206,7 @@ def test_a_node_that_joins_is_used(
     assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
     assert (result.actors, result.nodes) == (3, 3)
     (newcomer,) = [w for w in pools[-1].workers if w.joined is not None and w.joined.node_id not in before]
-    assert newcomer.rate > 0, "it has encoded a piece"
+    assert newcomer.rate > 0, "it has encoded a shard"
 
 
 def test_a_node_killed(
@@ -214,7 +214,7 @@ def test_a_node_killed(
     crops: Path,
     tmp_path: Path,
     tiny_encoder: str,
-    handed_out: list[Piece],
+    handed_out: list[Shard],
     pools: list[WorkerPool],
 ) -> None:
     """There is no room for its worker elsewhere, so that the other has to do all the work. The last of the file."""
@@ -227,5 +227,5 @@ def test_a_node_killed(
     heard = Once(kill_node)
     extract(crops, tmp_path / "ray.h5", tiny_encoder, heard, engine="ray", actors=2)
     assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
-    assert len([piece for piece in handed_out if piece.losses]) <= 2
-    assert rows_of([piece for piece in handed_out if not piece.losses]) == [*range(480)]
+    assert len([shard for shard in handed_out if shard.losses]) <= 2
+    assert rows_of([shard for shard in handed_out if not shard.losses]) == [*range(480)]

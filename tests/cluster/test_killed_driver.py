@@ -22,14 +22,14 @@ LISTENING = "0A"
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
 ENDED_BY_A_KILL = ("EncodingWorker", "raylet/raylet", "gcs_server")  # Ray's small agents see it later
 
-# the command itself, with frequent commits, and a driver that takes its time to hand out pieces
+# the command itself, with frequent commits, and a driver that takes its time to hand out shards
 COMMAND = f"""
 import sys, time
 from affcache.extraction import commit as committer
-from affcache.cluster import encoding, pieces
+from affcache.cluster import encoding, shards
 committer.COMMIT_ROWS = {COMMIT}
-take = pieces.PieceQueue.take
-pieces.PieceQueue.take = lambda self, rows: (time.sleep(0.05), take(self, {COMMIT}))[1]
+take = shards.ShardQueue.take
+shards.ShardQueue.take = lambda self, rows: (time.sleep(0.05), take(self, {COMMIT}))[1]
 from affcache.cli.app import main
 main()
 """

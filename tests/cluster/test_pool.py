@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from affcache.cluster import connection, engine, pool
+from affcache.cluster.crop_sample import CropSample
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.engine import require_everywhere
-from affcache.cluster.evidence import Evidence
 from affcache.cluster.nodes import Node, WorkerSize
 from affcache.cluster.pool import JOIN_RETRIES, WorkerPool
 from affcache.cluster.worker import Joined, Reply, versions
 from affcache.errors import AffcacheError, ConfigError, InputError
-from affcache.extraction.stats import Account
+from affcache.extraction.stats import ExtractionStats
 from tests.conftest import Heard
 
 DESCRIPTION = {"precision": "fp32", "batch_size": 16}
 SIZE = WorkerSize("cpu", 1.0, 1)
-EVIDENCE = Evidence([], [], [])
+SAMPLE = CropSample([], [], [])
 
 
 class RayError(Exception):
@@ -100,7 +100,7 @@ class Actors:
             return Reference(lambda: found if found is not True else reply_to(rows))
 
         joining = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=join))
-        return SimpleNamespace(join=joining, encode=SimpleNamespace(remote=encode))
+        return SimpleNamespace(join=joining, encode_shard=SimpleNamespace(remote=encode))
 
 
 def joined(node: str = "n1") -> Joined:
@@ -109,7 +109,7 @@ def joined(node: str = "n1") -> Joined:
 
 def reply_to(rows: Any) -> Reply:
     features = np.asarray(rows)[:, None].astype(np.float16)
-    return Reply((features, np.ones(len(rows), np.uint8)), Account(), 1.0, ["careful"] if rows[0] == 0 else [])
+    return Reply((features, np.ones(len(rows), np.uint8)), ExtractionStats(), 1.0, ["careful"] if rows[0] == 0 else [])
 
 
 def pool_of(ray: StandIn, actors: Actors, wanted: int, heard: Heard) -> WorkerPool:
@@ -118,7 +118,7 @@ def pool_of(ray: StandIn, actors: Actors, wanted: int, heard: Heard) -> WorkerPo
 
 def rows_encoded(ray: StandIn, workers: WorkerPool) -> list[int]:
     encoding = ClusterEncoding(ray, workers, SIZE, 16, mirror=False)  # type: ignore[arg-type]  # a module elsewhere
-    found = [(rows, encoded) for rows, encoded in encoding.encode(np.arange(160))]
+    found = [(rows, encoded) for rows, encoded in encoding.run(np.arange(160))]
     assert all((encoded[0][:, 0] == rows).all() for rows, encoded in found)
     return sorted(int(row) for rows, _ in found for row in rows)
 
@@ -143,7 +143,7 @@ def test_a_later_worker_that_can_not_is_left_out_and_not_made_again() -> None:
 
 
 @pytest.mark.parametrize("lost", [RayError("The actor died\nlong story"), None])
-def test_a_lost_worker_joins_again_and_its_pieces_are_made_again(lost: Any) -> None:
+def test_a_lost_worker_joins_again_and_its_shards_are_made_again(lost: Any) -> None:
     """A process that was replaced before the driver heard of it (None) is no different."""
     ray, heard, joins = StandIn(), Heard(), [joined(), joined("n2")]
     workers = pool_of(ray, Actors(joins, encodes=[True, lost, lost, True]), 1, heard)
@@ -196,23 +196,23 @@ def test_waiting_for_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_machine_that_can_not_help_ends_the_run_before_it_begins(
     found: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "look_around", lambda evidence, node: found)
+    monkeypatch.setattr(engine, "look_around", lambda sample, node: found)
     ray: Any = StandIn()
     with pytest.raises(AffcacheError, match=message) as caught:
-        require_everywhere(ray, [Node("1", "n1", 2, 0)], SIZE, EVIDENCE, Heard())
+        require_everywhere(ray, [Node("1", "n1", 2, 0)], SIZE, SAMPLE, Heard())
     assert isinstance(caught.value, InputError if isinstance(found, InputError) else ConfigError)
 
 
 def test_another_torch_is_warned_of_and_machines_without_room_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     heard, asked, ray = Heard(), [], StandIn()
 
-    def look(evidence: Evidence, node: str) -> dict[str, str]:
+    def look(sample: CropSample, node: str) -> dict[str, str]:
         asked.append(node)
         return {**versions(), "torch": "1.0"}
 
     monkeypatch.setattr(engine, "look_around", look)
     machines = [Node("1", "n1", 2, 0), Node("2", "n2", 0.5, 0)]
-    require_everywhere(ray, machines, SIZE, EVIDENCE, heard)  # type: ignore[arg-type]  # a module elsewhere
+    require_everywhere(ray, machines, SIZE, SAMPLE, heard)  # type: ignore[arg-type]  # a module elsewhere
     assert asked == ["n1"]
     (warning,) = heard.warnings
     assert warning.startswith("node n1 has ")

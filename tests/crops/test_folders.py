@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.crops.folders import LARGEST_FRAME_NUMBER, CropList, find_crops
+from affcache.crops.crop_list import CropList
+from affcache.crops.folders import find_crops
+from affcache.crops.frame_paths import LARGEST_FRAME_NUMBER
 from affcache.errors import InputError
 
 

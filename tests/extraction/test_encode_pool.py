@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.encoders.encoder import Crops, Encoder, Submission
+from affcache.encoders.encoder import Crops, DeviceBatch, Encoder
 from affcache.encoders.loading import load_encoder
-from affcache.extraction.encode_pool import EncoderCalls, calls_at_once, one_thread_a_call
+from affcache.extraction.encode_pool import EncodePool, calls_at_once, one_thread_a_call
 from affcache.progress import Listener
 
 CROPS = [np.full((40, 40, 3), value, np.uint8) for value in (0, 90, 255)]
@@ -25,7 +25,7 @@ def encoder(tiny_encoder: str) -> Encoder:
 class Watched(Encoder):
     """Says with how many threads each call computes, and holds it until another call has begun."""
 
-    def submit(self, crops: Crops) -> Submission:
+    def submit(self, crops: Crops) -> DeviceBatch:
         seen.append((torch.get_num_threads(), threading.get_ident()))
         together.wait(timeout=10)
         return super().submit(crops)
@@ -45,7 +45,7 @@ def test_every_call_computes_with_one_thread_beside_others(encoder: Encoder, thr
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with EncoderCalls(watched(encoder), 16, Listener(), cores=2) as calls:
+        with EncodePool(watched(encoder), 16, Listener(), cores=2) as calls:
             waits = [calls.begin(CROPS), calls.begin(CROPS)]
             (ours,), (same,) = (wait()[0] for wait in waits)
         assert [of for of, _ in seen] == [1, 1]
@@ -85,7 +85,7 @@ class Slow(torch.nn.Module):
 def test_a_call_that_nobody_waits_for_ends_at_the_next_layer(encoder: Encoder) -> None:
     done: list[int] = []
     slow: Any = replace(encoder, network=Slow(done))
-    with EncoderCalls(slow, 16, Listener(), cores=1) as calls:
+    with EncodePool(slow, 16, Listener(), cores=1) as calls:
         calls.begin(CROPS)
         while not done:
             time.sleep(0.001)

@@ -14,9 +14,9 @@ from affcache.crops.images import decode_crop
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.errors import InputError
-from affcache.extraction import commit as committer_module
+from affcache.extraction import commit as commit_module
 from affcache.extraction.decoding import consecutive_batches
-from affcache.extraction.extract import fill
+from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline
 from affcache.progress import Listener
 from affcache.store.layout import fingerprint
@@ -58,7 +58,7 @@ def run(
         create_store(store, crops, encoder.width, encoder.description, fingerprint(encoder.description))
     with StoreWriter(store) as writer:
         pipeline = Pipeline(crops, encoder, listener or Listener(), batch_size, workers)
-        fill(writer, pipeline, writer.pending_rows(), listener or Listener())
+        write_embeddings(writer, pipeline, writer.pending_rows(), listener or Listener())
     return pipeline
 
 
@@ -101,12 +101,12 @@ def test_rows_are_committed_on_the_way(
     tmp_path: Path, crops: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a kill may cost is bounded by rows, and by time."""
-    monkeypatch.setattr(committer_module, "COMMIT_ROWS", 8)
+    monkeypatch.setattr(commit_module, "COMMIT_ROWS", 8)
     with pytest.raises(Stopped):
         run(tmp_path / "rows.h5", crops, encoder, StopAfter(24, Stopped))
     assert EmbeddingStore.open(tmp_path / "rows.h5").counts["encoded"] == 16
     monkeypatch.undo()
-    monkeypatch.setattr(committer_module, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commit_module, "COMMIT_SECONDS", 0.0)
     with pytest.raises(Stopped):
         run(tmp_path / "time.h5", crops, encoder, StopAfter(24, Stopped))
     assert EmbeddingStore.open(tmp_path / "time.h5").counts["encoded"] == 20
@@ -128,7 +128,7 @@ def test_pending_rows_in_pieces_are_put_where_they_belong(tmp_path: Path, crops:
         for row in done:
             writer.commit(int(row), whole.features[row : row + 1], np.ones(1, np.uint8))
     pipeline = run(tmp_path / "s.h5", crops, encoder)
-    assert pipeline.account.modes == {"RGB": 40 - len(done)}
+    assert pipeline.stats.modes == {"RGB": 40 - len(done)}
     assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
@@ -137,9 +137,9 @@ def test_account_of_modes_reasons_and_time(tmp_path: Path, crops: Path, encoder:
     (crops / "a" / "00003.jpg").unlink()
     (crops / "a" / "00003.jpg").mkdir()
     pipeline = run(tmp_path / "s.h5", crops, encoder)
-    assert pipeline.account.unreadable == {1: "the file is empty (0 bytes)", 2: "Is a directory"}
-    assert pipeline.account.modes == {"RGB": 38}
-    shares = pipeline.account.clock.shares()
+    assert pipeline.stats.unreadable == {1: "the file is empty (0 bytes)", 2: "Is a directory"}
+    assert pipeline.stats.modes == {"RGB": 38}
+    shares = pipeline.stats.shares()
     assert set(shares) == {"decode", "copy", "encode", "write"}
     assert sum(shares.values()) == pytest.approx(1)
     assert all(share > 0 for share in shares.values())
@@ -158,13 +158,13 @@ def test_a_crop_that_goes_is_unreadable_but_a_folder_that_goes_stops_the_run(
     with StoreWriter(tmp_path / "s.h5") as writer:
         pipeline = Pipeline(listing, encoder, Listener(), batch_size=5, workers=2)
         with pytest.raises(InputError) as caught:
-            fill(writer, pipeline, writer.pending_rows(), Listener())
+            write_embeddings(writer, pipeline, writer.pending_rows(), Listener())
         assert str(caught.value) == (
             f"The crops folder {crops / 'b'} can't be read any more (No such file or directory). Expected it to stay "
             "while crops are encoded. Reconnect it and run the same command again: it continues at the last committed "
             "row."
         )
-        assert pipeline.account.unreadable == {0: "No such file or directory"}
+        assert pipeline.stats.unreadable == {0: "No such file or directory"}
         assert not (writer.store.status[30:] != 0).any()
 
 
@@ -182,5 +182,5 @@ def test_remarks_of_pillow_are_no_fault_of_a_crop(tmp_path: Path, encoder: Encod
     image = Image.fromarray(np.zeros((40, 40, 3), np.uint8)).quantize(4)
     image.save(root / "v" / "00001.png", transparency=b"\x00\x80")
     pipeline = run(tmp_path / "s.h5", root, encoder)
-    assert pipeline.account.unreadable == {}
-    assert pipeline.account.modes == {"P": 1}
+    assert pipeline.stats.unreadable == {}
+    assert pipeline.stats.modes == {"P": 1}

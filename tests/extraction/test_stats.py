@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.extraction.stats import STAGES, StageClock, bottleneck, shares_text
+from affcache.extraction.stats import STAGES, ExtractionStats, bottleneck, shares_text
 
 SECONDS = st.floats(0, 1e6)
 
 
 @given(spent=st.lists(st.tuples(st.sampled_from(STAGES), SECONDS), min_size=1))
 def test_shares_are_fractions_of_what_was_charged(spent: list[tuple[str, float]]) -> None:
-    clock = StageClock()
+    stats = ExtractionStats()
     for stage, seconds in spent:
-        clock.add(stage, seconds)
-    shares = clock.shares()
+        stats.charge(stage, seconds)
+    shares = stats.shares()
     assert list(shares) == list(STAGES)
     whole = sum(seconds for _, seconds in spent)
     if whole > 1e-300:
@@ -23,12 +23,12 @@ def test_shares_are_fractions_of_what_was_charged(spent: list[tuple[str, float]]
 
 
 def test_seconds_are_divided_in_proportion() -> None:
-    clock = StageClock()
-    clock.divide(8.0, {"copy": 1.0, "encode": 3.0})
-    assert clock.seconds == {"decode": 0.0, "copy": 2.0, "encode": 6.0, "write": 0.0}
-    clock.divide(5.0, {"copy": 0.0, "encode": 0.0})
-    assert sum(clock.seconds.values()) == 8.0
-    assert shares_text(clock.shares()) == "decode 0%, copy 25%, encode 75%, write 0%"
+    stats = ExtractionStats()
+    stats.divide(8.0, {"copy": 1.0, "encode": 3.0})
+    assert stats.seconds == {"decode": 0.0, "copy": 2.0, "encode": 6.0, "write": 0.0}
+    stats.divide(5.0, {"copy": 0.0, "encode": 0.0})
+    assert sum(stats.seconds.values()) == 8.0
+    assert shares_text(stats.shares()) == "decode 0%, copy 25%, encode 75%, write 0%"
 
 
 def sentence(stage: str, workers: int = 1, device: str = "cuda", precision: str = "bf16") -> str:
@@ -53,5 +53,5 @@ def test_the_sentence_names_the_stage_and_the_flag() -> None:
 
 
 def test_nothing_is_said_before_the_start() -> None:
-    clock = StageClock()
-    assert bottleneck(clock.shares(), workers=1, cores=2, device="cpu", precision="fp32") == ""
+    stats = ExtractionStats()
+    assert bottleneck(stats.shares(), workers=1, cores=2, device="cpu", precision="fp32") == ""

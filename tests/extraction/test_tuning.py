@@ -9,10 +9,10 @@ import torch
 
 from affcache import ConfigError, EmbeddingStore, ExtractSettings, extract
 from affcache.crops.folders import find_crops
-from affcache.encoders.encoder import Crops, Encoder, Submission
+from affcache.encoders.encoder import Crops, DeviceBatch, Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.extraction import tuning
-from affcache.extraction.extract import fill
+from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline
 from affcache.store.layout import fingerprint
 from affcache.store.writing import StoreWriter, create_store
@@ -28,7 +28,7 @@ class SmallDevice(Encoder):
     room = 7
     calls: list[int]
 
-    def submit(self, crops: Crops) -> Submission:
+    def submit(self, crops: Crops) -> DeviceBatch:
         if len(crops) > self.room:
             raise torch.OutOfMemoryError("out of memory")
         self.calls.append(len(crops))
@@ -52,7 +52,7 @@ def run(encoder: Encoder, folder: Path, batch_size: int) -> tuple[EmbeddingStore
     create_store(path, crops, encoder.width, encoder.description, fingerprint(encoder.description))
     recorder = Recorder()
     with StoreWriter(path) as writer:
-        fill(writer, Pipeline(crops, encoder, recorder, batch_size, 2), writer.pending_rows(), recorder)
+        write_embeddings(writer, Pipeline(crops, encoder, recorder, batch_size, 2), writer.pending_rows(), recorder)
     return EmbeddingStore.open(path), recorder
 
 
@@ -80,7 +80,7 @@ def test_no_room_for_one_crop_is_an_error(small: SmallDevice, tmp_path: Path, mo
 def test_the_batch_size_of_a_gpu_is_what_fits(small: SmallDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu = SmallDevice(small.network, small.preprocessing, torch.device("cuda"), small.description)
 
-    def submit(self: SmallDevice, crops: Crops) -> Submission:
+    def submit(self: SmallDevice, crops: Crops) -> DeviceBatch:
         if len(crops) > self.room:
             raise torch.OutOfMemoryError("out of memory")
         return Encoder.submit(replace(small, device=torch.device("cpu")), crops)
@@ -105,7 +105,7 @@ def test_a_store_keeps_how_it_was_begun(tmp_path: Path, tiny_encoder: str) -> No
 
 
 def test_a_model_that_does_not_fit_the_device(tiny_encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Encoder, crops: Crops) -> Submission:
+    def full(self: Encoder, crops: Crops) -> DeviceBatch:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(Encoder, "submit", full)

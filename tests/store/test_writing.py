@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
-from affcache.crops.folders import CropList
+from affcache.crops.crop_list import CropList
 
 path, seed, fatal_flush = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rows, width = 5000, 5

@@ -1,4 +1,4 @@
-"""Pieces of work: every pending row once, whole batches, never across a block; sizes of workers; what travels."""
+"""Shards of work: every pending row once, whole batches, never across a block; sizes of workers; what travels."""
 
 import copy
 import itertools
@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from affcache.ablation.settings import AblateSettings
-from affcache.cluster import pieces as pieces_module
+from affcache.cluster import shards as shards_module
 from affcache.cluster.connection import require_ray
+from affcache.cluster.crop_sample import CropSample
 from affcache.cluster.encoding import consecutive_runs
-from affcache.cluster.evidence import Evidence
 from affcache.cluster.nodes import Node, largest_share, worker_size
-from affcache.cluster.pieces import MOST_LOSSES, PieceQueue
+from affcache.cluster.shards import MOST_LOSSES, ShardQueue
 from affcache.cluster.shared_weights import share
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import encoder_of, load_encoder, load_weights
@@ -43,41 +43,41 @@ def test_every_row_is_handed_out_in_the_batches_of_a_local_run(
     rows: set[int], size: int, wanted: list[int], block: int, lost: set[int]
 ) -> None:
     pending = np.array(sorted(rows), dtype=np.int64)
-    before = pieces_module.BLOCK_ROWS
-    pieces_module.BLOCK_ROWS = block
+    before = shards_module.BLOCK_ROWS
+    shards_module.BLOCK_ROWS = block
     try:
-        queue, done, number = PieceQueue(pending, size), [], 0
-        while (piece := queue.take(wanted[number % len(wanted)])) is not None:
-            if number in lost and piece.losses < MOST_LOSSES - 1:
-                queue.give_back(piece, lost=True)
+        queue, done, number = ShardQueue(pending, size), [], 0
+        while (shard := queue.take(wanted[number % len(wanted)])) is not None:
+            if number in lost and shard.losses < MOST_LOSSES - 1:
+                queue.give_back(shard, lost=True)
             else:
-                done.append(piece.rows)
+                done.append(shard.rows)
             number += 1
             assert queue.left == len(pending) - sum(map(len, done))
     finally:
-        pieces_module.BLOCK_ROWS = before
-    assert sorted(row for piece in done for row in piece) == sorted(rows)
-    ours = sorted(batch.tolist() for piece in done for batch in consecutive_batches(piece, size))
+        shards_module.BLOCK_ROWS = before
+    assert sorted(row for shard in done for row in shard) == sorted(rows)
+    ours = sorted(batch.tolist() for shard in done for batch in consecutive_batches(shard, size))
     assert ours == sorted(batch.tolist() for batch in consecutive_batches(pending, size))
-    for piece in done:
-        starts = {int(batch[0]) // block for batch in consecutive_batches(piece, size)}
+    for shard in done:
+        starts = {int(batch[0]) // block for batch in consecutive_batches(shard, size)}
         assert len(starts) == 1
 
 
-def test_a_piece_that_ends_every_worker_is_an_error_and_one_that_was_refused_is_not() -> None:
-    queue = PieceQueue(np.arange(64), 16)
+def test_a_shard_that_ends_every_worker_is_an_error_and_one_that_was_refused_is_not() -> None:
+    queue = ShardQueue(np.arange(64), 16)
     for _ in range(MOST_LOSSES - 1):
-        piece = queue.take(32)
-        assert piece is not None
-        queue.give_back(piece, lost=True)
+        shard = queue.take(32)
+        assert shard is not None
+        queue.give_back(shard, lost=True)
     for _ in range(10):
-        piece = queue.take(32)
-        assert piece is not None
-        queue.give_back(piece, lost=False)
-    piece = queue.take(1)
-    assert piece is not None
+        shard = queue.take(32)
+        assert shard is not None
+        queue.give_back(shard, lost=False)
+    shard = queue.take(1)
+    assert shard is not None
     with pytest.raises(InputError, match=r"^5 workers in turn were lost while they encoded rows 0 to 31\."):
-        queue.give_back(piece, lost=True)
+        queue.give_back(shard, lost=True)
 
 
 @given(rows=st.sets(st.integers(0, 60), min_size=1))
@@ -156,17 +156,17 @@ def test_a_machine_that_sees_other_crops_or_none_is_named(tmp_path: Path, packed
     root = write_crops(tmp_path / "crops", {"a": range(1, 9), "b": range(1, 9)})
     where = Path(shutil.make_archive(str(tmp_path / "faces"), "zip", root)) if packed else root
     crops = find_crops([where])
-    evidence = Evidence.of(crops)
+    sample = CropSample.of(crops)
     travelled = copy.deepcopy(crops.absolute())  # opens archives anew, as another process does
-    evidence.require_paths("node7")
-    evidence.require(travelled, "node7")
+    sample.require_paths("node7")
+    sample.require(travelled, "node7")
     assert [travelled.read(row) for row in range(16)] == [crops.read(row) for row in range(16)]
-    other = replace(evidence, checksums=[1 if sum_ else None for sum_ in evidence.checksums])
+    other = replace(sample, checksums=[1 if sum_ else None for sum_ in sample.checksums])
     with pytest.raises(InputError, match=r"^Node node7 doesn't see the crops: .*00001.jpg is not the file that the"):
         other.require(travelled, "node7")
     where.rename(tmp_path / "gone")
     with pytest.raises(InputError, match=r"^Node node7 doesn't see the crops: .* is not there, or can't be read\."):
-        evidence.require_paths("node7")
+        sample.require_paths("node7")
 
 
 def test_without_ray_one_sentence_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ SAMPLED = 8
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CropSample:
     """Rows of a list of crops, with the CRC-32 of each one's file; None where it can't be read."""
 
     rows: Sequence[int]
@@ -24,7 +24,7 @@ class Evidence:
     paths: Sequence[Path]  # folders of those crops, and every archive
 
     @classmethod
-    def of(cls, crops: CropList) -> "Evidence":
+    def of(cls, crops: CropList) -> "CropSample":
         """Read a few crops, spread over all."""
         rows = np.unique(np.linspace(0, len(crops) - 1, SAMPLED).astype(np.int64)).tolist()
         archives = {archived.archive.path.absolute() for archived in crops.archived.values()}

@@ -87,10 +87,10 @@ def test_everything_public_has_a_docstring(name: str) -> None:
     assert inspect.getdoc(module), f"module {name}"
     for member in own_members(module):
         assert member.__doc__, f"{name}.{member.__qualname__}"
-        for method in vars(member).values() if inspect.isclass(member) else ():
-            function = getattr(method, "fget", getattr(method, "__func__", method))
-            if inspect.isfunction(function) and not function.__name__.startswith("_"):
-                assert function.__doc__, f"{name}.{function.__qualname__}"
+        for method, value in vars(member).items() if inspect.isclass(member) else ():
+            function = getattr(value, "fget", getattr(value, "__func__", value))
+            if inspect.isfunction(function) and not method.startswith("_"):
+                assert inspect.getdoc(getattr(member, method)), f"{name}.{function.__qualname__}"  # or its parent's
 
 
 def own_members(module: ModuleType) -> list[type]:

@@ -142,123 +142,93 @@ class Task(ABC):
         """Draw labels of ``count`` frames at random, to try a computation with."""
 
 
-class Classes(Task):
+class Labelled(Task):
+    """A task whose labels are classes, scored by F1; sums over videos are counts as ``class_counts`` has them."""
+
+    class_metric = "F1"
+
+    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
+        smoothed = (counts.double() + 1).view(self.outputs, -1)  # (C, 1), or (C, 2) absent and present; from 1 on
+        return (smoothed[:, -1] / (smoothed.sum() if self.exclusive else smoothed[:, 0])).log()
+
+    def class_metric_of(self, sums: Table) -> Table:
+        return f1_of_classes(sums)
+
+
+class Classes(Labelled):
     """One of C classes for each frame, by macro F1. Labels are int64 (n,)."""
 
-    kind, metric, class_metric, exclusive = "classes", "macro_f1", "F1", True
-
-    @property
-    def values_per_line(self) -> int:
-        """One: the number of the class."""
-        return 1
+    kind, metric, exclusive = "classes", "macro_f1", True
+    values_per_line = 1
 
     @property
     def valid_range(self) -> tuple[float, float]:
-        """From 0 to C - 1."""
         return 0, self.outputs - 1
 
     @property
     def class_count(self) -> int:
-        """C."""
         return self.outputs
 
     def class_of(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return the labels themselves."""
         return labels
 
-    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
-        """Return the log share of each class; counts start at 1."""
-        return ((counts.double() + 1) / (counts.double() + 1).sum()).log()
-
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return probabilities that sum to 1."""
         return torch.softmax(logits, dim=-1)
 
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the logarithms."""
         return probabilities.clamp(min=TINY).log()
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
-        """Return the most probable class of each frame."""
         return probabilities.argmax(axis=1)
 
     def score(self, labels: Labels, decided: Labels) -> Scores:
-        """Return F1 of each class and their mean."""
         return multiclass_scores(labels, decided, self.classes)
 
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        """Return counts of frames rightly decided for a class, decided for it, and labelled with it."""
         return class_counts(labels, decided, videos, count, self.outputs)
 
-    def class_metric_of(self, sums: Table) -> Table:
-        """Return F1."""
-        return f1_of_classes(sums)
-
     def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw classes."""
         return torch.randint(self.outputs, (count,), generator=generator)
 
 
-class Units(Task):
+class Units(Labelled):
     """C units, each present in a frame or not, by the mean of their F1. Labels are int64 (n, C) of 0 and 1."""
 
-    kind, metric, class_metric, batch_term_weight = "units", "mean_f1", "F1", "auc_weight"
-
-    @property
-    def valid_range(self) -> tuple[float, float]:
-        """From 0 to 1."""
-        return 0, 1
+    kind, metric, batch_term_weight = "units", "mean_f1", "auc_weight"
+    valid_range = 0, 1
 
     @property
     def class_count(self) -> int:
-        """Two for each unit: absent, present."""
-        return 2 * self.outputs
+        return 2 * self.outputs  # absent and present of each
 
     def class_of(self, labels: torch.Tensor) -> torch.Tensor:
-        """Number absence and presence of each unit."""
         return 2 * torch.arange(self.outputs, device=labels.device) + labels
 
-    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
-        """Return the log odds of presence of each unit; counts start at 1."""
-        absent, present = (counts.double() + 1).view(-1, 2).unbind(1)
-        return (present / absent).log()
-
     def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-        """Return the pairwise AUC term."""
         return pairwise_auc_loss(logits, labels, margin=margin)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the probability of presence of each unit."""
         return torch.sigmoid(logits)
 
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the log odds."""
         return torch.logit(probabilities, eps=TINY)
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
-        """Return 1 where presence is as probable as absence, or more."""
         return (probabilities >= 0.5).astype(np.int64)
 
     def score(self, labels: Labels, decided: Labels) -> Scores:
-        """Return F1 of each unit's presence and their mean."""
         return multilabel_scores(labels, decided, self.classes)
 
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        """Return counts as for classes, of presence."""
         return unit_counts(labels, decided, videos, count)
 
-    def class_metric_of(self, sums: Table) -> Table:
-        """Return F1."""
-        return f1_of_classes(sums)
-
     def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw absence and presence."""
         return torch.randint(2, (count, self.outputs), generator=generator)
 
 
 @dataclass(frozen=True)
 class Values(Task):
-    """C values in a range, by the mean of their CCC. Labels are float32 (n, C)."""
+    """C values in a range, by the mean of their CCC; sums over videos are moments. Labels are float32 (n, C)."""
 
     low: float = -1.0
     high: float = 1.0
@@ -268,39 +238,30 @@ class Values(Task):
 
     @property
     def valid_range(self) -> tuple[float, float]:
-        """From ``low`` to ``high``."""
         return self.low, self.high
 
     def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-        """Return 1 - CCC, the mean over the outputs."""
         return 1 - concordance(logits, labels).mean(-1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Clip to the range."""
         return logits.clamp(self.low, self.high)
 
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the values themselves."""
         return probabilities
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
-        """Return the values themselves."""
         return probabilities
 
     def score(self, labels: Labels, decided: Labels) -> Scores:
-        """Return CCC, correlation and error of each output, and the mean CCC."""
         return regression_scores(labels, decided, self.classes)
 
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        """Return moments."""
         return moments(labels, decided, videos, count)
 
     def class_metric_of(self, sums: Table) -> Table:
-        """Return the concordance correlation."""
         return ccc_of_outputs(sums)
 
     def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw values in the range."""
         return self.low + (self.high - self.low) * torch.rand(count, self.outputs, generator=generator)
 
 

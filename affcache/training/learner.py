@@ -169,7 +169,6 @@ class Learner(BaseLearner):
         self.optimiser.set_rates(rates)
 
     def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
-        """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass, not waited for."""
         inputs = [_take(of, batch) for of in (frames.embeddings, frames.labels, frames.videos)]
         if not self._records or batch.shape[1] != self.settings.batch_size or self._steps_before < WARM_UP:
             self._steps_before += 1
@@ -225,18 +224,19 @@ class Learner(BaseLearner):
         return loss
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
-        """Return the logits (H, n, C) of all frames, as trained heads give them."""
+        if self.heads.count == 1:  # to the bit what score makes of the saved head
+            head = initial_head(self.settings, self.heads.shape.inputs, self.task).to(self.heads.parameters)
+            head.load_state_dict(self.head_state(0))
+            return predict([head], frames, self.settings.normalize)
         most = max(1, EVALUATION_BATCH // self.heads.count)  # frames at a time: hidden layers hold H times as many rows
         parts = (part for batch in frames.evaluation_batches() for part in batch.split(most))
         evaluate = self.heads.evaluator()
         return torch.cat([evaluate(prepare(part, self.settings.normalize)) for part in parts], dim=1)
 
     def head_state(self, head: int) -> Tensors:
-        """Return one head's parameters and statistics, under the names of ``MLPHead``."""
         return self.heads.state_dict(head)
 
     def load_head(self, head: int, state: Tensors) -> None:
-        """Take up what ``head_state`` returned."""
         self.heads.load_state_dict(head, state)
 
     def _own_state(self) -> Tensors:

@@ -75,7 +75,6 @@ class PlainLearner(BaseLearner):
                 group["lr"] = rate
 
     def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
-        """Make one step on a batch of row numbers (H, B); return the loss (H,) of its first pass."""
         return torch.stack([self._step(head, frames, rows) for head, rows in enumerate(batch)])
 
     def _step(self, number: int, frames: Frames, rows: torch.Tensor) -> torch.Tensor:
@@ -112,15 +111,12 @@ class PlainLearner(BaseLearner):
             self._drawn[number] = random.get_rng_state()
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
-        """Return the logits (H, n, C) of all frames, as trained heads give them."""
         return predict(self.heads, frames, self.settings.normalize)
 
     def head_state(self, head: int) -> Tensors:
-        """Return one head's parameters and statistics, under the names of its module."""
         return self.heads[head].state_dict()
 
     def load_head(self, head: int, state: Tensors) -> None:
-        """Take up what ``head_state`` returned."""
         self.heads[head].load_state_dict(state)
 
     def _own_state(self) -> Tensors:
@@ -200,7 +196,10 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     pairs: dict[str, tuple[torch.Tensor | None, torch.Tensor]] = {"loss": (losses[0], losses[1])}
     pairs |= {f"gradient of {name}": (p.grad, gradients[name]) for name, p in plain.heads[0].named_parameters()}
     pairs |= {name: (of, fast.head_state(0)[name]) for name, of in plain.head_state(0).items()}
-    pairs["output of the trained head"] = plain.predict(frames), fast.predict(frames)
+    pairs["output of the trained head"] = (
+        plain.predict(frames),
+        fast.heads.evaluate(prepare(embeddings, recipe.normalize)),
+    )
     unlike = [name for name, (one, other) in pairs.items() if not _alike(one, other)]
     return f"the faster step has another {unlike[0]}" if unlike else ""
 

@@ -16,10 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -31,7 +28,6 @@ from affcache.training.heads import linear_head
 from affcache.training.learner import predict
 from affcache.training.settings import FitSettings
 
-Embeddings = torch.Tensor | npt.NDArray[Any]
 # 1e-4 to 1e2 in 13 half-decades: from barely any shrinking to barely any weight left
 STRENGTHS = tuple(10 ** (half_decade / 2) for half_decade in range(-8, 5))
 CONSTANT = 1e-12  # a deviation below this share of the mean is rounding: float32 can't hold a step that small
@@ -53,34 +49,6 @@ class RidgePath:
     projected: torch.Tensor  # (D, C) V' k
 
     @classmethod
-    def from_frames(
-        cls,
-        embeddings: Embeddings,
-        targets: torch.Tensor,
-        weights: torch.Tensor | None = None,
-        normalize: str = "none",
-        block: int = 16384,
-    ) -> "RidgePath":
-        """Read the frames once, in blocks; nothing of the size of all embeddings is allocated.
-
-        Args:
-            embeddings: float tensor (n, D), or an array or memory map of that shape; any float type. A tensor may lie
-                on any device that has float64.
-            targets: float tensor (n, C); for classes ``class_targets``, for 0 and 1 ``label_targets``, else the values.
-            weights: float tensor (n,), each at least 0, in any scale; None weighs all frames alike.
-            normalize: "none", or "l2" to scale each embedding to length 1 first.
-            block: frames per step, a matter of memory (about 16 * block * D bytes); the result differs by rounding.
-
-        Raises:
-            InputError: an embedding is not finite, or fewer than two frames have a weight.
-            ValueError: shapes don't fit, targets or weights are not finite, a weight is negative, an unknown normalize.
-        """
-        weights = torch.ones(embeddings.shape[0]) if weights is None else weights
-        _check(tuple(embeddings.shape), targets, weights, normalize)
-        blocks = (_tensor(embeddings[at : at + block]) for at in range(0, len(targets), block))
-        return cls.from_blocks(blocks, embeddings.shape[1], targets, weights, normalize)
-
-    @classmethod
     def from_blocks(
         cls,
         blocks: Iterable[torch.Tensor],
@@ -89,8 +57,20 @@ class RidgePath:
         weights: torch.Tensor,
         normalize: str = "none",
     ) -> "RidgePath":
-        """As ``from_frames``, of embeddings that come in blocks (B, width), one after the other, on one device."""
-        _check((len(targets), width), targets, weights, normalize)
+        """Read the frames once.
+
+        Args:
+            blocks: embeddings (B, width), one block after the other, of any float type, on one device.
+            width: D.
+            targets: float tensor (n, C); for classes ``class_targets``, for 0 and 1 ``label_targets``, else the values.
+            weights: float tensor (n,), each at least 0, in any scale.
+            normalize: "none", or "l2" to scale each embedding to length 1 first.
+
+        Raises:
+            InputError: an embedding is not finite, or fewer than two frames have a weight.
+            ValueError: shapes don't fit, targets or weights are not finite, a weight is negative, an unknown normalize.
+        """
+        _check(targets, weights, normalize)
         moments = _Moments(width, targets.shape[1])
         for rows, x in _finite_blocks(blocks, len(targets), normalize):
             moments.add(x, _float64(targets[rows], x.device), _float64(weights[rows], x.device))
@@ -222,21 +202,16 @@ def _finite_blocks(blocks: Iterable[torch.Tensor], frames: int, normalize: str) 
         )
 
 
-def _tensor(values: Embeddings) -> torch.Tensor:
-    return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
-
-
 def _float64(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a float64 copy on a device, which may be overwritten."""
     return values.to(device, torch.float64, copy=True)
 
 
-def _check(embeddings: tuple[int, ...], targets: torch.Tensor, weights: torch.Tensor, normalize: str) -> None:
-    """Raise on what ``RidgePath.from_frames`` can't work with, as far as it shows without reading embeddings."""
-    shapes = embeddings, tuple(targets.shape), tuple(weights.shape)
-    frames = embeddings[0]
-    if len(embeddings) != 2 or targets.ndim != 2 or len(targets) != frames or weights.shape != (frames,):
-        raise ValueError(f"embeddings, targets and weights of shapes {shapes}; expected (n, D), (n, C) and (n,)")
+def _check(targets: torch.Tensor, weights: torch.Tensor, normalize: str) -> None:
+    """Raise on what ``RidgePath.from_blocks`` can't work with, as far as it shows without reading embeddings."""
+    if targets.ndim != 2 or weights.shape != (len(targets),):
+        shapes = tuple(targets.shape), tuple(weights.shape)
+        raise ValueError(f"targets and weights of shapes {shapes}; expected (n, C) and (n,)")
     if not (targets.isfinite().all() and weights.isfinite().all() and (weights >= 0).all()):
         raise ValueError("targets or weights that are not finite, or weights below 0; expected finite numbers")
     if normalize not in ("none", "l2"):

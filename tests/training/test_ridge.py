@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,19 @@ def by_sklearn(
     return torch.from_numpy(weight), torch.from_numpy(ridge.intercept_ - weight @ mean)
 
 
+def path_of(
+    embeddings: Any,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    normalize: str = "none",
+    block: int = 16384,
+) -> RidgePath:
+    """The path of frames that lie in memory: a tensor, an array or a memory map (n, D)."""
+    weights = torch.ones(len(embeddings)) if weights is None else weights
+    blocks = (torch.from_numpy(np.array(embeddings[at : at + block])) for at in range(0, len(targets), block))
+    return RidgePath.from_blocks(blocks, embeddings.shape[1], targets, weights, normalize)
+
+
 def assert_same(found: Solution, expected: Solution, tolerance: float = 1e-6) -> None:
     """Compare heads by relative distance, each output for itself."""
     weight, bias = (tensor.double() for tensor in found)
@@ -57,7 +71,7 @@ def assert_same(found: Solution, expected: Solution, tolerance: float = 1e-6) ->
 def test_equals_scikit_learns_ridge_on_standardised_features(strength: float, weighted: bool) -> None:
     embeddings, targets, some = made_up()
     weights = some if weighted else None
-    found = RidgePath.from_frames(embeddings, targets, weights).solution(strength)
+    found = path_of(embeddings, targets, weights).solution(strength)
     assert [tensor.dtype for tensor in found] == [torch.float32, torch.float32]
     assert_same(found, by_sklearn(embeddings, targets, weights, strength))
 
@@ -65,7 +79,7 @@ def test_equals_scikit_learns_ridge_on_standardised_features(strength: float, we
 def test_a_case_worked_by_hand() -> None:
     embeddings, targets = torch.tensor([[0.0], [2.0], [4.0]]), torch.tensor([[1.0], [2.0], [6.0]])
     deviation = math.sqrt(8 / 3)  # x - mean is -2, 0, 2; y - mean is -2, -1, 3; k = 10 / (3 deviation)
-    weight, bias = RidgePath.from_frames(embeddings, targets).solution(0.5)
+    weight, bias = path_of(embeddings, targets).solution(0.5)
     assert float(weight) == pytest.approx(10 / 3 / deviation / 1.5 / deviation)
     assert float(bias) == pytest.approx(3 - 2 * float(weight))
 
@@ -74,16 +88,16 @@ def test_a_case_worked_by_hand() -> None:
 def test_the_size_of_blocks_changes_nothing(block: int) -> None:
     embeddings, targets, weights = made_up()
     weights[:14] = 0  # whole blocks without weight
-    whole = RidgePath.from_frames(embeddings, targets, weights)
-    assert_same(RidgePath.from_frames(embeddings, targets, weights, block=block).solution(1e-4), whole.solution(1e-4))
+    whole = path_of(embeddings, targets, weights)
+    assert_same(path_of(embeddings, targets, weights, block=block).solution(1e-4), whole.solution(1e-4))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567])
 def test_a_constant_feature_gets_no_weight(value: float) -> None:
     embeddings, targets, weights = made_up()
-    without = RidgePath.from_frames(embeddings, targets, weights).solution(1e-3)
+    without = path_of(embeddings, targets, weights).solution(1e-3)
     column = torch.full((len(embeddings), 1), value)
-    weight, bias = RidgePath.from_frames(torch.cat([embeddings, column], 1), targets, weights, block=33).solution(1e-3)
+    weight, bias = path_of(torch.cat([embeddings, column], 1), targets, weights, block=33).solution(1e-3)
     assert weight[:, -1].tolist() == [0, 0, 0]
     assert_same((weight[:, :-1], bias), without)
 
@@ -92,20 +106,20 @@ def test_a_feature_that_varies_only_where_the_weight_is_0_counts_as_constant() -
     embeddings, targets, weights = made_up()
     embeddings[:, 0] = 0.1
     embeddings[weights == 0, 0] = 5
-    assert RidgePath.from_frames(embeddings, targets, weights).solution(1.0)[0][:, 0].tolist() == [0, 0, 0]
+    assert path_of(embeddings, targets, weights).solution(1.0)[0][:, 0].tolist() == [0, 0, 0]
 
 
 def test_a_feature_that_barely_varies_still_counts() -> None:
     embeddings = torch.full((1000, 1), 1.0)
     embeddings[3] = 1 + torch.finfo(torch.float32).eps  # one step of float32 in one frame
     targets = (embeddings != 1).float()
-    weight, bias = RidgePath.from_frames(embeddings, targets).solution(1e-9)
+    weight, bias = path_of(embeddings, targets).solution(1e-9)
     assert float(weight) == pytest.approx(1 / torch.finfo(torch.float32).eps)
     assert float(bias) == pytest.approx(-float(weight))
 
 
 def test_frames_of_equal_embeddings_predict_the_mean_target() -> None:
-    weight, bias = RidgePath.from_frames(torch.full((4, 2), 0.3), torch.tensor([[1.0], [0], [0], [3]])).solution(0.01)
+    weight, bias = path_of(torch.full((4, 2), 0.3), torch.tensor([[1.0], [0], [0], [3]])).solution(0.01)
     assert weight.tolist() == [[0, 0]]
     assert bias.tolist() == [1]
 
@@ -117,7 +131,7 @@ def test_a_mean_far_from_zero_costs_no_accuracy(first: float) -> None:
     targets = centred @ torch.randn(5, 2, generator=generator, dtype=torch.float64)
     embeddings = 1e3 + 1e-2 * centred
     embeddings[:64] += first  # a first block unlike the others
-    path = RidgePath.from_frames(embeddings, targets, block=64)
+    path = path_of(embeddings, targets, block=64)
     assert_same(path.solution(1e-3), by_sklearn(embeddings, targets, None, 1e-3))
 
 
@@ -125,7 +139,7 @@ def test_the_mean_prediction_is_the_mean_target_though_weights_are_rounded() -> 
     centred = torch.randn(500, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     embeddings = torch.tensor([1e3, 2e3]) + 1e-2 * centred
     targets = centred @ torch.tensor([[2.0], [-1.0]], dtype=torch.float64)  # weights 200, -100: the bias nearly 0
-    weight, bias = (tensor.double() for tensor in RidgePath.from_frames(embeddings, targets).solution(1e-4))
+    weight, bias = (tensor.double() for tensor in path_of(embeddings, targets).solution(1e-4))
     residual = embeddings @ weight.T + bias - targets
     # rounding the bias is left; the weights', up to 8e-6 * 1e3 and 4e-6 * 2e3, must not show
     assert residual.mean().abs() <= torch.finfo(torch.float32).eps * bias.abs() + 1e-9
@@ -134,24 +148,24 @@ def test_the_mean_prediction_is_the_mean_target_though_weights_are_rounded() -> 
 @pytest.mark.parametrize("strength", [1e-4, 1.0])
 def test_more_features_than_frames(strength: float) -> None:
     embeddings, targets, _ = made_up(frames=9, width=40)
-    path = RidgePath.from_frames(embeddings, targets)
+    path = path_of(embeddings, targets)
     assert_same(path.solution(strength), by_sklearn(embeddings, targets, None, strength))
     assert (path.eigenvalues >= 0).all()
 
 
 def test_eigenvalues_are_1_on_average() -> None:
     embeddings, targets, weights = made_up()
-    assert float(RidgePath.from_frames(embeddings, targets, weights).eigenvalues.mean()) == pytest.approx(1)
+    assert float(path_of(embeddings, targets, weights).eigenvalues.mean()) == pytest.approx(1)
 
 
 def test_float16_is_read_as_the_numbers_it_holds_from_tensor_array_and_map(tmp_path: Path) -> None:
     embeddings, targets, weights = made_up()
     half = embeddings.half()
-    expected = RidgePath.from_frames(half.double(), targets, weights, block=64).solution(0.1)
+    expected = path_of(half.double(), targets, weights, block=64).solution(0.1)
     np.save(tmp_path / "embeddings.npy", half.numpy())
     mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
     for given_as in (half, half.numpy(), mapped):
-        found = RidgePath.from_frames(given_as, targets, weights, block=64).solution(0.1)
+        found = path_of(given_as, targets, weights, block=64).solution(0.1)
         assert found[0].equal(expected[0])
         assert found[1].equal(expected[1])
 
@@ -161,7 +175,7 @@ def test_float16_is_read_as_the_numbers_it_holds_from_tensor_array_and_map(tmp_p
 def test_inputs_are_left_as_they_were(normalize: str, dtype: torch.dtype) -> None:
     inputs = [tensor.to(dtype) for tensor in made_up()]
     before = [tensor.clone() for tensor in inputs]
-    RidgePath.from_frames(*inputs, normalize=normalize)
+    path_of(*inputs, normalize=normalize)
     assert all(tensor.equal(copy) for tensor, copy in zip(inputs, before, strict=True))
 
 
@@ -169,7 +183,7 @@ def test_l2_is_the_head_of_embeddings_of_length_1() -> None:
     embeddings, targets, weights = made_up()
     embeddings[5] = 0
     scaled = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    found = RidgePath.from_frames(embeddings, targets, weights, normalize="l2").solution(0.1)
+    found = path_of(embeddings, targets, weights, normalize="l2").solution(0.1)
     assert_same(found, by_sklearn(scaled, targets, weights, 0.1))
 
 
@@ -182,8 +196,8 @@ def test_whole_weights_are_repeated_frames_in_any_order(
     embeddings, targets, _ = made_up(frames=30, width=4)
     rows = [row for row, count in enumerate(counts) for _ in range(count)]
     shuffled = torch.tensor(data.draw(st.permutations(rows)))
-    repeated = RidgePath.from_frames(embeddings[shuffled], targets[shuffled], block=block)
-    weighted = RidgePath.from_frames(embeddings, targets, torch.tensor(counts) * scale, block=block)
+    repeated = path_of(embeddings[shuffled], targets[shuffled], block=block)
+    weighted = path_of(embeddings, targets, torch.tensor(counts) * scale, block=block)
     assert_same(repeated.solution(0.01), weighted.solution(0.01), tolerance=1e-5)  # scale * count rounds to float32
 
 
@@ -192,8 +206,8 @@ def test_whole_weights_are_repeated_frames_in_any_order(
 def test_the_unit_of_a_feature_does_not_matter(units: list[float], strength: float) -> None:
     embeddings, targets, weights = (tensor.double() for tensor in made_up())
     unit = torch.tensor(units, dtype=torch.float64)
-    weight, bias = RidgePath.from_frames(embeddings, targets, weights).solution(strength)
-    rescaled, same_bias = RidgePath.from_frames(embeddings * unit, targets, weights).solution(strength)
+    weight, bias = path_of(embeddings, targets, weights).solution(strength)
+    rescaled, same_bias = path_of(embeddings * unit, targets, weights).solution(strength)
     assert_same((rescaled * unit, same_bias), (weight, bias), tolerance=1e-5)
 
 
@@ -202,7 +216,7 @@ def test_strengths_rise_in_half_decades_and_weights_shrink() -> None:
     assert STRENGTHS[0] == pytest.approx(1e-4)
     assert STRENGTHS[-1] == pytest.approx(1e2)
     embeddings, targets, _ = made_up()
-    path = RidgePath.from_frames(embeddings, targets)
+    path = path_of(embeddings, targets)
     deviation = embeddings.std(dim=0, correction=0)
     sizes = [float((path.solution(strength)[0] * deviation).norm()) for strength in STRENGTHS]
     assert sizes == sorted(sizes, reverse=True)
@@ -246,26 +260,25 @@ def test_embeddings_that_are_not_finite_are_counted_and_the_first_is_named(value
     embeddings[101, 0] = value
     message = r"^2 of 200 embeddings hold nan or inf, first row 17\. Expected finite numbers\. Extract or import"
     with pytest.raises(InputError, match=message):
-        RidgePath.from_frames(embeddings, targets, block=block)
+        path_of(embeddings, targets, block=block)
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
 def test_fewer_than_two_frames_are_refused(weights: list[float]) -> None:
     embeddings, targets, _ = made_up(frames=3)
     with pytest.raises(InputError, match=r"at least 2 frames .* there are [01]\. Expected .* Check that"):
-        RidgePath.from_frames(embeddings, targets, torch.tensor(weights))
+        path_of(embeddings, targets, torch.tensor(weights))
     for few in (0, 1):
         with pytest.raises(InputError, match=f"there are {few}"):
-            RidgePath.from_frames(embeddings[:few], targets[:few])
+            path_of(embeddings[:few], targets[:few])
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"targets": torch.ones(5, 1)}, "expected .n, D., .n, C. and .n,."),
-        ({"targets": torch.ones(4)}, "expected .n, D., .n, C. and .n,."),
-        ({"embeddings": torch.ones(4)}, "expected .n, D., .n, C. and .n,."),
-        ({"weights": torch.ones(4, 1)}, "expected .n, D., .n, C. and .n,."),
+        ({"targets": torch.ones(5, 1)}, "expected .n, C. and .n,."),
+        ({"targets": torch.ones(4)}, "expected .n, C. and .n,."),
+        ({"weights": torch.ones(4, 1)}, "expected .n, C. and .n,."),
         ({"targets": torch.tensor([[1.0], [0], [math.nan], [0]])}, "not finite"),
         ({"weights": torch.tensor([1.0, math.inf, 1, 1])}, "not finite"),
         ({"weights": torch.tensor([1.0, -1, 1, 1])}, "weights below 0"),
@@ -275,10 +288,10 @@ def test_fewer_than_two_frames_are_refused(weights: list[float]) -> None:
 def test_what_does_not_fit_is_refused(changed: dict[str, object], message: str) -> None:
     fitting: dict[str, object] = {"embeddings": torch.randn(4, 2), "targets": torch.ones(4, 1)}
     with pytest.raises(ValueError, match=message):
-        RidgePath.from_frames(**fitting | changed)  # type: ignore[arg-type]
+        path_of(**fitting | changed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strength", [0, -1, math.nan, math.inf])
 def test_strength_out_of_range_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match="expected a finite number above 0"):
-        RidgePath.from_frames(torch.randn(4, 2), torch.ones(4, 1)).solution(strength)
+        path_of(torch.randn(4, 2), torch.ones(4, 1)).solution(strength)

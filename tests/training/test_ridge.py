@@ -52,7 +52,8 @@ def path_of(
 ) -> RidgePath:
     """The path of frames that lie in memory: a tensor, an array or a memory map (n, D)."""
     weights = torch.ones(len(embeddings)) if weights is None else weights
-    blocks = (torch.from_numpy(np.array(embeddings[at : at + block])) for at in range(0, len(targets), block))
+    embeddings = embeddings if isinstance(embeddings, torch.Tensor) else torch.from_numpy(np.array(embeddings))
+    blocks = (embeddings[at : at + block] for at in range(0, len(targets), block))
     return RidgePath.from_blocks(blocks, embeddings.shape[1], targets, weights, normalize)
 
 

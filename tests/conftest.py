@@ -3,6 +3,8 @@
 import json
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores: each one's threads would wait for the others'
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: waiting threads sleep,
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # but not at once
 os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX2")  # products round alike on all x86: bounds rest on it
@@ -31,6 +33,8 @@ from affcache.training.data import Frames
 from affcache.training.learner import Learner
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
+SET_ASIDE = "slow or browser or cluster or kill or real"
+MOST_PROCESSES = 8  # each imports torch: 0.4 GB
 TINY_CONFIG = {
     "model_cfg": {
         "embed_dim": 24,
@@ -39,6 +43,23 @@ TINY_CONFIG = {
     },
     "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"},
 }
+
+
+def asked_for(config: pytest.Config) -> bool:
+    """Whether the command line names marks, files of tests or single tests; folders and -k are no such wish."""
+    named = config.args_source is config.ArgsSource.ARGS and all(".py" in word for word in config.args)
+    return bool(config.option.markexpr) or named
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Share the suite among the cores. What is asked for by name runs in one process: it may measure, kill or wait."""
+    return 0 if asked_for(config) else min(os.cpu_count() or 1, MOST_PROCESSES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out what is set aside, unless it was asked for."""
+    if not asked_for(config):
+        config.option.markexpr = f"not ({SET_ASIDE})"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The house: how many modules lie where, how long they and their functions are, and that arrows point down."""
+"""The house: how many modules lie where, how long they are, and that arrows point down. What of the suite runs when."""
 
 import ast
 import shutil
@@ -6,8 +6,12 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from tests.conftest import SET_ASIDE, asked_for, pytest_configure
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "affcache"
@@ -57,3 +61,34 @@ def test_arrows_point_down_and_a_wrong_one_is_noticed(tmp_path: Path) -> None:
     wrong = lint(tmp_path)
     assert wrong.returncode == 1
     assert "affcache.store is not allowed to import affcache.training" in wrong.stdout
+
+
+def test_what_is_set_aside_by_default_runs_in_ci(pytestconfig: pytest.Config) -> None:
+    registered = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    assert registered >= set(SET_ASIDE.split(" or "))
+    commands = [line for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines() if "pytest" in line]
+    assert commands[0].endswith("-m pytest"), "all that isn't set aside"
+    assert commands[1].endswith(f'-m pytest -m "{SET_ASIDE}"'), "all that is"
+
+
+@pytest.mark.parametrize(
+    ("words", "marks", "asked"),
+    [
+        ((), "", False),
+        (("tests",), "", False),
+        (("tests/cluster", "tests/real"), "", False),
+        (("tests/real/test_oracle.py",), "", True),
+        (("tests/test_cli.py::test_version", "tests/real/test_oracle.py"), "", True),
+        ((), "kill", True),
+        (("tests/cluster",), "not slow", True),
+    ],
+)
+def test_marks_and_files_are_asked_for(words: tuple[str, ...], marks: str, asked: bool) -> None:
+    source = pytest.Config.ArgsSource.ARGS if words else pytest.Config.ArgsSource.TESTPATHS
+    option = SimpleNamespace(markexpr=marks)
+    config: Any = SimpleNamespace(
+        args=list(words or ["tests"]), args_source=source, ArgsSource=pytest.Config.ArgsSource, option=option
+    )
+    assert asked_for(config) == asked
+    pytest_configure(config)
+    assert option.markexpr == (marks or ("" if asked else f"not ({SET_ASIDE})"))

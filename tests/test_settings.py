@@ -1,18 +1,25 @@
-"""Settings classes: ranges, choices, every problem at once, and where a store lies unless said otherwise."""
+"""Settings: ranges, choices, every problem at once, where a store lies unless said otherwise; affcache.toml: flag over
+file over default, found above, paths from the file."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from affcache.commands import SETTINGS
+from affcache.demonstration import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
 from affcache.scoring.settings import ScoreSettings
-from affcache.settings import Settings, default_store, flag
+from affcache.settings import SHARED_KEYS, ConfigFile, Settings, build, default_store, find_config, flag, resolve
 from affcache.training.settings import FitSettings
+
+# settings classes
 
 
 @pytest.mark.parametrize(
@@ -112,3 +119,210 @@ def test_the_default_store_is_named_after_the_encoder(model: str, pretrained: st
 
 def test_the_bare_default_store_is_clips() -> None:
     assert default_store() == Path("data/features/ViT-L-14-openai.h5")
+
+
+# affcache.toml
+
+Toml = Callable[[str], ConfigFile]
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Toml:
+    """Write an affcache.toml and read it."""
+
+    def read(text: str) -> ConfigFile:
+        (tmp_path / "affcache.toml").write_text(text, encoding="utf-8")
+        return find_config(tmp_path, SETTINGS)
+
+    return read
+
+
+def refused(toml: Toml, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        toml(text)
+    return str(caught.value)
+
+
+def test_flag_over_file_over_default(toml: Toml) -> None:
+    config = toml("[fit]\nepochs = 5\nalpha = 0.3\nresume = false\n")
+    settings = resolve(FitSettings, "fit", {"alpha": 0.7, "rho": None}, config)
+    assert (settings.alpha, settings.epochs, settings.rho) == (0.7, 5, 0.5)
+
+
+@given(st.sets(st.sampled_from(["epochs", "batch_size", "seed"])), st.sets(st.sampled_from(["epochs", "seed"])))
+def test_any_mixture_of_sources_resolves_by_rank(in_file: set[str], as_flag: set[str]) -> None:
+    config = ConfigFile(None, {"fit": dict.fromkeys(in_file, 11)})
+    settings = resolve(FitSettings, "fit", dict.fromkeys(as_flag, 22), config)
+    default = FitSettings()
+    for name in ("epochs", "batch_size", "seed"):
+        expected = 22 if name in as_flag else 11 if name in in_file else getattr(default, name)
+        assert getattr(settings, name) == expected
+
+
+def test_the_nearest_file_above_is_read(tmp_path: Path) -> None:
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    (tmp_path / "affcache.toml").write_text("seed = 1\n")
+    assert find_config(below, SETTINGS).path == tmp_path / "affcache.toml"
+    (tmp_path / "a" / "affcache.toml").write_text("seed = 2\n")
+    config = find_config(below, SETTINGS)
+    assert config.path == tmp_path / "a" / "affcache.toml"
+    assert config.of("fit")["seed"] == 2
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absolute = tmp_path / "elsewhere" / "x.h5"
+    (tmp_path / "affcache.toml").write_text(
+        f"annotations = 'labels'\ncrops = ['a', 'b']\n[fit]\nrun = 'runs/x'\nstore = '{absolute.as_posix()}'\n"
+    )
+    below = tmp_path / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    config = find_config(Path.cwd(), SETTINGS)
+    settings = resolve(FitSettings, "fit", {}, config)
+    assert settings.annotations == tmp_path / "labels"
+    assert settings.run == tmp_path / "runs" / "x"
+    assert settings.store == absolute
+    assert resolve(ExtractSettings, "extract", {}, config).crops == (tmp_path / "a", tmp_path / "b")
+
+
+def test_shared_keys_count_for_every_command_that_has_them(toml: Toml, tmp_path: Path) -> None:
+    config = toml(
+        "crops = 'c'\nannotations = 'l'\nstore = 's.h5'\nmodel = 'ViT-B-32'\npretrained = 'openai'\n"
+        "device = 'cpu'\nseed = 9\n"
+    )
+    extract = resolve(ExtractSettings, "extract", {}, config)
+    assert extract.crops == (tmp_path / "c",), "one folder needs no list"
+    assert (extract.store, extract.model, extract.device) == (tmp_path / "s.h5", "ViT-B-32", "cpu")
+    fit = resolve(FitSettings, "fit", {}, config)
+    assert (fit.store, fit.annotations, fit.seed) == (tmp_path / "s.h5", tmp_path / "l", 9)
+    score = resolve(ScoreSettings, "score", {}, config)
+    assert (score.device, score.store, score.annotations) == ("cpu", None, None), "the run says what it is scored on"
+    assert resolve(DemoSettings, "demo", {}, config) == DemoSettings(), "the demo brings its own data"
+    known = {f.name for kind in SETTINGS.values() for f in dataclasses.fields(kind)}
+    assert known >= set(SHARED_KEYS)
+
+
+def test_a_commands_table_wins_over_shared_keys(toml: Toml, tmp_path: Path) -> None:
+    config = toml("store = 'shared.h5'\nseed = 1\n[fit]\nstore = 'mine.h5'\nseed = 2\n")
+    assert resolve(FitSettings, "fit", {}, config).store == tmp_path / "mine.h5"
+    assert resolve(FitSettings, "fit", {}, config).seed == 2
+    assert resolve(ExtractSettings, "extract", {}, config).store == tmp_path / "shared.h5"
+
+
+@pytest.mark.parametrize(
+    ("text", "store"),
+    [
+        ("", "data/features/ViT-L-14-openai.h5"),
+        ("model = 'ViT-B-32'", "data/features/ViT-B-32-openai.h5"),
+        ("model = 'ViT-B-32'\n[extract]\npretrained = 'laion400m_e32'", "data/features/ViT-B-32-laion400m_e32.h5"),
+    ],
+)
+def test_the_store_is_the_one_that_extract_would_write(toml: Toml, text: str, store: str) -> None:
+    assert toml(text).store == Path(store)
+
+
+def test_a_named_store_of_extract_is_taken(toml: Toml, tmp_path: Path) -> None:
+    assert toml("[extract]\nstore = 'x.h5'").store == tmp_path / "x.h5"
+
+
+def test_no_file_is_no_settings(tmp_path: Path) -> None:
+    config = ConfigFile()
+    assert config.of("fit") == {}
+    assert config.store == Path("data/features/ViT-L-14-openai.h5")
+    assert resolve(FitSettings, "fit", {}, config) == FitSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("stor = 'x'", "unknown key 'stor' (did you mean 'store'?)"),
+        ("[fit]\nepoch = 3", "unknown key 'epoch' in [fit] (did you mean 'epochs'?)"),
+        ("[fits]\nepochs = 3", "unknown table [fits] (did you mean 'fit'?)"),
+        ("[fit]\nxyzzy = 3", "unknown key 'xyzzy' in [fit]"),
+        ("epochs = 3", "unknown key 'epochs'"),
+        ("[fit]\nepochs = '3'", "epochs is '3', expected a whole number"),
+        ("[fit]\nepochs = 3.0", "epochs is 3.0, expected a whole number"),
+        ("[fit]\nepochs = true", "epochs is True, expected a whole number"),
+        ("[fit]\nlr = 'fast'", "lr is 'fast', expected a number"),
+        ("[fit]\nlr = false", "lr is False, expected a number"),
+        ("[fit]\nresume = 1", "resume is 1, expected true or false"),
+        ("[fit]\ntask = 3", "task is 3, expected a text"),
+        ("annotations = 7", "annotations is 7, expected a path"),
+        ("crops = ['a', 7]", "crops is ['a', 7], expected a path"),
+        ("[extract]\nbatch_size = 'x'", "batch_size is 'x', expected a whole number"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused(toml: Toml, tmp_path: Path, text: str, problem: str) -> None:
+    message = refused(toml, text)
+    assert message.startswith(f"{tmp_path / 'affcache.toml'}: {problem}")
+    assert message.count(problem) == 1, "a shared key is complained of once"
+    assert "Expected tables [extract], [fit], [score]" in message
+    assert "'affcache COMMAND --help'" in message
+
+
+def test_all_problems_are_reported_at_once(toml: Toml) -> None:
+    message = refused(toml, "stor = 'x'\nseed = 'y'\n[fit]\nepoch = 3\nlr = 'z'\n[nothing]\na = 1\n")
+    for problem in ("'stor'", "seed is 'y'", "'epoch' in [fit]", "lr is 'z'", "[nothing]"):
+        assert problem in message
+
+
+def test_values_out_of_range_in_the_file_are_refused_when_used(toml: Toml) -> None:
+    config = toml("[fit]\nepochs = 0\nalpha = 2\n")
+    with pytest.raises(ConfigError, match=r"--epochs is 0; expected at least 1\.\n--alpha is 2\.0"):
+        resolve(FitSettings, "fit", {}, config)
+    assert resolve(FitSettings, "fit", {"epochs": 1, "alpha": 1.0}, config).epochs == 1
+
+
+@pytest.mark.parametrize("text", ["[fit", "epochs = ", "a = 1\na = 2"])
+def test_no_toml_is_a_named_error(toml: Toml, text: str) -> None:
+    assert "is not valid TOML" in refused(toml, text)
+
+
+def test_a_file_in_another_encoding_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "affcache.toml").write_bytes("task = 'é'".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        find_config(tmp_path, SETTINGS)
+
+
+def test_whole_numbers_are_fine_where_a_fraction_may_stand(toml: Toml) -> None:
+    config = toml("[fit]\nlr = 1\n")
+    lr: Any = resolve(FitSettings, "fit", {}, config).lr
+    assert (lr, type(lr)) == (1.0, float)
+
+
+def test_build_takes_what_python_gives_and_names_what_it_cannot() -> None:
+    settings = build(FitSettings, {"store": "x.h5", "annotations": Path("labels"), "run": None, "lr": 1})
+    assert (settings.store, settings.annotations, settings.run) == (Path("x.h5"), Path("labels"), None)
+    assert build(ExtractSettings, {"crops": ("a", Path("b"))}).crops == (Path("a"), Path("b"))
+    assert build(ExtractSettings, {"crops": "a"}).crops == (Path("a"),)
+    with pytest.raises(ConfigError) as caught:
+        build(FitSettings, {"epochs": "3", "task": None, "alpha": 0.5})
+    assert str(caught.value) == "epochs is '3', expected a whole number.\ntask is None, expected a text."
+
+
+def test_build_names_unknown_settings() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(FitSettings, {"epoch": 3, "learning": 1, "rho": 0.1})
+    message = str(caught.value)
+    assert "Unknown setting 'epoch' (did you mean 'epochs'?)." in message
+    assert "Unknown setting 'learning'" in message
+    assert "Expected some of: task, annotations," in message
+    assert "'rho'" not in message
+
+
+def test_a_command_name_must_be_a_table(toml: Toml) -> None:
+    with pytest.raises(ConfigError, match=r"fit is 3, expected a table \[fit\]"):
+        toml("fit = 3\n")
+
+
+def test_settings_objects_take_paths_as_text_and_nothing_else_is_taken_for_settings() -> None:
+    settings = build(FitSettings, {"rho": 0.1}, over=FitSettings(task="au", store="a.h5"))  # type: ignore[arg-type]
+    assert (settings.task, settings.store, settings.rho) == ("au", Path("a.h5"), 0.1)
+    with pytest.raises(ConfigError, match=r"'my/faces' was given as settings. Expected ExtractSettings"):
+        build(ExtractSettings, {}, over="my/faces")  # type: ignore[type-var]
+
+
+def test_a_key_that_belongs_in_a_table_is_told_so(toml: Toml) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'epochs' \(it belongs in \[fit\] or \[ablate\]\)"):
+        toml("epochs = 3\n")

@@ -24,6 +24,7 @@ class Worker:
     actor: Any
     joining: Any  # reference to what ``join`` returns; None once it has joined
     joined: Joined | None = None
+    losses: int = 0  # since it last joined
     busy: int = 0  # shards that it has
     rate: float = 0.0  # crops per second, of its last shard
 
@@ -73,8 +74,10 @@ class WorkerPool:
         self._made += 1
 
     def _join(self, actor: Any) -> Any:
-        # Ray makes a lost worker again, here or elsewhere, and calls this again: it returns once there is one
-        return actor.join.options(max_task_retries=JOIN_RETRIES).remote(self._job, self._recorded)
+        # Ray makes a lost worker again, here or elsewhere. While one starts, each look at it uses up a retry, and a
+        # slow machine would run out of them: so ``join`` waits for a process that answers, and is called once.
+        answer = actor.answer.options(max_task_retries=-1).remote()
+        return actor.join.options(max_task_retries=0).remote(self._job, self._recorded, answer)
 
     def _settle(self) -> Mapping[str, Any]:
         """Wait for the first worker, which decides what a new store says of the encoder."""
@@ -83,7 +86,7 @@ class WorkerPool:
             done, _ = self._ray.wait([worker.joining], timeout=1.0)
             if done:
                 self.take_join(worker.joining)
-                assert worker.joined is not None
+            if worker.joined is not None:
                 return worker.joined.description
             self._remind()
 
@@ -132,13 +135,17 @@ class WorkerPool:
         except self._ray.exceptions.RayTaskError:  # a bug, and shown as one
             raise
         except self._ray.exceptions.RayError as error:
+            worker.losses += 1
+            if worker.losses <= JOIN_RETRIES:
+                worker.joining = self._join(worker.actor)
+                return
             joined = InputError(
-                f"A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder: {first_line(error)}"
+                f"A worker was lost {worker.losses} times while it loaded the encoder: {first_line(error)}"
             )
         if isinstance(joined, AffcacheError):
             self.leave_out(worker, joined)
             return
-        worker.joined, worker.joining = joined, None
+        worker.joined, worker.joining, worker.losses = joined, None, 0
         self.pass_on(worker, joined.remarks)
 
     def pass_on(self, worker: Worker, remarks: Sequence[str]) -> None:

@@ -88,12 +88,17 @@ class EncodingWorker:
         self._largest_call = 0  # crops; what the device's memory was found to hold
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that it reads well
 
-    def join(self, job: Job, recorded: Mapping[str, Any]) -> Joined | AffcacheError:
+    def answer(self) -> bool:
+        """Say that this process is there."""
+        return True
+
+    def join(self, job: Job, recorded: Mapping[str, Any], answer: bool) -> Joined | AffcacheError:
         """Look at the crops, and load the encoder as it was begun with.
 
         Args:
             job: what to do; not the constructor's, since Ray can't repeat that with references.
             recorded: the description of the encoder; empty for the first worker of a new store.
+            answer: what ``answer`` returned: Ray calls this no earlier.
         """
         import ray
 

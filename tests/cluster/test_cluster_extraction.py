@@ -21,6 +21,7 @@ from affcache.errors import InputError
 from tests.cluster.conftest import MEMORY, kill, ray, worker_processes
 from tests.conftest import Heard, write_crops
 
+pytestmark = pytest.mark.cluster
 VIDEOS = {f"v{index:02d}": range(1, 61) for index in range(8)}  # 480 rows, 30 batches
 BATCH = 16
 

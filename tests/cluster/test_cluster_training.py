@@ -39,6 +39,7 @@ def two_threads() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.mark.cluster
 def test_tables_of_a_local_run_although_a_worker_is_lost(
     cluster: Any, two_threads: None, learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +68,7 @@ def test_tables_of_a_local_run_although_a_worker_is_lost(
     assert again.trained == 0
 
 
+@pytest.mark.cluster
 def test_several_groups_at_a_time_and_the_best_head_alone(
     cluster: Any, learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ def test_frames_that_do_not_fit_are_refused(learnable: MakeData) -> None:
         share_source(streamed)
 
 
+@pytest.mark.cluster
 def test_a_group_that_ends_every_worker_is_an_error(
     cluster: Any, learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

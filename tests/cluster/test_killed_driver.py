@@ -70,6 +70,8 @@ def listening_addresses(processes: list[int]) -> set[str]:
     return addresses
 
 
+@pytest.mark.cluster
+@pytest.mark.kill
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="this system has no /proc")
 def test_the_driver_killed_and_run_again(tmp_path: Path, tiny_encoder: str) -> None:
     write_crops(tmp_path / "crops", {f"v{video}": range(1, 101) for video in range(6)})

@@ -1,6 +1,7 @@
 """What the driver does about workers, against a stand-in for Ray that does as it is told."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,11 +76,16 @@ class StandIn:
 
 
 class Actors:
-    """Makes actors whose calls have the outcomes that stand in lists, the last one for ever."""
+    """Makes actors whose calls have the outcomes that stand in lists, the last one for ever.
 
-    def __init__(self, *joins: Sequence[Any], encodes: Sequence[Any] = ()) -> None:
+    A call of one that is starting fails at once as often as it may be retried, as Ray's do; ``starting`` says how often
+    an actor is looked at until it is there, each time that it is made.
+    """
+
+    def __init__(self, *joins: Sequence[Any], encodes: Sequence[Any] = (), starting: int = 0) -> None:
         self.joins, self.encodes = [list(of_actor) for of_actor in joins], list(encodes)
-        self.made = 0
+        self.made = self.asked_to_join = 0
+        self.starting = self.left = starting
 
     def options(self, **options: Any) -> "Actors":
         return self
@@ -92,15 +98,37 @@ class Actors:
             found = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
             return found() if callable(found) else found
 
-        def join(job: Any, recorded: Any) -> Reference:
-            return Reference(lambda: next_of(joins))
+        def call(outcome: Callable[[], Any], retries: int) -> Any:
+            while self.left:
+                self.left -= 1
+                if retries == 0:
+                    return RayError("The actor is temporarily unavailable")
+                retries -= 1
+            return outcome()
+
+        def join(job: Any, recorded: Any, answer: Reference, retries: int) -> Reference:
+            def outcome() -> Any:
+                self.asked_to_join += 1
+                found = next_of(joins)
+                if isinstance(found, RayError):
+                    self.left = self.starting
+                return found
+
+            return Reference(lambda: call(outcome, retries) if answer.outcome() is True else answer.outcome())
 
         def encode(rows: Any, batch_size: int, mirror: bool) -> Reference:
             found = next_of(self.encodes)
             return Reference(lambda: found if found is not True else reply_to(rows))
 
-        joining = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=join))
-        return SimpleNamespace(join=joining, encode_shard=SimpleNamespace(remote=encode))
+        def method(function: Callable[..., Reference]) -> Any:
+            return SimpleNamespace(
+                options=lambda max_task_retries: SimpleNamespace(remote=partial(function, retries=max_task_retries))
+            )
+
+        def answer(retries: int) -> Reference:
+            return Reference(lambda: call(lambda: True, retries))
+
+        return SimpleNamespace(answer=method(answer), join=method(join), encode_shard=SimpleNamespace(remote=encode))
 
 
 def joined(node: str = "n1") -> Joined:
@@ -170,9 +198,26 @@ def test_bugs_of_a_worker_are_shown_as_such() -> None:
         pool_of(ray, Actors([RayTaskError("ZeroDivisionError")]), 1, Heard())
 
 
-def test_a_worker_lost_again_and_again_while_it_loads_is_an_error() -> None:
-    with pytest.raises(InputError, match=rf"^A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder"):
-        pool_of(StandIn(), Actors([RayError("out of memory")]), 1, Heard())
+@pytest.mark.parametrize("starting", [0, 100])
+def test_a_worker_lost_again_and_again_while_it_loads_is_an_error(starting: int) -> None:
+    actors = Actors([RayError("out of memory")], starting=starting)
+    with pytest.raises(
+        InputError, match=rf"^A worker was lost {JOIN_RETRIES + 1} times while it loaded the encoder: out of memory"
+    ):
+        pool_of(StandIn(), actors, 1, Heard())
+    assert actors.asked_to_join == JOIN_RETRIES + 1
+
+
+def test_a_worker_that_starts_slowly_is_not_a_lost_one() -> None:
+    actors = Actors([*[RayError("out of memory")] * JOIN_RETRIES, joined()], starting=100)
+    workers = pool_of(StandIn(), actors, 1, Heard())
+    assert [worker.node for worker in workers.present] == ["n1"]
+
+
+def test_losses_before_a_worker_joined_do_not_count_when_it_is_lost_later() -> None:
+    of_one = [*[RayError("out of memory")] * JOIN_RETRIES, joined()]
+    workers = pool_of(StandIn(), Actors(of_one * 2, encodes=[RayError("The actor died"), True]), 1, Heard())
+    assert rows_encoded(StandIn(), workers) == [*range(160)]
 
 
 def test_waiting_for_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

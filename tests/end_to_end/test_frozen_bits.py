@@ -84,12 +84,15 @@ def recorded() -> dict[str, str]:
     return dict(record)
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     record = recorded()
     found = bits_of_demo(tmp_path)
     assert found == {name: record[name] for name in found}
 
 
+@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real crops are not here")
 def test_real_crops(tmp_path: Path) -> None:
     record = recorded()

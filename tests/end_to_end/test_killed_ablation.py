@@ -52,6 +52,7 @@ def state(out: Path) -> tuple[int, int]:
     return len(list(out.glob("cells/*/result.json"))), max(checkpoints, default=0)
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_at_random_moments(learnable: MakeData, tmp_path: Path) -> None:
     learnable()

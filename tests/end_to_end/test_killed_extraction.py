@@ -56,6 +56,7 @@ def check_what_is_there(path: Path, whole: EmbeddingStore) -> int:
     return int(committed.sum())
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_at_random_moments(tmp_path: Path, tiny_encoder: str) -> None:
     write_crops(tmp_path / "crops", VIDEOS)

@@ -46,6 +46,7 @@ def finished(run: Path) -> int:
     return (run / "history.jsonl").read_text().count("\n") if (run / "history.jsonl").exists() else 0
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_at_random_moments(learnable: MakeData, tmp_path: Path) -> None:
     learnable("au")

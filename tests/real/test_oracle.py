@@ -20,7 +20,10 @@ from affcache.training.settings import FitSettings
 from tests.conftest import REAL, record_losses
 
 RECORDING = REAL.parent / "oracle" / "expr_cvar_sam.npz"
-pytestmark = pytest.mark.skipif(not RECORDING.is_file(), reason="shared/oracle is not beside the checkout")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not RECORDING.is_file(), reason="shared/oracle is not beside the checkout"),
+]
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 

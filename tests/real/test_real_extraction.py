@@ -16,7 +16,10 @@ from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore
 from tests.conftest import REAL
 
-pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="the real crops are not here (../shared/real)")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not REAL.is_dir(), reason="the real crops are not here (../shared/real)"),
+]
 
 ROWS, WIDTH = 4103, 1280
 

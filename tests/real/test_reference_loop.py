@@ -10,7 +10,10 @@ from benchmarks.reference_loop import ReferenceLoop, write_reference_file
 from tests.conftest import REAL
 
 RECORDING = REAL.parent / "oracle" / "expr_cvar_sam.npz"
-pytestmark = pytest.mark.skipif(not RECORDING.is_file(), reason="shared/oracle is not beside the checkout")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not RECORDING.is_file(), reason="shared/oracle is not beside the checkout"),
+]
 
 
 def test_the_losses_of_first_passes_follow(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ Array = npt.NDArray[np.float64]
 ALPHAS = st.floats(0.005, 1) | st.sampled_from([0.1, 0.25, 0.5, 1.0])
 FEW_VALUES = st.sampled_from([-1.5, 0.0, 0.25, 2.0])  # ties
 SIZES = st.integers(1, 200)
-LOSSES = SIZES.flatmap(lambda n: arrays(np.float32, n, elements=st.floats(0, 50, width=32) | st.sampled_from([0, 2])))
-SIGNED = SIZES.flatmap(lambda n: arrays(np.float32, n, elements=st.floats(-50, 50, width=32)))
+SMALLEST = 2.0**-60  # below, solvers that work to 1e-7 of 1 and float32 itself run out: test_huge_and_tiny_losses
+SIZED = st.floats(SMALLEST, 50, width=32)
+LOSSES = SIZES.flatmap(lambda n: arrays(np.float32, n, elements=SIZED | st.sampled_from([0, 2])))
+SIGNED = SIZES.flatmap(lambda n: arrays(np.float32, n, elements=SIZED | st.floats(-50, -SMALLEST, width=32)))
 SEEDS = st.integers(0, 2**32 - 1)
 MANY = settings(deadline=None, max_examples=800)
 SOME = settings(deadline=None, max_examples=250)
@@ -42,7 +44,7 @@ def form(t: float, losses: Array, alpha: float, shares: Array) -> float:
 
 def lowest_form(losses: Array, alpha: float, shares: Array) -> float:
     """Search the lowest t + mean(relu(losses - t)) / alpha: a scalar solver, on losses scaled to at most 1."""
-    scale = max(float(np.abs(losses).max()), 1e-30)
+    scale = max(float(np.abs(losses).max()), SMALLEST)
     scaled = losses / scale
     found = minimize_scalar(
         lambda t: form(t, scaled, alpha, shares),
@@ -55,7 +57,7 @@ def lowest_form(losses: Array, alpha: float, shares: Array) -> float:
 
 def dual(losses: Array, alpha: float, shares: Array) -> tuple[float, Array]:
     """Solve max of q @ losses, 0 <= q <= shares / alpha, sum(q) = 1, as a linear programme."""
-    scale = max(float(np.abs(losses).max()), 1e-30)
+    scale = max(float(np.abs(losses).max()), SMALLEST)
     limits = np.stack([np.zeros_like(losses), shares / shares.sum() / alpha], axis=1)
     found = linprog(-losses / scale, A_eq=np.ones((1, len(losses))), b_eq=[1.0], bounds=limits)
     assert found.success, found.message
@@ -64,7 +66,7 @@ def dual(losses: Array, alpha: float, shares: Array) -> tuple[float, Array]:
 
 def assert_near(value: torch.Tensor, expected: float, losses: npt.NDArray[np.float32]) -> None:
     """Equal to 1e-6 of the value, or of the largest loss where signs may cancel."""
-    largest = max(float(np.abs(losses).max()), 1e-30)
+    largest = max(float(np.abs(losses).max()), SMALLEST)
     relative_to = abs(expected) if (losses >= 0).all() else largest
     assert float(value) == pytest.approx(expected, rel=0, abs=1e-6 * relative_to + 1e-9 * largest)
 

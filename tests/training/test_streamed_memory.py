@@ -127,6 +127,7 @@ for share, epochs in ((0.5, 2), (1.0, 1)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
 def test_a_store_twice_the_memory_trains_within_it(tmp_path: Path) -> None:
     rows, width = 1 << 17, 1024  # 268 MB: a chunk is more than what malloc keeps when it is freed

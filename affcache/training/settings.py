@@ -48,7 +48,11 @@ class TrainingSettings(Settings):
         "What a loss stands for: balanced gives every class, or a unit's presence and absence, the same total.",
         choices=("none", "balanced"),
     )
-    loss: str = setting("", "What a frame's mistake costs.", default_text="the first in losses.LOSSES for the task")
+    loss: str = setting(
+        "",
+        f"What a frame's mistake costs: {', '.join(name for of_kind in KNOBS_OF_LOSSES.values() for name in of_kind)}.",
+        default_text="the first of these that the task can have",
+    )
     logit_adjustment: float = setting(0.0, "Strength of adding the classes' log shares to the logits in training.")
     auc_weight: float = setting(0.0, "Share of the pairwise AUC term in the loss of au, in [0, 1); published: 0.2.")
     auc_margin: float = setting(0.6, "Margin of the pairwise AUC term, in logits.")

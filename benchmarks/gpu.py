@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.errors import AffcacheError, ConfigError, did_you_mean
 from affcache.files import shipped, write_json
-from affcache.progress import Listener
+from affcache.progress import Listener, Result
 from affcache.settings import MODEL, build
 from benchmarks import gpu_parts
 from benchmarks.gpu_parts import FULL, TOY, Bench, Found, SkippedPartError
@@ -65,7 +65,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class BenchGpuResult:
+class BenchGpuResult(Result):
     """What was found, part by part."""
 
     rate: float | None  # these four of the part "extract"; None where that wasn't measured
@@ -82,10 +82,6 @@ class BenchGpuResult:
     out: str
     parts: dict[str, Outcome]
     machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return asdict(self)
 
 
 class OverBudget(BaseException):

@@ -7,6 +7,8 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from affcache.ablation.group_training import Group, Report, Trained, train_group
@@ -15,15 +17,62 @@ from affcache.ablation.train import LocalTrainer
 from affcache.ablation.trials import LoadedSplits, Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
-from affcache.cluster.shared_frames import SharedSource, share_source
+from affcache.cluster.shared_weights import as_tensor
 from affcache.devices import GIGABYTE, default_memory
-from affcache.errors import AffcacheError, InputError, first_line
+from affcache.errors import AffcacheError, ConfigError, InputError, first_line
 from affcache.progress import Listener
+from affcache.training.data import Frames, FrameSource
 from affcache.training.settings import FitSettings
 
 ROOM_FOR_HEADS = 1.0  # GB of shared memory, beside frames; it is taken as it is needed
 RETRIES = 5  # of a group whose worker or machine was lost
 SECONDS_BETWEEN_LOOKS = 1.0  # at how far the groups are
+
+Arrays = tuple[npt.NDArray[Any], ...]  # embeddings, labels, videos
+
+
+@dataclass(frozen=True)
+class SharedSource:
+    """A source whose frames are arrays, which Ray hands out without a copy."""
+
+    rest: LoadedSplits  # without frames
+    train: Arrays
+    selection: Arrays | None  # None where it is validation itself
+    validation: Arrays
+
+    def loaded(self, device: torch.device) -> LoadedSplits:
+        """Return the source with its frames on a device; on the CPU they stay where they are, and are read only."""
+        validation = _frames(self.validation, device)
+        selection = validation if self.selection is None else _frames(self.selection, device)
+        return replace(self.rest, train=_frames(self.train, device), selection=selection, validation=validation)
+
+
+def share_source(source: LoadedSplits) -> SharedSource:
+    """Take a source apart for a journey.
+
+    Raises:
+        ConfigError: its frames are streamed from a file.
+    """
+    nothing = Frames(torch.empty(0), torch.empty(0), torch.empty(0))
+    return SharedSource(
+        replace(source, train=nothing, selection=nothing, validation=nothing),
+        _arrays(source.train),
+        None if source.selection is source.validation else _arrays(source.selection),
+        _arrays(source.validation),
+    )
+
+
+def _arrays(frames: FrameSource) -> Arrays:
+    if not isinstance(frames, Frames):
+        raise ConfigError(
+            "--engine ray keeps all embeddings in memory, on every machine of the cluster, and they don't fit "
+            "--memory. Expected enough for them. Raise --memory GB, or let --engine local stream them."
+        )
+    return tuple(np.asarray(tensor.cpu()) for tensor in (frames.embeddings, frames.labels, frames.videos))
+
+
+def _frames(arrays: Arrays, device: torch.device) -> Frames:
+    return Frames(*(as_tensor(array).to(device) for array in arrays))
 
 
 class Tally:

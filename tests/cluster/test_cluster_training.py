@@ -14,8 +14,7 @@ from affcache.ablation.settings import AblateSettings
 from affcache.ablation.train import Trained
 from affcache.ablation.trials import JoinedSplits, Outcome
 from affcache.cluster import training as training_module
-from affcache.cluster.shared_frames import share_source
-from affcache.cluster.training import ClusterTrainer, wanted_heads
+from affcache.cluster.training import ClusterTrainer, share_source, wanted_heads
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS

@@ -19,7 +19,6 @@ from affcache.files import write_text
 from affcache.tasks.tasks import Task
 
 LOCATION = "image_location"
-Frame = tuple[str, str, int]  # location, video, frame number
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def read_template(path: Path) -> Template:
     Raises:
         InputError: the file can't be read, has no frame, a line is none, or a frame comes twice.
     """
-    frames, columns = list[Frame](), tuple[str, ...]()
+    locations, videos, numbers, columns = list[str](), list[str](), list[int](), tuple[str, ...]()
     for position, line in enumerate(_lines(path), start=1):
         location = line.partition(",")[0].strip()
         if position == 1 and (location == LOCATION or "/" not in location):
@@ -54,8 +53,10 @@ def read_template(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
                 "the first comma, as in the organisers' templates. Correct that line."
             ) from None
-        frames.append((location, video, number))
-    return _template(path, frames, columns)
+        locations.append(location)
+        videos.append(video)
+        numbers.append(number)
+    return _template(path, locations, videos, numbers, columns)
 
 
 def require_template_of(template: Template, task: Task) -> None:
@@ -78,7 +79,7 @@ def read_frame_counts(path: Path) -> Template:
     Raises:
         InputError: the file can't be read, has no video, or a line isn't of that form.
     """
-    frames = list[Frame]()
+    locations, videos, numbers = list[str](), list[str](), list[int]()
     for position, line in enumerate(_lines(path), start=1):
         video, _, count = (part.strip() for part in line.replace("\t", ",").rpartition(","))
         if not video or not (count.isascii() and count.isdigit()):
@@ -88,8 +89,11 @@ def read_frame_counts(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
                 "Correct that line."
             )
-        frames += [(f"{video}/{number:05d}.jpg", video, number) for number in range(1, int(count) + 1)]
-    return _template(path, frames)
+        every = range(1, int(count) + 1)
+        locations += [f"{video}/{number:05d}.jpg" for number in every]
+        videos += [video] * len(every)
+        numbers += every
+    return _template(path, locations, videos, numbers)
 
 
 def write_submission(path: Path, template: Template, decided: npt.NDArray[Any], task: Task) -> None:
@@ -134,10 +138,11 @@ def _lines(path: Path) -> list[str]:
     return text.rstrip().splitlines() if text.strip() else []
 
 
-def _template(path: Path, frames: list[Frame], columns: tuple[str, ...] = ()) -> Template:
-    if not frames:
+def _template(
+    path: Path, locations: list[str], videos: list[str], numbers: list[int], columns: tuple[str, ...] = ()
+) -> Template:
+    if not locations:
         raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
-    locations, videos, numbers = (list(of_all) for of_all in zip(*frames, strict=True))
     if len(set(locations)) < len(locations):
         twice = Counter(locations).most_common(1)[0][0]
         raise InputError(f"{path} names {twice} twice. Expected every frame once. Remove the second line.")

@@ -66,7 +66,6 @@ class PlainLearner(BaseLearner):
         for head, one in zip(self.heads, settings, strict=True):
             base = torch.optim.AdamW(head.parameters(), one.lr, weight_decay=one.weight_decay)
             self.optimisers.append(SAM(base, one.rho, adaptive=one.adaptive))
-        # dropout draws from torch's own numbers: each head's go on where they stopped, the caller's stay as they are
         self._drawn = [generator(one.seed, "dropout", device).get_state() for one in settings]
 
     def _set_rates(self, rates: Sequence[float]) -> None:
@@ -104,11 +103,16 @@ class PlainLearner(BaseLearner):
 
     @contextmanager
     def _own_random_numbers(self, number: int) -> Iterator[None]:
-        random = torch.cuda if self.device.type == "cuda" else torch.random
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            random.set_rng_state(self._drawn[number])
+        """Let torch's numbers go on where this head's stopped, and put the caller's back."""
+        cuda = self.device.type == "cuda"
+        device = torch.cuda.default_generators[self.device.index or 0] if cuda else torch.default_generator
+        callers = device.get_state()
+        device.set_state(self._drawn[number])
+        try:
             yield
-            self._drawn[number] = random.get_rng_state()
+        finally:
+            self._drawn[number] = device.get_state()
+            device.set_state(callers)
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
         return predict(self.heads, frames, self.settings.normalize)

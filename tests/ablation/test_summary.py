@@ -24,7 +24,7 @@ def outcome(accuracy: float, seed: int, videos: list[str] = VIDEOS, noise: int =
     random = np.random.default_rng([seed, noise])
     labels, video = random.integers(0, 8, 600), random.integers(0, len(videos), 600)
     decided = np.where(random.random(600) < accuracy, labels, random.integers(0, 8, 600))
-    value = EXPR.score(labels, decided, EXPR.classes).value
+    value = EXPR.score(labels, decided).value
     statistics = EXPR.sums_by_video(labels, decided, video, len(videos))
     return Outcome(value, value - 0.1, 3, None, [], statistics, videos)
 

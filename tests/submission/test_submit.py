@@ -127,7 +127,7 @@ def test_frames_with_crops_are_decided_as_score_decides_them(
             for name in names
         ]
     )
-    assert TASKS["expr"].score(labels, np.array(decided), TASKS["expr"].classes).value == scored.scores.value
+    assert TASKS["expr"].score(labels, np.array(decided)).value == scored.scores.value
     assert (result.filled, result.videos, result.lines) == (0, 2, 80)
 
 

@@ -74,6 +74,6 @@ def test_history_says_how_the_epoch_went(learnable: MakeData, tmp_path: Path, ta
     weights = (tail - torch.arange(len(worst))).clamp(0, 1) / tail
     assert entry["validation_cvar"] == pytest.approx(float((weights * worst).sum()), rel=1e-5)
     decided = TASKS[task].decide(TASKS[task].probabilities(logits).numpy())
-    scores = TASKS[task].score(validation.labels.numpy(), decided, TASKS[task].classes)
+    scores = TASKS[task].score(validation.labels.numpy(), decided)
     assert entry[TASKS[task].metric] == scores.value
     assert (entry["epoch"], entry["learning_rate"]) == (1, 1e-3)

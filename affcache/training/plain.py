@@ -33,6 +33,8 @@ from affcache.training.settings import FitSettings
 
 TRIED_FRAMES, TRIED_WIDTH = 8, 12  # of the frames on which the fast step is held to the plain one
 CLOSE = 1e-6  # relative; both are in float64
+# rounding grows with them, and nothing else depends on how large they are
+LARGEST_TRIED = {"hidden_width": 2 * TRIED_WIDTH, "lr": 1e-3, "rho": 1.0, "auc_margin": 1.0}
 TIMED_STEPS = 3
 
 
@@ -175,7 +177,8 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
     """
     factors = factors_pay(recipe)  # as in the shape that trains
-    recipe = replace(recipe, precision="fp32", hidden_width=min(recipe.hidden_width, 2 * TRIED_WIDTH))
+    largest = {name: min(getattr(recipe, name), most) for name, most in LARGEST_TRIED.items()}
+    recipe = replace(recipe, precision="fp32", **largest)
     drawn = torch.Generator().manual_seed(0)
     head = _random_head(recipe, task, drawn)
     if type(head) is not MLPHead:

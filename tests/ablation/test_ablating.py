@@ -225,13 +225,12 @@ def test_groups_cut_to_memory_give_the_same_heads(
 ) -> None:
     data, sizes = learnable(), []
     whole = run(data, tmp_path / "whole", vary=("alpha=0.3,0.5,1",), dropout=0.0)
-    of = group_training.GroupTraining.__init__
 
-    def counted(self: Any, trials: Any, *arguments: Any) -> None:
-        sizes.append(len(trials))
-        of(self, trials, *arguments)
+    def counted(group: group_training.Group, *arguments: Any) -> group_training.Trained:
+        sizes.append(len(group.trials))
+        return group_training.train_group(group, *arguments)
 
-    monkeypatch.setattr(group_training.GroupTraining, "__init__", counted)
+    monkeypatch.setattr(grouping, "train_group", counted)
     monkeypatch.setitem(grouping.MOST_HEADS, "cpu", 4)
     cut = run(data, tmp_path / "cut", vary=("alpha=0.3,0.5,1",), dropout=0.0)
     assert sizes == [4, 2]

@@ -10,6 +10,7 @@ from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.heads import MLPHead
 from affcache.training.learner import Learner, build_head, generator, initial_head, learning_rate, predict
+from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData, frames_of
 
@@ -178,6 +179,14 @@ def test_points_are_factored_where_that_pays() -> None:
     ):
         assert Learner([recipe], TASKS["expr"], 16, CPU).factored == factored
     assert not Learner([replace(wide, adaptive=True)], TASKS["expr"], 16, CPU, factored=True).factored, "ASAM's never"
+
+
+@pytest.mark.parametrize("extreme", [{"lr": 1e30}, {"rho": 1e6}, {"auc_margin": 1e6}, {"weight_decay": 1e6}])
+def test_extreme_numbers_train_the_fast_way(extreme: dict[str, float]) -> None:
+    # a head that will diverge would otherwise have those beside it trained by the definition, which rounds otherwise
+    recipe = replace(QUICK, task="au", auc_weight=0.5, **extreme)
+    learner, why = new_learner([replace(QUICK, task="au", auc_weight=0.5), recipe], TASKS["au"], 16, CPU)
+    assert (type(learner), why) == (Learner, "")
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.05])

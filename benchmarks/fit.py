@@ -22,7 +22,7 @@ from benchmarks.reference_loop import ReferenceProcess, write_reference_file
 from benchmarks.settings import BenchFitSettings
 from benchmarks.shared import temporary_folder
 
-PAPER_FRAMES, PAPER_VALIDATION_FRAMES, PAPER_EPOCHS = 585_317, 280_532, 32  # TASKS["expr"] of Aff-Wild2, 6th ABAW
+PAPER_FRAMES, PAPER_VALIDATION_FRAMES, PAPER_EPOCHS = 585_317, 280_532, 32  # EXPR of Aff-Wild2, 6th ABAW
 WARM_UP = 20  # steps before anything is timed
 
 Works = dict[str, tuple[Callable[[int], Any], int]]  # what takes so many steps, and how many of them are timed

@@ -53,9 +53,9 @@ def train_group(
 ) -> Trained:
     """Train the heads of one group, or solve its ridge; now and then write the checkpoint."""
     run, heads, saved = _run_of(group, splits, device), len(group.trials), time.monotonic()
-    if keep_checkpoint and isinstance(run, Epochs) and (continued := _restore(run, group)):
-        report(continued * heads, "continued")
-    done = 0
+    done = _restore(run, group) if keep_checkpoint and isinstance(run, Epochs) else 0
+    if done:
+        report(done * heads, "continued")
     for entries in run.run(splits.train, splits.selection):
         done = entries[0]["epoch"]
         report(heads if run.unit == "epoch" else 0, f"{run.unit} {done} of {run.steps}, {_standing(run, splits)}")

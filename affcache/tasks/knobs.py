@@ -58,8 +58,18 @@ def _knobs_of(function: ast.FunctionDef) -> Iterator[Knob]:
     text = ast.get_docstring(function) or ""
     docs = {name: " ".join(doc.split()) for name, doc in re.findall(r"^ +(\w+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)}
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-        if isinstance(default, ast.Constant) and isinstance(default.value, (int, float)):
-            yield Knob(argument.arg, float(default.value), docs.get(argument.arg, argument.arg.replace("_", " ")))
+        number = _number(default)
+        if number is not None:
+            yield Knob(argument.arg, number, docs.get(argument.arg, argument.arg.replace("_", " ")))
+
+
+def _number(default: ast.expr | None) -> float | None:
+    """Return the number that a default is; None where it is something else."""
+    try:
+        value = None if default is None else ast.literal_eval(default)
+    except ValueError:  # an expression
+        return None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _read() -> tuple[Mapping[str, Knob], Mapping[str, Mapping[str, frozenset[str]]]]:
@@ -81,8 +91,14 @@ KNOBS, KNOBS_OF_LOSSES = _read()  # by name; by kind of task and name of loss
 
 
 def with_knobs(cls: type) -> type:
-    """Give a settings class, before it is made a dataclass, a field for every knob of every loss."""
+    """Give a settings class, before it is made a dataclass, a field for every knob of every loss.
+
+    Raises:
+        ValueError: the class has a setting of that name.
+    """
     for knob in KNOBS.values():
+        if knob.name in cls.__annotations__:
+            raise ValueError(f"a loss takes {knob.name}, which is a setting already; call it something else")
         cls.__annotations__[knob.name] = float
         setattr(cls, knob.name, setting(knob.default, knob.sentence))
     return cls

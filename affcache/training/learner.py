@@ -3,6 +3,7 @@
 ``Learner`` is the fast one, for multilayer perceptrons; ``affcache.training.plain`` has the one that defines a step.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import nn
 
 from affcache.errors import ConfigError, did_you_mean
 from affcache.tasks.tasks import Task
-from affcache.training.data import EVALUATION_BATCH, Frames, FrameSource, batches, epoch_order, prepare
+from affcache.training.data import Frames, FrameSource, batches, epoch_order, prepare
 from affcache.training.heads import HEADS
 from affcache.training.objective import ClassCounts, Objective
 from affcache.training.settings import FitSettings
@@ -147,8 +148,10 @@ class Learner(BaseLearner):
     ) -> None:
         super().__init__(settings, task, device)
         first = settings[0]
+        heads = heads or [initial_head(one, width, task) for one in settings]
+        self._module = copy.deepcopy(heads[0]).to(device)  # of the form of all, to evaluate with
         self.heads = StackedHeads(
-            heads or [initial_head(one, width, task) for one in settings],
+            heads,
             dropout=[one.dropout for one in settings],
             products=torch.bfloat16 if first.precision == "bf16" else None,
             device=device,
@@ -224,14 +227,11 @@ class Learner(BaseLearner):
         return loss
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
-        if self.heads.count == 1:  # to the bit what score makes of the saved head
-            head = initial_head(self.settings, self.heads.shape.inputs, self.task).to(self.heads.parameters)
-            head.load_state_dict(self.head_state(0))
-            return predict([head], frames, self.settings.normalize)
-        most = max(1, EVALUATION_BATCH // self.heads.count)  # frames at a time: hidden layers hold H times as many rows
-        parts = (part for batch in frames.evaluation_batches() for part in batch.split(most))
-        evaluate = self.heads.evaluator()
-        return torch.cat([evaluate(prepare(part, self.settings.normalize)) for part in parts], dim=1)
+        # by their modules: to the bit what score makes of them
+        modules = [copy.deepcopy(self._module) for _ in self.recipes]
+        for number, module in enumerate(modules):
+            module.load_state_dict(self.head_state(number))
+        return predict(modules, frames, self.settings.normalize)
 
     def head_state(self, head: int) -> Tensors:
         return self.heads.state_dict(head)

@@ -125,8 +125,8 @@ class Objective:
         self.alpha = torch.tensor(self.alphas, dtype=torch.float64, device=like.device)  # (H,)
         self.loss = task.loss(first.loss)
         axes = 1 if task.exclusive else 2  # of a head's losses: (B,) or (B, C)
-        knobs = {name: _option([one.knobs(task)[name] for one in settings], like, axes) for name in first.knobs(task)}
-        self.knobs = {name: value for name, value in knobs.items() if isinstance(value, torch.Tensor)}
+        values = {name: [one.knobs(task)[name] for one in settings] for name in first.knobs(task)}
+        self.knobs = {name: _option(of_heads, like, axes) for name, of_heads in values.items()}
         self.adjustment: torch.Tensor | None = None  # (H, 1, C)
         if counts is not None and any(one.logit_adjustment for one in settings):
             strength = torch.tensor([[[one.logit_adjustment]] for one in settings], dtype=torch.float64)

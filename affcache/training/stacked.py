@@ -5,7 +5,7 @@ memory each. The forward and backward pass are those of ``MLPHead`` (the tests h
 Products with the weights of hidden layers may run in bfloat16; everything else stays in float32.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -200,28 +200,6 @@ class StackedHeads:
         own = self._own.parameters
         near = HeadParameters.beside(self.shape, own.weights, torch.empty_like(own.rest))
         return Point(near, self._own.weights)  # rounded as they were for the first pass
-
-    def evaluator(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a function from embeddings (n, D) to logits (H, n, C), as the trained heads give them as they are now.
-
-        Running statistics, no dropout; BatchNorm is folded into the products once, which is what calls share.
-        """
-        own = self._own.parameters
-        gains = own.norms[:, 0] / (self.running_var + EPSILON).sqrt()  # (H, L, W)
-        shifts = torch.addcmul(own.norms[:, 1], gains, self.running_mean - own.biases, value=-1)  # (H, L, W)
-        weights = [weight * gains[:, layer].unsqueeze(2) for layer, weight in enumerate(own.weights)]
-
-        def evaluate(embeddings: torch.Tensor) -> torch.Tensor:
-            hidden = embeddings.expand(self.count, -1, -1)  # (H, n, D)
-            for layer, weight in enumerate(weights):
-                hidden = torch.baddbmm(shifts[:, None, layer], hidden, weight.mT).relu_()  # (H, n, W)
-            return torch.baddbmm(own.output_bias.unsqueeze(1), hidden, own.output_weight.mT)  # (H, n, C)
-
-        return evaluate
-
-    def evaluate(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return logits (H, n, C) of embeddings (n, D) as the trained heads give them."""
-        return self.evaluator()(embeddings)
 
     def state_dict(self, head: int) -> dict[str, torch.Tensor]:
         """Return one head's parameters and statistics under the names of ``MLPHead``."""

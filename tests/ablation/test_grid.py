@@ -83,6 +83,32 @@ def test_a_value_out_of_range_names_the_setting() -> None:
         grid.fit_settings(grid[1], 0)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"task": "va", "vary": ("focal_gamma=0,2",)},
+            "focal_gamma=2 of the grid can't be trained: --focal-gamma",
+        ),
+        ({"task": "expr", "vary": ("auc_weight=0,0.2",)}, "expr has no AUC term, only units have"),
+        (
+            {"task": "au", "head": "ridge", "vary": ("class_weights=none,balanced",)},
+            "one ridge solves for all 12 units",
+        ),
+        ({"vary": ("loss=cross_entropy,hinge",)}, "loss=hinge of .*: --loss 'hinge' is no loss of task expr"),
+        ({"vary": ("task=expr,aus",)}, "task=aus of the grid can't be trained: --task 'aus' is unknown"),
+        ({"vary": ("head=mlp,tree",)}, "head=tree of the grid can't be trained: --head 'tree' is unknown"),
+    ],
+)
+def test_a_value_that_task_loss_or_head_have_no_use_for_names_the_setting(
+    values: dict[str, object], message: str
+) -> None:
+    grid = build_grid(AblateSettings(**values))  # type: ignore[arg-type]
+    grid.fit_settings(grid[0], 0)
+    with pytest.raises(ConfigError, match=message):
+        grid.fit_settings(grid[1], 0)
+
+
 def test_the_paper_preset_crosses_losses_with_sharpness() -> None:
     assert names(preset="paper") == ["erm", "erm+sam", "cvar", "cvar+sam"]
     grid = build_grid(AblateSettings(preset="paper", task="au"))

@@ -94,7 +94,8 @@ def by_core(recording: Arrays, *, factored: bool = False) -> Followed:
     for rows in recording["order"].astype(np.int64):
         learner.step(frames, torch.from_numpy(rows)[None])
     values = np.array([loss.item() for loss in losses]).reshape(-1, 2)
-    return Followed(values[:, 0], values[:, 1], learner.heads.evaluate(frames.embeddings[:64].float())[0].numpy())
+    first = Frames(frames.embeddings[:64], labels[:64], frames.videos[:64])
+    return Followed(values[:, 0], values[:, 1], learner.predict(first)[0].numpy())
 
 
 @pytest.fixture(scope="module", params=[by_modules, by_core])

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,7 @@ from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labe
 from affcache.tasks.tasks import TASKS, Task
 from tests.conftest import crop_list, write_labels
 
-EXPR, AU = TASKS["expr"], TASKS["au"]
-VA = replace(
-    AU,
-    name="va",
-    classes=("valence", "arousal"),
-    folders=("VA_Estimation_Challenge",),
-    values_per_line=2,
-    label_dtype="float32",
-    valid_range=(-1, 1),
-    invalid_value=-5,
-)
+EXPR, AU, VA = TASKS["expr"], TASKS["au"], TASKS["va"]
 PRESENT, ABSENT = ",".join("1" * 12), ",".join("0" * 12)
 
 

@@ -1,6 +1,7 @@
 """The losses per frame and the terms of whole batches, against torch, torchvision, numpy and plain loops."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,12 +16,11 @@ from affcache.tasks.losses import (
     binary_cross_entropy,
     concordance,
     cross_entropy,
-    cross_entropy_with_gradient,
     pairwise_auc_loss,
     squared_error,
 )
 from affcache.tasks.tasks import TASKS
-from affcache.training.objective import ClassCounts, Objective
+from affcache.training.objective import ClassCounts, Objective, PlainObjective
 from affcache.training.settings import FitSettings
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -59,27 +59,33 @@ def test_smoothed_cross_entropy_is_torchs(seed: int, batch: int, outputs: int, s
 
 @SOME
 @given(SEEDS, st.integers(1, 9), st.integers(2, 12), st.sampled_from([0.0, 0.1, 0.9]), st.booleans())
-def test_the_gradient_of_cross_entropy_is_autograds(
+def test_the_gradient_of_cross_entropy_is_softmax_less_targets(
     seed: int, batch: int, outputs: int, smoothing: float, adjusted: bool
 ) -> None:
     logits, labels, _ = frames(seed, batch, outputs)
-    options = {"label_smoothing": smoothing, "adjustment": logits.mean(0) if adjusted else None}
-    losses, gradients = cross_entropy_with_gradient(logits, labels, **options)
-    torch.testing.assert_close(losses, cross_entropy(logits, labels, **options))
+    prior = logits.mean(0) if adjusted else torch.zeros(outputs, dtype=torch.float64)
     logits.requires_grad_()
-    options["adjustment"] = logits.detach().mean(0) if adjusted else None
-    (expected,) = torch.autograd.grad(cross_entropy(logits, labels, **options).sum(), logits)
-    torch.testing.assert_close(gradients, expected)
+    losses = cross_entropy(logits + prior, labels, label_smoothing=smoothing)
+    (gradients,) = torch.autograd.grad(losses.sum(), logits)
+    torch.testing.assert_close(gradients, softmax_less_targets(logits.detach() + prior, labels, smoothing))
+
+
+def softmax_less_targets(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """The gradient of each loss with respect to its own logits (B, C), worked out."""
+    outputs = logits.shape[-1]
+    targets = (1 - smoothing) * functional.one_hot(labels, outputs).double() + smoothing / outputs
+    return logits.softmax(-1) - targets
 
 
 def test_the_gradient_of_cross_entropy_smooths_each_head_by_its_own() -> None:
     logits, labels, _ = frames(batch=10)
-    smoothing = torch.tensor([[0.0], [0.3]], dtype=torch.float64)
-    losses, gradients = cross_entropy_with_gradient(logits.view(2, 5, 8), labels.view(2, 5), label_smoothing=smoothing)
+    logits, labels = logits.view(2, 5, 8).requires_grad_(), labels.view(2, 5)
+    losses = cross_entropy(logits, labels, label_smoothing=torch.tensor([[0.0], [0.3]], dtype=torch.float64))
+    (gradients,) = torch.autograd.grad(losses.sum(), logits)
     for head, one in enumerate((0.0, 0.3)):
-        rows = slice(5 * head, 5 * head + 5)
-        expected = cross_entropy_with_gradient(logits[rows], labels[rows], label_smoothing=one)
-        torch.testing.assert_close((losses[head], gradients[head]), expected)
+        torch.testing.assert_close(losses[head], cross_entropy(logits[head], labels[head], label_smoothing=one))
+        expected = softmax_less_targets(logits[head].detach(), labels[head], one)
+        torch.testing.assert_close(gradients[head], expected)
 
 
 @SOME
@@ -121,31 +127,16 @@ def test_certain_units_have_finite_focal_gradients_for_gamma_below_1() -> None:
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}])
-def test_an_adjustment_is_added_to_the_logits(options: dict[str, float]) -> None:
-    logits, labels, units = frames()
-    prior = torch.linspace(0.05, 0.3, 8, dtype=torch.float64).log()
-    for loss, targets in ((cross_entropy, labels), (binary_cross_entropy, units)):
-        expected = loss(logits + prior, targets, **options)
-        assert loss(logits, targets, adjustment=prior, **options).equal(expected)
-        assert not loss(logits, targets, **options).allclose(expected)
-
-
 @pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
 def test_options_of_heads_side_by_side_are_each_heads_own(loss) -> None:
     logits = torch.stack([frames(seed)[0] for seed in range(3)])  # (H, B, C)
     labels = torch.stack([frames(seed)[1 if loss is cross_entropy else 2] for seed in range(3)])
     smoothing, gamma = [0.0, 0.1, 0.3], [2.0, 0.0, 0.5]
-    adjustment = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    together = loss(
-        logits,
-        labels,
-        label_smoothing=torch.tensor(smoothing, dtype=torch.float64)[:, None],
-        focal_gamma=torch.tensor(gamma, dtype=torch.float64)[:, None],
-        adjustment=adjustment,
-    )
+    axes = labels.dim() - 1  # of a head's losses
+    of_heads = [torch.tensor(knob, dtype=torch.float64).view(3, *[1] * axes) for knob in (smoothing, gamma)]
+    together = loss(logits, labels, label_smoothing=of_heads[0], focal_gamma=of_heads[1])
     for head in range(3):
-        options = {"label_smoothing": smoothing[head], "focal_gamma": gamma[head], "adjustment": adjustment[head]}
+        options = {"label_smoothing": smoothing[head], "focal_gamma": gamma[head]}
         torch.testing.assert_close(together[head], loss(logits[head], labels[head], **options))
 
 
@@ -154,29 +145,43 @@ def test_options_of_heads_side_by_side_are_each_heads_own(loss) -> None:
 
 def test_balanced_classes_at_alpha_1_are_torchs_weighted_cross_entropy() -> None:
     logits, labels, _ = frames(batch=40)
-    counts = ClassCounts(torch.tensor([400, 30, 20, 10, 95, 80, 31, 7]))
-    objective = Objective(TASKS["expr"], [FitSettings(alpha=1, class_weights="balanced")], counts, logits)
-    expected = functional.cross_entropy(logits, labels, weight=1 / counts.counts.double())
-    torch.testing.assert_close(objective(logits[None], labels[None], None)[0], expected)
+    counts = torch.tensor([400, 30, 20, 10, 95, 80, 31, 7])
+    expected = functional.cross_entropy(logits, labels, weight=1 / counts.double())
+    assert_loss("expr", FitSettings(alpha=1, class_weights="balanced"), counts, logits, labels, expected)
 
 
-def test_logit_adjustment_adds_the_log_prior_of_the_counts() -> None:
-    logits, labels, units = frames(batch=40)
+@pytest.mark.parametrize("knobs", [{}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}])
+def test_logit_adjustment_adds_the_log_prior_of_the_counts(knobs: dict[str, float]) -> None:
+    recipe = FitSettings(alpha=1, logit_adjustment=0.7, **knobs)  # type: ignore[arg-type]
+    logits, labels, _ = frames(batch=40)
     counts = torch.tensor([399, 29, 19, 9, 94, 79, 30, 6])
-    objective = Objective(TASKS["expr"], [FitSettings(alpha=1, logit_adjustment=0.7)], ClassCounts(counts), logits)
     prior = (counts + 1.0).double() / (counts + 1.0).sum()
-    expected = functional.cross_entropy(logits + 0.7 * prior.log(), labels)
-    torch.testing.assert_close(objective(logits[None], labels[None], None)[0], expected)
+    expected = cross_entropy(logits + 0.7 * prior.log(), labels, **knobs).mean()
+    if not knobs:
+        torch.testing.assert_close(expected, functional.cross_entropy(logits + 0.7 * prior.log(), labels))
+    assert_loss("expr", recipe, counts, logits, labels, expected)
+    assert not expected.allclose(cross_entropy(logits, labels, **knobs).mean())
 
     logits, _, units = frames(batch=40, outputs=12)
     present = torch.arange(12) * 10
     pairs = torch.stack([200 - present, present], dim=1).flatten()  # absent and present of each unit
-    objective = Objective(
-        TASKS["au"], [FitSettings(task="au", alpha=1, logit_adjustment=0.7)], ClassCounts(pairs), logits
-    )
     odds = (present + 1.0).double() / (201.0 - present)
-    expected = functional.binary_cross_entropy_with_logits(logits + 0.7 * odds.log(), units.double())
-    torch.testing.assert_close(objective(logits[None], units[None], None)[0], expected)
+    expected = binary_cross_entropy(logits + 0.7 * odds.log(), units, **knobs).mean()
+    if not knobs:
+        by_torch = functional.binary_cross_entropy_with_logits(logits + 0.7 * odds.log(), units.double())
+        torch.testing.assert_close(expected, by_torch)
+    assert_loss("au", replace(recipe, task="au"), pairs, logits, units, expected)
+    assert not expected.allclose(binary_cross_entropy(logits, units, **knobs).mean())
+
+
+def assert_loss(
+    task: str, recipe: FitSettings, counts: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor
+) -> None:
+    """Assert what loss both objectives have."""
+    plain = PlainObjective(TASKS[task], recipe, ClassCounts(counts), logits)
+    torch.testing.assert_close(plain(logits, labels, torch.zeros(0)), loss)
+    stacked = Objective(TASKS[task], [recipe], ClassCounts(counts), logits)
+    torch.testing.assert_close(stacked(logits[None], labels[None], torch.zeros(0))[0], loss)
 
 
 # the pairwise AUC term

@@ -15,7 +15,9 @@ from affcache.cli.app import app
 from affcache.errors import ConfigError
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.tasks import TASKS, Task, find_task
+from affcache.tasks.annotations import read_label_file
+from affcache.tasks.losses import LOSSES
+from affcache.tasks.tasks import TASKS, Classes, Task, Units, Values, find_task
 from affcache.training.fit import fit
 from affcache.training.risk import cvar
 from tests.conftest import MakeData, write_labels
@@ -83,12 +85,16 @@ def test_an_unknown_task_is_refused_with_a_suggestion_and_the_choices() -> None:
         assert f"{task.name} ({task.description})" in message
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+NATURAL = [Classes("seven", tuple("abcdefg")), Units("unit", ("smile",)), Values("value", ("pain",), low=0, high=10)]
+EACH = pytest.mark.parametrize("task", [*TASKS.values(), *NATURAL], ids=lambda task: task.name)
+
+
+@EACH
 def test_the_parts_of_a_task_fit_together(task: Task) -> None:
     logits = torch.randn(6, task.outputs, generator=torch.Generator().manual_seed(0), requires_grad=True)
     probabilities = task.probabilities(logits.detach()).numpy()
     labels = task.decide(probabilities)
-    assert TASKS[task.name] is task
+    assert TASKS.get(task.name, task) is task
     assert len(labels) == 6
     assert labels.size == 6 * task.values_per_line
     assert labels.min() >= task.valid_range[0]
@@ -100,9 +106,66 @@ def test_the_parts_of_a_task_fit_together(task: Task) -> None:
     if task.has_classes:
         assert task.class_of(torch.from_numpy(labels)).shape == losses.shape
     assert logits.grad.abs().sum() > 0
+    assert task.loss("") is task.loss(next(iter(LOSSES[task.kind])))
+    torch.testing.assert_close(task.loss("")(logits, torch.from_numpy(labels)), losses)
+    torch.testing.assert_close(
+        task.probabilities(task.logits(torch.from_numpy(probabilities))), torch.from_numpy(probabilities)
+    )
     scores = task.score(labels, labels)
     assert scores.metric == task.metric
     assert [c.name for c in scores.classes] == list(task.classes)
+
+
+@EACH
+def test_drawn_labels_are_those_that_files_hold(task: Task, tmp_path: Path) -> None:
+    labels = task.draw_labels(50, torch.Generator().manual_seed(0)).numpy()
+    assert labels.dtype == task.label_dtype
+    assert labels.shape == ((50,) if task.exclusive else (50, task.outputs)), "one unit or value is a column too"
+    low, high = task.valid_range
+    assert low <= labels.min() < labels.max() <= high
+    lines = [",".join(map(str, np.atleast_1d(row).tolist())) for row in labels]
+    missing = ",".join([str(task.invalid_value)] * task.values_per_line)
+    (tmp_path / "a.txt").write_text("\n".join([task.header, *lines, missing]))
+    found, valid = read_label_file(tmp_path / "a.txt", task)
+    assert (found.dtype, found.shape) == (labels.dtype, (51, *labels.shape[1:]))
+    assert np.array_equal(found[:50], labels)
+    assert valid.tolist() == [True] * 50 + [False]
+
+
+@EACH
+def test_losses_terms_and_priors_have_the_shapes_of_heads_side_by_side(task: Task) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 9, task.outputs, generator=drawn)  # (H, B, C)
+    labels = torch.stack([task.draw_labels(9, drawn) for _ in range(3)])
+    losses = task.losses(logits, labels)
+    assert losses.shape == labels.shape
+    for head in range(3):
+        torch.testing.assert_close(losses[head], task.losses(logits[head], labels[head]))
+    if task.batch_term_weight:
+        terms = task.batch_term(logits, labels, 0.6)
+        torch.testing.assert_close(
+            terms, torch.stack([task.batch_term(logits[h], labels[h], 0.6) for h in range(3)]), rtol=1e-5, atol=1e-6
+        )
+    else:
+        with pytest.raises(TypeError, match="has no term of whole batches"):
+            task.batch_term(logits, labels, 0.6)
+    if task.has_classes:
+        classes = task.class_of(labels)
+        assert classes.shape == losses.shape
+        assert 0 <= int(classes.min()) <= int(classes.max()) < task.class_count
+        assert task.log_prior(torch.bincount(classes.flatten(), minlength=task.class_count)).shape == (task.outputs,)
+    else:
+        assert task.class_count == 0
+        for part in (task.class_of, task.log_prior):
+            with pytest.raises(TypeError, match="has no classes"):
+                part(labels)
+
+
+def test_an_unknown_loss_is_refused_with_a_suggestion_and_the_choices() -> None:
+    with pytest.raises(ConfigError, match=r"--loss 'cross_entrpy' is no loss of task expr \(did you mean 'cross_ent"):
+        TASKS["expr"].loss("cross_entrpy")
+    with pytest.raises(ConfigError, match="Expected squared_error"):
+        TASKS["va"].loss("cross_entropy")
 
 
 def test_the_tasks_are_the_challenges() -> None:

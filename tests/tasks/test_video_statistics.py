@@ -29,11 +29,11 @@ def test_sums_over_videos_give_the_metric_of_their_frames(task: str, seed: int, 
     of, (labels, decided, videos) = TASKS[task], frames(task, seed, count, kinds)
     statistics = of.sums_by_video(labels, decided, videos, 5)
     assert statistics.shape[:2] == (5, of.outputs)
-    expected = of.score(labels, decided, of.classes).value
+    expected = of.score(labels, decided).value
     assert float(of.metric_of(statistics.sum(0))) == pytest.approx(expected, abs=1e-9)
     some = np.isin(videos, (1, 3, 4))
     if some.any():
-        expected = of.score(labels[some], decided[some], of.classes).value
+        expected = of.score(labels[some], decided[some]).value
         assert float(of.metric_of(statistics[[1, 3, 4]].sum(0))) == pytest.approx(expected, abs=1e-9)
 
 
@@ -45,7 +45,7 @@ def test_many_sets_of_videos_are_scored_at_once(task: str) -> None:
     found = of.metric_of(np.tensordot(times, statistics, axes=1))
     for row, value in zip(times, found, strict=True):
         drawn = np.concatenate([np.flatnonzero(videos == video) for video in range(5) for _ in range(row[video])])
-        assert value == pytest.approx(of.score(labels[drawn], decided[drawn], of.classes).value, abs=1e-12)
+        assert value == pytest.approx(of.score(labels[drawn], decided[drawn]).value, abs=1e-12)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))

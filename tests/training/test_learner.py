@@ -9,9 +9,9 @@ from torch import nn
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.heads import MLPHead
-from affcache.training.learner import Learner, _generator, build_head, learning_rate, predict
+from affcache.training.learner import Learner, build_head, generator, initial_head, learning_rate, predict
+from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import StackedHeads
 from tests.conftest import MakeData, frames_of
 
 CPU = torch.device("cpu")
@@ -21,15 +21,15 @@ QUICK = FitSettings(epochs=3, hidden_layers=1, hidden_width=16, batch_size=16, r
 def plain_recipe(recipe: FitSettings, task: str, train: Frames) -> tuple[nn.Module, list[float]]:
     """Train as the published code does, written out: the losses of each epoch's first passes, averaged."""
     torch.manual_seed(recipe.seed)
-    orders = _generator(recipe.seed, "order", CPU)
+    orders = generator(recipe.seed, "order", CPU)
     head = MLPHead(16, TASKS[task].outputs, hidden_layers=recipe.hidden_layers, hidden_width=recipe.hidden_width,
-                   dropout=recipe.dropout)  # fmt: skip
+                   dropout=recipe.dropout).double()  # fmt: skip
     norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm1d)]
     optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=recipe.epochs / 4, eta_min=1e-5)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        logits, labels = head(train.embeddings[rows].float()), train.labels[rows]
+        logits, labels = head(train.embeddings[rows].double()), train.labels[rows]
         if task == "expr":
             losses = -logits.log_softmax(dim=1)[torch.arange(len(rows)), labels]
         else:
@@ -84,12 +84,15 @@ def test_learning_follows_the_recipe_written_out(learnable: MakeData, task: str,
     train, validation = frames_of(learnable("au" if task == "au" else "expr"), task)
     expected_head, expected = plain_recipe(recipe, task, train)
     learner = Learner([recipe], TASKS[task], 16, CPU)
-    losses = [float(learner.epoch(train, learning_rate(recipe, epoch))[0]) for epoch in range(4)]
-    assert losses == pytest.approx(expected, rel=1e-4)
-    (logits,) = learner.predict(validation)
+    assert float(learner.epoch(train, learning_rate(recipe, 0))[0]) == pytest.approx(expected[0], rel=1e-4)
+    train, validation = (replace(part, embeddings=part.embeddings.double()) for part in (train, validation))
+    exact = Learner([recipe], TASKS[task], 16, CPU, heads=[initial_head(recipe, 16, TASKS[task]).double()])
+    losses = [float(exact.epoch(train, learning_rate(recipe, epoch))[0]) for epoch in range(4)]
+    assert losses == pytest.approx(expected, rel=1e-7)
+    (logits,) = exact.predict(validation)
     with torch.no_grad():
-        expected_logits = expected_head.eval()(validation.embeddings.float())
-    torch.testing.assert_close(logits, expected_logits, rtol=2e-3, atol=2e-3)
+        expected_logits = expected_head.eval()(validation.embeddings)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("epochs", [4, 32, 40])
@@ -178,6 +181,14 @@ def test_points_are_factored_where_that_pays() -> None:
     assert not Learner([replace(wide, adaptive=True)], TASKS["expr"], 16, CPU, factored=True).factored, "ASAM's never"
 
 
+@pytest.mark.parametrize("extreme", [{"lr": 1e30}, {"rho": 1e6}, {"auc_margin": 1e6}, {"weight_decay": 1e6}])
+def test_extreme_numbers_train_the_fast_way(extreme: dict[str, float]) -> None:
+    # a head that will diverge would otherwise have those beside it trained by the definition, which rounds otherwise
+    recipe = replace(QUICK, task="au", auc_weight=0.5, **extreme)
+    learner, why = new_learner([replace(QUICK, task="au", auc_weight=0.5), recipe], TASKS["au"], 16, CPU)
+    assert (type(learner), why) == (Learner, "")
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.05])
 def test_heads_side_by_side_are_heads_alone(learnable: MakeData, rho: float) -> None:
     train, validation = frames_of(learnable(), "expr")
@@ -192,13 +203,34 @@ def test_heads_side_by_side_are_heads_alone(learnable: MakeData, rho: float) -> 
         )
 
 
+@pytest.mark.parametrize("frames", [1, 20])
+@pytest.mark.parametrize(("count", "layers"), [(heads, layers) for heads in (1, 3) for layers in (0, 1, 3)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_is_that_of_the_modules_to_the_bit(
+    learnable: MakeData, count: int, layers: int, frames: int, precision: str
+) -> None:
+    train, validation = frames_of(learnable(), "expr")
+    some = Frames(validation.embeddings[:frames], validation.labels[:frames], validation.videos[:frames])
+    recipes = [replace(QUICK, hidden_layers=layers, precision=precision, seed=seed) for seed in range(count)]
+    learner = Learner(recipes, TASKS["expr"], 16, CPU)
+    for _ in range(2):
+        learner.epoch(train, 1e-3)
+        before = [{name: part.clone() for name, part in learner.head_state(index).items()} for index in range(count)]
+        logits = learner.predict(some)
+        assert logits.shape == (count, frames, 8)
+        for index in range(count):
+            head = build_head(recipes[index], 16, TASKS["expr"])
+            head.load_state_dict(before[index])
+            assert logits[index].equal(head.eval()(some.embeddings.float()))
+            assert all(part.equal(before[index][name]) for name, part in learner.head_state(index).items())
+
+
 def test_prediction_in_batches_is_the_prediction_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     head = build_head(QUICK, 6, TASKS["au"])
     embeddings = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).half()
     frames = Frames(embeddings, torch.zeros(50, 12), torch.zeros(50, dtype=torch.int64))
-    heads = StackedHeads([head], dropout=[0.3])
-    whole = predict(heads, frames, "none")
+    whole = predict([head], frames, "none")
     assert whole.shape == (1, 50, 12)
     monkeypatch.setattr("affcache.training.data.EVALUATION_BATCH", 7)
-    torch.testing.assert_close(predict(heads, frames, "none"), whole)
+    torch.testing.assert_close(predict([head], frames, "none"), whole)
     torch.testing.assert_close(whole[0], head.eval()(embeddings.float()).detach())

@@ -8,8 +8,10 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
+from affcache.tasks.knobs import KNOBS_OF_LOSSES
+from affcache.tasks.losses import LOSSES, cross_entropy
 from affcache.tasks.tasks import TASKS, Task
-from affcache.training.objective import WINDOW, ClassCounts, Objective
+from affcache.training.objective import WINDOW, ClassCounts, Objective, PlainObjective
 from affcache.training.risk import TailThreshold, cvar
 from affcache.training.settings import FitSettings
 
@@ -163,6 +165,14 @@ def test_the_objective_and_its_gradient_are_those_of_plain_loops(name: str, valu
         direct = objective.with_gradient(logits.detach(), labels, videos)
         torch.testing.assert_close(direct, (loss.detach(), gradient))
         assert not any(tensor.requires_grad for tensor in direct)
+        for head in range(H):
+            plain = PlainObjective(task, settings[head], counts, LIKE)
+            alone = logits[head].detach().requires_grad_()
+            of_head = plain(alone, labels[head], videos[head])
+            torch.testing.assert_close(of_head, expected[head])
+            found = torch.autograd.grad(of_head, alone)[0]
+            torch.testing.assert_close(found, expected_gradient[head], rtol=1e-6, atol=1e-9)
+            assert plain(alone, labels[head], videos[head], first_pass=False).equal(of_head)
 
 
 @pytest.mark.parametrize("name", ["expr", "au", "va"])
@@ -173,6 +183,24 @@ def test_alpha_1_is_the_mean_to_the_bit(name: str) -> None:
     expected = task.losses(logits, labels).flatten(1).mean(1)
     assert objective(logits, labels, videos).equal(expected)
     assert objective.with_gradient(logits, labels, videos)[0].allclose(expected, rtol=1e-15)
+    plain = PlainObjective(task, FitSettings(task=name, alpha=1.0, ccc_weight=0.0), None, LIKE)
+    for head in range(H):
+        assert plain(logits[head], labels[head], videos[head]).allclose(expected[head], rtol=1e-15)
+
+
+def test_a_knob_of_0_is_passed_on_where_a_losses_default_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: Any = 0.5) -> torch.Tensor:
+        return cross_entropy(logits, labels) + label_smoothing
+
+    monkeypatch.setitem(LOSSES, "classes", {"shifted": shifted})
+    monkeypatch.setitem(KNOBS_OF_LOSSES, "classes", {"shifted": frozenset({"label_smoothing"})})
+    task, (logits, labels, videos) = TASKS["expr"], draw(TASKS["expr"])
+    for smoothing in (0.0, 0.25):
+        settings = recipes("expr", alpha=1.0, label_smoothing=smoothing)
+        expected = cross_entropy(logits, labels).mean(1) + smoothing
+        torch.testing.assert_close(Objective(task, settings, None, LIKE)(logits, labels, videos), expected)
+        plain = PlainObjective(task, settings[0], None, LIKE)
+        torch.testing.assert_close(plain(logits[0], labels[0], videos[0]), expected[0])
 
 
 def test_videos_are_needed_only_within_videos() -> None:
@@ -265,6 +293,31 @@ def test_a_second_pass_uses_the_threshold_and_leaves_it() -> None:
 
 
 @pytest.mark.parametrize(("name", "weights"), TRACKED)
+def test_each_heads_threshold_is_that_of_the_head_alone(name: str, weights: str) -> None:
+    task, settings = TASKS[name], recipes(name, alpha=ALPHAS, cvar_level="set", class_weights=weights)
+    settings = [replace(one, batch_size=4) for one in settings]
+    counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
+    together = Objective(task, settings, counts, LIKE)
+    alone = [PlainObjective(task, one, counts, LIKE) for one in settings]
+    for step in range(WINDOW + 9):
+        logits, labels, videos = draw(task, step, 4)
+        logits.requires_grad_()
+        for first_pass in (True, False):
+            loss = together(logits, labels, videos, first_pass=first_pass)
+            own = [one(logits[h], labels[h], videos[h], first_pass=first_pass) for h, one in enumerate(alone)]
+            torch.testing.assert_close(torch.stack(own), loss)
+            gradients = [torch.autograd.grad(one.sum(), logits)[0] for one in (torch.stack(own), loss)]
+            torch.testing.assert_close(gradients[0], gradients[1])
+    for part, tensor in together.state().items():
+        torch.testing.assert_close(torch.cat([one.state()[part].reshape(-1) for one in alone]), tensor.reshape(-1))
+    fresh = PlainObjective(task, settings[0], counts, LIKE)
+    fresh.load_state({part: tensor.clone() for part, tensor in alone[0].state().items()})
+    for step in range(3):
+        of_head = [part[0] for part in draw(task, 90 + step, 4)]
+        assert fresh(*of_head).equal(alone[0](*of_head))
+
+
+@pytest.mark.parametrize(("name", "weights"), TRACKED)
 def test_a_loaded_state_continues_to_the_bit(name: str, weights: str) -> None:
     task, settings = TASKS[name], recipes(name, alpha=ALPHAS, cvar_level="set", class_weights=weights)
     counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
@@ -320,7 +373,7 @@ def test_balanced_weights_are_scikit_learns_up_to_their_scale() -> None:
 
 
 def test_log_priors_are_of_shares_and_of_odds_with_counts_from_1() -> None:
-    expr = ClassCounts(torch.tensor([9, 0, 1, 2, 3, 4, 5, 8]))
-    np.testing.assert_allclose(expr.log_prior(TASKS["expr"]), np.log(np.array([10, 1, 2, 3, 4, 5, 6, 9]) / 40))
-    au = ClassCounts(torch.tensor([[7, 1], [0, 8], *[[3, 5]] * 10]).flatten())
-    np.testing.assert_allclose(au.log_prior(TASKS["au"]), np.log([2 / 8, 9 / 1, *[6 / 4] * 10]))
+    expr = torch.tensor([9, 0, 1, 2, 3, 4, 5, 8])
+    np.testing.assert_allclose(TASKS["expr"].log_prior(expr), np.log(np.array([10, 1, 2, 3, 4, 5, 6, 9]) / 40))
+    au = torch.tensor([[7, 1], [0, 8], *[[3, 5]] * 10]).flatten()
+    np.testing.assert_allclose(TASKS["au"].log_prior(au), np.log([2 / 8, 9 / 1, *[6 / 4] * 10]))

@@ -6,19 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge as PeerRidge
 from sklearn.preprocessing import StandardScaler
 
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors
-from affcache.progress import Listener
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.fit import fit
-from affcache.training.ridge import STRENGTHS, RidgeRun
+from affcache.training.ridge import STRENGTHS, Ridge
 from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData
@@ -42,7 +41,7 @@ def test_the_best_strength_is_kept_and_is_scikit_learns_ridge(learnable: MakeDat
     embeddings = np.asarray(store.features[train.rows], dtype=np.float64)
     scaler = StandardScaler().fit(embeddings)
     strength = STRENGTHS[result.best_epoch - 1]
-    expected = Ridge(alpha=strength * len(train)).fit(scaler.transform(embeddings), targets)
+    expected = PeerRidge(alpha=strength * len(train)).fit(scaler.transform(embeddings), targets)
     tensors, header = read_tensors(folder.head)
     assert header["strength"] == strength
     outputs = embeddings @ tensors["output_layer.weight"].double().numpy().T + tensors["output_layer.bias"].numpy()
@@ -84,21 +83,23 @@ def test_a_linear_head_is_one_layer_trained(learnable: MakeData, tmp_path: Path)
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"task": "va", "focal_gamma": 2.0}, "--focal-gamma is 2.0, but va has no classes; expected 0.0"),
+        ({"task": "va", "label_smoothing": 0.1}, "--label-smoothing is 0.1, but the loss of task va doesn't take it"),
+        ({"task": "va", "focal_gamma": 2.0}, "--focal-gamma is 2.0, but the loss of task va doesn't take it; expected"),
+        ({"task": "va", "logit_adjustment": 0.5}, "--logit-adjustment is 0.5, but va has no classes; expected 0.0"),
         ({"task": "va", "class_weights": "balanced"}, "--class-weights is balanced, but va has no classes"),
         ({"task": "va", "cvar_within": "class"}, "--cvar-within is class, but va has no classes"),
-        ({"task": "expr", "auc_weight": 0.2}, "--auc-weight is 0.2, but expr has no AUC term, only au has"),
-        ({"task": "au", "head": "ridge", "class_weights": "balanced"}, "one ridge solves for all 12 action units"),
-        ({"head": "tree"}, "--head is 'tree'; expected one of mlp, linear, ridge"),
+        ({"task": "expr", "auc_weight": 0.2}, "--auc-weight is 0.2, but expr has no AUC term, only units have"),
+        ({"task": "au", "head": "ridge", "class_weights": "balanced"}, "one ridge solves for all 12 units"),
+        ({"head": "tree"}, "--head 'tree' is unknown. Expected mlp or linear or ridge"),
     ],
 )
 def test_settings_that_task_or_head_have_no_use_for(wrong: dict[str, object], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        FitSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=words):  # before anything is read: there are no such files
+        fit(**wrong, store=Path("no-store.h5"), annotations=Path("no-labels"), device="cpu")
 
 
-def test_nan_embeddings_are_refused(tmp_path: Path) -> None:
+def test_nan_embeddings_are_refused() -> None:
     frames = Frames(torch.full((4, 3), torch.nan), torch.tensor([0, 1, 2, 3]), torch.zeros(4, dtype=torch.int64))
-    run = RidgeRun(FitSettings(head="ridge"), TASKS["expr"], 3, RunFolder(tmp_path), {})
+    run = Ridge(FitSettings(head="ridge"), TASKS["expr"], 3)
     with pytest.raises(InputError, match="4 of 4 embeddings hold nan or inf"):
-        run.run(frames, frames, Listener())
+        next(run.run(frames, frames))

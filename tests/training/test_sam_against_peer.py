@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +16,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from affcache.training.heads import MLPHead
-from affcache.training.sam import SAM, clip_stacked_gradients, frozen_batch_norm
+from affcache.training.sam import SAM, frozen_batch_norm
+from affcache.training.stacked_parts import clip_stacked_gradients, write_stacked_worst_point
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,28 +152,44 @@ def test_rho_0_is_the_plain_optimiser_to_the_bit(
 # heads side by side
 
 HEADS, WIDTHS = 4, [(5, 7), (7, 3)]
+SHAPES = [shape for width, outputs in WIDTHS for shape in ((width, outputs), (1, outputs))]
+LENGTHS = [one * other for one, other in SHAPES]
 
 
-def stacked_parameters() -> list[nn.Parameter]:
-    """Draw weights (H, D, C) and biases (H, 1, C) of two layers; every head has gradients of another size."""
+def stacked_parameters() -> torch.Tensor:
+    """Draw weights (D, C) and biases (1, C) of two layers in a row for each head, with gradients of unlike sizes."""
     generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([0.1, 0.5, 1.0, 3.0], dtype=torch.float64)[:, None, None]
-    shapes = [shape for width, outputs in WIDTHS for shape in ((HEADS, width, outputs), (HEADS, 1, outputs))]
-    draws = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    return [nn.Parameter(draw * sizes) for draw in draws]
+    sizes = torch.tensor([0.1, 0.5, 1.0, 3.0], dtype=torch.float64)[:, None]
+    return sizes * torch.randn(HEADS, sum(LENGTHS), generator=generator, dtype=torch.float64)
 
 
-def step_of(parameters: list[nn.Parameter], optimiser: SAM, inputs: torch.Tensor) -> None:
-    """Make a step of two-layer perceptrons on a batch (H, B, D) for each."""
+def layers_of(rows: torch.Tensor) -> list[torch.Tensor]:
+    """Return what lies in rows (H, P): weights (H, D, C) and biases (H, 1, C)."""
+    return [part.unflatten(1, shape) for part, shape in zip(rows.split(LENGTHS, dim=1), SHAPES, strict=True)]
+
+
+def loss_of(parameters: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """The losses, summed up, of two-layer perceptrons on a batch (H, B, D) for each."""
     first, first_bias, second, second_bias = parameters
+    outputs = torch.tanh(inputs @ first + first_bias) @ second + second_bias
+    return (outputs - inputs[:, :, :3].sin()).square().mean((1, 2)).sum()
 
-    def backward() -> None:
-        outputs = torch.tanh(inputs @ first + first_bias) @ second + second_bias
-        (outputs - inputs[:, :, :3].sin()).square().mean((1, 2)).sum().backward()
 
-    backward()
+def stacked_step(rows: nn.Parameter, base: Optimizer, rhos: torch.Tensor, adaptive: bool, inputs: torch.Tensor) -> None:
+    loss_of(layers_of(rows), inputs).backward()
+    near = torch.empty_like(rows)
+    write_stacked_worst_point(rows.detach(), rows.grad, rhos, near, adaptive=adaptive, pieces=LENGTHS)
+    near.requires_grad_()
+    loss_of(layers_of(near), inputs).backward()
+    rows.grad = near.grad
+    base.step()
+    rows.grad = None
+
+
+def step_alone(parameters: list[nn.Parameter], optimiser: SAM, inputs: torch.Tensor) -> None:
+    loss_of(parameters, inputs).backward()
     with optimiser.perturbed():
-        backward()
+        loss_of(parameters, inputs).backward()
     optimiser.step()
     optimiser.zero_grad()
 
@@ -187,18 +204,16 @@ def inputs_of(step: int) -> torch.Tensor:
 def test_heads_side_by_side_step_as_heads_apart(
     base: type[Optimizer], options: dict[str, Any], adaptive: bool, rhos: list[float]
 ) -> None:
-    together = stacked_parameters()
-    apart = [[nn.Parameter(p.detach()[[head]]) for p in together] for head in range(HEADS)]
-    stacked = SAM(base(together, **options), rho=rhos[0], adaptive=adaptive, stacked=True)
-    if len(set(rhos)) > 1:
-        stacked.param_groups[0]["rho"] = torch.tensor(rhos, dtype=torch.float64)
+    together = nn.Parameter(stacked_parameters())
+    apart = [[nn.Parameter(p.clone()) for p in layers_of(together.detach()[[head]])] for head in range(HEADS)]
+    stacked = base([together], **options)
     single = [SAM(base(p, **options), rho, adaptive=adaptive) for p, rho in zip(apart, rhos, strict=True)]
     for step in range(STEPS):
-        step_of(together, stacked, inputs_of(step))
+        stacked_step(together, stacked, torch.tensor(rhos, dtype=torch.float64), adaptive, inputs_of(step))
         for head in range(HEADS):
-            step_of(apart[head], single[head], inputs_of(step)[[head]])
-    for parameter, *alone in zip(together, *apart, strict=True):
-        torch.testing.assert_close(parameter.detach(), torch.cat(alone).detach(), rtol=0, atol=1e-9)
+            step_alone(apart[head], single[head], inputs_of(step)[[head]])
+    for parameter, *alone in zip(layers_of(together.detach()), *apart, strict=True):
+        torch.testing.assert_close(parameter, torch.cat(alone).detach(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -206,16 +221,16 @@ def test_heads_side_by_side_step_as_heads_apart(
 def test_a_head_that_breaks_leaves_the_others_to_the_bit(adaptive: bool, broken: float) -> None:
     ends = []
     for factor in (1.0, broken):
-        parameters = stacked_parameters()
-        optimiser = SAM(AdamW(parameters, lr=0.003), rho=0.3, adaptive=adaptive, stacked=True)
+        rows = nn.Parameter(stacked_parameters())
+        base = AdamW([rows], lr=0.003)
         for step in range(3):
             inputs = inputs_of(step)
             inputs[2] *= factor
-            step_of(parameters, optimiser, inputs)
-        ends.append([p.detach() for p in parameters])
-    for whole, other in zip(*ends, strict=True):
-        assert whole[[0, 1, 3]].equal(other[[0, 1, 3]])
-        assert not whole[2].equal(other[2])
+            stacked_step(rows, base, torch.full((HEADS,), 0.3, dtype=torch.float64), adaptive, inputs)
+        ends.append(rows.detach())
+    whole, other = ends
+    assert whole[[0, 1, 3]].equal(other[[0, 1, 3]])
+    assert all(not one.equal(two) for one, two in zip(layers_of(whole[[2]]), layers_of(other[[2]]), strict=True))
 
 
 @settings(deadline=None, max_examples=100)

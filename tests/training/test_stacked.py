@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from affcache.training.heads import MLPHead
-from affcache.training.sam import SAM, frozen_batch_norm
-from affcache.training.stacked import HeadParameters, Point, StackedHeads
+from affcache.training.sam import frozen_batch_norm
+from affcache.training.stacked import StackedHeads
+from affcache.training.stacked_parts import HeadParameters, Point, write_stacked_worst_point
 
 D, C, WIDTH = 5, 3, 7
 SHAPES = [(heads, layers) for heads in (1, 3) for layers in (0, 1, 3)]
@@ -136,12 +137,9 @@ def moved_along(head: MLPHead, rho: float) -> MLPHead:
 
 
 def written_out(stacked: StackedHeads, rho: torch.Tensor) -> Point:
-    """SAM's worst point nearby as ``SAM`` finds it."""
-    stacked.parameters.grad = stacked.gradients
-    sam = SAM(torch.optim.SGD([stacked.parameters]), 0.5, stacked=True)
-    sam.param_groups[0]["rho"] = rho
+    """SAM's worst point nearby, from gradients that are all written."""
     nearby = torch.empty_like(stacked.parameters)
-    sam.worst_point([nearby])
+    write_stacked_worst_point(stacked.parameters, stacked.gradients, rho, nearby, pieces=stacked.shape.lengths)
     return stacked.point(nearby)
 
 
@@ -231,20 +229,6 @@ def test_a_bias_before_batch_norm_has_no_gradient() -> None:
             assert float(part.abs().min()) > 1e-6, "every other parameter has one"
 
 
-@pytest.mark.parametrize("frames", [1, 20])
-@pytest.mark.parametrize(("count", "layers"), SHAPES)
-def test_evaluation_is_that_of_the_modules(count: int, layers: int, frames: int) -> None:
-    heads = make_heads(count, layers)
-    stacked = stack(heads, dropout=0.5)
-    embeddings = draw(frames, D)
-    before = [{name: part.clone() for name, part in stacked.state_dict(index).items()} for index in range(count)]
-    logits = stacked.evaluate(embeddings)
-    assert logits.shape == (count, frames, C)
-    for index, head in enumerate(heads):
-        close(logits[index], head.eval()(embeddings).detach())
-        assert all(part.equal(before[index][name]) for name, part in stacked.state_dict(index).items())
-
-
 def test_embeddings_far_from_zero_cost_no_more_precision_than_in_the_modules() -> None:
     # as those of CLIP are: what all faces share is larger than what tells them apart
     exact = make_heads(3, 3, inputs=64, width=48)
@@ -282,7 +266,8 @@ def test_a_head_among_others_trains_as_it_does_alone(dropout: tuple[float, ...])
             single.backward(gradient[part])
             close(together.gradients[part], single.gradients)
             single.parameters.sub_(single.gradients, alpha=0.1)
-            close(together.evaluate(embeddings[0])[part], single.evaluate(embeddings[0]))
+            for name, part in together.state_dict(index).items():
+                close(part, single.state_dict(0)[name])
 
 
 @pytest.mark.parametrize("layers", [0, 2])
@@ -301,7 +286,9 @@ def test_a_heads_state_goes_to_a_module_and_back(layers: int, products: torch.dt
         assert all(target.state_dict(index)[name].equal(others[index][name]) for index in (0, 1)), name
     assert target.batches == ([0, 0, 7] if layers else [0, 0, 0])
     embeddings = draw(8, D, seed=1, dtype=torch.float32)
-    torch.testing.assert_close(target.evaluate(embeddings)[2], module.eval()(embeddings).detach())
+    taken = MLPHead(D, C, hidden_layers=layers, hidden_width=WIDTH)
+    taken.load_state_dict(target.state_dict(2))
+    assert taken.eval()(embeddings).equal(module.eval()(embeddings))
     batch = embeddings.expand(3, -1, -1)
     torch.testing.assert_close(target.forward(batch)[2], source.forward(batch)[1])
 
@@ -422,7 +409,8 @@ def test_products_in_bfloat16_stay_near_those_in_float32() -> None:
         assert apart(low.state_dict(0)[name], part) < 1e-3, name  # measured: at most 0.0003, in running statistics
     assert low.parameters.equal(full.parameters)
     low.load_state_dict(0, full.state_dict(0))
-    assert low.evaluate(embeddings[0])[0].equal(full.evaluate(embeddings[0])[0]), "evaluation multiplies in float32"
+    for name, part in full.state_dict(0).items():
+        assert low.state_dict(0)[name].equal(part), f"{name} is evaluated as it is, in float32"
     low.parameters.add_(low.gradients)  # as an optimiser does, in place
     moved = stack(heads, products=torch.bfloat16)
     for head in range(3):

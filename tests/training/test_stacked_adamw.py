@@ -2,7 +2,7 @@
 
 import torch
 
-from affcache.training.learner import StackedAdamW
+from affcache.training.stacked_parts import StackedAdamW
 
 
 def test_each_row_follows_its_own_rate_and_decay() -> None:

@@ -1,5 +1,6 @@
 """An ablation as a whole: a grid read, its missing trials trained, and all of them compared."""
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,18 +15,18 @@ from filelock import FileLock, Timeout
 
 from affcache.ablation.figures import write_figures
 from affcache.ablation.grid import Grid, Variant, build_grid
-from affcache.ablation.group_training import Group
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Summary, summarise
 from affcache.ablation.tables import write_tables
-from affcache.ablation.train import BestHeads, Trainer, group_trials, require_asked_for
-from affcache.ablation.trials import JoinedSplits, LoadedSplits, Outcome, Trial
+from affcache.ablation.train import Group, Trainer, group_trials, require_asked_for
+from affcache.ablation.trials import Outcome, Trial
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
+from affcache.files import Tensors
 from affcache.progress import Listener, duration_text
 from affcache.settings import as_text, build
 from affcache.tasks.tasks import find_task
-from affcache.training.fit import SMALLEST_TAIL, tail_of
+from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, tail_of
 from affcache.training.run_folder import fit_command
 
 # what trains, by --engine: functions that give a trainer, imported when they are asked for
@@ -74,12 +75,23 @@ class Ablation:
             self._project(grid.trials)
         self.variants = list(grid)
         self.trials = [self._trial(variant, seed) for variant in self.variants for seed in range(grid.seeds)]
-        self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.finished}
-        self.heads = BestHeads(settings.keep, self._finished())
+        self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.result.is_file()}
+        self._best: dict[str, tuple[float, Trial]] = {}  # by task: the metric where epochs were chosen, and whose
+        for trial, outcome in self._finished():
+            self._take(trial, outcome)
 
     def _trial(self, variant: Variant, seed: int) -> Trial:
         recipe = self.grid.fit_settings(variant, seed)
         return Trial.of(variant, recipe, self.splits[variant.store, recipe.task], self.out)
+
+    def _take(self, trial: Trial, outcome: Outcome) -> Trial | None:
+        """Take note of a trial; if it is the best of its task so far, return the one that was before, or itself."""
+        task, selected = trial.splits.task.name, outcome.selected
+        before, beaten = self._best.get(task, (-math.inf, trial))
+        if selected is None or not selected > before:
+            return None
+        self._best[task] = (selected, trial)
+        return beaten
 
     def _finished(self) -> list[tuple[Trial, Outcome]]:
         """Return the finished trials with their outcomes, in the order of the grid."""
@@ -125,12 +137,20 @@ class Ablation:
                     self.listener.warning(
                         f"{trial.variant.name}, seed {trial.settings.seed}: diverged in epoch {outcome.diverged}"
                     )
-                self.heads.write(trial, outcome, splits.video_names, head)
-                self.outcomes[trial.name] = outcome
+                self._write_trial(trial, outcome, head)
             work[index].discard_checkpoint()
             if time.monotonic() - self._written >= SECONDS_BETWEEN_TABLES:
                 self.write(with_figures=False)
                 self._written = time.monotonic()
+
+    def _write_trial(self, trial: Trial, outcome: Outcome, head: Tensors) -> None:
+        """Write a finished trial, with its head if that is kept; the head that was the best before goes then."""
+        self.outcomes[trial.name], beaten, keep = outcome, self._take(trial, outcome), self.settings.keep
+        wanted = keep == "all" or (keep == "best" and beaten is not None)
+        kept = wanted and outcome.diverged is None and bool(head)  # a cluster sends what may be kept, and no more
+        trial.write(outcome, head if kept else None)
+        if keep == "best" and beaten is not None and beaten is not trial:
+            beaten.folder.head.unlink(missing_ok=True)
 
     def _report(self, epochs: int, note: str) -> None:
         done, total = self._epochs
@@ -164,7 +184,7 @@ class Ablation:
                 "run": str(trial.folder.path) if trial.folder.head.is_file() else None,
                 "fit": fit_command(trial.settings),
             }
-            for task, (selected, trial) in self.heads.best.items()
+            for task, (selected, trial) in self._best.items()
         ]
 
     def _load(self, splits: JoinedSplits) -> LoadedSplits:
@@ -286,7 +306,10 @@ def _open_splits(grid: Grid, settings: AblateSettings, listener: Listener) -> Sp
         for name in dict.fromkeys(tasks):
             if len(grid.stores) > 1:
                 listener.message(f"{store}:")
-            splits[store, name] = JoinedSplits.open(store, find_task(name), settings, listener)
+            joined = JoinedSplits.open(store, find_task(name), settings.annotations, listener)
+            if grid.held_out:
+                joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
+            splits[store, name] = joined
     return splits
 
 

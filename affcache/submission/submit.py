@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, Result
 from affcache.scoring.postprocess import DecisionRule, find_rule
-from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
-from affcache.settings import RUNS, build
+from affcache.scoring.predict import Predictions, TrainedRun, open_runs
+from affcache.settings import build
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.submission.files import (
     Template,
@@ -23,7 +22,6 @@ from affcache.submission.files import (
     write_submission,
 )
 from affcache.submission.settings import SubmitSettings
-from affcache.training.run_folder import RunFolder, newest_run
 
 
 @dataclass(frozen=True)
@@ -67,20 +65,20 @@ def submit(
     if settings.store is None:
         raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
     template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
-    folders = [RunFolder(path) for path in settings.run] or [newest_run(RUNS)]
-    device = resolve_device(settings.device)
-    runs = [TrainedRun.open(folder, settings.store, listener) for folder in folders]
-    task = require_one_task(runs)
+    runs = open_runs(settings.run, settings.store, settings.device, listener)
+    task, store = runs[0].task, runs[0].store
     require_template_of(template, task)
-    on_training = [TrainedRun.open(folder, None, Listener()) for folder in folders] if settings.fits_rules else runs
-    rule = find_rule(settings, on_training, runs[0].settings.annotations, device, listener, reported="")
-    rows = _rows_of(runs[0].store, template)
-    predictions = Predictions.of(runs, rows, device, settings.views, listener)
+    folders = [run.folder for run in runs]
+    on_training = runs
+    if settings.fits_rules:
+        on_training = [TrainedRun.open(folder, None, settings.device, Listener()) for folder in folders]
+    rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
+    predictions = Predictions.of(runs, _rows_of(store, template), settings.views, listener)
     probabilities = rule.probabilities(predictions, task)
     filled, count, missing = fill_gaps(template, predictions, probabilities)
     if missing:
         listener.warning(
-            f"{len(missing)} videos of the template have no crop in {runs[0].store.path}: {', '.join(missing[:5])}"
+            f"{len(missing)} videos of the template have no crop in {store.path}: {', '.join(missing[:5])}"
             f"{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all other videos."
         )
     write_submission(settings.out, template, rule.decide(filled, task), task)

@@ -1,8 +1,10 @@
 """The command ``affcache``: its subcommands as the help presents them, made from the table ``affcache.commands``."""
 
+import inspect
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from affcache.progress import Listener
 from affcache.settings import find_config
 
 from .console import INPUT_ERROR, run, start
-from .options import Handler, add, add_command, argument
+from .options import Handler, add, argument, parameters_of
 from .show import SHOW
 
 app = typer.Typer(
@@ -133,13 +135,12 @@ OF_STORES = {"info": info, "verify": verify}  # they take a store, and have no s
 def handler_of(name: str) -> Handler:
     """Return what a command does with the flags that were given."""
 
-    def handle(given: dict[str, Any], as_json: bool) -> None:
-        def work(listener: Listener) -> Any:
-            config = find_config(Path.cwd(), SETTINGS)
-            of_store = OF_STORES.get(name)
-            return of_store(given["store"], listener) if of_store else call(name, given, config, listener)
+    def work(given: dict[str, Any], listener: Listener) -> Any:
+        config = find_config(Path.cwd(), SETTINGS)
+        return OF_STORES[name](given["store"], listener) if name in OF_STORES else call(name, given, config, listener)
 
-        result = run(as_json, work, SHOW[name])
+    def handle(given: dict[str, Any], as_json: bool) -> None:
+        result = run(as_json, partial(work, given), SHOW[name])
         if not getattr(result, "healthy", True):  # the doctor's
             raise typer.Exit(INPUT_ERROR)
 
@@ -147,11 +148,9 @@ def handler_of(name: str) -> Handler:
 
 
 for name, page in PAGES.items():
-    examples = [f"affcache {name} {words}".rstrip() for words in page.examples]
+    help_of = COMMANDS[name].settings if name in COMMANDS else OF_STORES[name]
+    parameters = [argument("store", "The embedding store.")]
     if name in COMMANDS:
-        add_command(
-            app, name, COMMANDS[name].settings, handler_of(name), examples, positional=page.positional, first=page.first
-        )
-    else:
-        store = argument("store", "The embedding store.")
-        add(app, name, f"{OF_STORES[name].__doc__}", handler_of(name), examples, [store])
+        parameters = parameters_of(COMMANDS[name].settings, page.positional, page.first)
+    examples = [f"affcache {name} {words}".rstrip() for words in page.examples]
+    add(app, name, f"{inspect.getdoc(help_of)}", handler_of(name), examples, parameters)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from affcache.ablation.figures import write_figures
-from affcache.ablation.grid import Grid, Variant, build_grid
+from affcache.ablation.grid import Grid, build_grid
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Summary, summarise
 from affcache.ablation.tables import write_tables
@@ -38,51 +39,39 @@ TRIED = 5  # settings for a projection
 SplitsOf = dict[tuple[Path, str], JoinedSplits]  # by store and task
 
 
+@dataclass
 class Ablation:
     """A grid at work in a folder.
-
-    Args:
-        settings: of the ablation.
-        grid: what is trained.
-        splits: labels joined to each store, for every store and task of the grid.
-        out: the folder.
-        trainer: trains heads.
-        device: where frames are kept.
-        listener: receives messages and progress.
 
     Raises:
         ConfigError: the grid is huge and takes more than a day.
         StoreError: a finished result is damaged.
     """
 
-    def __init__(
-        self,
-        settings: AblateSettings,
-        grid: Grid,
-        splits: SplitsOf,
-        out: Path,
-        trainer: Trainer,
-        device: torch.device,
-        listener: Listener,
-    ) -> None:
-        self.settings, self.grid, self.splits, self.out = settings, grid, splits, out
-        self.trainer, self.device, self.listener = trainer, device, listener
-        self.memory = settings.memory or default_memory(device)
+    settings: AblateSettings
+    grid: Grid
+    splits: SplitsOf  # labels joined to each store, for every store and task of the grid
+    out: Path
+    trainer: Trainer
+    device: torch.device  # where frames are kept
+    listener: Listener
+
+    def __post_init__(self) -> None:
+        self.memory = self.settings.memory or default_memory(self.device)
         self._loaded: tuple[JoinedSplits, LoadedSplits] | None = None  # one at a time
         self._written = time.monotonic()  # the tables
         self._epochs = (0, 0)  # of heads: trained, and to train in this call
-        if grid.trials > MANY:
-            self._project(grid.trials)
-        self.variants = list(grid)
-        self.trials = [self._trial(variant, seed) for variant in self.variants for seed in range(grid.seeds)]
+        if self.grid.trials > MANY:
+            self._project(self.grid.trials)
+        self.variants, self.trials = list(self.grid), list[Trial]()
+        for variant in self.variants:
+            for seed in range(self.settings.seeds):
+                recipe = self.grid.fit_settings(variant, seed)
+                self.trials.append(Trial.of(variant, recipe, self.splits[variant.store, recipe.task], self.out))
         self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.result.is_file()}
         self._best: dict[str, tuple[float, Trial]] = {}  # by task: the metric where epochs were chosen, and whose
         for trial, outcome in self._finished():
             self._take(trial, outcome)
-
-    def _trial(self, variant: Variant, seed: int) -> Trial:
-        recipe = self.grid.fit_settings(variant, seed)
-        return Trial.of(variant, recipe, self.splits[variant.store, recipe.task], self.out)
 
     def _take(self, trial: Trial, outcome: Outcome) -> Trial | None:
         """Take note of a trial; if it is the best of its task so far, return the one that was before, or itself."""
@@ -100,7 +89,18 @@ class Ablation:
     def train(self) -> int:
         """Train what isn't finished; return how many heads."""
         pending = [trial for trial in self.trials if trial.name not in self.outcomes]
-        self._say_what_is_there()
+        words = f"{len(self.variants):,} settings x {self.settings.seeds} seeds: {len(self.trials):,} heads"
+        if self.outcomes:
+            words += f", {len(self.outcomes):,} of them finished before"
+        self.listener.message(words)
+        if self.settings.seeds < FEW_SEEDS:
+            self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
+        without = sum(not trial.folder.head.is_file() for trial, found in self._finished() if found.diverged is None)
+        if self.settings.keep == "all" and without:
+            self.listener.warning(
+                f"{without} heads finished before were not kept then, and --keep counts for heads that are trained. "
+                "Train them again with another --out DIR, or one by one with 'affcache fit'."
+            )
         if not pending:
             return 0
         self._warn_of_tails()
@@ -111,20 +111,6 @@ class Ablation:
             if of_splits := [trial for trial in pending if trial.splits is splits]:
                 self._train(of_splits, self._load(splits))
         return len(pending)
-
-    def _say_what_is_there(self) -> None:
-        words = f"{len(self.variants):,} settings x {self.grid.seeds} seeds: {len(self.trials):,} heads"
-        if self.outcomes:
-            words += f", {len(self.outcomes):,} of them finished before"
-        self.listener.message(words)
-        if self.grid.seeds < FEW_SEEDS:
-            self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
-        without = sum(not trial.folder.head.is_file() for trial, found in self._finished() if found.diverged is None)
-        if self.settings.keep == "all" and without:
-            self.listener.warning(
-                f"{without} heads finished before were not kept then, and --keep counts for heads that are trained. "
-                "Train them again with another --out DIR, or one by one with 'affcache fit'."
-            )
 
     def _train(self, trials: Sequence[Trial], splits: LoadedSplits) -> None:
         """Train trials of one store, in groups whose size depends on the whole grid: it is the same after a kill."""
@@ -162,7 +148,7 @@ class Ablation:
         by_variant: list[dict[int, Outcome]] = [{} for _ in self.variants]
         for number, trial in enumerate(self.trials):
             if trial.name in self.outcomes:
-                by_variant[number // self.grid.seeds][trial.settings.seed] = self.outcomes[trial.name]
+                by_variant[number // self.settings.seeds][trial.settings.seed] = self.outcomes[trial.name]
         rows = summarise(self.variants, by_variant, self.grid.base_index(), self.settings.task)
         files = write_tables(self.out, self._finished(), rows, self.grid.varied, self.settings.select == "heldout")
         if with_figures:
@@ -206,7 +192,7 @@ class Ablation:
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""
         few = []
-        for trial in self.trials[:: self.grid.seeds]:  # the first of each setting
+        for trial in self.trials[:: self.settings.seeds]:  # the first of each setting
             recipe, tail = trial.settings, tail_of(trial.settings, trial.splits.task, len(trial.splits.train))
             if recipe.alpha < 1 and recipe.cvar_level == recipe.cvar_within == "batch" and tail < SMALLEST_TAIL:
                 few.append(f"{trial.variant.name} ({tail:g})")
@@ -280,7 +266,15 @@ def ablate(
         grid.base_index()
     out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
     with resolve_name(TRAINERS[settings.engine])(settings, listener) as (trainer, device):
-        splits = _open_splits(grid, settings, listener)
+        tasks: Sequence[Any] = grid.axes.get("task") or [of.get("task", settings.task) for _, of in grid.named]
+        splits: SplitsOf = {}
+        for store, task in product(grid.stores, dict.fromkeys(tasks)):
+            if len(grid.stores) > 1:
+                listener.message(f"{store}:")
+            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener)
+            if grid.held_out:
+                joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
+            splits[store, task] = joined
         with _alone_in(out):
             ablation = Ablation(settings, grid, splits, out, trainer, device, listener)
             trained = ablation.train()
@@ -296,21 +290,6 @@ def ablate(
         best=ablation.best(),
         files=[str(file) for file in files],
     )
-
-
-def _open_splits(grid: Grid, settings: AblateSettings, listener: Listener) -> SplitsOf:
-    """Open every store with the labels of every task that the grid has."""
-    tasks: Sequence[Any] = grid.axes.get("task") or [of.get("task", settings.task) for _, of in grid.named]
-    splits: SplitsOf = {}
-    for store in grid.stores:
-        for name in dict.fromkeys(tasks):
-            if len(grid.stores) > 1:
-                listener.message(f"{store}:")
-            joined = JoinedSplits.open(store, find_task(name), settings.annotations, listener)
-            if grid.held_out:
-                joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
-            splits[store, name] = joined
-    return splits
 
 
 @contextmanager

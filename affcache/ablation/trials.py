@@ -17,6 +17,7 @@ from affcache.training.run_folder import RunFolder, settings_to_json
 from affcache.training.settings import FitSettings
 
 RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
+STATISTICS = "videos.safetensors"
 MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
 
 
@@ -52,10 +53,6 @@ class Trial:
         """The file of the result, which is written last: the trial is finished once it is there."""
         return self.folder.path / "result.json"
 
-    @property
-    def _statistics(self) -> Path:
-        return self.folder.path / "videos.safetensors"
-
     def write(self, outcome: "Outcome", head: Tensors | None) -> None:
         """Write the run folder, its result last."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +61,7 @@ class Trial:
         write_text(self.folder.history, "".join(json.dumps(entry) + "\n" for entry in outcome.history))
         if outcome.statistics is not None:
             sums = {"sums": torch.from_numpy(outcome.statistics)}
-            write_tensors(self._statistics, sums, {"videos": outcome.videos})
+            write_tensors(self.folder.path / STATISTICS, sums, {"videos": outcome.videos})
         if head is not None:
             best = {"epoch": outcome.best_epoch, self.splits.task.metric: outcome.value}
             write_tensors(self.folder.head, head, {**{name: config[name] for name in HEADER}, **best})
@@ -87,7 +84,7 @@ class Trial:
             ) from None
         if diverged is not None:
             return Outcome(None, None, best_epoch, diverged, history, None, [])
-        tensors, header = read_tensors(self._statistics)
+        tensors, header = read_tensors(self.folder.path / STATISTICS)
         return Outcome(value, selected, best_epoch, None, history, tensors["sums"].numpy(), header["videos"])
 
 

@@ -9,14 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.files import drawing
-from affcache.progress import Listener
 from affcache.reporting.frames import find_pictures, hardest, suspicious, tail_positions
 from affcache.reporting.page import inline_figure
-from affcache.reporting.settings import ReportSettings
 from affcache.scoring.figures import score_figures
-from affcache.scoring.intervals import VideoResamples
 from affcache.scoring.predict import TrainedRun
-from affcache.scoring.score import Scored, open_split, score_frames
+from affcache.scoring.score import Scored
 from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
@@ -33,22 +30,6 @@ class ReportContext:
     scores: Scores  # with intervals
     losses: npt.NDArray[np.float64]  # (n,) the mean of a frame's units or values where it has several
     crops: tuple[Path, ...]
-
-    @classmethod
-    def gather(cls, settings: ReportSettings, listener: Listener) -> "ReportContext":
-        """Open a run and score a split.
-
-        Raises:
-            InputError: no run, or labels that can't be read or that join to no crop.
-            StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
-            ConfigError: rules are to be fitted, but nothing was held out of the training.
-        """
-        paths = [settings.run] if settings.run else []
-        (run,), annotations, joined = open_split(settings, paths, listener)
-        scored = score_frames(settings, [run], annotations, joined, listener)
-        scores = scored.with_intervals(VideoResamples(len(scored.statistics), settings.resamples))
-        losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
-        return cls(run, settings.split, joined, scored, scores, losses, settings.crops)
 
     @property
     def task(self) -> Task:

@@ -24,7 +24,6 @@ from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, newest_run, settings_from_json
 from affcache.training.settings import FitSettings
 
-VIEWS = {"plain": ("plain",), "both": ("plain", "flip")}
 FEW = 50_000  # frames; up to here nobody waits
 
 
@@ -185,7 +184,7 @@ class Predictions:
             InputError: another run's store has other frames in these rows, or an embedding isn't finite.
             StoreError: a view is missing, or a store can't be read any more.
         """
-        first, kinds = runs[0], VIEWS[views]
+        first, kinds = runs[0], ("plain",) if views == "plain" else ("plain", "flip")
         for run in runs[1:]:
             require_same_frames(first.store, run.store, rows)
         total, done = len(rows) * len(runs) * len(kinds), 0

@@ -12,7 +12,7 @@ from affcache.progress import Listener, Result
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs
 from affcache.settings import build
-from affcache.store.reading import ENCODED, EmbeddingStore
+from affcache.store.reading import ENCODED
 from affcache.submission.files import (
     Template,
     check_submission,
@@ -68,12 +68,19 @@ def submit(
     runs = open_runs(settings.run, settings.store, settings.device, listener)
     task, store = runs[0].task, runs[0].store
     require_template_of(template, task)
-    folders = [run.folder for run in runs]
     on_training = runs
     if settings.fits_rules:
-        on_training = [TrainedRun.open(folder, None, settings.device, Listener()) for folder in folders]
+        on_training = [TrainedRun.open(run.folder, None, settings.device, Listener()) for run in runs]
     rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
-    predictions = Predictions.of(runs, _rows_of(store, template), settings.views, listener)
+    wanted = np.isin(np.array(store.video_names), list(set(template.videos)))  # (V,)
+    rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
+    if not len(rows):
+        raise InputError(
+            f"No video of the template has a crop in {store.path}: the template has {template.videos[0]}, ..., the "
+            f"store {store.video_names[0]}, .... Expected the crops of the test videos. Extract them with 'affcache "
+            "extract --crops DIR --store FILE'."
+        )
+    predictions = Predictions.of(runs, rows, settings.views, listener)
     probabilities = rule.probabilities(predictions, task)
     filled, count, missing = fill_gaps(template, predictions, probabilities)
     if missing:
@@ -86,7 +93,7 @@ def submit(
     return SubmitResult(
         out=str(settings.out),
         task=task.name,
-        runs=tuple(str(folder.path) for folder in folders),
+        runs=tuple(str(run.folder.path) for run in runs),
         lines=len(template),
         videos=len(set(template.videos)),
         filled=count,
@@ -127,20 +134,3 @@ def fill_gaps(
             found[of_video, column] = np.interp(wanted, known.astype(np.float64), probabilities[rows[video], column])
         filled += int((~np.isin(wanted, known)).sum())
     return found, filled, [video for video in lines if video not in rows]
-
-
-def _rows_of(store: EmbeddingStore, template: Template) -> npt.NDArray[np.int64]:
-    """Return the encoded rows of the template's videos.
-
-    Raises:
-        InputError: there is none.
-    """
-    wanted = np.isin(np.array(store.video_names), list(set(template.videos)))  # (V,)
-    rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
-    if not len(rows):
-        raise InputError(
-            f"No video of the template has a crop in {store.path}: the template has {template.videos[0]}, ..., the "
-            f"store {store.video_names[0]}, .... Expected the crops of the test videos. Extract them with 'affcache "
-            "extract --crops DIR --store FILE'."
-        )
-    return rows.astype(np.int64)

@@ -24,7 +24,7 @@ from affcache.tasks.annotations import SPLIT_FOLDERS, JoinedLabels, find_label_f
 from affcache.tasks.splits import group_frames, hold_out
 from affcache.tasks.tasks import TASKS, Task, find_task
 from affcache.training.data import FrameSource, load_frames, load_splits, require_finite
-from affcache.training.epochs import LOSSES, Best, Entry, Epochs, Run
+from affcache.training.epochs import LOSSES, Epochs, Run
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
@@ -222,17 +222,13 @@ def run_of(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.d
     return Epochs(learner), why
 
 
+@dataclass(frozen=True)
 class SavedRun:
-    """A run of one head in its folder, saved step by step: a kill costs the step that is under way.
+    """A run of one head in its folder, saved step by step: a kill costs the step that is under way."""
 
-    Args:
-        run: what trains the head.
-        folder: the claimed run folder.
-        identity: goes into the header of every saved head: what ``HEADER`` names.
-    """
-
-    def __init__(self, run: Run, folder: RunFolder, identity: dict[str, Any]) -> None:
-        self.run, self.folder, self.identity = run, folder, identity
+    run: Run
+    folder: RunFolder  # claimed
+    identity: dict[str, Any]  # goes into the header of every saved head: what ``HEADER`` names
 
     def train(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
         """Make the steps that are left.
@@ -242,7 +238,13 @@ class SavedRun:
         """
         (best,), metric = self.run.best, TASKS[self.identity["task"]].metric
         for (entry,) in self.run.run(train, validation):
-            self._require_finite(best, entry)
+            if best.diverged is not None:
+                loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
+                raise ConfigError(
+                    f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
+                    "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
+                    f"{self.folder.path}."
+                )
             self.folder.append_history(entry)
             own = {name: entry[name] for name in ("epoch", "strength", metric) if name in entry}
             if best.entry is entry:
@@ -253,16 +255,6 @@ class SavedRun:
             strength = f"strength {entry['strength']:g}: " if "strength" in entry else ""
             words = f"{strength}{metric} {entry[metric]:.3f}, best {best.value:.3f}"
             listener.progress(entry["epoch"], self.run.steps, self.run.unit, words)
-
-    def _require_finite(self, best: Best, entry: Entry) -> None:
-        """Refuse to go on with, or to keep, a head that diverged."""
-        if best.diverged is not None:
-            loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
-            raise ConfigError(
-                f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
-                "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
-                f"{self.folder.path}."
-            )
 
     def restore(self) -> None:
         """Continue from the last finished epoch, as if there had been no interruption; a ridge begins anew."""

@@ -51,68 +51,62 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 class Page:
     """How the help presents a command."""
 
-    examples: tuple[str, str]  # words after the command's name
+    example: str  # words after the command's name
+    another: str
     first: tuple[str, ...] = ()  # settings that the help lists first
     positional: tuple[str, ...] = ()  # settings that are arguments instead of flags
 
 
 PAGES = {
     "extract": Page(
-        (
-            "--crops data/Aff-Wild2/cropped_aligned",
-            "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k",
-        ),
+        "--crops data/Aff-Wild2/cropped_aligned",
+        "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k",
         first=("crops", "crop_list", "store", "model", "pretrained"),
     ),
     "fit": Page(
-        ("--task expr", "--task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1"),
+        "--task expr",
+        "--task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1",
         first=("task", "store", "annotations", "run", "resume"),
     ),
     "score": Page(
-        ("", "runs/au-rho01 --split train --json"),
+        "",
+        "runs/au-rho01 --split train --json",
         first=("split", "store", "annotations", "against", "figures"),
         positional=("run",),
     ),
     "ablate": Page(
-        (
-            "--task expr --preset paper --seeds 5",
-            "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid",
-        ),
+        "--task expr --preset paper --seeds 5",
+        "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid",
         first=(
             "task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes",
         ),
     ),
     "report": Page(
-        ("", "runs/au-rho01 --crops my/faces --out au.html"),
+        "",
+        "runs/au-rho01 --crops my/faces --out au.html",
         first=("split", "store", "annotations", "crops", "out"),
         positional=("run",),
     ),
     "submit": Page(
-        (
-            "runs/best --template test_set_example.txt --store test.h5",
-            "runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51",
-        ),
+        "runs/best --template test_set_example.txt --store test.h5",
+        "runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51",
         first=("template", "frames", "store", "out"),
         positional=("run",),
     ),
-    "info": Page(("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json")),
-    "verify": Page(("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json")),
-    "demo": Page(("", "--out demo-clip --model ViT-B-32 --pretrained openai")),
+    "info": Page("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json"),
+    "verify": Page("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json"),
+    "demo": Page("", "--out demo-clip --model ViT-B-32 --pretrained openai"),
     "import": Page(
-        (
-            "train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai",
-            "embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai",
-        ),
+        "train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai",
+        "embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai",
         positional=("sources",),
     ),
     "export": Page(
-        (
-            "data/features/ViT-L-14-openai.h5 --format npy --out embeddings",
-            "my/faces.h5 --format parquet --out my/faces.parquet",
-        ),
+        "data/features/ViT-L-14-openai.h5 --format npy --out embeddings",
+        "my/faces.h5 --format parquet --out my/faces.parquet",
         positional=("store",),
     ),
-    "doctor": Page(("", "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k")),
+    "doctor": Page("", "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k"),
 }  # fmt: skip
 
 
@@ -152,5 +146,5 @@ for name, page in PAGES.items():
     parameters = [argument("store", "The embedding store.")]
     if name in COMMANDS:
         parameters = parameters_of(COMMANDS[name].settings, page.positional, page.first)
-    examples = [f"affcache {name} {words}".rstrip() for words in page.examples]
+    examples = [f"affcache {name} {words}".rstrip() for words in (page.example, page.another)]
     add(app, name, f"{inspect.getdoc(help_of)}", handler_of(name), examples, parameters)

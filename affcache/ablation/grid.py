@@ -53,7 +53,6 @@ class Grid:
     named: Sequence[NamedValues]
     axes: Mapping[str, Sequence[Any]]  # what --vary varies
     stores: Sequence[Path]
-    base: str
     words: Sequence[str]  # what is varied, for a folder's name
     held_out: float  # share of the training frames on which epochs are chosen; 0 for validation
 
@@ -125,20 +124,21 @@ class Grid:
             ConfigError: no variant is called so, or has these values.
         """
         wanted = self._own_values
-        if self.base:
+        base = self.settings.base
+        if base:
             names = [variant.name for variant in self]
-            if self.base in names:
-                return names.index(self.base)
-            wanted = _parse_values(self.base, "--base", names)
-        elif any(name for name, _ in self.named):
+            if base in names:
+                return names.index(base)
+            wanted = _parse_values(base, "--base", names)
+        elif self.settings.preset != "none" or self.settings.list is not None:
             return 0  # a preset and a list begin with it
         for index, variant in enumerate(self):
             if all(variant.values.get(name) == value for name, value in wanted.items()):
                 return index
-        if not self.base:
+        if not base:
             return 0
         raise ConfigError(
-            f"--base is {self.base!r}, but no setting of the grid has these values. Expected those of one of: "
+            f"--base is {base!r}, but no setting of the grid has these values. Expected those of one of: "
             f"{_some([variant.name for variant in self])}."
         )
 
@@ -169,14 +169,10 @@ def build_grid(settings: AblateSettings) -> Grid:
     stores = settings.store or (default_store(),)
     if len(set(stores)) < len(stores):
         raise ConfigError(f"--store names a store twice: {', '.join(map(str, stores))}. Expected each once.")
-    base = settings.base
-    if not base and settings.preset in ("alpha", "rho"):
-        name, value = next(iter(named[0][1].items()))
-        base = f"{name}={as_text(value)}"
     held_out = settings.held_out if settings.select == "heldout" else 0.0
     words = [settings.preset] if settings.preset != "none" else [settings.list.stem] if settings.list else []
     words += [*axes, *(["stores"] if len(stores) > 1 else []), *(["heldout"] if held_out else [])]
-    return Grid(settings, named, axes, stores, base, words, held_out)
+    return Grid(settings, named, axes, stores, words, held_out)
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:

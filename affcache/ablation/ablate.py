@@ -18,12 +18,12 @@ from affcache.ablation.figures import write_figures
 from affcache.ablation.grid import Grid, build_grid
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Summary, summarise
-from affcache.ablation.tables import write_tables
+from affcache.ablation.tables import latex, markdown, write_results, write_summary
 from affcache.ablation.train import Group, Trainer, group_trials, require_asked_for
 from affcache.ablation.trials import Outcome, Trial
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
-from affcache.files import Tensors
+from affcache.files import Tensors, write_text
 from affcache.progress import Listener, duration_text
 from affcache.settings import as_text, build
 from affcache.tasks.tasks import find_task
@@ -150,7 +150,12 @@ class Ablation:
             if trial.name in self.outcomes:
                 by_variant[number // self.settings.seeds][trial.settings.seed] = self.outcomes[trial.name]
         rows = summarise(self.variants, by_variant, self.grid.base_index(), self.settings.task)
-        files = write_tables(self.out, self._finished(), rows, self.grid.varied, self.settings.select == "heldout")
+        varied, heldout = self.grid.varied, self.settings.select == "heldout"
+        files = [self.out / name for name in ("results.csv", "summary.csv", "summary.md", "summary.tex")]
+        write_results(files[0], self._finished(), varied)
+        write_summary(files[1], rows, varied)
+        write_text(files[2], markdown(rows, heldout))
+        write_text(files[3], latex(rows, heldout))
         if with_figures:
             figures = write_figures(self.out / "figures", self.grid, rows)
             for other in set((self.out / "figures").glob("*.*")).difference(figures):  # of another grid in this folder

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,11 @@ import numpy as np
 
 from affcache.ablation.settings import AblateSettings
 from affcache.errors import ConfigError, did_you_mean
-from affcache.settings import as_text, build, default_store, flag, from_text
+from affcache.settings import as_text, build, default_store, flag, from_text, read_toml
 from affcache.tasks.tasks import find_task
 from affcache.training.learner import find_head
 from affcache.training.settings import FitSettings, TrainingSettings
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 NOT_VARIED = ("annotations", "device", "memory")
 WHY_NOT = {
     "seed": "seeds are varied by --seeds K",
@@ -198,8 +193,8 @@ def read_list(path: Path) -> list[NamedValues]:
         ConfigError: the file can't be read, is empty, or a setting is unknown or of the wrong kind.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tables = read_toml(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--list {path} can't be read: {error}. Expected a TOML file of tables.") from None
     loose = [name for name, table in tables.items() if not isinstance(table, dict)]
     if loose or not tables:

@@ -164,12 +164,7 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
 def open_split(
     settings: SplitSettings, paths: Sequence[Path], listener: Listener
 ) -> tuple[list[TrainedRun], Path, JoinedLabels]:
-    """Open runs, and join the labels of a split to their store; return the folder of the labels, too.
-
-    Raises:
-        InputError: no run, or labels that can't be read or that join to no crop; runs of several tasks.
-        StoreError: the store has changed since a run, is of another encoder, incomplete or damaged.
-    """
+    """Open runs, and join the labels of a split to their store; return the folder of the labels, too."""
     runs = open_runs(paths, settings.store, settings.device, listener)
     annotations = settings.annotations or runs[0].settings.annotations
     joined = join_labels(runs[0].store, annotations, runs[0].task, settings.split)

@@ -36,6 +36,11 @@ def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), defau
     return field(default=default, metadata={"help": sentence, "choices": choices, "default_text": default_text})
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raises OSError or ValueError where that can't be done."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 class Settings:
     """Base of the settings classes: checks choices and ranges, and reports every problem at once."""
 
@@ -162,8 +167,8 @@ def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySe
 
 def _read_config(path: Path, commands: Commands) -> ConfigFile:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = read_toml(path)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct that line.") from None
     values: dict[str, dict[str, Any]] = {command: {} for command in commands}
     problems: list[str] = []

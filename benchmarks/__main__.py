@@ -1,5 +1,6 @@
 """The command ``python -m benchmarks``: one benchmark each, with flags made from its settings class."""
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import typer
 from affcache.settings import Settings
 from benchmarks import ablate, extract, fit, gpu, settings, show, store
 from cli.console import run, start
-from cli.options import Handler, add_command
+from cli.options import Handler, add, parameters_of
 
 NAME = "python -m benchmarks"
 
@@ -72,7 +73,8 @@ def handler_of(benchmark: Benchmark) -> Handler:
 
 for name, benchmark in BENCHMARKS.items():
     lines = [f"{NAME} {name} {flags}".rstrip() for flags in benchmark.examples]
-    add_command(app, name, benchmark.settings, handler_of(benchmark), lines)
+    sentence = f"{inspect.getdoc(benchmark.settings)}"
+    add(app, name, sentence, handler_of(benchmark), lines, parameters_of(benchmark.settings))
 
 
 if __name__ == "__main__":

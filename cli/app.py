@@ -1,8 +1,10 @@
 """The command ``affcache``: its subcommands as the help presents them, made from the table ``affcache.commands``."""
 
+import inspect
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from affcache.progress import Listener
 from affcache.settings import find_config
 
 from .console import INPUT_ERROR, run, start
-from .options import Handler, add, add_command, argument
+from .options import Handler, add, argument, parameters_of
 from .show import SHOW
 
 app = typer.Typer(
@@ -49,68 +51,62 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 class Page:
     """How the help presents a command."""
 
-    examples: tuple[str, str]  # words after the command's name
+    example: str  # words after the command's name
+    another: str
     first: tuple[str, ...] = ()  # settings that the help lists first
     positional: tuple[str, ...] = ()  # settings that are arguments instead of flags
 
 
 PAGES = {
     "extract": Page(
-        (
-            "--crops data/Aff-Wild2/cropped_aligned",
-            "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k",
-        ),
+        "--crops data/Aff-Wild2/cropped_aligned",
+        "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k",
         first=("crops", "crop_list", "store", "model", "pretrained"),
     ),
     "fit": Page(
-        ("--task expr", "--task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1"),
+        "--task expr",
+        "--task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1",
         first=("task", "store", "annotations", "run", "resume"),
     ),
     "score": Page(
-        ("", "runs/au-rho01 --split train --json"),
+        "",
+        "runs/au-rho01 --split train --json",
         first=("split", "store", "annotations", "against", "figures"),
         positional=("run",),
     ),
     "ablate": Page(
-        (
-            "--task expr --preset paper --seeds 5",
-            "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid",
-        ),
+        "--task expr --preset paper --seeds 5",
+        "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid",
         first=(
             "task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes",
         ),
     ),
     "report": Page(
-        ("", "runs/au-rho01 --crops my/faces --out au.html"),
+        "",
+        "runs/au-rho01 --crops my/faces --out au.html",
         first=("split", "store", "annotations", "crops", "out"),
         positional=("run",),
     ),
     "submit": Page(
-        (
-            "runs/best --template test_set_example.txt --store test.h5",
-            "runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51",
-        ),
+        "runs/best --template test_set_example.txt --store test.h5",
+        "runs/a runs/b --frames videos.csv --store test.h5 --smooth mean --smooth-width 51",
         first=("template", "frames", "store", "out"),
         positional=("run",),
     ),
-    "info": Page(("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json")),
-    "verify": Page(("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json")),
-    "demo": Page(("", "--out demo-clip --model ViT-B-32 --pretrained openai")),
+    "info": Page("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json"),
+    "verify": Page("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json"),
+    "demo": Page("", "--out demo-clip --model ViT-B-32 --pretrained openai"),
     "import": Page(
-        (
-            "train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai",
-            "embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai",
-        ),
+        "train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai",
+        "embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai",
         positional=("sources",),
     ),
     "export": Page(
-        (
-            "data/features/ViT-L-14-openai.h5 --format npy --out embeddings",
-            "my/faces.h5 --format parquet --out my/faces.parquet",
-        ),
+        "data/features/ViT-L-14-openai.h5 --format npy --out embeddings",
+        "my/faces.h5 --format parquet --out my/faces.parquet",
         positional=("store",),
     ),
-    "doctor": Page(("", "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k")),
+    "doctor": Page("", "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k"),
 }  # fmt: skip
 
 
@@ -133,13 +129,12 @@ OF_STORES = {"info": info, "verify": verify}  # they take a store, and have no s
 def handler_of(name: str) -> Handler:
     """Return what a command does with the flags that were given."""
 
-    def handle(given: dict[str, Any], as_json: bool) -> None:
-        def work(listener: Listener) -> Any:
-            config = find_config(Path.cwd(), SETTINGS)
-            of_store = OF_STORES.get(name)
-            return of_store(given["store"], listener) if of_store else call(name, given, config, listener)
+    def work(given: dict[str, Any], listener: Listener) -> Any:
+        config = find_config(Path.cwd(), SETTINGS)
+        return OF_STORES[name](given["store"], listener) if name in OF_STORES else call(name, given, config, listener)
 
-        result = run(as_json, work, SHOW[name])
+    def handle(given: dict[str, Any], as_json: bool) -> None:
+        result = run(as_json, partial(work, given), SHOW[name])
         if not getattr(result, "healthy", True):  # the doctor's
             raise typer.Exit(INPUT_ERROR)
 
@@ -147,11 +142,9 @@ def handler_of(name: str) -> Handler:
 
 
 for name, page in PAGES.items():
-    examples = [f"affcache {name} {words}".rstrip() for words in page.examples]
+    help_of = COMMANDS[name].settings if name in COMMANDS else OF_STORES[name]
+    parameters = [argument("store", "The embedding store.")]
     if name in COMMANDS:
-        add_command(
-            app, name, COMMANDS[name].settings, handler_of(name), examples, positional=page.positional, first=page.first
-        )
-    else:
-        store = argument("store", "The embedding store.")
-        add(app, name, f"{OF_STORES[name].__doc__}", handler_of(name), examples, [store])
+        parameters = parameters_of(COMMANDS[name].settings, page.positional, page.first)
+    examples = [f"affcache {name} {words}".rstrip() for words in (page.example, page.another)]
+    add(app, name, f"{inspect.getdoc(help_of)}", handler_of(name), examples, parameters)

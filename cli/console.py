@@ -4,8 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from types import TracebackType
+from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any
 
 import typer
@@ -29,13 +28,9 @@ INTERRUPTED_MESSAGE = (
 class RateColumn(ProgressColumn):
     """Units a second, or seconds a unit where that reads better."""
 
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
     def render(self, task: Task) -> Text:
         """Return the rate of the last half minute."""
-        return Text(rate_text(task.finished_speed or task.speed, self.unit))
+        return Text(rate_text(task.finished_speed or task.speed, task.fields["unit"]))
 
 
 def rate_text(speed: float | None, unit: str) -> str:
@@ -45,7 +40,7 @@ def rate_text(speed: float | None, unit: str) -> str:
     return f"{speed:,.1f} {unit}s/s" if speed >= 1 else f"{1 / speed:,.1f} s/{unit}"
 
 
-class ConsoleListener(Listener):
+class ConsoleListener(Listener, AbstractContextManager["ConsoleListener"]):
     """Shows messages, warnings and a progress bar with rate and time left on standard error."""
 
     def __init__(self) -> None:
@@ -54,12 +49,7 @@ class ConsoleListener(Listener):
         self._shown = (-1, "")
         self._last_line = 0.0
 
-    def __enter__(self) -> "ConsoleListener":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end_bar()
 
     def message(self, text: str) -> None:
@@ -81,26 +71,22 @@ class ConsoleListener(Listener):
             return
         if self._bar is None or (total, unit) != self._shown:
             self._end_bar()
-            self._bar = self._begin_bar(done, total, unit)
+            self._bar = Progress(
+                BarColumn(),
+                TextColumn("{task.completed:,}/{task.total:,}"),
+                RateColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+                console=self.console,
+            )
+            self._bar.add_task("", total=total, completed=done, note="", unit=unit)
+            self._bar.start()
+            self._shown = (total, unit)
         self._bar.update(self._bar.task_ids[0], completed=done, note=note)
         if done >= total:
             self._end_bar()
-
-    def _begin_bar(self, done: int, total: int, unit: str) -> Progress:
-        bar = Progress(
-            BarColumn(),
-            TextColumn("{task.completed:,}/{task.total:,}"),
-            RateColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=self.console,
-        )
-        bar.add_task("", total=total, completed=done, note="")
-        bar.start()
-        self._shown = (total, unit)
-        return bar
 
     def _end_bar(self) -> None:
         if self._bar is not None:
@@ -129,16 +115,13 @@ def run(as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], No
         try:
             with redirect_stdout(sys.stderr):  # Ray prints what it has to say of lost workers
                 result = work(listener)
-        except AffcacheError as error:
-            listener.message(f"Error: {error}")
+        except (AffcacheError, KeyboardInterrupt) as error:
+            failed = isinstance(error, AffcacheError)
+            kind, message = (type(error).__name__, str(error)) if failed else ("Interrupted", INTERRUPTED_MESSAGE)
+            listener.message(f"Error: {message}" if failed else message)
             if as_json:
-                print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-            raise typer.Exit(INPUT_ERROR) from None
-        except KeyboardInterrupt:
-            listener.message(INTERRUPTED_MESSAGE)
-            if as_json:
-                print(json.dumps({"error": "Interrupted", "message": INTERRUPTED_MESSAGE}))
-            raise typer.Exit(INTERRUPTED) from None
+                print(json.dumps({"error": kind, "message": message}))
+            raise typer.Exit(INPUT_ERROR if failed else INTERRUPTED) from None
     if as_json:
         print(json.dumps(result if isinstance(result, dict) else result.to_json()))
     else:

@@ -14,34 +14,22 @@ from affcache.settings import Settings, flag, optional
 Handler = Callable[[dict[str, Any], bool], None]  # (flags as given, --json)
 
 
-def add_command(
-    app: typer.Typer,
-    name: str,
-    settings: type[Settings],
-    handler: Handler,
-    examples: Sequence[str],
-    *,
-    positional: tuple[str, ...] = (),
-    first: tuple[str, ...] = (),
-) -> None:
-    """Add a command that takes every field of a settings class as a flag.
+def parameters_of(
+    settings: type[Settings], positional: Sequence[str] = (), first: Sequence[str] = ()
+) -> list[inspect.Parameter]:
+    """Return a parameter for every field of a settings class.
 
     Args:
-        app: the application.
-        name: the command's name.
-        settings: the class; its docstring is the command's help.
-        handler: called with the flags that were given and whether --json was.
-        examples: two runnable lines for the end of the help.
+        settings: the class.
         positional: fields that are arguments instead of flags.
         first: fields that the help lists first.
     """
-    parameters = [
-        _parameter(declared, typing.get_type_hints(settings)[declared.name], positional=declared.name in positional)
-        for declared in dataclasses.fields(settings)  # type: ignore[arg-type]  # subclasses are dataclasses
+    kinds, declared = typing.get_type_hints(settings), dataclasses.fields(settings)  # type: ignore[arg-type]
+    order = {name: position for position, name in enumerate(first)}
+    return [
+        _parameter(one, kinds[one.name], positional=one.name in positional)
+        for one in sorted(declared, key=lambda one: order.get(one.name, len(first)))
     ]
-    order = {field: position for position, field in enumerate(first)}
-    parameters.sort(key=lambda parameter: order.get(parameter.name, len(first)))
-    add(app, name, f"{inspect.getdoc(settings)}", handler, examples, parameters)
 
 
 def add(
@@ -52,7 +40,16 @@ def add(
     examples: Sequence[str],
     parameters: list[inspect.Parameter],
 ) -> None:
-    """Add a command with the given parameters, and --json."""
+    """Add a command with the given parameters, and --json.
+
+    Args:
+        app: the application.
+        name: the command's name.
+        sentence: its help.
+        handler: called with the flags that were given and whether --json was.
+        examples: two runnable lines for the end of the help.
+        parameters: what it takes.
+    """
     option = typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else.")
     json = _keyword("json", option, bool)
 

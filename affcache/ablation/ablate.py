@@ -1,10 +1,12 @@
 """An ablation as a whole: a grid read, its missing trials trained, and all of them compared."""
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -13,19 +15,19 @@ import torch
 from filelock import FileLock, Timeout
 
 from affcache.ablation.figures import write_figures
-from affcache.ablation.grid import Grid, Variant, build_grid
-from affcache.ablation.group_training import Group
+from affcache.ablation.grid import Grid, build_grid
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Summary, summarise
-from affcache.ablation.tables import write_tables
-from affcache.ablation.train import BestHeads, Trainer, group_trials, require_asked_for
-from affcache.ablation.trials import JoinedSplits, LoadedSplits, Outcome, Trial
+from affcache.ablation.tables import latex, markdown, write_results, write_summary
+from affcache.ablation.train import Group, Trainer, group_trials, require_asked_for
+from affcache.ablation.trials import Outcome, Trial
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
+from affcache.files import Tensors, write_text
 from affcache.progress import Listener, duration_text
 from affcache.settings import as_text, build
 from affcache.tasks.tasks import find_task
-from affcache.training.fit import SMALLEST_TAIL, tail_of
+from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, tail_of
 from affcache.training.run_folder import fit_command
 
 # what trains, by --engine: functions that give a trainer, imported when they are asked for
@@ -37,49 +39,48 @@ TRIED = 5  # settings for a projection
 SplitsOf = dict[tuple[Path, str], JoinedSplits]  # by store and task
 
 
+@dataclass
 class Ablation:
     """A grid at work in a folder.
-
-    Args:
-        settings: of the ablation.
-        grid: what is trained.
-        splits: labels joined to each store, for every store and task of the grid.
-        out: the folder.
-        trainer: trains heads.
-        device: where frames are kept.
-        listener: receives messages and progress.
 
     Raises:
         ConfigError: the grid is huge and takes more than a day.
         StoreError: a finished result is damaged.
     """
 
-    def __init__(
-        self,
-        settings: AblateSettings,
-        grid: Grid,
-        splits: SplitsOf,
-        out: Path,
-        trainer: Trainer,
-        device: torch.device,
-        listener: Listener,
-    ) -> None:
-        self.settings, self.grid, self.splits, self.out = settings, grid, splits, out
-        self.trainer, self.device, self.listener = trainer, device, listener
-        self.memory = settings.memory or default_memory(device)
+    settings: AblateSettings
+    grid: Grid
+    splits: SplitsOf  # labels joined to each store, for every store and task of the grid
+    out: Path
+    trainer: Trainer
+    device: torch.device  # where frames are kept
+    listener: Listener
+
+    def __post_init__(self) -> None:
+        self.memory = self.settings.memory or default_memory(self.device)
         self._loaded: tuple[JoinedSplits, LoadedSplits] | None = None  # one at a time
         self._written = time.monotonic()  # the tables
         self._epochs = (0, 0)  # of heads: trained, and to train in this call
-        if grid.trials > MANY:
-            self._project(grid.trials)
-        self.variants = list(grid)
-        self.trials = [self._trial(variant, seed) for variant in self.variants for seed in range(grid.seeds)]
-        self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.finished}
-        self.heads = BestHeads(settings.keep, self._finished())
+        if self.grid.trials > MANY:
+            self._project(self.grid.trials)
+        self.variants, self.trials = list(self.grid), list[Trial]()
+        for variant in self.variants:
+            for seed in range(self.settings.seeds):
+                recipe = self.grid.fit_settings(variant, seed)
+                self.trials.append(Trial.of(variant, recipe, self.splits[variant.store, recipe.task], self.out))
+        self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.result.is_file()}
+        self._best: dict[str, tuple[float, Trial]] = {}  # by task: the metric where epochs were chosen, and whose
+        for trial, outcome in self._finished():
+            self._take(trial, outcome)
 
-    def _trial(self, variant: Variant, seed: int) -> Trial:
-        recipe = self.grid.fit_settings(variant, seed)
-        return Trial.of(variant, recipe, self.splits[variant.store, recipe.task], self.out)
+    def _take(self, trial: Trial, outcome: Outcome) -> Trial | None:
+        """Take note of a trial; if it is the best of its task so far, return the one that was before, or itself."""
+        task, selected = trial.splits.task.name, outcome.selected
+        before, beaten = self._best.get(task, (-math.inf, trial))
+        if selected is None or not selected > before:
+            return None
+        self._best[task] = (selected, trial)
+        return beaten
 
     def _finished(self) -> list[tuple[Trial, Outcome]]:
         """Return the finished trials with their outcomes, in the order of the grid."""
@@ -88,7 +89,18 @@ class Ablation:
     def train(self) -> int:
         """Train what isn't finished; return how many heads."""
         pending = [trial for trial in self.trials if trial.name not in self.outcomes]
-        self._say_what_is_there()
+        words = f"{len(self.variants):,} settings x {self.settings.seeds} seeds: {len(self.trials):,} heads"
+        if self.outcomes:
+            words += f", {len(self.outcomes):,} of them finished before"
+        self.listener.message(words)
+        if self.settings.seeds < FEW_SEEDS:
+            self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
+        without = sum(not trial.folder.head.is_file() for trial, found in self._finished() if found.diverged is None)
+        if self.settings.keep == "all" and without:
+            self.listener.warning(
+                f"{without} heads finished before were not kept then, and --keep counts for heads that are trained. "
+                "Train them again with another --out DIR, or one by one with 'affcache fit'."
+            )
         if not pending:
             return 0
         self._warn_of_tails()
@@ -99,20 +111,6 @@ class Ablation:
             if of_splits := [trial for trial in pending if trial.splits is splits]:
                 self._train(of_splits, self._load(splits))
         return len(pending)
-
-    def _say_what_is_there(self) -> None:
-        words = f"{len(self.variants):,} settings x {self.grid.seeds} seeds: {len(self.trials):,} heads"
-        if self.outcomes:
-            words += f", {len(self.outcomes):,} of them finished before"
-        self.listener.message(words)
-        if self.grid.seeds < FEW_SEEDS:
-            self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
-        without = sum(not trial.folder.head.is_file() for trial, found in self._finished() if found.diverged is None)
-        if self.settings.keep == "all" and without:
-            self.listener.warning(
-                f"{without} heads finished before were not kept then, and --keep counts for heads that are trained. "
-                "Train them again with another --out DIR, or one by one with 'affcache fit'."
-            )
 
     def _train(self, trials: Sequence[Trial], splits: LoadedSplits) -> None:
         """Train trials of one store, in groups whose size depends on the whole grid: it is the same after a kill."""
@@ -125,12 +123,20 @@ class Ablation:
                     self.listener.warning(
                         f"{trial.variant.name}, seed {trial.settings.seed}: diverged in epoch {outcome.diverged}"
                     )
-                self.heads.write(trial, outcome, splits.video_names, head)
-                self.outcomes[trial.name] = outcome
+                self._write_trial(trial, outcome, head)
             work[index].discard_checkpoint()
             if time.monotonic() - self._written >= SECONDS_BETWEEN_TABLES:
                 self.write(with_figures=False)
                 self._written = time.monotonic()
+
+    def _write_trial(self, trial: Trial, outcome: Outcome, head: Tensors) -> None:
+        """Write a finished trial, with its head if that is kept; the head that was the best before goes then."""
+        self.outcomes[trial.name], beaten, keep = outcome, self._take(trial, outcome), self.settings.keep
+        wanted = keep == "all" or (keep == "best" and beaten is not None)
+        kept = wanted and outcome.diverged is None and bool(head)  # a cluster sends what may be kept, and no more
+        trial.write(outcome, head if kept else None)
+        if keep == "best" and beaten is not None and beaten is not trial:
+            beaten.folder.head.unlink(missing_ok=True)
 
     def _report(self, epochs: int, note: str) -> None:
         done, total = self._epochs
@@ -142,9 +148,14 @@ class Ablation:
         by_variant: list[dict[int, Outcome]] = [{} for _ in self.variants]
         for number, trial in enumerate(self.trials):
             if trial.name in self.outcomes:
-                by_variant[number // self.grid.seeds][trial.settings.seed] = self.outcomes[trial.name]
+                by_variant[number // self.settings.seeds][trial.settings.seed] = self.outcomes[trial.name]
         rows = summarise(self.variants, by_variant, self.grid.base_index(), self.settings.task)
-        files = write_tables(self.out, self._finished(), rows, self.grid.varied, self.settings.select == "heldout")
+        varied, heldout = self.grid.varied, self.settings.select == "heldout"
+        files = [self.out / name for name in ("results.csv", "summary.csv", "summary.md", "summary.tex")]
+        write_results(files[0], self._finished(), varied)
+        write_summary(files[1], rows, varied)
+        write_text(files[2], markdown(rows, heldout))
+        write_text(files[3], latex(rows, heldout))
         if with_figures:
             figures = write_figures(self.out / "figures", self.grid, rows)
             for other in set((self.out / "figures").glob("*.*")).difference(figures):  # of another grid in this folder
@@ -164,7 +175,7 @@ class Ablation:
                 "run": str(trial.folder.path) if trial.folder.head.is_file() else None,
                 "fit": fit_command(trial.settings),
             }
-            for task, (selected, trial) in self.heads.best.items()
+            for task, (selected, trial) in self._best.items()
         ]
 
     def _load(self, splits: JoinedSplits) -> LoadedSplits:
@@ -186,7 +197,7 @@ class Ablation:
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""
         few = []
-        for trial in self.trials[:: self.grid.seeds]:  # the first of each setting
+        for trial in self.trials[:: self.settings.seeds]:  # the first of each setting
             recipe, tail = trial.settings, tail_of(trial.settings, trial.splits.task, len(trial.splits.train))
             if recipe.alpha < 1 and recipe.cvar_level == recipe.cvar_within == "batch" and tail < SMALLEST_TAIL:
                 few.append(f"{trial.variant.name} ({tail:g})")
@@ -260,7 +271,15 @@ def ablate(
         grid.base_index()
     out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
     with resolve_name(TRAINERS[settings.engine])(settings, listener) as (trainer, device):
-        splits = _open_splits(grid, settings, listener)
+        tasks: Sequence[Any] = grid.axes.get("task") or [of.get("task", settings.task) for _, of in grid.named]
+        splits: SplitsOf = {}
+        for store, task in product(grid.stores, dict.fromkeys(tasks)):
+            if len(grid.stores) > 1:
+                listener.message(f"{store}:")
+            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener)
+            if grid.held_out:
+                joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
+            splits[store, task] = joined
         with _alone_in(out):
             ablation = Ablation(settings, grid, splits, out, trainer, device, listener)
             trained = ablation.train()
@@ -276,18 +295,6 @@ def ablate(
         best=ablation.best(),
         files=[str(file) for file in files],
     )
-
-
-def _open_splits(grid: Grid, settings: AblateSettings, listener: Listener) -> SplitsOf:
-    """Open every store with the labels of every task that the grid has."""
-    tasks: Sequence[Any] = grid.axes.get("task") or [of.get("task", settings.task) for _, of in grid.named]
-    splits: SplitsOf = {}
-    for store in grid.stores:
-        for name in dict.fromkeys(tasks):
-            if len(grid.stores) > 1:
-                listener.message(f"{store}:")
-            splits[store, name] = JoinedSplits.open(store, find_task(name), settings, listener)
-    return splits
 
 
 @contextmanager

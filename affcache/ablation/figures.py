@@ -45,15 +45,10 @@ def write_figures(folder: Path, grid: Grid, rows: Sequence[Summary]) -> list[Pat
 
 def axes_of(grid: Grid) -> Mapping[str, Sequence[Any]]:
     """Return what a grid varies freely and the values: of --vary, of a preset of one setting, and the stores."""
-    axes: dict[str, Sequence[Any]] = dict(grid.axes)
-    named = any(name for name, _ in grid.named)
-    if not named and len(grid.named) > 1:  # alpha, or rho
-        axes = {name: [of[name] for _, of in grid.named] for name in grid.named[0][1]} | axes
-    if named and len(grid.named) > 1:
-        axes = {}
-    elif len(grid.stores) > 1:
-        axes["store"] = grid.stores
-    return axes
+    if any(name for name, _ in grid.named) and len(grid.named) > 1:
+        return {}
+    of_preset = {name: [of[name] for _, of in grid.named] for name in grid.named[0][1] if len(grid.named) > 1}
+    return {**of_preset, **grid.axes, **({"store": grid.stores} if len(grid.stores) > 1 else {})}
 
 
 def _value(row: Summary, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +12,17 @@ import numpy as np
 
 from affcache.ablation.settings import AblateSettings
 from affcache.errors import ConfigError, did_you_mean
-from affcache.settings import as_text, build, default_store, flag, from_text
+from affcache.settings import as_text, build, default_store, flag, from_text, read_toml
 from affcache.tasks.tasks import find_task
 from affcache.training.learner import find_head
 from affcache.training.settings import FitSettings, TrainingSettings
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 NOT_VARIED = ("annotations", "device", "memory")
+WHY_NOT = {
+    "seed": "seeds are varied by --seeds K",
+    "store": "stores are varied by several --store FILE",
+    **{name: f"{flag(name)} is the same for a whole grid" for name in NOT_VARIED},
+}
 VARIED = tuple(f.name for f in dataclasses.fields(TrainingSettings) if f.name not in NOT_VARIED)
 NamedValues = tuple[str, dict[str, Any]]  # a name and settings of fit; the name is "" where the settings say it
 PUBLISHED = TrainingSettings()
@@ -44,12 +44,10 @@ class Variant:
 class Grid:
     """All variants of an ablation, in their order; one is only made when it is asked for."""
 
-    recipe: TrainingSettings
+    settings: AblateSettings
     named: Sequence[NamedValues]
     axes: Mapping[str, Sequence[Any]]  # what --vary varies
     stores: Sequence[Path]
-    seeds: int
-    base: str
     words: Sequence[str]  # what is varied, for a folder's name
     held_out: float  # share of the training frames on which epochs are chosen; 0 for validation
 
@@ -70,7 +68,7 @@ class Grid:
     @property
     def trials(self) -> int:
         """How many heads are trained."""
-        return len(self) * self.seeds
+        return len(self) * self.settings.seeds
 
     def __getitem__(self, index: int) -> Variant:
         if not 0 <= index < len(self):
@@ -93,7 +91,7 @@ class Grid:
         Raises:
             ConfigError: a value is out of range, or doesn't go with the others.
         """
-        given = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(TrainingSettings)}
+        given = {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(TrainingSettings)}
         own = {"store": variant.store, "seed": seed, "held_out": self.held_out}
         try:
             settings = build(FitSettings, {**given, **variant.values, **own})
@@ -112,7 +110,7 @@ class Grid:
     @property
     def _own_values(self) -> dict[str, Any]:
         """The recipe's values of what is varied."""
-        return {name: getattr(self.recipe, name) for name in self.varied}
+        return {name: getattr(self.settings, name) for name in self.varied}
 
     def base_index(self) -> int:
         """Return which variant others are compared with: the one named, else the recipe's own values, else the first.
@@ -121,20 +119,21 @@ class Grid:
             ConfigError: no variant is called so, or has these values.
         """
         wanted = self._own_values
-        if self.base:
+        base = self.settings.base
+        if base:
             names = [variant.name for variant in self]
-            if self.base in names:
-                return names.index(self.base)
-            wanted = _parse_values(self.base, "--base", names)
-        elif any(name for name, _ in self.named):
+            if base in names:
+                return names.index(base)
+            wanted = _parse_values(base, "--base", names)
+        elif self.settings.preset != "none" or self.settings.list is not None:
             return 0  # a preset and a list begin with it
         for index, variant in enumerate(self):
             if all(variant.values.get(name) == value for name, value in wanted.items()):
                 return index
-        if not self.base:
+        if not base:
             return 0
         raise ConfigError(
-            f"--base is {self.base!r}, but no setting of the grid has these values. Expected those of one of: "
+            f"--base is {base!r}, but no setting of the grid has these values. Expected those of one of: "
             f"{_some([variant.name for variant in self])}."
         )
 
@@ -146,7 +145,6 @@ def build_grid(settings: AblateSettings) -> Grid:
         ConfigError: nothing is varied, an unknown setting, a value of the wrong kind, the same twice, or a list that
             can't be read.
     """
-    recipe = TrainingSettings(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(TrainingSettings)})
     if settings.preset == "none" and settings.list is None and not settings.vary and len(settings.store) < 2:
         raise ConfigError(
             "Nothing is varied. Expected --vary NAME=VALUES, such as --vary alpha=0.3,0.5,1, or --preset, --list FILE "
@@ -154,7 +152,7 @@ def build_grid(settings: AblateSettings) -> Grid:
         )
     named: Sequence[NamedValues] = [("", {})]
     if settings.preset != "none":
-        named = preset_values(settings.preset, recipe)
+        named = preset_values(settings.preset, settings)
     if settings.list is not None:
         named = read_list(settings.list)
     axes: dict[str, Sequence[Any]] = {}
@@ -166,14 +164,10 @@ def build_grid(settings: AblateSettings) -> Grid:
     stores = settings.store or (default_store(),)
     if len(set(stores)) < len(stores):
         raise ConfigError(f"--store names a store twice: {', '.join(map(str, stores))}. Expected each once.")
-    base = settings.base
-    if not base and settings.preset in ("alpha", "rho"):
-        name, value = next(iter(named[0][1].items()))
-        base = f"{name}={as_text(value)}"
     held_out = settings.held_out if settings.select == "heldout" else 0.0
     words = [settings.preset] if settings.preset != "none" else [settings.list.stem] if settings.list else []
     words += [*axes, *(["stores"] if len(stores) > 1 else []), *(["heldout"] if held_out else [])]
-    return Grid(recipe, named, axes, stores, settings.seeds, base, words, held_out)
+    return Grid(settings, named, axes, stores, words, held_out)
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
@@ -199,8 +193,8 @@ def read_list(path: Path) -> list[NamedValues]:
         ConfigError: the file can't be read, is empty, or a setting is unknown or of the wrong kind.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tables = read_toml(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--list {path} can't be read: {error}. Expected a TOML file of tables.") from None
     loose = [name for name, table in tables.items() if not isinstance(table, dict)]
     if loose or not tables:
@@ -236,21 +230,12 @@ def _some(names: Sequence[str]) -> str:
 def _value(name: str, value: Any, where: str) -> Any:
     """Return the value of a setting that may be varied, given as text or as TOML has it."""
     if name not in VARIED:
-        raise ConfigError(f"{where}: {_why_not(name)}. Expected one of: {', '.join(VARIED)}.")
+        unknown = f"{name!r} is no setting of fit{did_you_mean(name, VARIED)}"
+        raise ConfigError(f"{where}: {WHY_NOT.get(name, unknown)}. Expected one of: {', '.join(VARIED)}.")
     try:
         return from_text(str(value), typing.get_type_hints(TrainingSettings)[name])
     except ValueError as error:
         raise ConfigError(f"{where}: {name} is {value!r}; expected {error}.") from None
-
-
-def _why_not(name: str) -> str:
-    if name == "seed":
-        return "seeds are varied by --seeds K"
-    if name == "store":
-        return "stores are varied by several --store FILE"
-    if name in NOT_VARIED:
-        return f"{flag(name)} is the same for a whole grid"
-    return f"{name!r} is no setting of fit{did_you_mean(name, VARIED)}"
 
 
 def preset_values(preset: str, recipe: TrainingSettings) -> Sequence[NamedValues]:

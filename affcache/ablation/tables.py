@@ -14,18 +14,6 @@ from affcache.progress import metric_name
 from affcache.settings import as_text
 
 
-def write_tables(
-    out: Path, runs: Sequence[tuple[Trial, Outcome]], rows: Sequence[Summary], varied: Sequence[str], heldout: bool
-) -> list[Path]:
-    """Write all tables of an ablation into its folder, and return the files."""
-    files = [out / name for name in ("results.csv", "summary.csv", "summary.md", "summary.tex")]
-    write_results(files[0], runs, varied)
-    write_summary(files[1], rows, varied)
-    write_text(files[2], markdown(rows, heldout))
-    write_text(files[3], latex(rows, heldout))
-    return files
-
-
 def write_results(path: Path, runs: Sequence[tuple[Trial, Outcome]], varied: Sequence[str]) -> None:
     """Write results.csv: a row for each finished run, in the order of the grid. What it took isn't in it."""
     names = [
@@ -38,10 +26,10 @@ def write_results(path: Path, runs: Sequence[tuple[Trial, Outcome]], varied: Seq
             *(as_text(trial.variant.values[name]) for name in varied),
             trial.settings.seed,
             trial.splits.task.metric,
-            _exact(outcome.value),
-            _exact(outcome.selected),
+            outcome.value,
+            outcome.selected,
             outcome.best_epoch,
-            outcome.diverged or "",
+            outcome.diverged,
             f"cells/{trial.name}",
         ]
         for trial, outcome in runs
@@ -59,10 +47,9 @@ def write_summary(path: Path, rows: Sequence[Summary], varied: Sequence[str]) ->
     for row in rows:
         of = row.difference
         interval = (of.value, of.low, of.high) if of else (None, None, None)
-        values = (row.mean, row.deviation, *interval, row.selected)
         varying = (as_text(row.variant.values[name]) for name in varied)
         own = [row.variant.name, row.variant.store.stem, *varying, row.metric, row.count, row.diverged]
-        table.append([*own, *map(_exact, values)])
+        table.append([*own, row.mean, row.deviation, *interval, row.selected])
     _write_csv(path, names, table)
 
 
@@ -118,16 +105,12 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?<!\S)([+-]\d\.\d+)(?!\S)", r"$\1$", escaped)
 
 
-def _exact(value: float | None) -> Any:
-    return "" if value is None else repr(value)
-
-
 def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
 def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write rows in full precision, empty where there is nothing to say."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([names, *rows])
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
     write_text(path, text.getvalue())

@@ -1,27 +1,26 @@
-"""What is missing of a grid, trained group after group; every finished group is on disk as soon as it is."""
+"""How a grid trains: in groups of heads side by side, ridges alone; what a kill leaves of a group is continued."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from affcache.ablation.group_training import Group, Report, Trained, train_group
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.trials import LoadedSplits, Outcome, Trial
+from affcache.ablation.trials import Outcome, Trial
 from affcache.devices import device_memory, resolve_device, wait_for
-from affcache.errors import ConfigError
-from affcache.files import Tensors
+from affcache.errors import ConfigError, StoreError
+from affcache.files import Tensors, read_tensors, write_tensors
 from affcache.progress import Listener, duration_text
 from affcache.tasks.tasks import Task
 from affcache.training.data import Frames, batches, epoch_length
+from affcache.training.epochs import Epochs, Run
+from affcache.training.fit import LoadedSplits, run_of
 from affcache.training.learner import FORM, build_head
-from affcache.training.objective import ClassCounts
-from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
 
 MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more
@@ -29,15 +28,16 @@ SHARE = 0.25  # of the device's memory is for heads
 COPIES = 7  # of a head's parameters: themselves, gradients, two moments, the point nearby, the best epoch, one to spare
 FLOAT = 4  # bytes
 LONGEST = 24 * 3600.0  # seconds; what takes longer has to be asked for
-TRIED, WARM_UP, STEPS = 5, 4, 12
+WARM_UP, STEPS = 4, 12
 SIDE_BY_SIDE = {"cuda": 16}  # heads tried at a time; on a CPU one says enough
 TRIED_FRAMES = 2048  # of an evaluation
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+Report = Callable[[int, str], None]  # epochs of heads finished now, how it stands
 
 
 def form_of(settings: FitSettings) -> tuple[object, ...]:
-    """Return what the settings of heads side by side have in common; a ridge stands alone."""
-    alone = settings.seed if settings.head == "ridge" else None
-    return (*(getattr(settings, name) for name in FORM), settings.rho > 0, alone)
+    """Return what the settings of heads side by side have in common."""
+    return (*(getattr(settings, name) for name in FORM), settings.rho > 0)
 
 
 def group_trials(
@@ -61,7 +61,7 @@ def group_trials(
         alike = by_form[form]
         settings, splits = alike[0].settings, alike[0].splits
         size = most_heads(settings, splits.task, splits.store.width, len(splits.validation), memory, device)
-        size = min(size, largest or size)
+        size = 1 if settings.head == "ridge" else min(size, largest or size)
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
 
@@ -76,10 +76,10 @@ def most_heads(settings: FitSettings, task: Task, width: int, frames: int, budge
 
 
 def _seconds_of(recipe: FitSettings, splits: LoadedSplits, device: torch.device) -> float:
-    counts = ClassCounts.of(splits.task, splits.train.labels)
     heads = SIDE_BY_SIDE.get(device.type, 1)
-    seeds = [replace(recipe, seed=seed) for seed in range(heads)]
-    learner, _ = new_learner(seeds, splits.task, splits.width, device, counts, splits.videos)
+    run, _ = run_of([replace(recipe, seed=seed) for seed in range(heads)], splits, device)
+    assert isinstance(run, Epochs)  # it is no ridge's
+    learner = run.learner
     embeddings = next(iter(splits.train.evaluation_batches()))[:TRIED_FRAMES].clone()
     frames = Frames(embeddings, splits.train.labels[: len(embeddings)], splits.train.videos[: len(embeddings)])
     size = min(recipe.batch_size, len(frames))
@@ -113,6 +113,73 @@ def require_asked_for(trials: int, seconds: float, asked: bool) -> None:
             f"The grid has {trials:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
             "--yes is given. Say it, or vary less, or with fewer --seeds or --epochs, --stride or --frames-per-epoch."
         )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that train side by side; a ridge is alone."""
+
+    trials: Sequence[str]  # names
+    recipes: Sequence[FitSettings]
+    checkpoint: Path  # absolute; to continue from after a kill
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial], out: Path) -> "Group":
+        """Return the group of some trials, its checkpoint in the ablation's folder."""
+        checkpoint = out.absolute() / "groups" / f"{trials[0].name}.safetensors"
+        return cls([trial.name for trial in trials], [trial.settings for trial in trials], checkpoint)
+
+    def discard_checkpoint(self) -> None:
+        """Remove what the group would continue from: all its results are written."""
+        self.checkpoint.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a group's training found."""
+
+    outcomes: Sequence[Outcome]
+    heads: Sequence[Tensors]  # of the best epoch; empty where a head diverged at once
+
+
+def train_group(
+    group: Group, splits: LoadedSplits, device: torch.device, report: Report, *, keep_checkpoint: bool = True
+) -> Trained:
+    """Train the heads of one group, or solve its ridge; now and then write the checkpoint."""
+    run, _ = run_of(group.recipes, splits, device)
+    heads, saved = len(group.trials), time.monotonic()
+    done = _restore(run, group) if keep_checkpoint and isinstance(run, Epochs) else 0
+    if done:
+        report(done * heads, "continued")
+    for entries in run.run(splits.train, splits.selection):
+        done = entries[0]["epoch"]
+        report(heads if run.unit == "epoch" else 0, f"{run.unit} {done} of {run.steps}, {_standing(run, splits)}")
+        due = time.monotonic() - saved >= SECONDS_BETWEEN_CHECKPOINTS
+        if keep_checkpoint and due and isinstance(run, Epochs) and done < run.steps:
+            tensors, progress = run.state()
+            group.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(group.checkpoint, tensors, {**progress, "trials": list(group.trials)})
+            saved = time.monotonic()
+    report(heads * (run.steps - done) if run.unit == "epoch" else 1, _standing(run, splits))
+    logits = run.predict_best(splits.validation)  # (H, n, C)
+    outcomes = [Outcome.of(best, of_head, splits) for best, of_head in zip(run.best, logits, strict=True)]
+    return Trained(outcomes, [best.head for best in run.best])
+
+
+def _standing(run: Run, splits: LoadedSplits) -> str:
+    return f"best {splits.task.metric} of this group's {len(run.best)} heads {max(one.value for one in run.best):.3f}"
+
+
+def _restore(run: Epochs, group: Group) -> int:
+    """Continue from the checkpoint if there is one of these trials; return how many epochs it had finished."""
+    try:
+        tensors, progress = read_tensors(group.checkpoint)
+    except StoreError:  # none, or none that can be read: its work is made again
+        return 0
+    if progress.get("trials") != list(group.trials):
+        return 0
+    run.load_state(tensors, progress)
+    return run.done
 
 
 class Trainer(Protocol):
@@ -154,7 +221,7 @@ class LocalTrainer:
 
         On a CPU one is tried at a time; side by side they share some of it, so that a grid takes somewhat less.
         """
-        tried = [recipe for recipe in recipes if recipe.head != "ridge"][:TRIED]
+        tried = [recipe for recipe in recipes if recipe.head != "ridge"]
         return statistics.fmean(_seconds_of(one, splits, self.device) for one in tried) if tried else 1.0
 
     def train(self, groups: Sequence[Group], splits: LoadedSplits, report: Report) -> Iterator[tuple[int, Trained]]:
@@ -172,36 +239,3 @@ def local_trainer(settings: AblateSettings, listener: Listener) -> Iterator[tupl
     """
     device = resolve_device(settings.device)
     yield LocalTrainer(device), device
-
-
-class BestHeads:
-    """Which heads are kept: all, none, or of each task the one with the best metric where epochs were chosen.
-
-    Args:
-        keep: "all", "none" or "best".
-        finished: trials that were trained before, with their outcomes.
-    """
-
-    def __init__(self, keep: str, finished: Sequence[tuple[Trial, Outcome]]) -> None:
-        self.keep = keep
-        self.best: dict[str, tuple[float, Trial]] = {}  # by task
-        for trial, outcome in finished:
-            self._take(trial, outcome)
-
-    def _take(self, trial: Trial, outcome: Outcome) -> Trial | None:
-        """Take note of a trial; return the one that was the best before if this one is better."""
-        task, selected = trial.splits.task.name, outcome.selected
-        before, best = self.best.get(task, (-math.inf, trial))
-        if selected is None or not selected > before:
-            return None
-        self.best[task] = (selected, trial)
-        return best
-
-    def write(self, trial: Trial, outcome: Outcome, videos: list[str], head: Tensors) -> None:
-        """Write a finished trial, with its head if that is kept; the head that was the best before goes then."""
-        beaten = self._take(trial, outcome)
-        wanted = self.keep == "all" or (self.keep == "best" and beaten is not None)
-        kept = wanted and outcome.diverged is None and bool(head)  # a cluster sends what may be kept, and no more
-        trial.write(outcome, videos, head if kept else None)
-        if self.keep == "best" and beaten is not None and beaten is not trial:
-            beaten.folder.head.unlink(missing_ok=True)

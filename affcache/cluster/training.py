@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.ablation.group_training import Group, Report, Trained, train_group
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.train import LocalTrainer
-from affcache.ablation.trials import LoadedSplits, Outcome
+from affcache.ablation.train import Group, LocalTrainer, Report, Trained, train_group
+from affcache.ablation.trials import Outcome
 from affcache.cluster.connection import connected
 from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
 from affcache.cluster.shared_weights import as_tensor
@@ -22,6 +21,7 @@ from affcache.devices import GIGABYTE, default_memory
 from affcache.errors import AffcacheError, ConfigError, InputError, first_line
 from affcache.progress import Listener
 from affcache.training.data import Frames, FrameSource
+from affcache.training.fit import LoadedSplits
 from affcache.training.settings import FitSettings
 
 ROOM_FOR_HEADS = 1.0  # GB of shared memory, beside frames; it is taken as it is needed

@@ -7,23 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from affcache.devices import resolve_device
 from affcache.files import drawing
-from affcache.progress import Listener
 from affcache.reporting.frames import find_pictures, hardest, suspicious, tail_positions
 from affcache.reporting.page import inline_figure
-from affcache.reporting.settings import ReportSettings
 from affcache.scoring.figures import score_figures
-from affcache.scoring.intervals import VideoResamples
 from affcache.scoring.predict import TrainedRun
-from affcache.scoring.score import Scored, score_frames, with_intervals
-from affcache.settings import RUNS
-from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.scoring.score import Scored
+from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
-from affcache.training.run_folder import RunFolder, newest_run
 
 
 @dataclass(frozen=True)
@@ -37,27 +30,6 @@ class ReportContext:
     scores: Scores  # with intervals
     losses: npt.NDArray[np.float64]  # (n,) the mean of a frame's units or values where it has several
     crops: tuple[Path, ...]
-
-    @classmethod
-    def gather(cls, settings: ReportSettings, listener: Listener) -> "ReportContext":
-        """Open a run and score a split.
-
-        Raises:
-            InputError: no run, or labels that can't be read or that join to no crop.
-            StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
-            ConfigError: rules are to be fitted, but nothing was held out of the training.
-        """
-        folder = RunFolder(settings.run) if settings.run else newest_run(RUNS)
-        device = resolve_device(settings.device)
-        run = TrainedRun.open(folder, settings.store, listener)
-        annotations = settings.annotations or run.settings.annotations
-        joined = join_labels(run.store, annotations, run.task, settings.split)
-        listener.message(joined.account.sentence(settings.split))
-        scored = score_frames(settings, [run], annotations, joined, device, listener, split=settings.split)
-        scores = with_intervals(scored, run.task, VideoResamples(len(scored.statistics), settings.resamples))
-        losses = run.task.losses(scored.predictions.logits, torch.from_numpy(joined.labels)).numpy()
-        losses = losses.reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
-        return cls(run, settings.split, joined, scored, scores, losses, settings.crops)
 
     @property
     def task(self) -> Task:

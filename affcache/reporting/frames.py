@@ -64,7 +64,7 @@ def classes_of(task: Task, label: Any) -> tuple[str, ...]:
 
 
 def find_pictures(roots: Sequence[Path], given: Predictions, chosen: Sequence[int]) -> dict[int, str]:
-    """Return data URIs of the chosen frames' crops, by their positions; those that aren't found are left out.
+    """Return small pictures of chosen frames' crops as data URIs, by position; those that aren't found are left out.
 
     Args:
         roots: folders or archives of crops, as ``extract`` takes them; those that aren't there are passed over.
@@ -90,20 +90,11 @@ def find_pictures(roots: Sequence[Path], given: Predictions, chosen: Sequence[in
         if row == last or crops.frame_number[row] != numbers[position]:
             continue
         try:
-            pictures[position] = data_uri(crops.read(row))
+            image = Image.fromarray(decode_crop(crops.read(row)).pixels)
         except (OSError, UnreadableCropError):
             continue
+        image.thumbnail((SIDE, SIDE))
+        small = io.BytesIO()
+        image.save(small, "JPEG", quality=QUALITY)
+        pictures[position] = "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
     return pictures
-
-
-def data_uri(data: bytes) -> str:
-    """Return a picture as a JPEG data URI, no larger than it has to be.
-
-    Raises:
-        UnreadableCropError: it is none.
-    """
-    image = Image.fromarray(decode_crop(data).pixels)
-    image.thumbnail((SIDE, SIDE))
-    small = io.BytesIO()
-    image.save(small, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()

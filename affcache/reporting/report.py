@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from affcache.files import write_text
 from affcache.progress import Listener, Result
 from affcache.reporting.context import ReportContext
@@ -10,6 +12,8 @@ from affcache.reporting.page import page
 from affcache.reporting.panels import PANELS
 from affcache.reporting.panels.run import headline
 from affcache.reporting.settings import ReportSettings
+from affcache.scoring.intervals import VideoResamples
+from affcache.scoring.score import open_split, score_frames
 from affcache.settings import build
 
 
@@ -41,17 +45,21 @@ def report(
     """
     settings = build(ReportSettings, values, over=settings)
     listener = listener or Listener()
-    context = ReportContext.gather(settings, listener)
+    (run,), annotations, joined = open_split(settings, [settings.run] if settings.run else [], listener)
+    scored = score_frames(settings, [run], annotations, joined, listener)
+    scores = scored.with_intervals(VideoResamples(len(scored.statistics), settings.resamples))
+    losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
+    context = ReportContext(run, settings.split, joined, scored, scores, losses, settings.crops)
     if not context.pictures:
         listener.warning("No crops were found to show beside the frames. Say where they are with --crops DIR.")
     sections = {heading: html for heading, panel in PANELS.items() if (html := panel(context))}
-    folder = context.run.folder.path
+    folder = run.folder.path
     out = settings.out or folder / "report.html"
-    write_text(out, page(f"{context.task.name}: {folder.name}", headline(context), sections))
+    write_text(out, page(f"{run.task.name}: {folder.name}", headline(context), sections))
     return ReportResult(
         out=str(out),
         bytes=out.stat().st_size,
-        frames=len(context.joined),
+        frames=len(joined),
         hardest=len(context.hardest),
         suspicious=len(context.suspicious),
         pictures=len(context.pictures),

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from affcache.errors import ConfigError
 from affcache.progress import Listener, Result
@@ -79,7 +78,8 @@ def _best_bias(scores: Values, labels: Decided, one: int) -> tuple[float, float]
     f1 = f1_of_classes(np.stack([right, decided, labelled], axis=-1)).mean(axis=1)  # (n + 1,)
     cut = np.concatenate([[True], needed[1:] > needed[:-1], [True]])  # between equal ones nothing can be cut
     best = int(np.flatnonzero(cut)[f1[cut].argmax()])
-    return float(f1[best]), _between(needed, best)
+    between = np.concatenate([needed[:1] - 1, (needed[:-1] + needed[1:]) / 2, needed[-1:] + 1])  # (n + 1,)
+    return float(f1[best]), float(between[best])
 
 
 def fit_thresholds(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
@@ -106,15 +106,6 @@ def fit_thresholds(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
         last = int(np.flatnonzero(cut)[f1[cut].argmax()])
         thresholds[unit] = falling[last] if last + 1 == len(falling) else (falling[last] + falling[last + 1]) / 2
     return thresholds
-
-
-def _between(rising: Values, first: int) -> float:
-    """Return a bias that the first few frames reach and the others don't."""
-    if first == 0:
-        return float(rising[0] - 1)
-    if first == len(rising):
-        return float(rising[-1] + 1)
-    return float((rising[first - 1] + rising[first]) / 2)
 
 
 @dataclass(frozen=True)
@@ -149,87 +140,51 @@ class DecisionRule(Result):
         return (probabilities >= np.asarray(self.offsets)).astype(np.int64)
 
 
-def fit_rule(
-    settings: PredictionSettings, task: Task, given: Predictions, labels: Labels, fitted_on: str, optimistic: bool
+def find_rule(
+    settings: PredictionSettings, runs: Sequence[TrainedRun], annotations: Path, listener: Listener, *, reported: str
 ) -> DecisionRule:
-    """Fit what the settings ask for on labelled frames: the width first, then the temperature, then the offsets.
+    """Return the rule that the settings ask for, fitted where they say: the width, then the temperature, then offsets.
 
     Args:
-        settings: what to fit.
-        task: what is predicted.
-        given: predictions of these frames.
-        labels: (n,) or (n, C), theirs.
-        fitted_on: says which frames these are.
-        optimistic: whether the frames that will be reported are among them.
+        settings: what is asked for.
+        runs: whose averaged predictions are decided on.
+        annotations: where the labels of the frames to fit on are.
+        listener: receives progress.
+        reported: the split that will be scored, or "" where none is.
+
+    Raises:
+        ConfigError: it is to be fitted on held-out videos, but the runs held none out, or not the same; or the task's
+            values are no probabilities, so that nothing can be fitted to them.
     """
-    rule = replace(plain_rule(settings, task), fitted_on=fitted_on, optimistic=optimistic)
+    task, store = runs[0].task, runs[0].store
+    if not task.has_classes and (settings.calibrate or settings.decide == "fitted"):
+        name = "--calibrate" if settings.calibrate else "--decide fitted"
+        raise ConfigError(
+            f"{name} asks for probabilities, but {task.name} predicts values. Expected it without; --smooth works."
+        )
+    rule = DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
+    if not settings.fits_rules:
+        return rule
+    if settings.fit_on == "validation":
+        joined, where = join_labels(store, annotations, task, "validation"), "validation"
+    else:
+        share, where = _held_out_share(settings, runs), "held-out training videos"
+        _, joined = hold_out(store, join_labels(store, annotations, task, "train"), share)
+    given, labels = Predictions.of(runs, joined.rows, settings.views, listener), joined.labels
+    rule = replace(rule, fitted_on=where, optimistic=where == reported)
+
+    def metric(width: int) -> float:
+        smoothed = replace(rule, width=width)
+        return task.score(labels, smoothed.decide(smoothed.probabilities(given, task), task)).value
+
     if settings.smooth != "none" and settings.smooth_width is None:
-        rule = replace(rule, width=_best_width(rule, task, given, labels))
+        rule = replace(rule, width=max(WIDTHS, key=metric))  # the smallest of those that are equal
     if settings.calibrate:
         rule = replace(rule, temperature=fit_temperature(rule.probabilities(given, task), labels))
     if settings.decide == "fitted":
         fit = fit_class_biases if task.exclusive else fit_thresholds
         rule = replace(rule, offsets=tuple(fit(rule.probabilities(given, task), labels).tolist()))
     return rule
-
-
-def plain_rule(settings: PredictionSettings, task: Task) -> DecisionRule:
-    """Return the rule without anything fitted.
-
-    Raises:
-        ConfigError: the task's values are no probabilities, so that nothing can be fitted to them.
-    """
-    if not task.has_classes and (settings.calibrate or settings.decide == "fitted"):
-        name = "--calibrate" if settings.calibrate else "--decide fitted"
-        raise ConfigError(
-            f"{name} asks for probabilities, but {task.name} predicts values. Expected it without; --smooth works."
-        )
-    return DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
-
-
-def _best_width(rule: DecisionRule, task: Task, given: Predictions, labels: Labels) -> int:
-    """Return the width of the best metric, the smallest of those that are equal."""
-
-    def value(width: int) -> float:
-        smoothed = replace(rule, width=width)
-        decided = smoothed.decide(smoothed.probabilities(given, task), task)
-        return task.score(labels, decided).value
-
-    return max(WIDTHS, key=value)
-
-
-def find_rule(
-    settings: PredictionSettings,
-    runs: Sequence[TrainedRun],
-    annotations: Path,
-    device: torch.device,
-    listener: Listener,
-    *,
-    reported: str,
-) -> DecisionRule:
-    """Return the rule that the settings ask for, fitted where they say.
-
-    Args:
-        settings: what is asked for.
-        runs: whose averaged predictions are decided on.
-        annotations: where the labels of the frames to fit on are.
-        device: where the heads run.
-        listener: receives progress.
-        reported: the split that will be scored, or "" where none is.
-
-    Raises:
-        ConfigError: it is to be fitted on held-out videos, but the runs held none out, or not the same.
-    """
-    task, first = runs[0].task, runs[0]
-    if not settings.fits_rules:
-        return plain_rule(settings, task)
-    if settings.fit_on == "validation":
-        joined, where = join_labels(first.store, annotations, task, "validation"), "validation"
-    else:
-        share, where = _held_out_share(settings, runs), "held-out training videos"
-        _, joined = hold_out(first.store, join_labels(first.store, annotations, task, "train"), share)
-    predictions = Predictions.of(runs, joined.rows, device, settings.views, listener)
-    return fit_rule(settings, task, predictions, joined.labels, where, optimistic=where == reported)
 
 
 def _held_out_share(settings: PredictionSettings, runs: Sequence[TrainedRun]) -> float:
@@ -272,24 +227,12 @@ def smooth(
     values = np.asarray(values, np.float64)
     if width == 1 or not len(values):
         return values
-    first, last = _windows(np.asarray(videos), np.asarray(frame_numbers), width // 2)
-    if kind == "mean":
-        return _means(values, first, last)
-    return np.stack([np.median(values[a:b], axis=0) for a, b in zip(first, last, strict=True)])
-
-
-def _windows(
-    videos: npt.NDArray[Any], frame_numbers: npt.NDArray[Any], reach: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the first position in each frame's window (n,), and the one after its last."""
     # one rising key for video and frame: videos lie further apart than any window reaches
-    numbers = frame_numbers.astype(np.int64) - int(frame_numbers.min())
-    key = videos.astype(np.int64) * (int(numbers.max()) + reach + 1) + numbers
-    return np.searchsorted(key, key - reach, "left"), np.searchsorted(key, key + reach, "right")
-
-
-def _means(values: Values, first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> Values:
-    """Return the means (n, C) of values[first:last] by differences of running sums."""
+    numbers, reach = np.asarray(frame_numbers, np.int64) - int(frame_numbers.min()), width // 2
+    key = np.asarray(videos, np.int64) * (int(numbers.max()) + reach + 1) + numbers
+    first, last = np.searchsorted(key, key - reach, "left"), np.searchsorted(key, key + reach, "right")
+    if kind == "median":
+        return np.stack([np.median(values[a:b], axis=0) for a, b in zip(first, last, strict=True)])
     offset = values.mean(axis=0)  # running sums of what is left stay small
     sums = np.concatenate([np.zeros((1, values.shape[1])), (values - offset).cumsum(axis=0)])
     means = (sums[last] - sums[first]) / (last - first)[:, None] + offset

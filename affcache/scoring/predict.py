@@ -10,19 +10,20 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from affcache.devices import resolve_device
 from affcache.errors import InputError, StoreError
 from affcache.files import read_tensors
 from affcache.progress import Listener
+from affcache.settings import RUNS
 from affcache.store.layout import differing_fields
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore, Rows
 from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
 from affcache.training.learner import build_head
-from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
+from affcache.training.run_folder import RunFolder, fit_command, newest_run, settings_from_json
 from affcache.training.settings import FitSettings
 
-VIEWS = {"plain": ("plain",), "both": ("plain", "flip")}
 FEW = 50_000  # frames; up to here nobody waits
 
 
@@ -37,29 +38,29 @@ class TrainedRun:
     store: EmbeddingStore
     head: nn.Module
     epoch: int  # of the head, counted from 1
+    device: torch.device
 
     @classmethod
-    def open(cls, folder: RunFolder, store: Path | None, listener: Listener) -> "TrainedRun":
+    def open(cls, folder: RunFolder, store: Path | None, device: str, listener: Listener) -> "TrainedRun":
         """Open a run on the store it was trained on, which must not have changed, or on one that was chosen.
 
         Raises:
             InputError: this is no run folder.
             StoreError: the store has changed since, is of another encoder or incomplete; or the head is damaged.
+            ConfigError: the device isn't there.
         """
-        config = folder.read_config()
+        where, config = resolve_device(device), folder.read_config()
         task, settings = find_task(config["task"]), settings_from_json(config["settings"])
-        opened = _open_store(store, config, folder)
+        opened = _open_store(store, config["store"], folder)
         head, epoch = _load_head(folder, settings, opened.width, task)
         if settings.head != "ridge" and folder.finished_epochs() < settings.epochs:
             listener.warning(
                 f"run {folder.path} is unfinished: {folder.finished_epochs()} of {settings.epochs} epochs. Finish it "
                 f"with 'affcache fit --run {folder.path} --resume' and the settings it began with."
             )
-        return cls(folder, config, task, settings, opened, head, epoch)
+        return cls(folder, config, task, settings, opened, head.to(where).eval(), epoch, where)
 
-    def logits(
-        self, rows: Rows, device: torch.device, view: str = "plain", on_done: Callable[[int], None] = lambda _: None
-    ) -> torch.Tensor:
+    def logits(self, rows: Rows, view: str, on_done: Callable[[int], None]) -> torch.Tensor:
         """Return the head's logits (n, C) float32, on the CPU, for rows of the store, which rise.
 
         ``on_done`` is told how many more frames are done, now and then.
@@ -70,44 +71,50 @@ class TrainedRun:
         """
         store = self.store if view == "plain" else self.store.view(view)
         store.require_complete()
-        head = self.head.to(device).eval()
         groups = [rows[start : start + EVALUATION_BATCH] for start in range(0, len(rows), EVALUATION_BATCH)]
         found = [torch.empty(0, self.task.outputs)]
-        for group, embeddings in zip(groups, read_ahead(store, groups, device), strict=True):
+        for group, embeddings in zip(groups, read_ahead(store, groups, self.device), strict=True):
             with torch.no_grad():
-                logits = head(prepare(embeddings, self.settings.normalize))
-            _require_finite(embeddings, group, store)
+                logits = self.head(prepare(embeddings, self.settings.normalize))
+            if len(wrong := broken_rows(embeddings)):
+                raise InputError(
+                    f"{len(wrong):,} of {len(group):,} frames have an embedding with nan or inf in it, the first is "
+                    f"row {int(group[int(wrong[0])]):,} of {store.path}. Expected finite numbers. Extract or import "
+                    "these embeddings again."
+                )
             found.append(logits.cpu())
             on_done(len(group))
         return torch.cat(found)
 
 
-def require_one_task(runs: Sequence[TrainedRun]) -> Task:
-    """Return the task of runs whose predictions are to be averaged or compared.
+def open_runs(paths: Sequence[Path], store: Path | None, device: str, listener: Listener) -> list[TrainedRun]:
+    """Open runs whose probabilities are averaged, of one task; where none is named, the newest one below runs/.
 
     Raises:
-        InputError: they are of several.
+        InputError: there is none, one is no run folder, or they are of several tasks.
+        StoreError: as of ``TrainedRun.open``.
+    """
+    folders = [RunFolder(path) for path in paths] or [newest_run(RUNS)]
+    runs = [TrainedRun.open(folder, store, device, listener) for folder in folders]
+    require_one_task(runs)
+    return runs
+
+
+def require_one_task(runs: Sequence[TrainedRun]) -> None:
+    """Refuse to average or compare predictions of several tasks.
+
+    Raises:
+        InputError: the runs are of several.
     """
     tasks = {run.task.name: run for run in runs}
     if len(tasks) > 1:
         words = ", ".join(f"{run.folder.path} predicts {name}" for name, run in tasks.items())
         raise InputError(f"The runs are of several tasks: {words}. Expected runs of one task.")
-    return runs[0].task
 
 
-def _require_finite(embeddings: torch.Tensor, rows: Rows, store: EmbeddingStore) -> None:
-    wrong = broken_rows(embeddings)
-    if len(wrong):
-        raise InputError(
-            f"{len(wrong):,} of {len(rows):,} frames have an embedding with nan or inf in it, the first is row "
-            f"{int(rows[int(wrong[0])]):,} of {store.path}. Expected finite numbers. Extract or import "
-            "these embeddings again."
-        )
-
-
-def _open_store(chosen: Path | None, config: dict[str, Any], folder: RunFolder) -> EmbeddingStore:
-    """Open the store to score on: the run's own, which must not have changed, or the one that was chosen."""
-    path = chosen or Path(config["store"]["path"])
+def _open_store(chosen: Path | None, trained_on: dict[str, Any], folder: RunFolder) -> EmbeddingStore:
+    """Open the store to predict on: the run's own, which must not have changed, or one of its encoder."""
+    path = chosen or Path(trained_on["path"])
     if chosen is None and not path.exists():
         raise StoreError(
             f"The store that run {folder.path} was trained on is not at {path} any more. Say where it is with "
@@ -115,7 +122,19 @@ def _open_store(chosen: Path | None, config: dict[str, Any], folder: RunFolder) 
         )
     store = EmbeddingStore.open(path)
     store.require_complete()
-    _require_encoder(store, config["store"], folder, chosen=chosen is not None)
+    if store.encoder_fingerprint != trained_on["encoder_fingerprint"]:
+        lines = "\n  ".join(differing_fields(trained_on["encoder"], store.encoder))
+        raise StoreError(
+            f"Run {folder.path} was trained on embeddings of another encoder than {store.path} holds. Expected the "
+            f"same one; these differ (run against store):\n  {lines}\nScore with --store FILE and a store of the run's "
+            "encoder, or train again with 'affcache fit'."
+        )
+    if chosen is None and store.fingerprint() != trained_on["fingerprint"]:
+        raise StoreError(
+            f"The store {store.path} has changed since run {folder.path} was trained on it: other crops or other "
+            f"embeddings, of the same encoder. Score on it as it is now with --store {store.path}, or train again "
+            "with 'affcache fit'."
+        )
     return store
 
 
@@ -138,23 +157,6 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -
     return head, int(best["epoch"])
 
 
-def _require_encoder(store: EmbeddingStore, trained_on: dict[str, Any], folder: RunFolder, *, chosen: bool) -> None:
-    """Refuse a store of another encoder; one that merely holds other crops is fine if the user chose it."""
-    if store.encoder_fingerprint != trained_on["encoder_fingerprint"]:
-        lines = "\n  ".join(differing_fields(trained_on["encoder"], store.encoder))
-        raise StoreError(
-            f"Run {folder.path} was trained on embeddings of another encoder than {store.path} holds. Expected the "
-            f"same one; these differ (run against store):\n  {lines}\nScore with --store FILE and a store of the run's "
-            "encoder, or train again with 'affcache fit'."
-        )
-    if not chosen and store.fingerprint() != trained_on["fingerprint"]:
-        raise StoreError(
-            f"The store {store.path} has changed since run {folder.path} was trained on it: other crops or other "
-            f"embeddings, of the same encoder. Score on it as it is now with --store {store.path}, or train again "
-            "with 'affcache fit'."
-        )
-
-
 @dataclass(frozen=True)
 class Predictions:
     """Probabilities of n frames of a store, in the order of their rows."""
@@ -175,16 +177,14 @@ class Predictions:
         return np.asarray(self.store.frame_number[self.rows])
 
     @classmethod
-    def of(
-        cls, runs: Sequence[TrainedRun], rows: Rows, device: torch.device, views: str, listener: Listener
-    ) -> "Predictions":
+    def of(cls, runs: Sequence[TrainedRun], rows: Rows, views: str, listener: Listener) -> "Predictions":
         """Predict rows of the first run's store with every run and view, and average the probabilities.
 
         Raises:
             InputError: another run's store has other frames in these rows, or an embedding isn't finite.
             StoreError: a view is missing, or a store can't be read any more.
         """
-        first, kinds = runs[0], VIEWS[views]
+        first, kinds = runs[0], ("plain",) if views == "plain" else ("plain", "flip")
         for run in runs[1:]:
             require_same_frames(first.store, run.store, rows)
         total, done = len(rows) * len(runs) * len(kinds), 0
@@ -195,7 +195,7 @@ class Predictions:
             if total > FEW:
                 listener.progress(done, total, "frame")
 
-        logits = [run.logits(rows, device, view, on_done) for run in runs for view in kinds]
+        logits = [run.logits(rows, view, on_done) for run in runs for view in kinds]
         if len(logits) == 1:
             return cls(first.store, rows, first.task.probabilities(logits[0]).numpy(), logits[0])
         averaged = torch.stack([first.task.probabilities(one).double() for one in logits]).mean(0)
@@ -211,8 +211,8 @@ def require_same_frames(store: EmbeddingStore, other: EmbeddingStore, rows: Rows
     if other.path == store.path:
         return
     same = len(other) == len(store) and other.video_names == store.video_names
-    same = same and bool((other.video_of_rows()[rows] == store.video_of_rows()[rows]).all())
-    if not (same and bool((np.asarray(other.frame_number)[rows] == np.asarray(store.frame_number)[rows]).all())):
+    same = same and np.array_equal(other.video_of_rows()[rows], store.video_of_rows()[rows])
+    if not (same and np.array_equal(other.frame_number[rows], store.frame_number[rows])):
         raise InputError(
             f"{store.path} and {other.path} don't hold the same frames, so that predictions on them can't be averaged "
             "or compared. Expected stores of the same crops. Extract both from the same folders, or name one store "

@@ -11,22 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.devices import resolve_device
 from affcache.files import drawing, save_figures, write_json, written_whole
 from affcache.progress import Listener
 from affcache.scoring.calibration import reliability
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import VideoResamples, video_interval
 from affcache.scoring.postprocess import DecisionRule, find_rule
-from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, require_same_frames
-from affcache.scoring.settings import PredictionSettings, ScoreSettings
-from affcache.settings import RUNS, build
+from affcache.scoring.predict import Predictions, TrainedRun, open_runs, require_one_task, require_same_frames
+from affcache.scoring.settings import ScoreSettings, SplitSettings
+from affcache.settings import build
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
 from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.splits import group_frames
 from affcache.tasks.tasks import Task
 from affcache.training.risk import cvar
-from affcache.training.run_folder import RunFolder, newest_run
+from affcache.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,27 @@ class ScoreResult:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was said of a split's frames, and what it is worth."""
+    """What runs say of a split's frames, and what it is worth."""
 
+    task: Task
+    joined: JoinedLabels
     predictions: Predictions
     rule: DecisionRule
     probabilities: npt.NDArray[Any]  # (n, C), by the rule
     decided: npt.NDArray[Any]
     scores: Scores
     statistics: Table  # (G, C, S) of the videos
+
+    @property
+    def losses(self) -> torch.Tensor:
+        """The loss of each frame (n,), or of its units or values (n, C)."""
+        return self.task.losses(self.predictions.logits, torch.from_numpy(self.joined.labels))
+
+    def with_intervals(self, resamples: VideoResamples) -> Scores:
+        """Return the scores with intervals over videos."""
+        of_classes = resamples.metric(self.statistics, self.task.class_metric_of)  # (R, C)
+        own, *each = (video_interval(0.0, values) for values in (of_classes.mean(axis=1), *of_classes.T))
+        return self.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
 
 
 def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> ScoreResult:
@@ -96,30 +108,33 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
     """
     settings = build(ScoreSettings, values, over=settings)
     listener = listener or Listener()
-    folders = [RunFolder(path) for path in settings.run] or [newest_run(RUNS)]
-    device = resolve_device(settings.device)
-    runs = [TrainedRun.open(folder, settings.store, listener) for folder in folders]
-    task, first = require_one_task(runs), runs[0]
-    annotations = settings.annotations or first.settings.annotations
-    joined = join_labels(first.store, annotations, task, settings.split)
-    listener.message(joined.account.sentence(settings.split))
-    scored = score_frames(settings, runs, annotations, joined, device, listener, split=settings.split)
-    _warn(scored, task, settings.split, listener)
+    runs, annotations, joined = open_split(settings, settings.run, listener)
+    task, first = runs[0].task, runs[0]
+    scored = score_frames(settings, runs, annotations, joined, listener)
+    if missing := scored.scores.without_support:
+        listener.warning(
+            f"No {settings.split} frame is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
+            f"as the mean runs over all {task.outputs} classes."
+        )
+    if scored.rule.optimistic:
+        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
     resamples = VideoResamples(len(scored.statistics), settings.resamples)
     against = None
     if settings.against is not None:
-        other = TrainedRun.open(RunFolder(settings.against), settings.store, listener)
+        other = TrainedRun.open(RunFolder(settings.against), settings.store, settings.device, listener)
         require_one_task([first, other])
         require_same_frames(first.store, other.store, joined.rows)
-        theirs = score_frames(settings, [other], annotations, joined, device, listener, split=settings.split)
-        against = _compare(scored, theirs, task, resamples, other)
-    scores = with_intervals(scored, task, resamples)
+        theirs = score_frames(settings, [other], annotations, joined, listener)
+        drawn, drawn_of_theirs = (resamples.metric(one.statistics, task.metric_of) for one in (scored, theirs))
+        found = video_interval(scored.scores.value - theirs.scores.value, drawn - drawn_of_theirs)
+        against = {"run": str(other.folder.path), "value": theirs.scores.value, "difference": asdict(found)}
+    scores = scored.with_intervals(resamples)
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
         with drawing():
             figures = save_figures(settings.figures, score_figures(task, scores, *given, history))
-    losses = task.losses(scored.predictions.logits, torch.from_numpy(joined.labels))  # (n,) or (n, C)
+    losses = scored.losses
     out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
     result = ScoreResult(
         runs=tuple(str(run.folder.path) for run in runs),
@@ -141,73 +156,51 @@ def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None
         figures=tuple(map(str, figures)),
     )
     out.path.mkdir(exist_ok=True)
-    _write_predictions(Path(result.predictions_file), result, task, scored, joined)
+    _write_predictions(Path(result.predictions_file), result, scored)
     write_json(Path(result.scores_file), result.to_json())
     return result
 
 
-def _warn(scored: Scored, task: Task, split: str, listener: Listener) -> None:
-    """Warn of what makes scores less than they look."""
-    if scored.scores.without_support:
-        listener.warning(
-            f"No {split} frame is labelled {', '.join(scored.scores.without_support)}: each counts as 0 in "
-            f"{scored.scores.metric}, as the mean runs over all {task.outputs} classes."
-        )
-    if scored.rule.optimistic:
-        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
+def open_split(
+    settings: SplitSettings, paths: Sequence[Path], listener: Listener
+) -> tuple[list[TrainedRun], Path, JoinedLabels]:
+    """Open runs, and join the labels of a split to their store; return the folder of the labels, too."""
+    runs = open_runs(paths, settings.store, settings.device, listener)
+    annotations = settings.annotations or runs[0].settings.annotations
+    joined = join_labels(runs[0].store, annotations, runs[0].task, settings.split)
+    listener.message(joined.account.sentence(settings.split))
+    return runs, annotations, joined
 
 
 def score_frames(
-    settings: PredictionSettings,
-    runs: Sequence[TrainedRun],
-    annotations: Path,
-    joined: JoinedLabels,
-    device: torch.device,
-    listener: Listener,
-    *,
-    split: str,
+    settings: SplitSettings, runs: Sequence[TrainedRun], annotations: Path, joined: JoinedLabels, listener: Listener
 ) -> Scored:
     """Predict the joined frames of a split, decide by the rule that the settings ask for, and score."""
     task, store = runs[0].task, runs[0].store
-    predictions = Predictions.of(runs, joined.rows, device, settings.views, listener)
-    rule = find_rule(settings, runs, annotations, device, listener, reported=split)
+    predictions = Predictions.of(runs, joined.rows, settings.views, listener)
+    rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
     probabilities = rule.probabilities(predictions, task)
     decided = rule.decide(probabilities, task)
     names, group = group_frames(store, joined)
     statistics = task.sums_by_video(joined.labels, decided, group, len(names))
     scores = task.score(joined.labels, decided)
-    return Scored(predictions, rule, probabilities, decided, scores, statistics)
+    return Scored(task, joined, predictions, rule, probabilities, decided, scores, statistics)
 
 
-def with_intervals(scored: Scored, task: Task, resamples: VideoResamples) -> Scores:
-    """Return the scores with intervals over videos."""
-    of_classes = resamples.metric(scored.statistics, task.class_metric_of)  # (R, C)
-    own = video_interval(scored.scores.value, of_classes.mean(axis=1))
-    each = [video_interval(0.0, column) for column in of_classes.T]
-    return scored.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
-
-
-def _compare(scored: Scored, other: Scored, task: Task, resamples: VideoResamples, run: TrainedRun) -> dict[str, Any]:
-    """Return the other run's value, and how much this one's is above it, on the same videos."""
-    ours, theirs = (resamples.metric(one.statistics, task.metric_of) for one in (scored, other))
-    found = video_interval(scored.scores.value - other.scores.value, ours - theirs)
-    return {"run": str(run.folder.path), "value": other.scores.value, "difference": asdict(found)}
-
-
-def _write_predictions(path: Path, result: ScoreResult, task: Task, scored: Scored, joined: JoinedLabels) -> None:
+def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
     """Write what is said of every scored frame, with the keys that find it again."""
     given = scored.predictions
     with written_whole(path) as partial, h5py.File(partial, "w") as file:
         file.attrs["format"] = "affcache-predictions"
         file.attrs["format_version"] = 1
-        file.attrs["classes"] = json.dumps(task.classes)
+        file.attrs["classes"] = json.dumps(scored.task.classes)
         file.attrs["rule"] = json.dumps(result.rule.to_json())
         for name in ("task", "split", "run", "store"):
             file.attrs[name] = getattr(result, name)
-        file["rows"] = joined.rows
+        file["rows"] = given.rows
         file["video"] = given.videos.astype(np.int32)
         file["frame_number"] = given.frame_numbers
         file.create_dataset("video_name", data=list(given.store.video_names), dtype=h5py.string_dtype())
         file["probabilities"] = scored.probabilities.astype(np.float32)
         file["decided"] = scored.decided
-        file["labels"] = joined.labels
+        file["labels"] = scored.joined.labels

@@ -5,7 +5,6 @@ comma, and the prediction. Frames without a crop have lines too.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +97,10 @@ def read_frame_counts(path: Path) -> Template:
 
 def write_submission(path: Path, template: Template, decided: npt.NDArray[Any], task: Task) -> None:
     """Write predictions (n,) or (n, C) for every frame of a template, under a temporary name that is then renamed."""
+    form = "{:d}" if np.dtype(task.label_dtype).kind == "i" else "{:.6f}"
     lines = [f"{LOCATION},{task.header}"]
-    lines += [f"{location},{_values(one, task)}" for location, one in zip(template.locations, decided, strict=True)]
+    for location, values in zip(template.locations, decided.reshape(len(template), -1).tolist(), strict=True):
+        lines.append(",".join([location, *map(form.format, values)]))
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -121,7 +122,10 @@ def check_submission(path: Path, template: Template, task: Task) -> None:
     low, high = task.valid_range
     for position, (line, location) in enumerate(zip(lines, template.locations, strict=True), start=2):
         found, *fields = line.split(",")
-        values = [_number(field) for field in fields]
+        try:
+            values = [float(field) for field in fields]
+        except ValueError:
+            values = []
         right = len(values) == task.values_per_line and all(low <= value <= high for value in values)
         if found != location or not right:
             raise InputError(
@@ -147,16 +151,3 @@ def _template(
         twice = Counter(locations).most_common(1)[0][0]
         raise InputError(f"{path} names {twice} twice. Expected every frame once. Remove the second line.")
     return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
-
-
-def _values(decided: Any, task: Task) -> str:
-    values: Sequence[Any] = np.atleast_1d(decided).tolist()
-    whole = np.dtype(task.label_dtype).kind == "i"
-    return ",".join(str(int(value)) if whole else f"{value:.6f}" for value in values)
-
-
-def _number(field: str) -> float:
-    try:
-        return float(field)
-    except ValueError:
-        return float("nan")  # which is in no range

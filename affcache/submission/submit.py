@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.devices import resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, Result
 from affcache.scoring.postprocess import DecisionRule, find_rule
-from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
-from affcache.settings import RUNS, build
-from affcache.store.reading import ENCODED, EmbeddingStore
+from affcache.scoring.predict import Predictions, TrainedRun, open_runs
+from affcache.settings import build
+from affcache.store.reading import ENCODED
 from affcache.submission.files import (
     Template,
     check_submission,
@@ -23,7 +22,6 @@ from affcache.submission.files import (
     write_submission,
 )
 from affcache.submission.settings import SubmitSettings
-from affcache.training.run_folder import RunFolder, newest_run
 
 
 @dataclass(frozen=True)
@@ -67,20 +65,27 @@ def submit(
     if settings.store is None:
         raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
     template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
-    folders = [RunFolder(path) for path in settings.run] or [newest_run(RUNS)]
-    device = resolve_device(settings.device)
-    runs = [TrainedRun.open(folder, settings.store, listener) for folder in folders]
-    task = require_one_task(runs)
+    runs = open_runs(settings.run, settings.store, settings.device, listener)
+    task, store = runs[0].task, runs[0].store
     require_template_of(template, task)
-    on_training = [TrainedRun.open(folder, None, Listener()) for folder in folders] if settings.fits_rules else runs
-    rule = find_rule(settings, on_training, runs[0].settings.annotations, device, listener, reported="")
-    rows = _rows_of(runs[0].store, template)
-    predictions = Predictions.of(runs, rows, device, settings.views, listener)
+    on_training = runs
+    if settings.fits_rules:
+        on_training = [TrainedRun.open(run.folder, None, settings.device, Listener()) for run in runs]
+    rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
+    wanted = np.isin(np.array(store.video_names), list(set(template.videos)))  # (V,)
+    rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
+    if not len(rows):
+        raise InputError(
+            f"No video of the template has a crop in {store.path}: the template has {template.videos[0]}, ..., the "
+            f"store {store.video_names[0]}, .... Expected the crops of the test videos. Extract them with 'affcache "
+            "extract --crops DIR --store FILE'."
+        )
+    predictions = Predictions.of(runs, rows, settings.views, listener)
     probabilities = rule.probabilities(predictions, task)
     filled, count, missing = fill_gaps(template, predictions, probabilities)
     if missing:
         listener.warning(
-            f"{len(missing)} videos of the template have no crop in {runs[0].store.path}: {', '.join(missing[:5])}"
+            f"{len(missing)} videos of the template have no crop in {store.path}: {', '.join(missing[:5])}"
             f"{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all other videos."
         )
     write_submission(settings.out, template, rule.decide(filled, task), task)
@@ -88,7 +93,7 @@ def submit(
     return SubmitResult(
         out=str(settings.out),
         task=task.name,
-        runs=tuple(str(folder.path) for folder in folders),
+        runs=tuple(str(run.folder.path) for run in runs),
         lines=len(template),
         videos=len(set(template.videos)),
         filled=count,
@@ -129,20 +134,3 @@ def fill_gaps(
             found[of_video, column] = np.interp(wanted, known.astype(np.float64), probabilities[rows[video], column])
         filled += int((~np.isin(wanted, known)).sum())
     return found, filled, [video for video in lines if video not in rows]
-
-
-def _rows_of(store: EmbeddingStore, template: Template) -> npt.NDArray[np.int64]:
-    """Return the encoded rows of the template's videos.
-
-    Raises:
-        InputError: there is none.
-    """
-    wanted = np.isin(np.array(store.video_names), list(set(template.videos)))  # (V,)
-    rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
-    if not len(rows):
-        raise InputError(
-            f"No video of the template has a crop in {store.path}: the template has {template.videos[0]}, ..., the "
-            f"store {store.video_names[0]}, .... Expected the crops of the test videos. Extract them with 'affcache "
-            "extract --crops DIR --store FILE'."
-        )
-    return rows.astype(np.int64)

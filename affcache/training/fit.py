@@ -3,8 +3,10 @@
 import math
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,17 @@ import numpy as np
 import torch
 
 import affcache
-from affcache.devices import default_memory, resolve_device
+from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener, Result
 from affcache.settings import RUNS, build, default_store
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels
-from affcache.tasks.splits import hold_out
+from affcache.tasks.annotations import SPLIT_FOLDERS, JoinedLabels, find_label_files, join_labels
+from affcache.tasks.splits import group_frames, hold_out
 from affcache.tasks.tasks import TASKS, Task, find_task
-from affcache.training.data import FrameSource, load_splits, require_finite
-from affcache.training.epochs import LOSSES, Best, Entry, Epochs, Run
+from affcache.training.data import FrameSource, load_frames, load_splits, require_finite
+from affcache.training.epochs import LOSSES, Epochs, Run
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
@@ -31,6 +33,7 @@ from affcache.training.risk import tail_size
 from affcache.training.run_folder import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.training.settings import FitSettings
 
+HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 
 
@@ -77,25 +80,23 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         require_free(folder)  # before the labels are read, which takes a while
     memory = _memory(settings, folder, device)
     settings = replace(settings, memory=memory)
-    store = EmbeddingStore.open(settings.store or default_store())
-    store.require_complete()
-    store.verify()  # two seconds for a million rows; a damaged one would train without a word
-    train, validation = join_splits(store, settings.annotations, task, listener)
+    joined = JoinedSplits.open(settings.store or default_store(), task, settings.annotations, listener)
     if settings.held_out:
-        train, held_out = hold_out(store, train, settings.held_out)
-        listener.message(f"held out for decision rules: {len(held_out):,} training frames; {len(train):,} are left")
-    _say_tail(settings, task, len(train), listener)
-    frames = load_splits(store, train, validation, device, memory, listener)
-    for source, split in zip(frames, ("training", "validation"), strict=True):
-        require_finite(source, split)
+        joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
+    frames = len(joined.train)
+    _say_tail(settings, task, frames, listener)
+    loaded = joined.load(device, memory, listener)
     listener.message(f"run folder: {folder.path}")
-    claim_run(folder, _describe_run(settings, store, task, train, validation), resume=settings.resume)
-    identity = {"task": task.name, "settings": settings_to_json(settings), "store": describe_store(store)}
-    saved = SavedRun(_run_of(settings, task, store, train, device, listener), folder, identity)
+    config = joined.describe_run(settings)
+    claim_run(folder, config, resume=settings.resume)
+    run, why = run_of([settings], loaded, device)
+    if why:
+        listener.warning(f"{why}.")
+    saved = SavedRun(run, folder, {name: config[name] for name in HEADER})
     if settings.resume:
         saved.restore()
     start = time.perf_counter()
-    saved.train(*frames, listener)
+    saved.train(loaded.train, loaded.validation, listener)
     (best,) = saved.run.best
     return FitResult(
         run=str(folder.path),
@@ -105,43 +106,129 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         value=best.value,
         best_epoch=best.epoch,
         epochs=len(best.history),
-        frames=len(train),
-        validation_frames=len(validation),
-        tail=tail_of(settings, task, len(train)),
+        frames=frames,
+        validation_frames=len(joined.validation),
+        tail=tail_of(settings, task, frames),
         seconds=time.perf_counter() - start,
         device=str(device),
     )
 
 
-def _run_of(
-    settings: FitSettings,
-    task: Task,
-    store: EmbeddingStore,
-    train: JoinedLabels,
-    device: torch.device,
-    listener: Listener,
-) -> Run:
-    """Return the run that the settings ask for, untrained."""
-    if settings.head == "ridge":
-        return Ridge(settings, task, store.width)
-    counts = ClassCounts.of(task, torch.from_numpy(train.labels))
-    learner, why = new_learner([settings], task, store.width, device, counts, len(store.video_names))
-    if why:
-        listener.warning(f"{why}.")
-    return Epochs(learner)
+@dataclass(frozen=True)
+class LoadedSplits:
+    """The frames of joined splits, and which video each validation frame is of. What training needs, and no more."""
+
+    task: Task
+    width: int  # D
+    videos: int  # V, of the store
+    train: FrameSource
+    selection: FrameSource
+    validation: FrameSource
+    video_names: list[str]  # (G,) of validation, persons of a video together
+    video_of_frame: Any  # int64 array (n,)
 
 
+@dataclass(frozen=True)
+class JoinedSplits:
+    """Joined labels of a store: train to train on, selection to choose by, validation to report."""
+
+    store: EmbeddingStore
+    task: Task
+    train: JoinedLabels
+    selection: JoinedLabels  # validation itself, unless training videos were held out for it
+    validation: JoinedLabels
+
+    @classmethod
+    def open(cls, path: Path, task: Task, annotations: Path, listener: Listener) -> "JoinedSplits":
+        """Check a store, join the labels of both splits to it, and say what was left out.
+
+        Raises:
+            InputError: labels that can't be read or that join to nothing.
+            StoreError: the store is incomplete or damaged.
+        """
+        store = EmbeddingStore.open(path)
+        store.require_complete()
+        store.verify()  # two seconds for a million rows; a damaged one would train without a word
+        train_files, validation_files = (find_label_files(annotations, task, split) for split in SPLIT_FOLDERS)
+        if both := sorted(train_files.keys() & validation_files.keys()):
+            examples = ", ".join(both[:3])
+            listener.warning(f"{len(both)} videos are in both splits, so validation flatters: {examples}")
+        train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
+        listener.message(train.account.sentence("train"))
+        listener.message(validation.account.sentence("validation"))
+        if len(train) < 2:
+            raise InputError(
+                f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels."
+            )
+        return cls(store, task, train, validation, validation)
+
+    def holding_out(self, share: float, purpose: str, listener: Listener, *, select: bool) -> "JoinedSplits":
+        """Take a share of the training frames away, in whole videos; ``select`` says whether they choose epochs.
+
+        Raises:
+            InputError: the frames are of one video.
+        """
+        train, held_out = hold_out(self.store, self.train, share)
+        listener.message(
+            f"held out {purpose}: {len(held_out):,} training frames, in whole videos; {len(train):,} are left"
+        )
+        return replace(self, train=train, selection=held_out if select else self.selection)
+
+    def load(self, device: torch.device, memory: float, listener: Listener) -> LoadedSplits:
+        """Load the frames, or stream those that ``memory`` GB don't hold.
+
+        Raises:
+            InputError: an embedding isn't finite.
+            ConfigError: ``memory`` is too little to shuffle by.
+        """
+        train, validation = load_splits(self.store, self.train, self.validation, device, memory, listener)
+        selection = validation
+        if self.selection is not self.validation:
+            frame = self.store.width * self.store.features.itemsize
+            left = memory * GIGABYTE - (len(self.train) + len(self.validation)) * frame
+            selection = load_frames(self.store, self.selection, device, max(left, memory * GIGABYTE / 10))
+            require_finite(selection, "held-out")
+        require_finite(train, "training")
+        require_finite(validation, "validation")
+        sizes, videos = (self.store.width, len(self.store.video_names)), group_frames(self.store, self.validation)
+        return LoadedSplits(self.task, *sizes, train, selection, validation, *videos)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What config.json keeps of store and labels; the runs of a grid are many, and it takes a while."""
+        labels = {"train": self.train.to_json(), "validation": self.validation.to_json()}
+        if self.selection is not self.validation:
+            labels["selection"] = self.selection.to_json()
+        return {"store": describe_store(self.store), "labels": labels}
+
+    def describe_run(self, settings: FitSettings) -> dict[str, Any]:
+        """Return what config.json keeps: everything that decides a run, resolved."""
+        return {
+            "affcache": affcache.__version__,
+            "task": self.task.name,
+            "classes": list(self.task.classes),
+            "settings": settings_to_json(settings),
+            **self.description,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        }
+
+
+def run_of(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.device) -> tuple[Run, str]:
+    """Return what trains heads side by side, or a ridge alone, untrained; and why not the fast way, if it isn't."""
+    if recipes[0].head == "ridge":
+        return Ridge(recipes[0], splits.task, splits.width), ""
+    counts = ClassCounts.of(splits.task, splits.train.labels)
+    learner, why = new_learner(recipes, splits.task, splits.width, device, counts, splits.videos)
+    return Epochs(learner), why
+
+
+@dataclass(frozen=True)
 class SavedRun:
-    """A run of one head in its folder, saved step by step: a kill costs the step that is under way.
+    """A run of one head in its folder, saved step by step: a kill costs the step that is under way."""
 
-    Args:
-        run: what trains the head.
-        folder: the claimed run folder.
-        identity: goes into the header of every saved head: task, settings, and the store's description.
-    """
-
-    def __init__(self, run: Run, folder: RunFolder, identity: dict[str, Any]) -> None:
-        self.run, self.folder, self.identity = run, folder, identity
+    run: Run
+    folder: RunFolder  # claimed
+    identity: dict[str, Any]  # goes into the header of every saved head: what ``HEADER`` names
 
     def train(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
         """Make the steps that are left.
@@ -151,7 +238,13 @@ class SavedRun:
         """
         (best,), metric = self.run.best, TASKS[self.identity["task"]].metric
         for (entry,) in self.run.run(train, validation):
-            self._require_finite(best, entry)
+            if best.diverged is not None:
+                loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
+                raise ConfigError(
+                    f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
+                    "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
+                    f"{self.folder.path}."
+                )
             self.folder.append_history(entry)
             own = {name: entry[name] for name in ("epoch", "strength", metric) if name in entry}
             if best.entry is entry:
@@ -162,16 +255,6 @@ class SavedRun:
             strength = f"strength {entry['strength']:g}: " if "strength" in entry else ""
             words = f"{strength}{metric} {entry[metric]:.3f}, best {best.value:.3f}"
             listener.progress(entry["epoch"], self.run.steps, self.run.unit, words)
-
-    def _require_finite(self, best: Best, entry: Entry) -> None:
-        """Refuse to go on with, or to keep, a head that diverged."""
-        if best.diverged is not None:
-            loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
-            raise ConfigError(
-                f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
-                "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
-                f"{self.folder.path}."
-            )
 
     def restore(self) -> None:
         """Continue from the last finished epoch, as if there had been no interruption; a ridge begins anew."""
@@ -184,23 +267,6 @@ class SavedRun:
             best.value, best.epoch = progress["best_value"], progress["best_epoch"]
             best.history = self.folder.read_history()[:done]
         self.folder.keep_history(done)
-
-
-def join_splits(
-    store: EmbeddingStore, annotations: Path, task: Task, listener: Listener
-) -> tuple[JoinedLabels, JoinedLabels]:
-    """Join the labels of both splits to a store and say what was left out."""
-    both = set(find_label_files(annotations, task, "train")) & set(find_label_files(annotations, task, "validation"))
-    if both:
-        examples = ", ".join(sorted(both)[:3])
-        listener.warning(f"{len(both)} videos are in both splits, so validation flatters: {examples}")
-    train = join_labels(store, annotations, task, "train")
-    validation = join_labels(store, annotations, task, "validation")
-    listener.message(train.account.sentence("train"))
-    listener.message(validation.account.sentence("validation"))
-    if len(train) < 2:
-        raise InputError(f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels.")
-    return train, validation
 
 
 def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> float:
@@ -235,18 +301,3 @@ def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener
                 f"CVaR's tail is {tail:g} losses a batch, fewer than {SMALLEST_TAIL}: its gradient will be noisy. "
                 "Raise --batch-size or --alpha, or find the threshold over more batches with --cvar-level set."
             )
-
-
-def _describe_run(
-    settings: FitSettings, store: EmbeddingStore, task: Task, train: JoinedLabels, validation: JoinedLabels
-) -> dict[str, Any]:
-    """Return what config.json keeps: everything that decides the run, resolved."""
-    return {
-        "affcache": affcache.__version__,
-        "task": task.name,
-        "classes": list(task.classes),
-        "settings": settings_to_json(settings),
-        "store": describe_store(store),
-        "labels": {"train": train.to_json(), "validation": validation.to_json()},
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
-    }

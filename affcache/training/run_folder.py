@@ -4,7 +4,7 @@ Every file is written under a temporary name and renamed; history.jsonl grows by
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +15,21 @@ from affcache.store.reading import EmbeddingStore
 from affcache.training.settings import FitSettings
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The paths of one run."""
+    """The files of one run.
 
-    path: Path
+    Args:
+        path: the folder.
+    """
 
-    @property
-    def config(self) -> Path:
-        """Everything that decides the run, resolved."""
-        return self.path / "config.json"
-
-    @property
-    def history(self) -> Path:
-        """A line of JSON an epoch."""
-        return self.path / "history.jsonl"
-
-    @property
-    def head(self) -> Path:
-        """The head of the best epoch."""
-        return self.path / "head.safetensors"
-
-    @property
-    def last(self) -> Path:
-        """The head of the last epoch with the optimiser's and the generators' state."""
-        return self.path / "last.safetensors"
-
-    @property
-    def scores(self) -> Path:
-        """What ``score`` found."""
-        return self.path / "scores.json"
-
-    @property
-    def predictions(self) -> Path:
-        """Probabilities per frame, written by ``score``."""
-        return self.path / "predictions.h5"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"  # everything that decides the run, resolved
+        self.history = path / "history.jsonl"  # a line an epoch
+        self.head = path / "head.safetensors"  # of the best epoch
+        self.last = path / "last.safetensors"  # of the last epoch, with the optimiser's and the generators' state
+        self.scores = path / "scores.json"  # what ``score`` found
+        self.predictions = path / "predictions.h5"  # probabilities per frame, written by ``score``
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json.
@@ -77,12 +57,6 @@ class RunFolder:
     def finished_epochs(self) -> int:
         """Count the epochs in the history."""
         return len(self.history.read_text(encoding="utf-8").splitlines()) if self.history.exists() else 0
-
-    def drop_scores(self) -> None:
-        """Remove what ``score`` wrote: it is out of date once the training goes on."""
-        for pattern in ("scores*.json", "predictions*.h5"):
-            for path in self.path.glob(pattern):
-                path.unlink()
 
     def read_history(self) -> list[dict[str, Any]]:
         """Return the lines of the history."""
@@ -157,7 +131,8 @@ def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> Non
     """
     if resume:
         _require_same(folder, folder.read_config(), config)
-        folder.drop_scores()
+        for scores in [*folder.path.glob("scores*.json"), *folder.path.glob("predictions*.h5")]:
+            scores.unlink()  # out of date once the training goes on
         return
     require_free(folder)
     folder.path.mkdir(parents=True, exist_ok=True)

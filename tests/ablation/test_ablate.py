@@ -13,7 +13,6 @@ from filelock import FileLock
 
 import affcache
 from affcache.ablation import ablate as ablating
-from affcache.ablation import group_training
 from affcache.ablation import train as grouping
 from affcache.ablation.ablate import ablate
 from affcache.errors import ConfigError, InputError, StoreError
@@ -306,7 +305,7 @@ def test_interrupted_after_any_epoch_the_tables_are_the_same(
 ) -> None:
     data, grid = learnable(), {"vary": ("alpha=0.3,0.5,1", "rho=0,0.05"), "epochs": 3, "dropout": 0.5}
     run(data, tmp_path / "whole", **grid)
-    monkeypatch.setattr(group_training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(grouping, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
     class Kill(Heard):
         def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
@@ -326,7 +325,7 @@ def test_a_checkpoint_of_other_trials_or_a_broken_one_is_passed_over(
     learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = learnable(), tmp_path / "out"
-    monkeypatch.setattr(group_training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(grouping, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     monkeypatch.setattr(grouping.Group, "discard_checkpoint", lambda group: None)
     run(data, out, vary=("alpha=0.5,1",))
     (checkpoint,) = out.glob("groups/*.safetensors")

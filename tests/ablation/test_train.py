@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.ablation import train as grouping
-from affcache.ablation.settings import AblateSettings
 from affcache.ablation.train import LocalTrainer, form_of, group_trials, most_heads, require_asked_for
-from affcache.ablation.trials import JoinedSplits
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
+from affcache.training.fit import JoinedSplits
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData
 
@@ -47,8 +46,8 @@ def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
 
 
 def test_every_ridge_stands_alone() -> None:
-    ridges = [replace(SMALL, head="ridge", seed=seed) for seed in range(3)]
-    assert [len(group) for group in group_trials(trials_of(ridges), CPU, PLENTY)] == [1, 1, 1]
+    ridges = [replace(SMALL, head="ridge", seed=seed, alpha=alpha) for seed in range(3) for alpha in (0.3, 1.0)]
+    assert [len(group) for group in group_trials(trials_of(ridges), CPU, PLENTY)] == [1] * 6
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,8 +89,7 @@ def test_a_day_is_the_limit() -> None:
 
 def test_more_epochs_and_frames_take_longer_in_proportion(learnable: MakeData) -> None:
     store, labels = learnable()
-    chosen = AblateSettings(annotations=labels, preset="paper")
-    splits = JoinedSplits.open(store, TASKS["expr"], chosen, Listener()).load(CPU, 1.0, Listener())
+    splits = JoinedSplits.open(store, TASKS["expr"], labels, Listener()).load(CPU, 1.0, Listener())
     recipe = FitSettings(hidden_layers=1, hidden_width=16, batch_size=16, epochs=10)
     one = LocalTrainer(CPU).project([recipe] * 5, splits)
     many = LocalTrainer(CPU).project([replace(recipe, epochs=1000)] * 5, splits)

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from affcache.ablation.ablate import AblateResult, ablate
-from affcache.ablation.settings import AblateSettings
 from affcache.ablation.train import Trained
-from affcache.ablation.trials import JoinedSplits, Outcome
+from affcache.ablation.trials import Outcome
 from affcache.cluster import training as training_module
 from affcache.cluster.training import ClusterTrainer, share_source, wanted_heads
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import StreamedFrames
+from affcache.training.fit import JoinedSplits
 from tests.ablation.test_ablate import QUICK, tables
 from tests.conftest import Heard, MakeData
 
@@ -102,8 +102,9 @@ def test_heads_that_nobody_keeps_stay_with_the_worker() -> None:
 
 def test_frames_travel_as_they_are(learnable: MakeData) -> None:
     store, labels = learnable()
-    settings = AblateSettings(annotations=labels, select="heldout", preset="paper")
-    source = JoinedSplits.open(store, TASKS["expr"], settings, Listener()).load(torch.device("cpu"), 1.0, Listener())
+    joined = JoinedSplits.open(store, TASKS["expr"], labels, Listener())
+    joined = joined.holding_out(0.2, "to choose by", Listener(), select=True)
+    source = joined.load(torch.device("cpu"), 1.0, Listener())
     again = share_source(source).loaded(torch.device("cpu"))
     for name in ("train", "selection", "validation"):
         for part in ("embeddings", "labels", "videos"):
@@ -116,7 +117,7 @@ def test_frames_travel_as_they_are(learnable: MakeData) -> None:
 
 def test_frames_that_do_not_fit_are_refused(learnable: MakeData) -> None:
     store, labels = learnable()
-    source = JoinedSplits.open(store, TASKS["expr"], AblateSettings(annotations=labels, preset="paper"), Listener())
+    source = JoinedSplits.open(store, TASKS["expr"], labels, Listener())
     loaded = source.load(torch.device("cpu"), 1.0, Listener())
     streamed = replace(loaded, train=StreamedFrames(source.store, source.train, torch.device("cpu"), 4096))
     with pytest.raises(ConfigError, match=r"keeps all embeddings in memory.* Raise --memory GB"):

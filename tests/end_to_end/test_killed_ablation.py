@@ -18,9 +18,8 @@ GRID = ["--vary", "alpha=0.3,0.5,1", "--vary", "rho=0,0.05,0.1", "--seeds", "3"]
 RECIPE = ["--epochs", "12", "--hidden-layers", "2", "--hidden-width", "32", "--batch-size", "8", "--device", "cpu"]
 # groups of four heads, a checkpoint after every epoch
 PROGRAM = """
-from affcache.ablation import group_training
 from affcache.ablation import train as grouping
-group_training.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+grouping.SECONDS_BETWEEN_CHECKPOINTS = 0.0
 grouping.MOST_HEADS["cpu"] = 4
 from affcache.cli.app import main
 main()

@@ -1,16 +1,10 @@
 """Published figures of Aff-Wild2 beside the run's own."""
 
-import sys
-
 from affcache.files import shipped
 from affcache.progress import metric_name
 from affcache.reporting.context import ReportContext
 from affcache.reporting.page import table
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from affcache.settings import read_toml
 
 AFF_WILD2 = 100_000  # frames; its validation sets have three to four times as many, and figures of others mislead
 WORDS = (
@@ -22,7 +16,7 @@ WORDS = (
 def published_figures(context: ReportContext) -> str | None:
     """Return published figures with how each is known, the run's own among them, where they may be of the same data."""
     with shipped("published.toml") as path:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get(context.task.name)
+        entries = read_toml(path).get(context.task.name)
     if not entries or context.split != "validation" or len(context.joined) < AFF_WILD2:
         return None
     known = [(one["value"], one["method"], "yes" if one["frame_by_frame"] else "no", one["known"]) for one in entries]

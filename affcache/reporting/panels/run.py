@@ -6,6 +6,8 @@ from html import escape
 from affcache.progress import metric_name
 from affcache.reporting.context import ReportContext
 
+NOTICE = '<p class="notice">{}</p>'
+
 
 def headline(context: ReportContext) -> str:
     """Return the metric with its interval, and what has to be known of it."""
@@ -18,15 +20,11 @@ def headline(context: ReportContext) -> str:
         f"of {len(context.scored.statistics)} videos.</p>",
     ]
     if context.split == "validation":
-        words.append(_notice("The epoch was chosen on these frames: the score flatters a little."))
+        words.append(NOTICE.format("The epoch was chosen on these frames: the score flatters a little."))
     if rule.fitted_on:
         warning = " <b>optimistic</b>: the frames that are scored are among them" if rule.optimistic else ""
-        words.append(_notice(f"Decided by a rule fitted on {escape(rule.fitted_on)}{warning}."))
+        words.append(NOTICE.format(f"Decided by a rule fitted on {escape(rule.fitted_on)}{warning}."))
     return "".join(words)
-
-
-def _notice(html: str) -> str:
-    return f'<p class="notice">{html}</p>'
 
 
 def run_settings(context: ReportContext) -> str:

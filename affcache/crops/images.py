@@ -13,16 +13,14 @@ import torchvision.transforms.functional as torchvision_functional
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 
+from affcache.crops.archives import UnreadableCropError
+
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
 LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
 LARGE_PIXELS = 4_000_000
 JPEG_START = b"\xff\xd8\xff"
 JPEG_MODES = {"YCbCr": "RGB", "Gray": "L"}  # colours in the file -> Pillow's name for what it decodes to
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not all of Pillow's: some run other programs
-
-
-class UnreadableCropError(Exception):
-    """One crop cannot be turned into pixels. Never stops a run: the row is marked unreadable and listed."""
 
 
 @dataclass(frozen=True)

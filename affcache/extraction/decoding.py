@@ -10,9 +10,10 @@ from threading import Lock
 
 import numpy as np
 
-from affcache.crops.archives import DamagedMemberError
-from affcache.crops.crop_list import CropList, require_source
-from affcache.crops.images import DecodedCrop, Preprocessing, UnreadableCropError, decode_crop, mirrored
+from affcache.crops.archives import UnreadableCropError
+from affcache.crops.crop_list import CropList
+from affcache.crops.folders import require_source
+from affcache.crops.images import DecodedCrop, Preprocessing, decode_crop, mirrored
 from affcache.extraction.stats import ExtractionStats
 from affcache.store.reading import Rows
 
@@ -44,7 +45,7 @@ class CropDecoder:
         except OSError as error:
             require_source(self.crops.container(row), error)
             return error.strerror or str(error)
-        except (UnreadableCropError, DamagedMemberError) as error:
+        except UnreadableCropError as error:
             return str(error)
         pixels = mirrored(crop.pixels) if self.mirror else crop.pixels
         return DecodedCrop(self.preprocessing.resize_large(pixels), crop.mode)

@@ -13,9 +13,9 @@ import numpy as np
 import open_clip
 import torch
 
-from affcache.crops.archives import DamagedMemberError
+from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import CropList
-from affcache.crops.images import UnreadableCropError, decode_crop
+from affcache.crops.images import decode_crop
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
@@ -251,7 +251,7 @@ def readable(crops: CropList, row: int) -> bool:
     """Say whether one crop can be read and decoded."""
     try:
         decode_crop(crops.read(row))
-    except (OSError, UnreadableCropError, DamagedMemberError):
+    except (OSError, UnreadableCropError):
         return False
     return True
 

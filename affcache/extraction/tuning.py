@@ -93,7 +93,7 @@ def compile_encoder(encoder: Encoder, batch_size: int, listener: Listener) -> En
     listener.message("compiling the encoder; this takes about a minute (--compile off does without)")
     faces = check_faces()[:batch_size]
     expected = encoder.encode(faces)
-    compiled = encoder.compile(batch_size)
+    compiled = replace(encoder, compiled=torch.compile(encoder.network, dynamic=False), fixed_batch=batch_size)
     try:
         cosine = smallest_cosine(compiled.encode(faces), expected)
     except Exception as error:  # a missing compiler, a driver, a graph it can't take: torch raises nearly anything

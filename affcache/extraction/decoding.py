@@ -2,68 +2,37 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
-from threading import Lock
 
 import numpy as np
 
-from affcache.crops.archives import UnreadableCropError
-from affcache.crops.crop_list import CropList
-from affcache.crops.folders import require_source
-from affcache.crops.images import DecodedCrop, Preprocessing, decode_crop, mirrored
+from affcache.crops.images import DecodedCrop
 from affcache.extraction.stats import ExtractionStats
 from affcache.store.reading import Rows
 
 CROPS_A_TASK = 16  # decoded by one thread in one go: handing over each crop alone would cost as much as decoding it
 
 Decoded = list[DecodedCrop | str]  # a crop, or why it can't be read
-
-
-@dataclass
-class CropDecoder:
-    """Reads and decodes single crops. Safe to use from several threads."""
-
-    crops: CropList
-    preprocessing: Preprocessing
-    mirror: bool = False  # left and right changed over
-    large_images: Lock = field(default_factory=Lock)  # they are decoded one at a time
-
-    def decode(self, rows: list[int]) -> Decoded:
-        """Read and decode some crops; the reason stands where that can't be done.
-
-        Raises:
-            InputError: the crops' folder or archive is gone.
-        """
-        return [self._decode(row) for row in rows]
-
-    def _decode(self, row: int) -> DecodedCrop | str:
-        try:
-            crop = decode_crop(self.crops.read(row), self.large_images)
-        except OSError as error:
-            require_source(self.crops.container(row), error)
-            return error.strerror or str(error)
-        except UnreadableCropError as error:
-            return str(error)
-        pixels = mirrored(crop.pixels) if self.mirror else crop.pixels
-        return DecodedCrop(self.preprocessing.resize_large(pixels), crop.mode)
+Decode = Callable[[int], DecodedCrop | str]  # of a row
 
 
 class DecodedAhead:
     """Batches of rows with their crops, in order. Decoding begins at once, before the first one is asked for.
 
     Args:
-        decoder: reads and decodes.
+        decode: reads and decodes the crop of a row; the reason is what it returns where that can't be done.
         batches: rows of each batch.
         workers: threads that decode.
         most: batches that are decoded, or being so, at a time; bounds the memory.
         stats: is charged with the time for which somebody waits here.
     """
 
-    def __init__(self, decoder: CropDecoder, batches: Iterator[Rows], workers: int, most: int, stats: ExtractionStats):
-        self._decoder, self._batches, self._most, self._stats = decoder, batches, most, stats
+    def __init__(
+        self, decode: Decode, batches: Iterator[Rows], workers: int, most: int, stats: ExtractionStats
+    ) -> None:
+        self._decode, self._batches, self._most, self._stats = decode, batches, most, stats
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._ahead: deque[tuple[Rows, list[Future[Decoded]]]] = deque()
         self._begin()
@@ -87,7 +56,7 @@ class DecodedAhead:
     def _begin(self) -> None:
         for rows in islice(self._batches, self._most - len(self._ahead)):
             tasks = [rows[i : i + CROPS_A_TASK].tolist() for i in range(0, len(rows), CROPS_A_TASK)]
-            self._ahead.append((rows, [self._pool.submit(self._decoder.decode, task) for task in tasks]))
+            self._ahead.append((rows, [self._pool.submit(list, map(self._decode, task)) for task in tasks]))
 
 
 def consecutive_batches(rows: Rows, size: int) -> Iterator[Rows]:

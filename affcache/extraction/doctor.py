@@ -53,15 +53,7 @@ class DoctorResult(Result):
     pending: int  # rows still to be encoded
     projected_seconds: float | None  # for the pending rows, on this machine as busy as it is now
     machine: dict[str, Any]
-
-    @property
-    def healthy(self) -> bool:
-        """Say whether an extraction with these settings would start."""
-        return all(check.state != PROBLEM for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return {**super().to_json(), "healthy": self.healthy}
+    healthy: bool  # whether an extraction with these settings would start
 
 
 def doctor(
@@ -85,6 +77,7 @@ def doctor(
         pending=visit.pending,
         projected_seconds=visit.projected_seconds,
         machine=describe_machine(visit.device),
+        healthy=all(check.state != PROBLEM for check in visit.found),
     )
 
 
@@ -230,9 +223,10 @@ class Doctor:
         if not self.pending:
             self.projected_seconds = 0.0
             return OK, "nothing is left to encode"
-        size = batch_size_of(self.encoder)
         bare = bare_encoder(self.encoder)
-        encode = seconds_of(lambda: bare(2)) / 2 / size
+        start = time.perf_counter()
+        bare(2)
+        encode = (time.perf_counter() - start) / 2 / batch_size_of(self.encoder)
         decode = self.decode_seconds / (self.settings.workers or default_workers())
         slower = max(encode, decode)
         self.projected_seconds = self.pending * slower
@@ -287,10 +281,3 @@ def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
 def batch_size_of(encoder: Encoder) -> int:
     """Return the crops per call that ``prepare_encoder`` settled on."""
     return int(encoder.description["batch_size"])
-
-
-def seconds_of(work: Callable[[], None]) -> float:
-    """Return how long some work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -11,17 +11,20 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import CropList
+from affcache.crops.folders import require_source
+from affcache.crops.images import DecodedCrop, decode_crop, mirrored
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
-from affcache.extraction.commit import Encoded
-from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, consecutive_batches
+from affcache.extraction.decoding import Decoded, DecodedAhead, consecutive_batches
 from affcache.extraction.encode_pool import Embeddings, EncodePool, calls_at_once
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
@@ -30,6 +33,8 @@ from affcache.progress import Listener
 from affcache.store.reading import ENCODED, UNREADABLE, Rows
 
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once
+
+Encoded = tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]  # features (n, D), status (n,)
 
 
 @dataclass
@@ -45,9 +50,7 @@ class Pipeline:
     cores: int | None = None  # threads that encode on a CPU; None for as many as torch would use
     stats: ExtractionStats = field(default_factory=ExtractionStats)
     largest_call: int = 0  # crops per encoder call: the batch size, until the device runs out of memory
-
-    def __post_init__(self) -> None:
-        self._decoder = CropDecoder(self.crops, self.encoder.preprocessing, self.mirror)
+    large_images: Lock = field(default_factory=Lock)  # they are decoded one at a time
 
     def run(
         self, pending: Rows, turn: AbstractContextManager[Any] | None = None
@@ -66,7 +69,7 @@ class Pipeline:
         batches = consecutive_batches(pending, self.batch_size)
         most_ahead = BATCHES_AHEAD + calls_at_once(self.encoder, self.cores) - 1
         with (
-            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.stats) as ahead,
+            DecodedAhead(self._decode, batches, self.workers, most_ahead, self.stats) as ahead,
             turn or nullcontext(),
             EncodePool(self.encoder, self.largest_call, self.listener, self.cores) as calls,
         ):
@@ -78,6 +81,18 @@ class Pipeline:
             while in_flight:
                 yield in_flight.popleft()()
             self.largest_call = calls.largest_call
+
+    def _decode(self, row: int) -> DecodedCrop | str:
+        """Read and decode one crop, or say why that can't be done. Safe to call from several threads."""
+        try:
+            crop = decode_crop(self.crops.read(row), self.large_images)
+        except OSError as error:
+            require_source(self.crops.container(row), error)
+            return error.strerror or str(error)
+        except UnreadableCropError as error:
+            return str(error)
+        pixels = mirrored(crop.pixels) if self.mirror else crop.pixels
+        return DecodedCrop(self.encoder.preprocessing.resize_large(pixels), crop.mode)
 
     def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> Callable[[], tuple[Rows, Encoded]]:
         """Keep account of a batch's crops, and hand the readable ones to the encoder; return what waits for them."""

@@ -110,9 +110,9 @@ def _extract_view(
         create_store(path, crops, int(description["width"]), description, fingerprint(description))
     with StoreWriter(path) as writer:
         encoding = engine.encoding(batch_size, view == "flip")
-        encoded_now, seconds, listed = _encode_pending(
-            writer, encoding, crops, listener, retry_unreadable=settings.retry_unreadable
-        )
+        if settings.retry_unreadable:
+            writer.reopen_unreadable()
+        encoded_now, seconds, listed = _encode_pending(writer, encoding, crops, listener)
         counts = writer.store.counts
     stats = encoding.stats
     return ExtractResult(
@@ -137,11 +137,9 @@ def _extract_view(
 
 
 def _encode_pending(
-    writer: StoreWriter, encoding: Encoding, crops: CropList, listener: Listener, *, retry_unreadable: bool
+    writer: StoreWriter, encoding: Encoding, crops: CropList, listener: Listener
 ) -> tuple[int, float, Path | None]:
     """Encode what a store still lacks; return rows encoded now, seconds, and the unreadable list."""
-    if retry_unreadable:
-        writer.reopen_unreadable()
     writer.finish_checksums()
     pending = writer.pending_rows()
     if 0 < len(pending) < len(crops):

@@ -15,9 +15,8 @@ from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.errors import InputError
 from affcache.extraction import extract as extract_module
-from affcache.extraction.decoding import consecutive_batches
 from affcache.extraction.extract import write_embeddings
-from affcache.extraction.pipeline import Pipeline
+from affcache.extraction.pipeline import Pipeline, consecutive_batches
 from affcache.progress import Listener
 from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore

@@ -131,15 +131,14 @@ class Preprocessing:
             uint8 tensor of shape (B, 3, *size), equal to open_clip's (Pillow's) result up to rounding.
         """
         height, width = images.shape[2:]
-        target_height, target_width = self.size
-        if self.resize_mode == "squash":
-            return _resize_pixels(images, target_height, target_width, self.interpolation)
-        # torchvision's rule for "shortest": the longer side is truncated, not rounded
-        if height <= width:
-            resized = _resize_pixels(images, target_height, int(target_height * width / height), self.interpolation)
-        else:
-            resized = _resize_pixels(images, int(target_width * height / width), target_width, self.interpolation)
-        return torchvision_functional.center_crop(resized, [target_height, target_width])
+        to_height, to_width = self.size
+        if self.resize_mode == "shortest":  # by torchvision's rule: the longer side is truncated, not rounded
+            if height <= width:
+                to_width = int(to_height * width / height)
+            else:
+                to_height = int(to_width * height / width)
+        resized = _resize_pixels(images, to_height, to_width, self.interpolation)
+        return torchvision_functional.center_crop(resized, list(self.size))
 
 
 class Normalise(torch.nn.Module):

@@ -1,13 +1,13 @@
 """The number format of the encoder: the fastest one that a device has, held against fp32 before it is used."""
 
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from affcache.crops.images import decode_crop
+from affcache.devices import processor_facts
 from affcache.encoders.encoder import Encoder
 
 AGREEMENT = 0.999  # smallest cosine to fp32's embeddings that counts as the same
@@ -25,19 +25,11 @@ def fast_precisions(device: torch.device) -> tuple[str, ...]:
 
 def processor_flags() -> frozenset[str]:
     """Return what Linux says that the processor can do; nothing on other systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+    return frozenset(processor_facts().get("flags", "").split())
 
 
 def choose_precision(encoder: Encoder) -> Encoder:
-    """Take the first fast format whose embeddings agree with fp32's, else stay with fp32.
-
-    Args:
-        encoder: in fp32, on its device.
-    """
+    """Take the first fast format whose embeddings agree with those of an encoder in fp32, else stay with fp32."""
     candidates = fast_precisions(encoder.device)
     if not candidates:
         return encoder

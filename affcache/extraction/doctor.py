@@ -160,12 +160,17 @@ class Doctor:
             return OK, ""
         rows = np.unique(np.linspace(0, len(self.crops) - 1, CROPS_TO_DECODE).astype(np.int64))
         start = time.perf_counter()
-        bad = [row for row in rows if not readable(self.crops, int(row))]
+        bad = []
+        for row in rows.tolist():
+            try:
+                decode_crop(self.crops.read(row))
+            except (OSError, UnreadableCropError):
+                bad.append(row)
         self.decode_seconds = (time.perf_counter() - start) / len(rows)
         if bad:
             state = PROBLEM if len(bad) == len(rows) else WARNING
             return state, (
-                f"{len(bad)} of {len(rows)} crops can't be read, such as {self.crops.path(int(bad[0]))}. Expected "
+                f"{len(bad)} of {len(rows)} crops can't be read, such as {self.crops.path(bad[0])}. Expected "
                 "image files. An extraction marks such crops and goes on; mend them first if they are many."
             )
         return OK, f"{len(rows)} crops read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
@@ -241,26 +246,18 @@ class Doctor:
         return replace(self.settings, compile="off", device=str(self.device))
 
 
-def readable(crops: CropList, row: int) -> bool:
-    """Say whether one crop can be read and decoded."""
-    try:
-        decode_crop(crops.read(row))
-    except (OSError, UnreadableCropError):
-        return False
-    return True
-
-
 def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
     """Return a function that encodes one batch, which lies on the device ready to use, so many times, and waits."""
     faces = check_faces()  # what they show changes no duration
     pixels = encoder.prepare([faces[index % len(faces)] for index in range(batch_size_of(encoder))])
 
+    with torch.inference_mode():
+        inputs = pixels if encoder.compiled else encoder.network.normalise(pixels)
+    network = encoder.compiled or encoder.network.encode_inputs
+
     @torch.inference_mode()
     def once(_: int = 0) -> None:
-        if encoder.compiled is not None:
-            encoder.compiled(pixels)
-        else:
-            encoder.network.encode_inputs(inputs)
+        network(inputs)
 
     def run(batches: int) -> None:
         if encoder.device.type == "cuda":
@@ -272,8 +269,6 @@ def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
                 for _ in pool.map(once, range(batches)):
                     pass
 
-    with torch.inference_mode():
-        inputs = encoder.network.normalise(pixels)
     run(2)  # the first calls choose algorithms
     return run
 

@@ -187,14 +187,7 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
 
 
 def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:
-    """Encode the pending rows of a store. What is committed stays, whatever happens to the process.
-
-    Args:
-        writer: of the store.
-        encoding: yields the rows, in any order.
-        pending: int64 (n,), rising.
-        listener: receives progress.
-    """
+    """Encode the pending rows of a store, rising. What is committed stays, whatever happens to the process."""
     total = len(writer.store)
     done = total - len(pending)
     with warnings.catch_warnings(), ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from threading import Lock
 from typing import Any, Protocol
 
@@ -175,14 +175,9 @@ def consecutive_batches(rows: Rows, size: int) -> Iterator[Rows]:
 
     A batch is then the same set of rows in a continued run as in an uninterrupted one.
     """
-    start = 0
-    while start < len(rows):
-        until_multiple = size - int(rows[start]) % size
-        batch = rows[start : start + until_multiple]
-        consecutive = batch == rows[start] + np.arange(len(batch))
-        batch = batch[consecutive]
-        yield batch
-        start += len(batch)
+    cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % size == 0)) + 1
+    for first, last in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
+        yield rows[first:last]
 
 
 class Encoding(Protocol):

@@ -83,13 +83,7 @@ def find_batch_size(encoder: Encoder) -> int:
 
 
 def compile_encoder(encoder: Encoder, batch_size: int, listener: Listener) -> Encoder:
-    """Compile an encoder with torch, and go back to the plain one where that fails or changes the embeddings.
-
-    Args:
-        encoder: the plain one.
-        batch_size: crops per call.
-        listener: hears when compiling didn't work.
-    """
+    """Compile a plain encoder with torch for calls of one size; keep it where that fails or changes the embeddings."""
     listener.message("compiling the encoder; this takes about a minute (--compile off does without)")
     faces = check_faces()[:batch_size]
     expected = encoder.encode(faces)

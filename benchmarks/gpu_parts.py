@@ -16,8 +16,7 @@ import torch
 
 from affcache.devices import wait_for
 from affcache.encoders.encoder import Encoder, Weights
-from affcache.encoders.loading import load_weights
-from affcache.encoders.precision import check_faces, smallest_cosine
+from affcache.encoders.loading import check_faces, load_weights, smallest_cosine
 from affcache.extraction.doctor import bare_encoder, batch_size_of
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, tune_encoder
 from affcache.progress import Listener, duration_text

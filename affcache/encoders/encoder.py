@@ -145,10 +145,7 @@ class Encoder:
 
     @torch.inference_mode()
     def submit(self, crops: Crops) -> DeviceBatch:
-        """Hand a batch of RGB crops to the device; on a GPU this returns while the device works.
-
-        Args:
-            crops: as for ``encode``.
+        """Hand a batch of RGB crops, as for ``encode``, to the device; on a GPU this returns while the device works.
 
         Raises:
             torch.OutOfMemoryError: the batch doesn't fit the device.

@@ -132,10 +132,15 @@ def _needs_quick_gelu(model: str, pretrained: str, activation: str) -> bool:
 def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Module:
     """Build the network and load its weights, or explain why that failed."""
     if pretrained.startswith(RANDOM_WEIGHTS):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_random_seed(pretrained))  # the CPU's alone
-            with _quiet():
-                return open_clip.create_model(model, load_weights=False, pretrained_text=False, **options)
+        seed = pretrained.removeprefix(RANDOM_WEIGHTS)
+        if not seed.isdecimal() or int(seed) >= 2**63:
+            raise ConfigError(
+                f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example "
+                "random:0."
+            )
+        with torch.random.fork_rng(devices=[]), _quiet():
+            torch.default_generator.manual_seed(int(seed))  # the CPU's alone
+            return open_clip.create_model(model, load_weights=False, pretrained_text=False, **options)
     if pretrained and Path(pretrained).is_file():
         options = {**options, "force_preprocess_cfg": _common_preprocessing(model)}
     try:
@@ -159,15 +164,6 @@ def _common_preprocessing(model: str) -> dict[str, Any] | None:
     tags = open_clip.list_pretrained_tags_by_model(model)
     configs = [{k: open_clip.get_pretrained_cfg(model, tag).get(k) for k in keys} for tag in tags]
     return configs[0] if configs and all(config == configs[0] for config in configs) else None
-
-
-def _random_seed(pretrained: str) -> int:
-    text = pretrained.removeprefix(RANDOM_WEIGHTS)
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise ConfigError(
-            f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example random:0."
-        )
-    return int(text)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from affcache.crops.crop_list import CropList
 from affcache.crops.images import decode_crop
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
-from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
+from affcache.encoders.loading import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.errors import AffcacheError
 from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
 from affcache.extraction.extract import list_crops

@@ -88,9 +88,7 @@ class Pipeline:
     def _decoded_ahead(self, batches: Iterator[Rows], most: int) -> Iterator[Iterator[tuple[Rows, Decoded]]]:
         """Give batches of rows with their crops, in order. Decoding begins at once, before the first one is asked for.
 
-        Args:
-            batches: rows of each batch.
-            most: batches that are decoded, or being so, at a time; bounds the memory.
+        At most ``most`` batches are decoded, or being so, at a time, which bounds the memory.
         """
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         begun: deque[tuple[Rows, list[Future[Decoded]]]] = deque()

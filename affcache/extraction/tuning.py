@@ -13,8 +13,7 @@ import torch
 
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder, Weights
-from affcache.encoders.loading import encoder_of, load_weights
-from affcache.encoders.precision import AGREEMENT, check_faces, smallest_cosine
+from affcache.encoders.loading import AGREEMENT, check_faces, encoder_of, load_weights, smallest_cosine
 from affcache.errors import first_line
 from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener

@@ -96,7 +96,7 @@ def _extract_view(
     settings: ExtractSettings, store: Path, view: str, crops: CropList, engine: Engine, listener: Listener
 ) -> ExtractResult:
     """Make or continue the file of one view, and say what was done."""
-    path, description = store, engine.description
+    path, description = store, dict(engine.description)
     if view != "plain":
         path, description = view_path(store, view), {**description, "view": view}
         listener.message(f"view {view}: mirrored crops, into {path}")

@@ -84,7 +84,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "affcache": __version__,
-        "processor": _processor(),
+        "processor": processor_facts().get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -94,10 +94,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def _processor() -> str:
+def processor_facts() -> dict[str, str]:
+    """Return what Linux says of a processor, such as its model name and its flags; nothing on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return {}
+    facts = (line.partition(":") for line in reversed(lines))
+    return {name.strip(): value.strip() for name, _, value in facts}

@@ -11,7 +11,7 @@ from affcache.crops.crop_list import CropList
 from affcache.crops.folders import find_crops
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
-from affcache.extraction.doctor import bare_encoder, batch_size_of, seconds_of
+from affcache.extraction.doctor import bare_encoder, batch_size_of
 from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
@@ -22,7 +22,7 @@ from affcache.settings import build
 from affcache.store.layout import fingerprint
 from affcache.store.writing import StoreWriter, create_store
 from benchmarks.settings import BenchExtractSettings
-from benchmarks.shared import temporary_folder
+from benchmarks.shared import seconds_of, temporary_folder
 
 
 @dataclass(frozen=True)

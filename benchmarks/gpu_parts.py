@@ -16,9 +16,8 @@ import torch
 
 from affcache.devices import wait_for
 from affcache.encoders.encoder import Encoder, Weights
-from affcache.encoders.loading import load_weights
-from affcache.encoders.precision import check_faces, smallest_cosine
-from affcache.extraction.doctor import bare_encoder, batch_size_of, seconds_of
+from affcache.encoders.loading import check_faces, load_weights, smallest_cosine
+from affcache.extraction.doctor import bare_encoder, batch_size_of
 from affcache.extraction.tuning import ROWS_WORTH_COMPILING, tune_encoder
 from affcache.progress import Listener, duration_text
 from affcache.settings import MODEL
@@ -38,7 +37,7 @@ from benchmarks.fit import (
     steps_of,
 )
 from benchmarks.settings import BenchExtractSettings
-from benchmarks.shared import temporary_folder
+from benchmarks.shared import seconds_of, temporary_folder
 
 ROOT = Path(__file__).parents[1]
 TESTS = "tests/training/test_cuda_graph.py"

@@ -22,14 +22,13 @@ from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.nodes import WorkerSize
 from affcache.cluster.pool import WorkerPool
 from affcache.cluster.worker import Joined, Reply
-from affcache.extraction.commit import Encoded
-from affcache.extraction.doctor import seconds_of
 from affcache.extraction.extract import write_embeddings
+from affcache.extraction.pipeline import Encoded
 from affcache.extraction.stats import ExtractionStats
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS, Rows
 from affcache.store.writing import StoreWriter, create_store
-from benchmarks.shared import one_video, script_parser, temporary_folder
+from benchmarks.shared import one_video, script_parser, seconds_of, temporary_folder
 
 DESCRIPTION: dict[str, Any] = {"model": "stand-in", "precision": "fp32", "batch_size": 256, "compiled": False}
 

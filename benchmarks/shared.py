@@ -2,7 +2,8 @@
 
 import argparse
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ def script_parser(documentation: str | None) -> argparse.ArgumentParser:
 def temporary_folder(inside: Path | None = None) -> "tempfile.TemporaryDirectory[str]":
     """Return a folder that is gone when the measurement is over."""
     return tempfile.TemporaryDirectory(prefix="affcache-bench-", dir=inside)
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    """Return how long some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def one_video(rows: int) -> CropList:

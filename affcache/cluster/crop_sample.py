@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from affcache.crops.archives import DamagedMemberError
+from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import CropList
 from affcache.errors import InputError
 
@@ -27,7 +27,7 @@ class CropSample:
     def of(cls, crops: CropList) -> "CropSample":
         """Read a few crops, spread over all."""
         rows = np.unique(np.linspace(0, len(crops) - 1, SAMPLED).astype(np.int64)).tolist()
-        archives = {archived.archive.path.absolute() for archived in crops.archived.values()}
+        archives = {archive.path.absolute() for archive, _ in crops.archived.values()}
         paths = sorted({crops.container(row).absolute() for row in rows} | archives)
         return cls(rows, [_checksum(crops, row) for row in rows], paths)
 
@@ -65,5 +65,5 @@ def _refusal(node: str, what: str) -> InputError:
 def _checksum(crops: CropList, row: int) -> int | None:
     try:
         return zlib.crc32(crops.read(row))
-    except (OSError, DamagedMemberError):
+    except (OSError, UnreadableCropError):
         return None

@@ -12,7 +12,7 @@ from affcache.cluster.pool import SHARDS_A_WORKER, Worker, WorkerPool
 from affcache.cluster.shards import Shard, ShardQueue
 from affcache.cluster.worker import Reply
 from affcache.errors import AffcacheError, first_line
-from affcache.extraction.commit import Encoded
+from affcache.extraction.pipeline import Encoded
 from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
 from affcache.store.reading import BLOCK_ROWS, Rows
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from affcache.errors import InputError
-from affcache.extraction.decoding import consecutive_batches
+from affcache.extraction.pipeline import consecutive_batches
 from affcache.store.reading import BLOCK_ROWS, Rows
 
 MOST_LOSSES = 5  # of the workers that had the same shard: then the shard is to blame

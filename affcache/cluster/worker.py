@@ -15,8 +15,7 @@ import torchvision
 import affcache
 from affcache.cluster.crop_sample import CropSample
 from affcache.errors import AffcacheError
-from affcache.extraction.commit import Encoded
-from affcache.extraction.pipeline import Pipeline
+from affcache.extraction.pipeline import Encoded, Pipeline
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.stats import ExtractionStats
 from affcache.extraction.tuning import tune_encoder

@@ -28,8 +28,8 @@ _COMPRESSED = (  # the program that undoes it, the first bytes, the suffixes
 )
 
 
-class DamagedMemberError(Exception):
-    """One member of an archive cannot be read; says why in one line. Its crop is marked unreadable."""
+class UnreadableCropError(Exception):
+    """One crop cannot be read, or turned into pixels; says why in one line. Never stops a run: its row is marked."""
 
 
 class Member(NamedTuple):
@@ -100,15 +100,15 @@ class Archive(ABC):
         """Return the ``member.size`` bytes of one file.
 
         Raises:
-            DamagedMemberError: they are damaged, encrypted, cut short, over LARGEST_FILE or packed in another way.
+            UnreadableCropError: they are damaged, encrypted, cut short, over LARGEST_FILE or packed in another way.
             OSError: the file can't be read.
         """
         if max(member.stored, member.size) > LARGEST_FILE:
-            raise DamagedMemberError(f"{max(member.stored, member.size):,} bytes; at most {LARGEST_FILE:,} are read")
+            raise UnreadableCropError(f"{max(member.stored, member.size):,} bytes; at most {LARGEST_FILE:,} are read")
         data = self._unpack(member)
         if len(data) != member.size:
             more = "more" if len(data) > member.size else "fewer"
-            raise DamagedMemberError(f"damaged or cut short: {more} than the {member.size:,} bytes declared")
+            raise UnreadableCropError(f"damaged or cut short: {more} than the {member.size:,} bytes declared")
         return data
 
     @abstractmethod
@@ -160,9 +160,7 @@ class TarArchive(Archive):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        for program, magic, _ in _COMPRESSED:
-            if self._read_at(0, len(magic)) == magic:
-                raise _compressed(path, program)
+        refuse_compressed(path, self._read_at(0, 8))
         self._open()
 
     def _open(self) -> tarfile.TarFile:
@@ -228,17 +226,13 @@ class _Headers:
         return self._position
 
 
-def refuse_compressed(path: Path) -> None:
-    """Raise InputError when a name says that it is a compressed tar; says how to unpack it once."""
-    for program, _, suffixes in _COMPRESSED:
-        if path.name.lower().endswith(suffixes):
-            raise _compressed(path, program)
-
-
-def _compressed(path: Path, program: str) -> InputError:
-    unpacked = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) + ".unpacked.tar")
-    return InputError(
-        f"{path} is a compressed tar, in which a crop can't be found without unpacking all before it. Expected an "
-        f"uncompressed .tar, or a .zip. Unpack it once with "
-        f"'{program} < {shlex.quote(str(path))} > {shlex.quote(str(unpacked))}', then use the new file."
-    )
+def refuse_compressed(path: Path, start: bytes = b"") -> None:
+    """Raise InputError when a name, or a file's first bytes, say that it is a compressed tar; says how to unpack it."""
+    for program, magic, suffixes in _COMPRESSED:
+        if start.startswith(magic) or path.name.lower().endswith(suffixes):
+            unpacked = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) + ".unpacked.tar")
+            raise InputError(
+                f"{path} is a compressed tar, in which a crop can't be found without unpacking all before it. Expected "
+                f"an uncompressed .tar, or a .zip. Unpack it once with "
+                f"'{program} < {shlex.quote(str(path))} > {shlex.quote(str(unpacked))}', then use the new file."
+            )

@@ -13,24 +13,9 @@ import numpy.typing as npt
 
 from affcache.crops.archives import LARGEST_FILE, Archive, Member
 from affcache.crops.frame_paths import USUAL_NAMING, Naming, parse_path
-from affcache.crops.sources import is_archive
 from affcache.errors import InputError
 
-# the machine's fault, or the network's, whatever file they are met at
-NEVER_THE_CROP = frozenset(
-    {
-        errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET,
-        errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN,
-    }
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ArchivedFrames:
-    """Where the crops of one video lie in an archive."""
-
-    archive: Archive
-    members: npt.NDArray[Any]  # (frames of the video,) of MEMBER_DTYPE, in frame order
+ArchivedFrames = tuple[Archive, npt.NDArray[Any]]  # of one video; (its frames,) of MEMBER_DTYPE, in frame order
 
 
 @dataclass(frozen=True)
@@ -66,13 +51,12 @@ class CropList:
 
         Raises:
             OSError: the file can't be read, or is larger than 64 MiB, which no crop is.
-            DamagedMemberError: the archive's member is damaged.
+            UnreadableCropError: the archive's member is damaged.
         """
         video = self.video(row)
-        archived = self.archived.get(video)
-        if archived is not None:
-            member = archived.members[row - int(self.video_start[video])]
-            return archived.archive.read(Member(*member.tolist()))
+        if video in self.archived:
+            archive, members = self.archived[video]
+            return archive.read(Member(*members[row - int(self.video_start[video])].tolist()))
         path = os.path.join(self.folders[video], self._file_name(row, video))  # noqa: PTH118  # a Path takes as long
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # as reading the file
             if os.fstat(file.fileno()).st_size > LARGEST_FILE:
@@ -84,8 +68,8 @@ class CropList:
 
     def container(self, row: int) -> Path:
         """Return what must be there for the crops of a row's video to be read: its folder, or the archive."""
-        archived = self.archived.get(self.video(row))
-        return archived.archive.path if archived else self.folders[self.video(row)]
+        video = self.video(row)
+        return self.archived[video][0].path if video in self.archived else self.folders[video]
 
     def absolute(self) -> "CropList":
         """Return the list with paths that hold in any working folder, for other processes."""
@@ -96,51 +80,20 @@ class CropList:
         counts = np.add.reduceat(kept, self.video_start[:-1], dtype=np.int64)
         videos = np.flatnonzero(counts)
         new_index = {int(video): index for index, video in enumerate(videos)}
-
-        def members(video: int) -> ArchivedFrames:
-            archived = self.archived[video]
-            of_video = kept[self.video_start[video] : self.video_start[video + 1]]
-            return ArchivedFrames(archived.archive, archived.members[of_video])
-
-        return CropList(
+        kept_of = np.split(kept, self.video_start[1:-1])  # by video
+        return replace(
+            self,
             folders=tuple(self.folders[v] for v in videos),
             video_names=tuple(self.video_names[v] for v in videos),
             video_start=np.cumsum([0, *counts[videos]], dtype=np.int64),
             frame_number=self.frame_number[kept],
             namings={new_index[v]: naming for v, naming in self.namings.items() if v in new_index},
-            archived={new_index[v]: members(v) for v in self.archived if v in new_index},
-            ignored_files=self.ignored_files,
-            unsafe_members=self.unsafe_members,
-            shadowed_folders=self.shadowed_folders,
+            archived={
+                new_index[v]: (archive, members[kept_of[v]])
+                for v, (archive, members) in self.archived.items()
+                if v in new_index
+            },
         )
-
-
-def require_source(container: Path, error: OSError) -> None:
-    """Raise unless an error may be one crop's own: its folder is still there, and so is the connection to it.
-
-    Args:
-        container: the folder, or the archive, that holds the crop.
-        error: what reading the crop raised.
-
-    Raises:
-        InputError: the crop can't be blamed. Nothing is lost, and the run can be continued.
-    """
-    try:
-        if error.errno in NEVER_THE_CROP:
-            raise error
-        if is_archive(container):
-            with container.open("rb", buffering=0) as file:
-                file.read(1)
-        else:
-            with os.scandir(container):
-                pass
-    except OSError as reason:
-        kind = "archive" if is_archive(container) else "folder"
-        raise InputError(
-            f"The crops {kind} {container} can't be read any more ({reason.strerror or reason}). Expected it to stay "
-            "while crops are encoded. Reconnect it and run the same command again: it continues at the last committed "
-            "row."
-        ) from None
 
 
 def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:

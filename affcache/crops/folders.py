@@ -1,18 +1,19 @@
 """Finding face crops: one folder per video, one file per frame, as Aff-Wild2 lays them out, on disk or in archives."""
 
+import errno
 import os
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.archives import MEMBER_DTYPE, Archive, Member
-from affcache.crops.crop_list import ArchivedFrames, CropList
+from affcache.crops.archives import MEMBER_DTYPE, Archive, Member, TarArchive, refuse_compressed
+from affcache.crops.crop_list import CropList
 from affcache.crops.frame_paths import (
     IMAGE_SUFFIXES,
     LARGEST_FRAME_NUMBER,
@@ -21,12 +22,21 @@ from affcache.crops.frame_paths import (
     format_of,
     split_name,
 )
-from affcache.crops.sources import is_archive, open_archive
+from affcache.crops.zip_archive import ZipArchive
 from affcache.errors import InputError
 
+# by the suffix of its name, what opens a file of crops; a further kind is a subclass of Archive and a line here
+SOURCES: Mapping[str, Callable[[Path], Archive]] = {".zip": ZipArchive, ".tar": TarArchive}
 OTHER_ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 LISTING_THREADS = 8  # hide a network file system's latency
 _MEMBER = struct.Struct("<qqqIB")  # one entry of MEMBER_DTYPE
+# the machine's fault, or the network's, whatever file they are met at
+NEVER_THE_CROP = frozenset(
+    {
+        errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET,
+        errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN,
+    }
+)  # fmt: skip
 
 OnListed = Callable[[int, int, str], None]  # (done, total, unit)
 
@@ -123,31 +133,20 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
             seen.add(name)
     if not videos:
         raise InputError(_nothing_found(roots))
-    found = _crop_list(videos)
-    return replace(found, ignored_files=ignored, unsafe_members=unsafe, shadowed_folders=tuple(shadowed))
-
-
-def _crop_list(videos: dict[str, FrameFiles]) -> CropList:
     names = sorted(videos)
-    numbers: list[npt.NDArray[np.int32]] = []
-    namings: dict[int, Naming] = {}
-    archived: dict[int, ArchivedFrames] = {}
-    for index, name in enumerate(names):
-        files = videos[name]
-        ordered, members = files.in_order()
-        numbers.append(ordered)
-        naming = Naming(files.format, files.exceptions)
-        if naming != USUAL_NAMING:
-            namings[index] = naming
-        if files.archive is not None:
-            archived[index] = ArchivedFrames(files.archive, members)
+    found = [videos[name] for name in names]
+    frames = [files.in_order() for files in found]
+    namings = [Naming(files.format, files.exceptions) for files in found]
     return CropList(
-        folders=tuple(videos[name].folder for name in names),
+        folders=tuple(files.folder for files in found),
         video_names=tuple(names),
-        video_start=np.cumsum([0, *(len(n) for n in numbers)], dtype=np.int64),
-        frame_number=np.concatenate(numbers),
-        namings=namings,
-        archived=archived,
+        video_start=np.cumsum([0, *(len(numbers) for numbers, _ in frames)], dtype=np.int64),
+        frame_number=np.concatenate([numbers for numbers, _ in frames]),
+        namings={index: naming for index, naming in enumerate(namings) if naming != USUAL_NAMING},
+        archived={v: (f.archive, frames[v][1]) for v, f in enumerate(found) if f.archive is not None},
+        ignored_files=ignored,
+        unsafe_members=unsafe,
+        shadowed_folders=tuple(shadowed),
     )
 
 
@@ -232,3 +231,52 @@ def _nothing_found(roots: Sequence[Path]) -> str:
     else:
         hint = "Say where the crops are with --crops DIR, or with crops = [...] in affcache.toml."
     return f"No crops found in {looked}. Expected files like <folder>/<video>/00001.jpg. {hint}"
+
+
+def is_archive(path: Path) -> bool:
+    """Say whether a path names a file of crops that is read in place; it need not be there."""
+    return path.suffix.lower() in SOURCES and not path.is_dir()
+
+
+def open_archive(path: Path) -> Archive:
+    """Open a file of crops, by its suffix.
+
+    Raises:
+        InputError: missing, another format, a compressed tar, one part of a split zip, or a zip cut short.
+    """
+    refuse_compressed(path)
+    opener = SOURCES.get(path.suffix.lower())
+    if opener is None:
+        raise InputError(
+            f"{path} is not an archive that affcache reads. Expected a name that ends in {' or '.join(SOURCES)}. "
+            "Unpack it, or pack the crops as .zip or uncompressed .tar, then run the same command again."
+        )
+    return opener(path)
+
+
+def require_source(container: Path, error: OSError) -> None:
+    """Raise unless an error may be one crop's own: its folder is still there, and so is the connection to it.
+
+    Args:
+        container: the folder, or the archive, that holds the crop.
+        error: what reading the crop raised.
+
+    Raises:
+        InputError: the crop can't be blamed. Nothing is lost, and the run can be continued.
+    """
+    try:
+        if error.errno in NEVER_THE_CROP:
+            raise error
+        if is_archive(container):
+            with container.open("rb", buffering=0) as file:
+                file.read(1)
+        else:
+            with os.scandir(container):
+                pass
+    except OSError as reason:
+        kind = "archive" if is_archive(container) else "folder"
+        raise InputError(
+            f"The crops {kind} {container} can't be read any more ({reason.strerror or reason}). Expected it to stay "
+            "while crops are encoded. Reconnect it and run the same command again: it continues at the last committed "
+            "row."
+        ) from None

@@ -13,16 +13,14 @@ import torchvision.transforms.functional as torchvision_functional
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 
+from affcache.crops.archives import UnreadableCropError
+
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
 LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
 LARGE_PIXELS = 4_000_000
 JPEG_START = b"\xff\xd8\xff"
 JPEG_MODES = {"YCbCr": "RGB", "Gray": "L"}  # colours in the file -> Pillow's name for what it decodes to
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not all of Pillow's: some run other programs
-
-
-class UnreadableCropError(Exception):
-    """One crop cannot be turned into pixels. Never stops a run: the row is marked unreadable and listed."""
 
 
 @dataclass(frozen=True)
@@ -133,15 +131,14 @@ class Preprocessing:
             uint8 tensor of shape (B, 3, *size), equal to open_clip's (Pillow's) result up to rounding.
         """
         height, width = images.shape[2:]
-        target_height, target_width = self.size
-        if self.resize_mode == "squash":
-            return _resize_pixels(images, target_height, target_width, self.interpolation)
-        # torchvision's rule for "shortest": the longer side is truncated, not rounded
-        if height <= width:
-            resized = _resize_pixels(images, target_height, int(target_height * width / height), self.interpolation)
-        else:
-            resized = _resize_pixels(images, int(target_width * height / width), target_width, self.interpolation)
-        return torchvision_functional.center_crop(resized, [target_height, target_width])
+        to_height, to_width = self.size
+        if self.resize_mode == "shortest":  # by torchvision's rule: the longer side is truncated, not rounded
+            if height <= width:
+                to_width = int(to_height * width / height)
+            else:
+                to_height = int(to_width * height / width)
+        resized = _resize_pixels(images, to_height, to_width, self.interpolation)
+        return torchvision_functional.center_crop(resized, list(self.size))
 
 
 class Normalise(torch.nn.Module):

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from affcache.crops.archives import Archive, DamagedMemberError, Member
+from affcache.crops.archives import Archive, Member, UnreadableCropError
 
 _DIRECTORY_CHUNK = 2**20  # bytes; more than the longest record of a zip's directory, 46 + 3 * 65,535
 _RECORD = struct.Struct("<LxB2xHH4xLLLHHH4xLL")  # of one member in a zip's directory
@@ -80,14 +80,14 @@ class ZipArchive(Archive):
 
     def _unpack(self, member: Member) -> bytes:
         if member.method not in (0, 8):
-            raise DamagedMemberError(f"packed with method {member.method}; only stored and deflated files are read")
+            raise UnreadableCropError(f"packed with method {member.method}; only stored and deflated files are read")
         # mostly one call to the system: names and extra fields together seldom take more than 256 bytes
         data = self._read_at(member.offset, _LOCAL_HEADER.size + 256 + member.stored)
         if len(data) < _LOCAL_HEADER.size or not data.startswith(b"PK\3\4"):
-            raise DamagedMemberError(f"no file starts at byte {member.offset:,} of the archive")
+            raise UnreadableCropError(f"no file starts at byte {member.offset:,} of the archive")
         _, flags, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
         if flags & _ENCRYPTED:
-            raise DamagedMemberError("encrypted")
+            raise UnreadableCropError("encrypted")
         start = _LOCAL_HEADER.size + name_bytes + extra_bytes
         if start + member.stored > len(data):
             data = self._read_at(member.offset, start + member.stored)
@@ -96,9 +96,9 @@ class ZipArchive(Archive):
             try:
                 data = zlib.decompressobj(-15).decompress(data, member.size + 1)
             except zlib.error as error:
-                raise DamagedMemberError(f"damaged: {error}") from None
+                raise UnreadableCropError(f"damaged: {error}") from None
         if len(data) == member.size and zlib.crc32(data) != member.crc:
-            raise DamagedMemberError("damaged: its checksum (CRC-32) does not match")
+            raise UnreadableCropError("damaged: its checksum (CRC-32) does not match")
         return data
 
 

@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class DeviceBatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self._marks: list[tuple[str, Any]] = []  # stage, and a float or a torch.cuda.Event
         self._embeddings: torch.Tensor | None = None
         self.mark("")
 
@@ -68,19 +69,15 @@ class DeviceBatch:
     def wait(self) -> npt.NDArray[np.float32]:
         """Wait for the device, and return the embeddings, float32 (B, D)."""
         assert self._embeddings is not None
-        last = self._marks[-1][1]
-        if isinstance(last, torch.cuda.Event):
-            last.synchronize()
+        if self._device.type == "cuda":
+            self._marks[-1][1].synchronize()
         return self._embeddings.numpy()
 
     def seconds(self) -> dict[str, float]:
         """Return the device's own seconds per stage, "copy" and "encode", once ``wait`` has returned."""
         spent = {"copy": 0.0, "encode": 0.0}
-        for (_, before), (stage, after) in zip(self._marks, self._marks[1:], strict=False):
-            if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
-                spent[stage] += before.elapsed_time(after) / 1000
-            elif isinstance(before, float) and isinstance(after, float):
-                spent[stage] += after - before
+        for (_, before), (stage, after) in pairwise(self._marks):
+            spent[stage] += before.elapsed_time(after) / 1000 if self._device.type == "cuda" else after - before
         return spent
 
 
@@ -148,10 +145,7 @@ class Encoder:
 
     @torch.inference_mode()
     def submit(self, crops: Crops) -> DeviceBatch:
-        """Hand a batch of RGB crops to the device; on a GPU this returns while the device works.
-
-        Args:
-            crops: as for ``encode``.
+        """Hand a batch of RGB crops, as for ``encode``, to the device; on a GPU this returns while the device works.
 
         Raises:
             torch.OutOfMemoryError: the batch doesn't fit the device.
@@ -194,7 +188,3 @@ class Encoder:
         tower = copy.deepcopy(self.network.tower)
         network = ImageTower(tower, self.preprocessing, DTYPES[precision]).to(self.device)
         return replace(self, network=network, description={**self.description, "precision": precision})
-
-    def compile(self, batch_size: int) -> "Encoder":
-        """Return the same encoder with its network compiled by torch for batches of one size."""
-        return replace(self, compiled=torch.compile(self.network, dynamic=False), fixed_batch=batch_size)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,21 @@ def load_weights(model: str, pretrained: str, activation: str) -> Weights:
     preprocessing = preprocessing_of(network)
     tower = network.visual  # the image half; the text half would double the memory
     assert isinstance(tower, torch.nn.Module)
-    description = _describe(model, pretrained, config, preprocessing, _weights_sha256(tower))
+    description = {
+        "model": model,
+        "pretrained": pretrained,
+        "architecture": {"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
+        "weights_sha256": _weights_sha256(tower),
+        "activation": "quick_gelu" if config["quick_gelu"] else "gelu",
+        "image_size": list(preprocessing.size),
+        "resize": f"{preprocessing.resize_mode} {preprocessing.interpolation} antialias",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "precision": "fp32",
+        "projected": True,
+        "normalised": False,
+        "versions": {package.__name__: package.__version__ for package in (torch, torchvision, open_clip)},
+    }
     return Weights(tower.eval().requires_grad_(False), preprocessing, description)
 
 
@@ -118,18 +132,20 @@ def _needs_quick_gelu(model: str, pretrained: str, activation: str) -> bool:
 def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Module:
     """Build the network and load its weights, or explain why that failed."""
     if pretrained.startswith(RANDOM_WEIGHTS):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_random_seed(pretrained))  # the CPU's alone
-            with _quiet():
-                network: torch.nn.Module = open_clip.create_model(
-                    model, load_weights=False, pretrained_text=False, **options
-                )
-        return network
+        seed = pretrained.removeprefix(RANDOM_WEIGHTS)
+        if not seed.isdecimal() or int(seed) >= 2**63:
+            raise ConfigError(
+                f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example "
+                "random:0."
+            )
+        with torch.random.fork_rng(devices=[]), _quiet():
+            torch.default_generator.manual_seed(int(seed))  # the CPU's alone
+            return open_clip.create_model(model, load_weights=False, pretrained_text=False, **options)
     if pretrained and Path(pretrained).is_file():
         options = {**options, "force_preprocess_cfg": _common_preprocessing(model)}
     try:
         with _quiet():
-            network = open_clip.create_model(
+            return open_clip.create_model(
                 model, pretrained or None, pretrained_text=False, require_pretrained=True, **options
             )
     except Exception as error:  # a download, a file format or a shape: open_clip raises nearly anything here
@@ -140,7 +156,6 @@ def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Mod
             "--pretrained FILE with an open_clip checkpoint, or --model local-dir:FOLDER with open_clip_config.json "
             "and the weights in it."
         ) from error
-    return network
 
 
 def _common_preprocessing(model: str) -> dict[str, Any] | None:
@@ -149,15 +164,6 @@ def _common_preprocessing(model: str) -> dict[str, Any] | None:
     tags = open_clip.list_pretrained_tags_by_model(model)
     configs = [{k: open_clip.get_pretrained_cfg(model, tag).get(k) for k in keys} for tag in tags]
     return configs[0] if configs and all(config == configs[0] for config in configs) else None
-
-
-def _random_seed(pretrained: str) -> int:
-    text = pretrained.removeprefix(RANDOM_WEIGHTS)
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise ConfigError(
-            f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example random:0."
-        )
-    return int(text)
 
 
 @contextlib.contextmanager
@@ -171,31 +177,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-
-
-def _describe(
-    model: str, pretrained: str, config: Mapping[str, Any], preprocessing: Preprocessing, weights_sha256: str
-) -> dict[str, Any]:
-    """Return what a store keeps of an encoder in fp32, but for the width, which shows when it runs."""
-    return {
-        "model": model,
-        "pretrained": pretrained,
-        "architecture": {"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
-        "weights_sha256": weights_sha256,
-        "activation": "quick_gelu" if config["quick_gelu"] else "gelu",
-        "image_size": list(preprocessing.size),
-        "resize": f"{preprocessing.resize_mode} {preprocessing.interpolation} antialias",
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "precision": "fp32",
-        "projected": True,
-        "normalised": False,
-        "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "open_clip": open_clip.__version__,
-        },
-    }
 
 
 def _weights_sha256(tower: torch.nn.Module) -> str:

@@ -13,12 +13,12 @@ import numpy as np
 import open_clip
 import torch
 
-from affcache.crops.archives import DamagedMemberError
+from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import CropList
-from affcache.crops.images import UnreadableCropError, decode_crop
+from affcache.crops.images import decode_crop
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
-from affcache.encoders.precision import AGREEMENT, check_faces, fast_precisions, smallest_cosine
+from affcache.encoders.loading import AGREEMENT, check_faces, fast_precisions, smallest_cosine
 from affcache.errors import AffcacheError
 from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
 from affcache.extraction.extract import list_crops
@@ -53,15 +53,7 @@ class DoctorResult(Result):
     pending: int  # rows still to be encoded
     projected_seconds: float | None  # for the pending rows, on this machine as busy as it is now
     machine: dict[str, Any]
-
-    @property
-    def healthy(self) -> bool:
-        """Say whether an extraction with these settings would start."""
-        return all(check.state != PROBLEM for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        return {**super().to_json(), "healthy": self.healthy}
+    healthy: bool  # whether an extraction with these settings would start
 
 
 def doctor(
@@ -85,6 +77,7 @@ def doctor(
         pending=visit.pending,
         projected_seconds=visit.projected_seconds,
         machine=describe_machine(visit.device),
+        healthy=all(check.state != PROBLEM for check in visit.found),
     )
 
 
@@ -167,12 +160,17 @@ class Doctor:
             return OK, ""
         rows = np.unique(np.linspace(0, len(self.crops) - 1, CROPS_TO_DECODE).astype(np.int64))
         start = time.perf_counter()
-        bad = [row for row in rows if not readable(self.crops, int(row))]
+        bad = []
+        for row in rows.tolist():
+            try:
+                decode_crop(self.crops.read(row))
+            except (OSError, UnreadableCropError):
+                bad.append(row)
         self.decode_seconds = (time.perf_counter() - start) / len(rows)
         if bad:
             state = PROBLEM if len(bad) == len(rows) else WARNING
             return state, (
-                f"{len(bad)} of {len(rows)} crops can't be read, such as {self.crops.path(int(bad[0]))}. Expected "
+                f"{len(bad)} of {len(rows)} crops can't be read, such as {self.crops.path(bad[0])}. Expected "
                 "image files. An extraction marks such crops and goes on; mend them first if they are many."
             )
         return OK, f"{len(rows)} crops read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
@@ -230,9 +228,10 @@ class Doctor:
         if not self.pending:
             self.projected_seconds = 0.0
             return OK, "nothing is left to encode"
-        size = batch_size_of(self.encoder)
         bare = bare_encoder(self.encoder)
-        encode = seconds_of(lambda: bare(2)) / 2 / size
+        start = time.perf_counter()
+        bare(2)
+        encode = (time.perf_counter() - start) / 2 / batch_size_of(self.encoder)
         decode = self.decode_seconds / (self.settings.workers or default_workers())
         slower = max(encode, decode)
         self.projected_seconds = self.pending * slower
@@ -247,26 +246,18 @@ class Doctor:
         return replace(self.settings, compile="off", device=str(self.device))
 
 
-def readable(crops: CropList, row: int) -> bool:
-    """Say whether one crop can be read and decoded."""
-    try:
-        decode_crop(crops.read(row))
-    except (OSError, UnreadableCropError, DamagedMemberError):
-        return False
-    return True
-
-
 def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
     """Return a function that encodes one batch, which lies on the device ready to use, so many times, and waits."""
     faces = check_faces()  # what they show changes no duration
     pixels = encoder.prepare([faces[index % len(faces)] for index in range(batch_size_of(encoder))])
 
+    with torch.inference_mode():
+        inputs = pixels if encoder.compiled else encoder.network.normalise(pixels)
+    network = encoder.compiled or encoder.network.encode_inputs
+
     @torch.inference_mode()
     def once(_: int = 0) -> None:
-        if encoder.compiled is not None:
-            encoder.compiled(pixels)
-        else:
-            encoder.network.encode_inputs(inputs)
+        network(inputs)
 
     def run(batches: int) -> None:
         if encoder.device.type == "cuda":
@@ -278,8 +269,6 @@ def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
                 for _ in pool.map(once, range(batches)):
                     pass
 
-    with torch.inference_mode():
-        inputs = encoder.network.normalise(pixels)
     run(2)  # the first calls choose algorithms
     return run
 
@@ -287,10 +276,3 @@ def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
 def batch_size_of(encoder: Encoder) -> int:
     """Return the crops per call that ``prepare_encoder`` settled on."""
     return int(encoder.description["batch_size"])
-
-
-def seconds_of(work: Callable[[], None]) -> float:
-    """Return how long some work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -67,16 +67,14 @@ class EncodePool:
     def __init__(self, encoder: Encoder, largest_call: int, listener: Listener, cores: int | None = None) -> None:
         self.encoder, self.largest_call, self.listener = encoder, largest_call, listener
         self.at_once = calls_at_once(encoder, cores)
-        self._threaded = _threaded(encoder)
         self._lowering = Lock()
         self._stop = Event()
         self._open = ExitStack()
 
     def __enter__(self) -> "EncodePool":
         self._open.enter_context(one_thread_a_call(self.encoder))
-        if self._threaded:
-            norms = [module for module in self.encoder.network.modules() if isinstance(module, NORMS)]
-            for module in norms:
+        for module in self.encoder.network.modules():
+            if isinstance(module, NORMS) and _threaded(self.encoder):
                 self._open.callback(module.register_forward_pre_hook(self._go_on_unless_stopped).remove)
         self._pool = self._open.enter_context(ThreadPoolExecutor(self.at_once, thread_name_prefix="encode"))
         return self
@@ -93,7 +91,7 @@ class EncodePool:
 
     def begin(self, crops: Crops) -> Callable[[], Embeddings]:
         """Start to encode B crops; what is returned waits for them."""
-        if not self._threaded:
+        if not _threaded(self.encoder):
             return partial(_fetch, self._submit(crops))
         return self._pool.submit(lambda: _fetch(self._submit(crops))).result
 

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,9 +16,9 @@ from affcache.crops.crop_list import CropList, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
-from affcache.extraction.commit import BackgroundWriter
-from affcache.extraction.pipeline import Encoding, Engine
+from affcache.extraction.pipeline import Encoded, Encoding, Engine
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
+from affcache.extraction.stats import ExtractionStats
 from affcache.files import write_text
 from affcache.progress import Listener, Result
 from affcache.settings import CROPS, build, default_store
@@ -28,6 +28,8 @@ from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 # what encodes, by --engine: modules with driver_device and opened_engine, imported when they are asked for
 ENGINES = {"local": "affcache.extraction.pipeline", "ray": "affcache.cluster.engine"}
+COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much
+COMMIT_ROWS = 4096
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 
 
@@ -85,25 +87,19 @@ def extract(
             require_same_crops(begun, crops)  # before the encoder is loaded, which takes a while
             recorded = begun.encoder
         engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
-        result = _extract_view(settings, path, path, "plain", crops, engine, listener)
-        if settings.view != "plain":
-            target = view_path(path, settings.view)
-            listener.message(f"view {settings.view}: mirrored crops, into {target}")
-            result = _extract_view(settings, path, target, settings.view, crops, engine, listener)
+        for view in dict.fromkeys(("plain", settings.view)):
+            result = _extract_view(settings, path, view, crops, engine, listener)
     return result
 
 
 def _extract_view(
-    settings: ExtractSettings,
-    store: Path,
-    path: Path,
-    view: str,
-    crops: CropList,
-    engine: Engine,
-    listener: Listener,
+    settings: ExtractSettings, store: Path, view: str, crops: CropList, engine: Engine, listener: Listener
 ) -> ExtractResult:
     """Make or continue the file of one view, and say what was done."""
-    description = {**engine.description, **({} if view == "plain" else {"view": view})}
+    path, description = store, dict(engine.description)
+    if view != "plain":
+        path, description = view_path(store, view), {**description, "view": view}
+        listener.message(f"view {view}: mirrored crops, into {path}")
     batch_size = int(description["batch_size"])
     if path.exists():
         begun = EmbeddingStore.open(path)
@@ -114,9 +110,9 @@ def _extract_view(
         create_store(path, crops, int(description["width"]), description, fingerprint(description))
     with StoreWriter(path) as writer:
         encoding = engine.encoding(batch_size, view == "flip")
-        encoded_now, seconds, listed = _encode_pending(
-            writer, encoding, crops, listener, retry_unreadable=settings.retry_unreadable
-        )
+        if settings.retry_unreadable:
+            writer.reopen_unreadable()
+        encoded_now, seconds, listed = _encode_pending(writer, encoding, crops, listener)
         counts = writer.store.counts
     stats = encoding.stats
     return ExtractResult(
@@ -141,11 +137,9 @@ def _extract_view(
 
 
 def _encode_pending(
-    writer: StoreWriter, encoding: Encoding, crops: CropList, listener: Listener, *, retry_unreadable: bool
+    writer: StoreWriter, encoding: Encoding, crops: CropList, listener: Listener
 ) -> tuple[int, float, Path | None]:
     """Encode what a store still lacks; return rows encoded now, seconds, and the unreadable list."""
-    if retry_unreadable:
-        writer.reopen_unreadable()
     writer.finish_checksums()
     pending = writer.pending_rows()
     if 0 < len(pending) < len(crops):
@@ -193,14 +187,7 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
 
 
 def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:
-    """Encode the pending rows of a store. What is committed stays, whatever happens to the process.
-
-    Args:
-        writer: of the store.
-        encoding: yields the rows, in any order.
-        pending: int64 (n,), rising.
-        listener: receives progress.
-    """
+    """Encode the pending rows of a store, rising. What is committed stays, whatever happens to the process."""
     total = len(writer.store)
     done = total - len(pending)
     with warnings.catch_warnings(), ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
@@ -217,6 +204,49 @@ def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, lis
             background.finish()
             raise
         background.finish()
+
+
+class BackgroundWriter:
+    """Gathers consecutive batches, and lets one thread commit them every few seconds, one commit at a time."""
+
+    def __init__(self, writer: StoreWriter, pool: ThreadPoolExecutor, stats: ExtractionStats) -> None:
+        self._writer, self._pool, self._stats = writer, pool, stats
+        self._gathered: list[Encoded] = []
+        self._first_row = self._next_row = -1
+        self._last_commit = time.monotonic()
+        self._writing: Future[None] | None = None
+
+    def add(self, rows: Rows, encoded: Encoded) -> None:
+        """Take one encoded batch; begin to commit what came before it when that is due or not adjacent."""
+        full = self._next_row - self._first_row >= COMMIT_ROWS
+        if rows[0] != self._next_row or full or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
+            self._begin_commit()
+            self._first_row, self._last_commit = int(rows[0]), time.monotonic()
+        self._gathered.append(encoded)
+        self._next_row = int(rows[-1]) + 1
+
+    def finish(self) -> None:
+        """Commit what is left, and wait until everything is on the disk."""
+        self._begin_commit()
+        self._wait()
+
+    def _begin_commit(self) -> None:
+        self._wait()
+        if self._gathered:
+            if len(self._gathered) == 1:  # a block of a cluster, say: no need for a copy
+                ((features, status),) = self._gathered
+            else:
+                features, status = (np.concatenate(parts) for parts in zip(*self._gathered, strict=True))
+            self._writing = self._pool.submit(self._writer.commit, self._first_row, features, status)
+            self._gathered = []
+
+    def _wait(self) -> None:
+        """Wait for the commit under way, and raise what went wrong in it."""
+        if self._writing is not None:
+            start = time.perf_counter()
+            writing, self._writing = self._writing, None
+            writing.result()
+            self._stats.charge("write", time.perf_counter() - start)
 
 
 def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) -> None:

@@ -8,20 +8,24 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, pairwise
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import CropList
+from affcache.crops.folders import require_source
+from affcache.crops.images import DecodedCrop, decode_crop, mirrored
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder
-from affcache.extraction.commit import Encoded
-from affcache.extraction.decoding import CropDecoder, Decoded, DecodedAhead, consecutive_batches
 from affcache.extraction.encode_pool import Embeddings, EncodePool, calls_at_once
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
@@ -30,6 +34,10 @@ from affcache.progress import Listener
 from affcache.store.reading import ENCODED, UNREADABLE, Rows
 
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once
+CROPS_A_TASK = 16  # decoded by one thread in one go: handing over each crop alone would cost as much as decoding it
+
+Decoded = list[DecodedCrop | str]  # a crop, or why it can't be read
+Encoded = tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]  # features (n, D), status (n,)
 
 
 @dataclass
@@ -45,9 +53,7 @@ class Pipeline:
     cores: int | None = None  # threads that encode on a CPU; None for as many as torch would use
     stats: ExtractionStats = field(default_factory=ExtractionStats)
     largest_call: int = 0  # crops per encoder call: the batch size, until the device runs out of memory
-
-    def __post_init__(self) -> None:
-        self._decoder = CropDecoder(self.crops, self.encoder.preprocessing, self.mirror)
+    large_images: Lock = field(default_factory=Lock)  # they are decoded one at a time
 
     def run(
         self, pending: Rows, turn: AbstractContextManager[Any] | None = None
@@ -64,9 +70,8 @@ class Pipeline:
         """
         self.largest_call = self.largest_call or self.batch_size
         batches = consecutive_batches(pending, self.batch_size)
-        most_ahead = BATCHES_AHEAD + calls_at_once(self.encoder, self.cores) - 1
         with (
-            DecodedAhead(self._decoder, batches, self.workers, most_ahead, self.stats) as ahead,
+            self._decoded_ahead(batches, BATCHES_AHEAD + calls_at_once(self.encoder, self.cores) - 1) as ahead,
             turn or nullcontext(),
             EncodePool(self.encoder, self.largest_call, self.listener, self.cores) as calls,
         ):
@@ -78,6 +83,47 @@ class Pipeline:
             while in_flight:
                 yield in_flight.popleft()()
             self.largest_call = calls.largest_call
+
+    @contextmanager
+    def _decoded_ahead(self, batches: Iterator[Rows], most: int) -> Iterator[Iterator[tuple[Rows, Decoded]]]:
+        """Give batches of rows with their crops, in order. Decoding begins at once, before the first one is asked for.
+
+        At most ``most`` batches are decoded, or being so, at a time, which bounds the memory.
+        """
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        begun: deque[tuple[Rows, list[Future[Decoded]]]] = deque()
+
+        def begin() -> None:
+            for rows in islice(batches, most - len(begun)):
+                tasks = [rows[i : i + CROPS_A_TASK].tolist() for i in range(0, len(rows), CROPS_A_TASK)]
+                begun.append((rows, [pool.submit(list, map(self._decode, task)) for task in tasks]))
+
+        def decoded() -> Iterator[tuple[Rows, Decoded]]:
+            while begun:
+                rows, futures = begun.popleft()
+                start = time.perf_counter()
+                crops = [crop for future in futures for crop in future.result()]
+                self.stats.charge("decode", time.perf_counter() - start)
+                begin()
+                yield rows, crops
+
+        begin()
+        try:
+            yield decoded()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, row: int) -> DecodedCrop | str:
+        """Read and decode one crop, or say why that can't be done. Safe to call from several threads."""
+        try:
+            crop = decode_crop(self.crops.read(row), self.large_images)
+        except OSError as error:
+            require_source(self.crops.container(row), error)
+            return error.strerror or str(error)
+        except UnreadableCropError as error:
+            return str(error)
+        pixels = mirrored(crop.pixels) if self.mirror else crop.pixels
+        return DecodedCrop(self.encoder.preprocessing.resize_large(pixels), crop.mode)
 
     def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> Callable[[], tuple[Rows, Encoded]]:
         """Keep account of a batch's crops, and hand the readable ones to the encoder; return what waits for them."""
@@ -120,6 +166,16 @@ class Pipeline:
     def note(self) -> str:
         """Return how it stands, in a few words."""
         return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
+
+
+def consecutive_batches(rows: Rows, size: int) -> Iterator[Rows]:
+    """Cut rising rows into batches of consecutive rows that end at multiples of ``size``.
+
+    A batch is then the same set of rows in a continued run as in an uninterrupted one.
+    """
+    cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % size == 0)) + 1
+    for first, last in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
+        yield rows[first:last]
 
 
 class Encoding(Protocol):

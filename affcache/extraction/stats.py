@@ -51,12 +51,7 @@ def shares_text(shares: Mapping[str, float]) -> str:
 def bottleneck(shares: Mapping[str, float], *, workers: int, cores: int, device: str, precision: str) -> str:
     """Return one sentence: which stage holds the run up, how much, and the flag to turn; empty before the start.
 
-    Args:
-        shares: as ``ExtractionStats.shares`` gives them.
-        workers: threads that decode.
-        cores: processor cores of this machine.
-        device: cpu, cuda, cuda:1, ...
-        precision: fp32, bf16 or fp16.
+    ``workers`` are threads that decode, on a machine of so many ``cores``.
     """
     stage = max(shares, key=lambda name: shares[name])
     if not shares[stage]:

@@ -13,8 +13,7 @@ import torch
 
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder, Weights
-from affcache.encoders.loading import encoder_of, load_weights
-from affcache.encoders.precision import AGREEMENT, check_faces, smallest_cosine
+from affcache.encoders.loading import AGREEMENT, check_faces, encoder_of, load_weights, smallest_cosine
 from affcache.errors import first_line
 from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener
@@ -83,17 +82,11 @@ def find_batch_size(encoder: Encoder) -> int:
 
 
 def compile_encoder(encoder: Encoder, batch_size: int, listener: Listener) -> Encoder:
-    """Compile an encoder with torch, and go back to the plain one where that fails or changes the embeddings.
-
-    Args:
-        encoder: the plain one.
-        batch_size: crops per call.
-        listener: hears when compiling didn't work.
-    """
+    """Compile a plain encoder with torch for calls of one size; keep it where that fails or changes the embeddings."""
     listener.message("compiling the encoder; this takes about a minute (--compile off does without)")
     faces = check_faces()[:batch_size]
     expected = encoder.encode(faces)
-    compiled = encoder.compile(batch_size)
+    compiled = replace(encoder, compiled=torch.compile(encoder.network, dynamic=False), fixed_batch=batch_size)
     try:
         cosine = smallest_cosine(compiled.encode(faces), expected)
     except Exception as error:  # a missing compiler, a driver, a graph it can't take: torch raises nearly anything

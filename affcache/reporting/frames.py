@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from affcache.crops.archives import UnreadableCropError
 from affcache.crops.folders import find_crops
-from affcache.crops.images import UnreadableCropError, decode_crop
+from affcache.crops.images import decode_crop
 from affcache.errors import InputError
 from affcache.scoring.predict import Predictions
 from affcache.tasks.tasks import Task

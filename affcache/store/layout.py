@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +23,11 @@ NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
 FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled")  # beyond rounding
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one dataset's bytes lie in the file."""
+def mapped_fields(path: Path) -> dict[str, Any]:
+    """Read the structure of a store file, check that every byte it promises is there, and map its arrays.
 
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        """The first byte after the dataset."""
-        return self.offset + self.dtype.itemsize * int(np.prod(self.shape))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the HDF5 structure of a store says; everything a reader or a writer needs besides the bytes."""
-
-    places: Mapping[str, Place]
-    video_names: tuple[str, ...]
-    encoder: dict[str, Any]
-    encoder_fingerprint: str
-    index_sha256: str  # empty in stores made before this was kept
-
-
-def read_layout(path: Path) -> Layout:
-    """Read the structure of a store file and check that every byte it promises is there.
+    Returns:
+        The fields of an ``EmbeddingStore``, but for its path.
 
     Raises:
         StoreError: no such file, not a store, of another format version, or cut short.
@@ -64,13 +41,13 @@ def read_layout(path: Path) -> Layout:
         # no HDF5 lock: a store may be looked at while it is written
         with h5py.File(path, "r", locking=False) as file:
             _check_format(path, file)
-            layout = Layout(
-                places={name: _place(file[name], dtype) for name, dtype in NUMERIC_DATASETS.items()},
-                video_names=tuple(file["video_name"].asstr()[:]),
-                encoder=json.loads(file.attrs["encoder"]),
-                encoder_fingerprint=str(file.attrs["encoder_fingerprint"]),
-                index_sha256=str(file.attrs.get("index_sha256", "")),
-            )
+            places = {name: _place(file[name], dtype) for name, dtype in NUMERIC_DATASETS.items()}
+            fields = {
+                "video_names": tuple(file["video_name"].asstr()[:]),
+                "encoder": json.loads(file.attrs["encoder"]),
+                "encoder_fingerprint": str(file.attrs["encoder_fingerprint"]),
+                "index_sha256": str(file.attrs.get("index_sha256", "")),
+            }
     except PermissionError as error:
         raise StoreError(
             f"The store {path} can't be opened: {error.strerror}. Expected a file that may be read. Give yourself the "
@@ -82,14 +59,15 @@ def read_layout(path: Path) -> Layout:
             f"({type(error).__name__}: {error}). Check the path. Restore the store from a sound copy, or delete it and "
             "extract again."
         ) from None
-    needed = max(place.end for place in layout.places.values())
+    needed = max(offset + dtype.itemsize * int(np.prod(shape)) for dtype, offset, shape in places.values())
     size = path.stat().st_size
     if size < needed:
         raise StoreError(
             f"{path} is cut short: {size:,} bytes, expected at least {needed:,}. A copy or download broke off. "
             "Copy it again, or delete it and extract again."
         )
-    return layout
+    maps = {name: np.memmap(path, dtype, "r", offset, shape) for name, (dtype, offset, shape) in places.items()}
+    return {**maps, **fields}
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
@@ -106,11 +84,12 @@ def _check_format(path: Path, file: h5py.File) -> None:
         )
 
 
-def _place(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> Place:
+def _place(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int, tuple[int, ...]]:
+    """Return the dtype of a dataset, the offset of its bytes in the file, and its shape."""
     offset = dataset.id.get_offset()
     if offset is None or dataset.dtype != dtype:
         raise ValueError(f"{dataset.name} is {dataset.dtype} and not one contiguous {dtype}")
-    return Place(int(offset), dtype, tuple(dataset.shape))
+    return dtype, int(offset), tuple(dataset.shape)
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:

@@ -43,7 +43,14 @@ def read_ahead(
         return
     most = max(len(group) for group in groups)
     buffers = [_empty(most, store.width, device) for _ in groups[:2]]
-    with _open(store) as file:
+    try:
+        file = store.path.open("rb", buffering=0)
+    except OSError as error:
+        raise StoreError(
+            f"The store {store.path} can't be opened any more: {error.strerror}. Expected the file to stay where it "
+            "was when the command began. Put it back, then run the command again."
+        ) from None
+    with file:
         reader = _Reader(store, file, device)
         ahead = _in_thread(reader, groups[0], buffers[0])
         try:
@@ -95,16 +102,6 @@ class _Reader:
             wanted = rows[first:last]
             span = read_rows(self.file, self.store.features, int(wanted[0]), int(wanted[-1]) + 1)
             out[first:last] = span if len(span) == len(wanted) else span[wanted - wanted[0]]
-
-
-def _open(store: EmbeddingStore) -> RawIOBase:
-    try:
-        return store.path.open("rb", buffering=0)
-    except OSError as error:
-        raise StoreError(
-            f"The store {store.path} can't be opened any more: {error.strerror}. Expected the file to stay where it "
-            "was when the command began. Put it back, then run the command again."
-        ) from None
 
 
 def _in_thread(reader: _Reader, rows: Rows, buffer: torch.Tensor) -> "Future[torch.Tensor]":

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import StoreError
-from affcache.store.layout import FORMAT_VERSION, fingerprint, read_layout
+from affcache.store.layout import FORMAT_VERSION, fingerprint, mapped_fields
 
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
@@ -51,20 +51,7 @@ class EmbeddingStore:
         Raises:
             StoreError: no such file, not a store, of another format version, or cut short.
         """
-        path = Path(path)
-        layout = read_layout(path)
-        maps: dict[str, Any] = {
-            name: np.memmap(path, dtype=place.dtype, mode="r", offset=place.offset, shape=place.shape)
-            for name, place in layout.places.items()
-        }
-        return cls(
-            path=path,
-            **maps,
-            video_names=layout.video_names,
-            encoder=layout.encoder,
-            encoder_fingerprint=layout.encoder_fingerprint,
-            index_sha256=layout.index_sha256,
-        )
+        return cls(Path(path), **mapped_fields(Path(path)))
 
     def __len__(self) -> int:
         return len(self.status)
@@ -128,20 +115,17 @@ class EmbeddingStore:
         other = EmbeddingStore.open(path)
         plain = {key: value for key, value in other.encoder.items() if key != "view"}
         same_encoder = fingerprint(plain) == self.encoder_fingerprint and other.encoder.get("view") == name
-        if not (same_encoder and self.same_frames(other)):
+        same_frames = (
+            self.video_names == other.video_names
+            and np.array_equal(self.video_start, other.video_start)
+            and np.array_equal(self.frame_number, other.frame_number)
+        )
+        if not (same_encoder and same_frames):
             raise StoreError(
                 f"{path} is no view of {self.path}: it is of other crops or another encoder. Delete it, and make it "
                 f"with the command that made the store, and --view {name}."
             )
         return other
-
-    def same_frames(self, other: "EmbeddingStore") -> bool:
-        """Say whether another store has the same videos and frames in its rows."""
-        return (
-            self.video_names == other.video_names
-            and np.array_equal(self.video_start, other.video_start)
-            and np.array_equal(self.frame_number, other.frame_number)
-        )
 
     def require_complete(self, remark: str = "") -> None:
         """Raise StoreError unless every row is encoded or known to be unreadable. Reads no features."""

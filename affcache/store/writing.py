@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -34,6 +34,7 @@ from affcache.store.reading import (
 )
 
 RESERVE_BYTES = 1 << 24
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CAN_NOT_RESERVE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # said by the file system
 PAGE = 4096  # bytes; datasets start on page borders so that they can be memory-mapped
 
@@ -79,7 +80,7 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
                 file["video_start"][:] = crops.video_start
             _reserve_and_flush(partial)
     except OSError as error:
-        if _is_full(error):
+        if error.errno in DISK_IS_FULL or "No space left" in str(error):  # h5py keeps the number in its text only
             free = shutil.disk_usage(existing_parent(path)).free
             raise StoreError(
                 f"No space for the store {path}: {rows:,} rows of {width} values need {needed / 1e9:.3f} GB, "
@@ -115,22 +116,12 @@ def _reserve_and_flush(path: Path) -> None:
         except (AttributeError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in CAN_NOT_RESERVE:
                 raise
-            _write_over(file, size)  # a system, or a file system, that can't reserve
+            for offset in range(0, size, RESERVE_BYTES):  # can't reserve: write every byte again as it is
+                file.seek(offset)
+                contents = file.read(RESERVE_BYTES)
+                file.seek(offset)
+                file.write(contents)
         os.fsync(file.fileno())
-
-
-def _write_over(file: BinaryIO, size: int) -> None:
-    """Write every byte of a file again as it is, so that holes in it become room on the disk."""
-    for offset in range(0, size, RESERVE_BYTES):
-        file.seek(offset)
-        contents = file.read(min(RESERVE_BYTES, size - offset))
-        file.seek(offset)
-        file.write(contents)
-
-
-def _is_full(error: OSError) -> bool:
-    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    return error.errno in full or "No space left" in str(error)  # h5py keeps the number in its text only
 
 
 @contextmanager

@@ -25,9 +25,9 @@ ENDED_BY_A_KILL = ("EncodingWorker", "raylet/raylet", "gcs_server")  # Ray's sma
 # the command itself, with frequent commits, and a driver that takes its time to hand out shards
 COMMAND = f"""
 import sys, time
-from affcache.extraction import commit as committer
+from affcache.extraction import extract as extraction
 from affcache.cluster import encoding, shards
-committer.COMMIT_ROWS = {COMMIT}
+extraction.COMMIT_ROWS = {COMMIT}
 take = shards.ShardQueue.take
 shards.ShardQueue.take = lambda self, rows: (time.sleep(0.05), take(self, {COMMIT}))[1]
 from affcache.cli.app import main

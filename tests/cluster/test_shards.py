@@ -26,8 +26,8 @@ from affcache.cluster.shared_weights import share
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import encoder_of, load_encoder, load_weights
 from affcache.errors import ConfigError, InputError
-from affcache.extraction.decoding import consecutive_batches
 from affcache.extraction.extract import extract
+from affcache.extraction.pipeline import consecutive_batches
 from affcache.extraction.settings import ExtractSettings
 from tests.conftest import write_crops
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from affcache import ExtractSettings, extract
-from affcache.crops.crop_list import CropList, require_source
-from affcache.crops.folders import find_crops
+from affcache.crops.crop_list import CropList
+from affcache.crops.folders import find_crops, require_source
 from affcache.errors import InputError
 from tests.conftest import write_crops
 

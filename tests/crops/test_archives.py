@@ -23,9 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.crops import archives as archive_module
-from affcache.crops import sources, zip_archive
-from affcache.crops.archives import LARGEST_FILE, MEMBER_DTYPE, Archive, DamagedMemberError, Member
-from affcache.crops.sources import open_archive
+from affcache.crops import folders, zip_archive
+from affcache.crops.archives import LARGEST_FILE, MEMBER_DTYPE, Archive, Member, UnreadableCropError
+from affcache.crops.folders import open_archive
 from affcache.errors import InputError
 
 CROPS = {f"{video}/{frame:05d}.jpg": os.urandom(40) * (frame + 1) for video in ("a", "b-left") for frame in range(3)}
@@ -161,7 +161,7 @@ def test_places_beyond_four_gigabytes(tmp_path: Path) -> None:
         assert crop.offset >= 5 * 2**30
         assert found.read(crop) == (b"far" if suffix == ".zip" else CROPS["a/00001.jpg"])
         if suffix == ".tar":
-            with at_most(1), pytest.raises(DamagedMemberError, match=r"5,368,709,120 bytes; at most 67,108,864"):
+            with at_most(1), pytest.raises(UnreadableCropError, match=r"5,368,709,120 bytes; at most 67,108,864"):
                 found.read(listing["a/film.bin"])
 
 
@@ -305,7 +305,7 @@ def test_members_fit_an_array(tmp_path: Path, suffix: str) -> None:
     assert table.dtype.names == Member._fields
     assert [found.read(Member(*row)) for row in table] == list(CROPS.values())
     table["offset"] = 2**63 - 1
-    with pytest.raises(DamagedMemberError):
+    with pytest.raises(UnreadableCropError):
         found.read(Member(*table[0]))
 
 
@@ -410,14 +410,14 @@ def test_a_member_that_is_not_what_the_directory_declares(
 ) -> None:
     found = damaged_zip(tmp_path / "crops.zip", **declared)
     listing = members(found)
-    with at_most(1), pytest.raises(DamagedMemberError, match=f"^{re.escape(message)}$"):
+    with at_most(1), pytest.raises(UnreadableCropError, match=f"^{re.escape(message)}$"):
         found.read(listing["a/1.jpg"])
     assert found.read(listing["a/2.jpg"]) == b"sound"
 
 
 def test_bytes_that_do_not_inflate(tmp_path: Path) -> None:
     found = damaged_zip(tmp_path / "crops.zip", zipfile.ZIP_STORED, b"\xff" * 100, compress_type=zipfile.ZIP_DEFLATED)
-    with pytest.raises(DamagedMemberError, match=r"^damaged: Error -3 while decompressing data: invalid block type$"):
+    with pytest.raises(UnreadableCropError, match=r"^damaged: Error -3 while decompressing data: invalid block type$"):
         found.read(members(found)["a/1.jpg"])
 
 
@@ -425,7 +425,7 @@ def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
     found = damaged_zip(tmp_path / "crops.zip", data=bytes(100 * 2**20), file_size=100)
     listing = members(found)
     assert listing["a/1.jpg"].size == 100
-    with at_most(1), pytest.raises(DamagedMemberError, match=r"more than the 100 bytes declared$"):
+    with at_most(1), pytest.raises(UnreadableCropError, match=r"more than the 100 bytes declared$"):
         found.read(listing["a/1.jpg"])
 
 
@@ -438,7 +438,7 @@ def test_an_encrypted_member(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive, pytest.raises(RuntimeError, match="encrypted"):
         archive.read("a/1.jpg")
     found = open_archive(path)
-    with pytest.raises(DamagedMemberError, match=r"^encrypted$"):
+    with pytest.raises(UnreadableCropError, match=r"^encrypted$"):
         found.read(members(found)["a/1.jpg"])
 
 
@@ -448,7 +448,7 @@ def test_an_archive_that_shrank_since_it_was_listed(tmp_path: Path, suffix: str)
     found = open_archive(path)
     member = members(found)["a/00001.jpg"]
     os.truncate(path, member.offset + 60)
-    with pytest.raises(DamagedMemberError, match="cut short: fewer than the 80 bytes"):
+    with pytest.raises(UnreadableCropError, match="cut short: fewer than the 80 bytes"):
         found.read(member)
 
 
@@ -642,7 +642,7 @@ def test_what_is_no_archive(tmp_path: Path, suffix: str) -> None:
 def test_another_suffix(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"crops.rar is not an archive that affcache reads. Expected .* Unpack it, or"):
         open_archive(tmp_path / "crops.rar")
-    assert set(sources.SOURCES) == {".zip", ".tar"}
+    assert set(folders.SOURCES) == {".zip", ".tar"}
     path = write_zip(tmp_path / "CROPS.ZIP", CROPS)
     assert contents(open_archive(path)) == list(CROPS.items())
 
@@ -704,7 +704,7 @@ def check_damaged(path: Path, unharmed: bool) -> None:
     for name, member in listing:
         try:
             data = found.read(member)
-        except DamagedMemberError:
+        except UnreadableCropError:
             assert not unharmed
             continue
         assert len(data) == member.size

@@ -14,7 +14,8 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from affcache.crops import images as images_module
-from affcache.crops.images import Normalise, Preprocessing, UnreadableCropError, decode_crop
+from affcache.crops.archives import UnreadableCropError
+from affcache.crops.images import Normalise, Preprocessing, decode_crop
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 GREY_RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16  # 0 to 65520

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.encoders import precision as precision_module
+from affcache.encoders import loading as loading_module
 from affcache.encoders.encoder import DTYPES, Encoder
-from affcache.encoders.loading import load_encoder
-from affcache.encoders.precision import AGREEMENT, check_faces, choose_precision, fast_precisions, smallest_cosine
+from affcache.encoders.loading import (
+    AGREEMENT,
+    check_faces,
+    choose_precision,
+    fast_precisions,
+    load_encoder,
+    smallest_cosine,
+)
 from affcache.store.layout import fingerprint
 
 
@@ -31,7 +37,7 @@ def test_the_smallest_cosine_is_of_the_worst_row() -> None:
 
 
 def test_a_format_that_agrees_is_taken(exact: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_module, "fast_precisions", lambda device: ("bf16",))
+    monkeypatch.setattr(loading_module, "fast_precisions", lambda device: ("bf16",))
     chosen = choose_precision(exact)
     assert chosen.precision == "bf16"
     assert fingerprint(chosen.description) != fingerprint(exact.description)
@@ -40,25 +46,25 @@ def test_a_format_that_agrees_is_taken(exact: Encoder, monkeypatch: pytest.Monke
 
 
 def test_a_format_that_does_not_agree_gives_way_to_the_next(exact: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_module, "fast_precisions", lambda device: ("bf16", "fp16"))
+    monkeypatch.setattr(loading_module, "fast_precisions", lambda device: ("bf16", "fp16"))
     cosines = {name: smallest_cosine(exact.in_precision(name).encode(check_faces()), exact.encode(check_faces()))
                for name in ("bf16", "fp16")}  # fmt: skip
     assert cosines["bf16"] < cosines["fp16"] < 1
-    monkeypatch.setattr(precision_module, "AGREEMENT", (cosines["bf16"] + cosines["fp16"]) / 2)
+    monkeypatch.setattr(loading_module, "AGREEMENT", (cosines["bf16"] + cosines["fp16"]) / 2)
     assert choose_precision(exact).precision == "fp16"
-    monkeypatch.setattr(precision_module, "AGREEMENT", 1.1)
+    monkeypatch.setattr(loading_module, "AGREEMENT", 1.1)
     assert choose_precision(exact) is exact
 
 
 def test_without_a_faster_format_fp32_stays(exact: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_module, "fast_precisions", lambda device: ())
+    monkeypatch.setattr(loading_module, "fast_precisions", lambda device: ())
     assert choose_precision(exact) is exact
 
 
 def test_bf16_on_a_cpu_needs_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, expected in (({"avx512f", "avx512_bf16"}, ("bf16",)), ({"amx_bf16"}, ("bf16",)), ({"avx512f"}, ())):
-        monkeypatch.setattr(precision_module, "processor_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(loading_module, "processor_flags", lambda flags=flags: frozenset(flags))
         assert fast_precisions(cpu) == expected
 
 

@@ -23,9 +23,9 @@ VIDEOS = {f"video{video}": range(1, 301) for video in range(10)}  # 3,000 rows
 # the command itself, with commits so frequent that a kill meets every step of one, and a device that isn't in a hurry
 COMMAND = """
 import sys, time
-from affcache.extraction import commit
+from affcache.extraction import extract as extraction
 from affcache.encoders import encoder
-commit.COMMIT_ROWS = 32
+extraction.COMMIT_ROWS = 32
 submit = encoder.Encoder.submit
 encoder.Encoder.submit = lambda self, crops: (time.sleep(0.004), submit(self, crops))[1]
 from affcache.cli.app import main

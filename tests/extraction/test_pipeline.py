@@ -14,10 +14,9 @@ from affcache.crops.images import decode_crop
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.errors import InputError
-from affcache.extraction import commit as commit_module
-from affcache.extraction.decoding import consecutive_batches
+from affcache.extraction import extract as extract_module
 from affcache.extraction.extract import write_embeddings
-from affcache.extraction.pipeline import Pipeline
+from affcache.extraction.pipeline import Pipeline, consecutive_batches
 from affcache.progress import Listener
 from affcache.store.layout import fingerprint
 from affcache.store.reading import EmbeddingStore
@@ -101,12 +100,12 @@ def test_rows_are_committed_on_the_way(
     tmp_path: Path, crops: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a kill may cost is bounded by rows, and by time."""
-    monkeypatch.setattr(commit_module, "COMMIT_ROWS", 8)
+    monkeypatch.setattr(extract_module, "COMMIT_ROWS", 8)
     with pytest.raises(Stopped):
         run(tmp_path / "rows.h5", crops, encoder, StopAfter(24, Stopped))
     assert EmbeddingStore.open(tmp_path / "rows.h5").counts["encoded"] == 16
     monkeypatch.undo()
-    monkeypatch.setattr(commit_module, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(extract_module, "COMMIT_SECONDS", 0.0)
     with pytest.raises(Stopped):
         run(tmp_path / "time.h5", crops, encoder, StopAfter(24, Stopped))
     assert EmbeddingStore.open(tmp_path / "time.h5").counts["encoded"] == 20

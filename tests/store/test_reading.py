@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import StoreError
-from affcache.store.layout import read_layout
 from affcache.store.reading import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc
 from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import crop_list, write_store
@@ -55,7 +54,7 @@ def pending(tmp_path: Path) -> Path:
 def flip(path: Path, dataset: str, index: int, difference: int = 0x55) -> None:
     """Change one byte of a dataset, behind everybody's back."""
     with path.open("r+b") as file:
-        position = read_layout(path).places[dataset].offset + index
+        position = getattr(EmbeddingStore.open(path), dataset).offset + index
         file.seek(position)
         value = file.read(1)[0]
         file.seek(position)

@@ -47,18 +47,21 @@ class PlainObjective:
 
     def __init__(self, task: Task, settings: FitSettings, counts: ClassCounts | None, like: torch.Tensor) -> None:
         self.task, self.settings = task, settings
-        self.loss, self.knobs = task.loss(settings.loss), settings.knobs(task)
-        self.term_weight = term_weight(settings, task)
+        self.loss = task.loss(settings.loss)
+        self.knobs: dict[str, Option] = dict(settings.knobs(task))
+        self.term_weight: Option = term_weight(settings, task)
         self.adjustment: torch.Tensor | None = None  # (C,)
-        self.balance: torch.Tensor | None = None  # (K,)
         if counts is not None and settings.logit_adjustment:
             self.adjustment = (settings.logit_adjustment * task.log_prior(counts.counts)).to(like)
+        self.balance: torch.Tensor | None = None  # (K,)
         if counts is not None and settings.class_weights == "balanced":
             self.balance = counts.balanced().to(like)
-        self.threshold: TailThreshold | None = None
-        if settings.cvar_level == "set":
-            self.threshold = TailThreshold(1, WINDOW * settings.batch_size * task.losses_per_frame, like)
         self.alpha = torch.tensor([settings.alpha], dtype=torch.float64, device=like.device)  # (1,)
+        self.threshold = self._new_threshold(1, like)
+
+    def _new_threshold(self, heads: int, like: torch.Tensor) -> TailThreshold | None:
+        window = WINDOW * self.settings.batch_size * self.task.losses_per_frame
+        return TailThreshold(heads, window, like) if self.settings.cvar_level == "set" else None
 
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
@@ -67,7 +70,7 @@ class PlainObjective:
         adjusted = logits if self.adjustment is None else logits + self.adjustment
         losses = self.loss(adjusted, labels, **self.knobs)  # (B,) or (B, C)
         risk = self._risk(losses, labels, videos, first_pass)
-        if self.term_weight == 0:
+        if not isinstance(self.term_weight, torch.Tensor) and self.term_weight == 0:
             return risk
         term = self.task.batch_term(logits, labels, self.settings.auc_margin)
         return (1 - self.term_weight) * risk + self.term_weight * term
@@ -77,16 +80,22 @@ class PlainObjective:
         alpha, within = self.settings.alpha, self.settings.cvar_within
         shares = None if self.balance is None else self.balance[self.task.class_of(labels)]
         if self.threshold is not None:
-            flat = losses.flatten()[None]  # (1, n)
-            of_flat = torch.ones_like(flat) if shares is None else shares.flatten()[None]
-            if first_pass:
-                self.threshold.update(flat.detach(), self.alpha, of_flat)
-            return self.threshold.cvar(flat, self.alpha, of_flat)[0]
+            return self._tracked(
+                losses.flatten()[None], None if shares is None else shares.flatten()[None], first_pass
+            )[0]
         if within == "batch":
             return cvar(losses, alpha, shares)
         group = self.task.class_of(labels) if within == "class" else per_loss(videos[None], losses[None])[0]
         flat, group = losses.flatten(), group.flatten()
         return torch.stack([cvar(flat[group == one], alpha) for one in group.unique()]).mean()
+
+    def _tracked(self, flat: torch.Tensor, shares: torch.Tensor | None, first_pass: bool) -> torch.Tensor:
+        """Return the CVaR (H,) of losses (H, n) at the threshold of the last batches, which first passes update."""
+        assert self.threshold is not None  # for the type checker
+        shares = torch.ones_like(flat) if shares is None else shares
+        if first_pass:
+            self.threshold.update(flat.detach(), self.alpha, shares)
+        return self.threshold.cvar(flat, self.alpha, shares)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what a continued run needs: the tracked threshold and its window, if there is one."""
@@ -98,16 +107,12 @@ class PlainObjective:
             tensor.copy_(state[name])
 
 
-class Objective:
-    """The training loss of each of H heads on a batch of its own.
-
-    Equal to ``PlainObjective`` head by head.
+class Objective(PlainObjective):
+    """The training loss (H,) of each of H heads on a batch of its own: equal to ``PlainObjective``, head by head.
 
     Args:
-        task: gives losses and batch term.
+        task, counts, like: as for ``PlainObjective``.
         settings: the recipe of each head; what has the form of a computation must be the same for all of them.
-        counts: classes in the training labels, None for a task without.
-        like: gives dtype and device.
         videos: how many videos there are, for ``--cvar-within video``.
     """
 
@@ -119,47 +124,23 @@ class Objective:
         like: torch.Tensor,
         videos: int = 0,
     ) -> None:
-        first = settings[0]
-        self.task = task
+        super().__init__(task, settings[0], counts, like)
         self.alphas = [one.alpha for one in settings]
         self.alpha = torch.tensor(self.alphas, dtype=torch.float64, device=like.device)  # (H,)
-        self.loss = task.loss(first.loss)
         axes = 1 if task.exclusive else 2  # of a head's losses: (B,) or (B, C)
-        values = {name: [one.knobs(task)[name] for one in settings] for name in first.knobs(task)}
-        self.knobs = {name: _option(of_heads, like, axes) for name, of_heads in values.items()}
-        self.adjustment: torch.Tensor | None = None  # (H, 1, C)
+        self.knobs = {name: _option([one.knobs(task)[name] for one in settings], like, axes) for name in self.knobs}
+        self.term_weight = _option([term_weight(one, task) for one in settings], like, axes=0)
         if counts is not None and any(one.logit_adjustment for one in settings):
             strength = torch.tensor([[[one.logit_adjustment]] for one in settings], dtype=torch.float64)
-            self.adjustment = (strength * task.log_prior(counts.counts)).to(like)
-        self.balance: torch.Tensor | None = None
-        if counts is not None and first.class_weights == "balanced":
-            self.balance = counts.balanced().to(like)  # (K,)
-        self.within = first.cvar_within
-        self.groups = {"batch": 0, "class": task.class_count, "video": videos}[self.within]
-        self.term_weight = _option([term_weight(one, task) for one in settings], like, axes=0)
-        self.margin = first.auc_margin
-        self.threshold: TailThreshold | None = None
-        if first.cvar_level == "set":
-            window = WINDOW * first.batch_size * task.losses_per_frame
-            self.threshold = TailThreshold(len(settings), window, like)
+            self.adjustment = (strength * task.log_prior(counts.counts)).to(like)  # (H, 1, C)
+        self.groups = {"batch": 0, "class": task.class_count, "video": videos}[settings[0].cvar_within]
+        self.threshold = self._new_threshold(len(settings), like)
         self._ranks: dict[int, torch.Tensor] = {}  # tail weights by rank, for each size of a batch
-
-    def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
-    ) -> torch.Tensor:
-        """Return the loss (H,) of logits (H, B, C), labels (H, B) or (H, B, C), and video numbers (H, B)."""
-        adjusted = logits if self.adjustment is None else logits + self.adjustment
-        losses = self.loss(adjusted, labels, **self.knobs)
-        risk = self._risk(losses, labels, videos, first_pass)
-        if isinstance(self.term_weight, float) and self.term_weight == 0:
-            return risk
-        term = self.task.batch_term(logits, labels, self.margin)  # (H,)
-        return (1 - self.term_weight) * risk + self.term_weight * term
 
     def with_gradient(
         self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss (H,), as a call does, and its gradient (H, B, C) with respect to the logits."""
+        """Return the loss (H,) of logits (H, B, C), and its gradient (H, B, C) with respect to them."""
         logits = logits.detach().requires_grad_()
         loss = self(logits, labels, videos, first_pass=first_pass)
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
@@ -167,50 +148,28 @@ class Objective:
 
     def _risk(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, first_pass: bool) -> torch.Tensor:
         """Return the CVaR (H,) of losses (H, B) or (H, B, C)."""
-        if self.threshold is None:
-            return self._weighted(losses, self._tail(losses, labels, videos))
-        flat = losses.flatten(1)  # (H, n)
-        shares = torch.ones_like(flat) if self.balance is None else self.balance[self._classes(labels)]
-        if first_pass:
-            self.threshold.update(flat.detach(), self.alpha, shares)
-        return self.threshold.cvar(flat, self.alpha, shares)
-
-    def _weighted(self, losses: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
-        """Return the sum (H,) of the tail's losses by their weights."""
-        flat = losses.flatten(1)  # (H, n)
-        plain = self.within == "batch" and self.balance is None and all(alpha == 1 for alpha in self.alphas)
-        return flat.mean(1) if plain else (flat * tail).sum(1)
-
-    @torch.no_grad()
-    def _tail(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
-        """Return the weights (H, n) of losses (H, B) or (H, B, C) in the CVaR of a batch; each head's sum to 1."""
-        flat = losses.flatten(1)  # (H, n)
-        if self.within != "batch":
-            groups = self._classes(labels) if self.within == "class" else per_loss(videos, losses)
-            return tail_within(flat, self.alpha, groups, self.groups)
-        if self.balance is not None:
-            return weighted_tail(flat, self.alpha, self.balance[self._classes(labels)])
-        worst_first = flat.argsort(dim=1, descending=True)
-        return torch.empty_like(flat).scatter_(1, worst_first, self._rank_weights(flat))
-
-    def _classes(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return the class (H, n) of each loss."""
-        return self.task.class_of(labels).flatten(1)
+        flat, within = losses.flatten(1), self.settings.cvar_within  # (H, n)
+        shares = None if self.balance is None else self.balance[self.task.class_of(labels).flatten(1)]
+        if self.threshold is not None:
+            return self._tracked(flat, shares, first_pass)
+        if within == "batch" and shares is None and all(alpha == 1 for alpha in self.alphas):
+            return flat.mean(1)
+        with torch.no_grad():  # the weights of losses in the tail, each head's with a sum of 1
+            if within != "batch":
+                groups = self.task.class_of(labels).flatten(1) if within == "class" else per_loss(videos, losses)
+                tail = tail_within(flat, self.alpha, groups, self.groups)
+            elif shares is not None:
+                tail = weighted_tail(flat, self.alpha, shares)
+            else:
+                worst_first = flat.argsort(dim=1, descending=True)
+                tail = torch.empty_like(flat).scatter_(1, worst_first, self._rank_weights(flat))
+        return (flat * tail).sum(1)
 
     def _rank_weights(self, flat: torch.Tensor) -> torch.Tensor:
         count = flat.shape[1]
         if count not in self._ranks:
             self._ranks[count] = stacked_rank_weights(count, self.alphas, flat)  # (H, n)
         return self._ranks[count]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return what a continued run needs: the tracked threshold and its window, if there is one."""
-        return {} if self.threshold is None else self.threshold.state()
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up what ``state`` returned."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
 
 
 def term_weight(settings: FitSettings, task: Task) -> float:

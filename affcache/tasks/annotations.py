@@ -158,7 +158,7 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
             break
     return (
         f"{path}, line {number}: {problem} in {line[:80]!r}. Expected {task.values_per_line} {kind} from "
-        f"{low} to {high} (or {task.invalid_value} where there is no label). Correct that line; don't drop it, since "
+        f"{low:g} to {high:g} (or {task.invalid_value} where there is no label). Correct that line; don't drop it, since "
         "line i belongs to frame i."
     )
 

@@ -1,7 +1,7 @@
 """Every command: its settings class and the function that does it. The command line and affcache.toml go by it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pkgutil import resolve_name
 from typing import Any
 
@@ -24,7 +24,7 @@ class Command:
     settings: type[Settings]
     function: str  # imported when it is called: torch comes with it
     reads_store: bool = False  # unless told otherwise, the one that extract would write
-    like: str = ""  # another command, whose table in affcache.toml counts here too
+    like: str = ""  # another command, whose table in affcache.toml counts here too, for the settings that both have
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -50,5 +50,7 @@ def call(name: str, given: Mapping[str, Any], config: ConfigFile, listener: List
     """
     command = COMMANDS[name]
     store = {"store": config.store} if command.reads_store else {}
-    values = {**store, **config.of(command.like), **config.of(name), **given}
+    known = [declared.name for declared in fields(command.settings)]  # type: ignore[arg-type]  # it is a dataclass
+    like = {key: value for key, value in config.of(command.like).items() if key in known}  # engine is none of doctor's
+    values = {**store, **like, **config.of(name), **given}
     return resolve_name(command.function)(resolve(command.settings, name, values, config), listener=listener)

@@ -90,26 +90,19 @@ def drawing(options: dict[Any, Any] | None = None) -> Iterator[None]:
     Args:
         options: of matplotlib's rcParams, beside the defaults.
     """
-    _load_matplotlib()
+    # nor does it load at an MPLBACKEND that isn't installed, such as a notebook's
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     from matplotlib import rc_context, rcdefaults, rcParams
 
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            rcParams["backend"] = backend
     with rc_context():
         rcdefaults()
         # the same content gives the same file, and a $ in a name is a $
         rcParams.update({"svg.hashsalt": "affcache", "text.parse_math": False, **(options or {})})
         yield
-
-
-def _load_matplotlib() -> None:
-    """Import matplotlib, which won't load at an MPLBACKEND that isn't installed, such as a notebook's."""
-    if "matplotlib" not in sys.modules:
-        backend = os.environ.pop("MPLBACKEND", None)
-        import matplotlib
-
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-            with suppress(ValueError):
-                matplotlib.rcParams["backend"] = backend
 
 
 def single_axes(width: float = 4.8, height: float = 3.2) -> "tuple[Figure, Axes]":

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,19 +45,18 @@ class Settings:
     """Base of the settings classes: checks choices and ranges, and reports every problem at once."""
 
     def __post_init__(self) -> None:
-        problems = [*self._choice_problems(), *self.problems()]
+        problems = []
+        for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            choices, value = declared.metadata["choices"], getattr(self, declared.name)
+            if choices and value not in choices:
+                problems.append(f"{flag(declared.name)} is {value!r}; expected one of {', '.join(choices)}.")
+        problems += self.problems()
         if problems:
             raise ConfigError("\n".join(problems))
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range. Subclasses add theirs."""
         yield from ()
-
-    def _choice_problems(self) -> Iterator[str]:
-        for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            choices, value = declared.metadata["choices"], getattr(self, declared.name)
-            if choices and value not in choices:
-                yield f"{flag(declared.name)} is {value!r}; expected one of {', '.join(choices)}."
 
     def at_least(self, name: str, smallest: float, *, excluded: bool = False) -> Iterator[str]:
         """Yield a problem unless the number is at least ``smallest`` (or above it, when that is ``excluded``)."""
@@ -155,11 +154,8 @@ def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySe
     unknown = [f"Unknown setting {name!r}{did_you_mean(name, known)}." for name in values if name not in known]
     if unknown:
         raise ConfigError("\n".join([*unknown, f"Expected some of: {', '.join(known)}."]))
-    kinds = typing.get_type_hints(settings)
-    converted: dict[str, Any] = {}
     problems: list[str] = []
-    for name, value in values.items():
-        problems += _put(converted, name, value, kinds[name], Path())
+    converted = _converted(settings, values.items(), Path(), problems)
     if problems:
         raise ConfigError("\n".join(f"{problem}." for problem in problems))
     return settings(**converted)
@@ -170,31 +166,18 @@ def _read_config(path: Path, commands: Commands) -> ConfigFile:
         content = read_toml(path)
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct that line.") from None
-    values: dict[str, dict[str, Any]] = {command: {} for command in commands}
-    problems: list[str] = []
     shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    for key, value in shared.items():
-        if key in commands:
-            problems.append(f"{key} is {value!r}, expected a table [{key}]")
-        elif key not in SHARED_KEYS:
-            tables_with_it = [f"[{c}]" for c, s in commands.items() if key in typing.get_type_hints(s)]
-            hint = f" (it belongs in {' or '.join(tables_with_it)})" if tables_with_it else ""
-            problems.append(f"unknown key {key!r}{hint or did_you_mean(key, [*SHARED_KEYS, *commands])}")
-        for command, settings in commands.items():
-            kinds = typing.get_type_hints(settings)
-            if key in SHARED_KEYS and key in kinds and key not in NOT_SHARED.get(command, ()):
-                problems += _put(values[command], key, value, kinds[key], path.parent)
-    for command, table in tables.items():  # after the shared keys, over which a command's own table wins
-        if command not in commands:
-            problems.append(f"unknown table [{command}]{did_you_mean(command, commands)}")
-            continue
-        kinds = typing.get_type_hints(commands[command])
-        for name, value in table.items():
-            if name in kinds:
-                problems += _put(values[command], name, value, kinds[name], path.parent)
-            else:
-                problems.append(f"unknown key {name!r} in [{command}]{did_you_mean(name, kinds)}")
+    problems = [_misplaced(key, value, commands) for key, value in shared.items() if key not in SHARED_KEYS]
+    problems += [f"unknown table [{name}]{did_you_mean(name, commands)}" for name in tables if name not in commands]
+    values = {}
+    for command, settings in commands.items():
+        known, table = typing.get_type_hints(settings), tables.get(command, {})
+        unknown = [name for name in table if name not in known]
+        problems += [f"unknown key {name!r} in [{command}]{did_you_mean(name, known)}" for name in unknown]
+        own = {key: shared[key] for key in shared if key in SHARED_KEYS and key not in NOT_SHARED.get(command, ())}
+        given = [(name, value) for name, value in (*own.items(), *table.items()) if name in known]  # a table wins
+        values[command] = _converted(settings, given, path.parent, problems)
     if problems:
         raise ConfigError(
             f"{path}: {'; '.join(dict.fromkeys(problems))}. Expected tables {', '.join(f'[{c}]' for c in commands)} "
@@ -203,13 +186,26 @@ def _read_config(path: Path, commands: Commands) -> ConfigFile:
     return ConfigFile(path, values)
 
 
-def _put(values: dict[str, Any], name: str, value: Any, kind: Any, folder: Path) -> list[str]:
-    """Store one value in the type of its setting, or return what is wrong with it."""
-    try:
-        values[name] = _convert(value, kind, folder)
-    except TypeError as error:
-        return [f"{name} is {value!r}, expected {error}"]
-    return []
+def _misplaced(key: str, value: Any, commands: Commands) -> str:
+    """Say what is wrong with a key before the first table."""
+    if key in commands:
+        return f"{key} is {value!r}, expected a table [{key}]"
+    tables = [f"[{command}]" for command, settings in commands.items() if key in typing.get_type_hints(settings)]
+    hint = f" (it belongs in {' or '.join(tables)})" if tables else did_you_mean(key, [*SHARED_KEYS, *commands])
+    return f"unknown key {key!r}{hint}"
+
+
+def _converted(
+    settings: type[Settings], given: Iterable[tuple[str, Any]], folder: Path, problems: list[str]
+) -> dict[str, Any]:
+    """Return values in the types of their settings, the last one of each; what is wrong with some goes to problems."""
+    kinds, converted = typing.get_type_hints(settings), {}
+    for name, value in given:
+        try:
+            converted[name] = _convert(value, kinds[name], folder)
+        except TypeError as error:
+            problems.append(f"{name} is {value!r}, expected {error}")
+    return converted
 
 
 def _convert(value: Any, kind: Any, folder: Path) -> Any:

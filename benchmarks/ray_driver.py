@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from affcache.cluster.connection import connected
+from affcache.cluster.connection import WorkerSize, connected
 from affcache.cluster.encoding import ClusterEncoding
-from affcache.cluster.nodes import WorkerSize
 from affcache.cluster.pool import WorkerPool
 from affcache.cluster.worker import Joined, Reply
 from affcache.extraction.extract import write_embeddings
@@ -90,7 +89,7 @@ def main() -> None:
             with temporary_folder(given.folder) as folder:
                 path = Path(folder) / "plain"
                 seconds["plain file"].append(seconds_of(partial(write_plainly, path, given.rows, given.width)))
-            encoding = ClusterEncoding(ray, pool, size, DESCRIPTION["batch_size"], mirror=False)
+            encoding = ClusterEncoding(pool, DESCRIPTION["batch_size"], mirror=False)
             for name, source in (("store from memory", FromMemory(given.width)), ("store from Ray", encoding)):
                 with temporary_folder(given.folder) as folder:
                     path = Path(folder) / "store.h5"

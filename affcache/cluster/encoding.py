@@ -1,33 +1,84 @@
 """Encoding in a cluster: shards of pending rows go to workers, and come back in whatever order they finish."""
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from affcache.cluster.nodes import WorkerSize, counted
+from affcache.cluster.connection import counted, result_or_loss
 from affcache.cluster.pool import SHARDS_A_WORKER, Worker, WorkerPool
-from affcache.cluster.shards import Shard, ShardQueue
 from affcache.cluster.worker import Reply
-from affcache.errors import AffcacheError, first_line
-from affcache.extraction.pipeline import Encoded
+from affcache.errors import AffcacheError, InputError
+from affcache.extraction.pipeline import Encoded, consecutive_batches
 from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
 from affcache.store.reading import BLOCK_ROWS, Rows
 
 SECONDS_A_SHARD = 10.0  # what a lost worker costs, at most about twice this: it has two
 SHARES_OF_REST = 4  # towards the end shards become smaller, so that no worker is left with much
 SECONDS_TO_WAIT = 1.0
+MOST_LOSSES = 5  # of the workers that had the same shard: then the shard is to blame
+
+
+@dataclass
+class Shard:
+    """Rows of one block of the store, for one worker: whole batches, of a size that suits it."""
+
+    rows: Rows  # (n,) rising
+    losses: int = 0  # workers that were lost while they had it
+
+
+class ShardQueue:
+    """What is still to be handed out. Batches are those of an extraction in one process, and so are their bits."""
+
+    def __init__(self, pending: Rows, batch_size: int) -> None:
+        self.left = len(pending)  # rows that nobody has
+        self._batches = consecutive_batches(pending, batch_size)
+        self._next: Rows | None = next(self._batches, None)
+        self._given_back: deque[Shard] = deque()
+
+    def take(self, rows: int) -> Shard | None:
+        """Take about so many rows, at least one batch, at most what is left of a block; None when nothing is left.
+
+        What was given back comes first, as large as it was.
+        """
+        if self._given_back:
+            shard = self._given_back.popleft()
+        elif self._next is None:
+            return None
+        else:
+            block = self._next[0] // BLOCK_ROWS
+            taken: list[Rows] = []
+            while self._next is not None and self._next[0] // BLOCK_ROWS == block and sum(map(len, taken)) < rows:
+                taken.append(self._next)
+                self._next = next(self._batches, None)
+            shard = Shard(np.concatenate(taken))
+        self.left -= len(shard.rows)
+        return shard
+
+    def give_back(self, shard: Shard, *, lost: bool) -> None:
+        """Put a shard that wasn't encoded at the front; ``lost`` when the worker that had it is gone.
+
+        Raises:
+            InputError: it was lost too often.
+        """
+        shard.losses += lost
+        if shard.losses >= MOST_LOSSES:
+            raise InputError(
+                f"{shard.losses} workers in turn were lost while they encoded rows {shard.rows[0]} to "
+                f"{shard.rows[-1]}. Expected a worker to survive any crop: see its log in Ray's session folder, or "
+                "whether it ran out of memory. What is encoded is kept; the same command continues."
+            )
+        self.left += len(shard.rows)
+        self._given_back.append(shard)
 
 
 @dataclass
 class ClusterEncoding:
     """Crops of one view, being encoded by a pool of workers."""
 
-    ray: ModuleType
     pool: WorkerPool
-    size: WorkerSize
     batch_size: int
     mirror: bool
     stats: ExtractionStats = field(default_factory=ExtractionStats)
@@ -50,7 +101,7 @@ class ClusterEncoding:
             self.pool.tend()
             self._hand_out(queue, in_flight)
             waited_for = [*self.pool.joining, *in_flight]  # in this order: shards could keep a new worker waiting
-            done, _ = self.ray.wait(waited_for, num_returns=1, timeout=SECONDS_TO_WAIT)
+            done, _ = self.pool.ray.wait(waited_for, num_returns=1, timeout=SECONDS_TO_WAIT)
             for reference in done:
                 if reference not in in_flight:
                     self.pool.take_join(reference)
@@ -79,23 +130,16 @@ class ClusterEncoding:
 
     def _rows_for(self, worker: Worker, left: int, workers: int) -> int:
         """Return how many rows to give a worker: some seconds' worth, at most a block, fewer towards the end."""
-        least = self.batch_size * self.size.cores
+        least = self.batch_size * self.pool.size.cores
         seconds_worth = int(worker.rate * SECONDS_A_SHARD) or 2 * least
         return max(least, min(BLOCK_ROWS, seconds_worth, left // (SHARES_OF_REST * workers)))
 
     def _reply(self, reference: Any, shard: Shard, worker: Worker, queue: ShardQueue) -> Reply | None:
         """Return what a worker made of a shard; None where it has to be made by another."""
-        try:
-            reply = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError:  # a bug, and shown as one
-            raise
-        except self.ray.exceptions.RayError as error:
-            queue.give_back(shard, lost=True)
-            self.pool.lost(worker, first_line(error))
-            return None
+        reply, why = result_or_loss(self.pool.ray, reference)
         if reply is None:
-            queue.give_back(shard, lost=False)
-            self.pool.lost(worker, "its process was replaced")
+            queue.give_back(shard, lost=bool(why))
+            self.pool.lost(worker, why or "its process was replaced")
             return None
         if isinstance(reply, AffcacheError):
             queue.give_back(shard, lost=False)
@@ -106,13 +150,10 @@ class ClusterEncoding:
 
     def bottleneck(self) -> str:
         """Return one sentence on what holds the run up and which flag to turn."""
-        description = self.pool.description
+        size, precision = self.pool.size, str(self.pool.description["precision"])
+        cores = max(size.workers, size.cores)
         return bottleneck(
-            self.stats.shares(),
-            workers=self.size.workers,
-            cores=max(self.size.workers, self.size.cores),
-            device=self.size.device,
-            precision=str(description["precision"]),
+            self.stats.shares(), workers=size.workers, cores=cores, device=size.device, precision=precision
         )
 
     def note(self) -> str:
@@ -126,7 +167,5 @@ class ClusterEncoding:
 def consecutive_runs(rows: Rows, encoded: Encoded) -> Iterator[tuple[Rows, Encoded]]:
     """Cut rising rows (n,), with their features (n, D) and status (n,), where numbers are left out."""
     cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-    features, status = encoded
-    yield from zip(
-        np.split(rows, cuts), zip(np.split(features, cuts), np.split(status, cuts), strict=True), strict=True
-    )
+    for run, features, status in zip(*(np.split(array, cuts) for array in (rows, *encoded)), strict=True):
+        yield run, (features, status)

@@ -3,19 +3,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from affcache.cluster.connection import connected, require_ray
-from affcache.cluster.crop_sample import CropSample
+from affcache.cluster.connection import Node, Travelling, WorkerSize, connected, living_nodes, require_ray, worker_size
 from affcache.cluster.encoding import ClusterEncoding
-from affcache.cluster.nodes import Node, WorkerSize, living_nodes, worker_size
 from affcache.cluster.pool import WorkerPool
-from affcache.cluster.shared_weights import share
-from affcache.cluster.worker import EncodingWorker, Job, versions
+from affcache.cluster.worker import CropSample, EncodingWorker, Job, versions
 from affcache.crops.crop_list import CropList
+from affcache.encoders.encoder import Weights
 from affcache.encoders.loading import load_weights
 from affcache.errors import AffcacheError, ConfigError, InputError, first_line
 from affcache.extraction.pipeline import Engine
@@ -46,25 +46,35 @@ def opened_engine(
         InputError: a machine doesn't see the crops, or the weights can't be loaded.
     """
     listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
-    shared = share(load_weights(settings.model, settings.pretrained, activation=settings.activation))
+    weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
     crops = crops.absolute()
-    with connected(settings.ray_address, 2 * shared.bytes + ROOM_FOR_REPLIES, listener) as ray:
+    with connected(settings.ray_address, 2 * bytes_of(weights) + ROOM_FOR_REPLIES, listener) as ray:
         nodes = living_nodes(ray)
         size = worker_size(nodes, settings.device, settings.actors, settings.workers)
         sample = CropSample.of(crops)
         require_everywhere(ray, nodes, size, sample, listener)
         settings = replace(settings, device=size.device)
-        job = Job(settings, ray.put(shared), ray.put(crops), sample, len(crops), size.workers, size.cores)
-        del shared  # workers have theirs; the driver needs none
+        job = Job(settings, ray.put(share_weights(weights)), ray.put(crops), sample, size)
+        del weights  # workers have theirs; the driver needs none
         pool = WorkerPool(ray, ray.remote(EncodingWorker), job, size, settings.actors, recorded, listener)
         try:
-            yield Engine(
-                pool.description,
-                lambda batch_size, mirror: ClusterEncoding(ray, pool, size, batch_size, mirror),
-                pool.facts,
-            )
+            yield Engine(pool.description, partial(ClusterEncoding, pool), pool.facts)
         finally:
             pool.close()
+
+
+def bytes_of(weights: Weights) -> int:
+    """Return how much memory an image tower takes."""
+    return sum(tensor.nbytes for tensor in chain(weights.tower.parameters(), weights.tower.buffers()))
+
+
+def share_weights(weights: Weights) -> Weights:
+    """Prepare an image tower for the journey; it is of no other use any more."""
+    for module in weights.tower.modules():
+        for own in (module._parameters, module._buffers):
+            travelling: dict[str, Any] = {name: Travelling(t) for name, t in own.items() if t is not None}
+            own.update(travelling)
+    return weights
 
 
 def require_everywhere(

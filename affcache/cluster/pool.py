@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from affcache.cluster.nodes import WorkerSize, living_nodes
+from affcache.cluster.connection import WorkerSize, living_nodes, result_or_loss
 from affcache.cluster.worker import Joined
-from affcache.errors import AffcacheError, InputError, first_line
+from affcache.errors import AffcacheError, InputError
 from affcache.progress import Listener
 
 JOIN_RETRIES = 5  # times that a worker may be lost while it loads the encoder
@@ -34,42 +34,29 @@ class Worker:
         return self.joined.node if self.joined else "a node that it had not reached"
 
 
+@dataclass
 class WorkerPool:
-    """Keeps workers alive.
+    """Keeps workers alive."""
 
-    Args:
-        ray: the module.
-        actor_class: what ``ray.remote`` made of the worker's class.
-        job: what ``join`` takes.
-        size: what a worker takes of a machine.
-        actors: how many; None for as many as there is room for.
-        recorded: the description of the encoder, empty for a new store: the first worker settles it then.
-        listener: hears of workers that come and go.
-    """
+    ray: ModuleType
+    actor_class: Any  # what ``ray.remote`` made of the worker's class
+    job: Any  # what ``join`` takes
+    size: WorkerSize  # what a worker takes of a machine
+    actors: int | None  # how many; None for as many as there is room for
+    description: Mapping[str, Any]  # of the encoder; empty for a new store, until the first worker settles it
+    listener: Listener  # hears of workers that come and go
+    workers: list[Worker] = field(default_factory=list)
 
-    def __init__(
-        self,
-        ray: ModuleType,
-        actor_class: Any,
-        job: Any,
-        size: WorkerSize,
-        actors: int | None,
-        recorded: Mapping[str, Any],
-        listener: Listener,
-    ) -> None:
-        self._ray, self._actor_class, self._job, self._size = ray, actor_class, job, size
-        self._actors, self._recorded, self._listener = actors, recorded, listener
-        self.workers: list[Worker] = []
+    def __post_init__(self) -> None:
         self._made = 0
         self._looked = self._reminded = time.monotonic()
         self._add()
         self.description = self._settle()
-        self._recorded = self.description
         self._grow()
 
     def _add(self) -> None:
         options = {"max_restarts": -1, "max_concurrency": SHARDS_A_WORKER, "scheduling_strategy": "SPREAD"}
-        actor = self._actor_class.options(**self._size.options, **options).remote()
+        actor = self.actor_class.options(**self.size.options, **options).remote()
         self.workers.append(Worker(actor, self._join(actor)))
         self._made += 1
 
@@ -77,13 +64,13 @@ class WorkerPool:
         # Ray makes a lost worker again, here or elsewhere. While one starts, each look at it uses up a retry, and a
         # slow machine would run out of them: so ``join`` waits for a process that answers, and is called once.
         answer = actor.answer.options(max_task_retries=-1).remote()
-        return actor.join.options(max_task_retries=0).remote(self._job, self._recorded, answer)
+        return actor.join.options(max_task_retries=0).remote(self.job, self.description, answer)
 
     def _settle(self) -> Mapping[str, Any]:
         """Wait for the first worker, which decides what a new store says of the encoder."""
         while True:
             (worker,) = self.workers
-            done, _ = self._ray.wait([worker.joining], timeout=1.0)
+            done, _ = self.ray.wait([worker.joining], timeout=1.0)
             if done:
                 self.take_join(worker.joining)
             if worker.joined is not None:
@@ -93,13 +80,13 @@ class WorkerPool:
     def _grow(self) -> None:
         """Make as many workers as were asked for, or as there is room for. Those left out count as made."""
         self._looked = time.monotonic()
-        wanted = self._actors or self._size.room(living_nodes(self._ray))
+        wanted = self.actors or self.size.room(living_nodes(self.ray))
         while self._made < wanted:
             self._add()
 
     def tend(self) -> None:
         """Look now and then whether machines joined, and say so when no worker is there."""
-        if self._actors is None and time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:
+        if self.actors is None and time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:
             self._grow()
         self._remind()
 
@@ -108,8 +95,8 @@ class WorkerPool:
             self._reminded = time.monotonic()
         elif time.monotonic() - self._reminded >= SECONDS_BETWEEN_REMINDERS:
             self._reminded = time.monotonic()
-            takes = "a GPU" if self._size.device == "cuda" else f"{self._size.cpus:g} cores"
-            self._listener.message(
+            takes = "a GPU" if self.size.device == "cuda" else f"{self.size.cpus:g} cores"
+            self.listener.message(
                 f"waiting for a worker, which takes {takes}: none has room, or it is loading; see 'ray status'"
             )
 
@@ -130,18 +117,13 @@ class WorkerPool:
             AffcacheError: it was the last one.
         """
         worker = next(worker for worker in self.workers if worker.joining == reference)
-        try:
-            joined = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError:  # a bug, and shown as one
-            raise
-        except self._ray.exceptions.RayError as error:
+        joined, why = result_or_loss(self.ray, reference)
+        if why:
             worker.losses += 1
             if worker.losses <= JOIN_RETRIES:
                 worker.joining = self._join(worker.actor)
                 return
-            joined = InputError(
-                f"A worker was lost {worker.losses} times while it loaded the encoder: {first_line(error)}"
-            )
+            joined = InputError(f"A worker was lost {worker.losses} times while it loaded the encoder: {why}")
         if isinstance(joined, AffcacheError):
             self.leave_out(worker, joined)
             return
@@ -151,7 +133,7 @@ class WorkerPool:
     def pass_on(self, worker: Worker, remarks: Sequence[str]) -> None:
         """Say what a worker warns of."""
         for text in remarks:
-            self._listener.warning(f"on node {worker.node}: {text}")
+            self.listener.warning(f"on node {worker.node}: {text}")
 
     def leave_out(self, worker: Worker, error: AffcacheError) -> None:
         """Do without a worker from now on.
@@ -162,15 +144,15 @@ class WorkerPool:
         if worker not in self.workers:  # its other shard said the same before
             return
         self.workers.remove(worker)
-        self._ray.kill(worker.actor)
+        self.ray.kill(worker.actor)
         if not self.workers:
             raise error
-        self._listener.warning(f"going on without the worker on {worker.node}: {error}")
+        self.listener.warning(f"going on without the worker on {worker.node}: {error}")
 
     def lost(self, worker: Worker, why: str) -> None:
         """Take note that a worker's process or machine is gone; Ray makes it again."""
         if worker in self.workers and worker.joining is None:
-            self._listener.warning(f"the worker on {worker.node} is lost, its crops go to others: {why}")
+            self.listener.warning(f"the worker on {worker.node} is lost, its crops go to others: {why}")
             worker.joining = self._join(worker.actor)
 
     def facts(self) -> dict[str, Any]:
@@ -178,8 +160,8 @@ class WorkerPool:
         joined = [worker.joined for worker in self.workers if worker.joined]
         return {
             "engine": "ray",
-            "device": joined[0].device if joined else self._size.device,
-            "workers": self._size.workers,
+            "device": joined[0].device if joined else self.size.device,
+            "workers": self.size.workers,
             "actors": len(joined),
             "nodes": len({one.node_id for one in joined}),
         }
@@ -187,4 +169,4 @@ class WorkerPool:
     def close(self) -> None:
         """End all workers."""
         for worker in self.workers:
-            self._ray.kill(worker.actor)
+            self.ray.kill(worker.actor)

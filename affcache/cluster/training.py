@@ -1,24 +1,29 @@
 """Groups of an ablation's heads as tasks of a cluster: Ray schedules them, and does lost ones again elsewhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import methodcaller
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.train import Group, LocalTrainer, Report, Trained, train_group
 from affcache.ablation.trials import Outcome
-from affcache.cluster.connection import connected
-from affcache.cluster.nodes import WorkerSize, counted, living_nodes, worker_size
-from affcache.cluster.shared_weights import as_tensor
+from affcache.cluster.connection import (
+    Travelling,
+    WorkerSize,
+    connected,
+    counted,
+    living_nodes,
+    result_or_loss,
+    worker_size,
+)
 from affcache.devices import GIGABYTE, default_memory
-from affcache.errors import AffcacheError, ConfigError, InputError, first_line
+from affcache.errors import AffcacheError, ConfigError, InputError
 from affcache.progress import Listener
 from affcache.training.data import Frames, FrameSource
 from affcache.training.fit import LoadedSplits
@@ -28,51 +33,32 @@ ROOM_FOR_HEADS = 1.0  # GB of shared memory, beside frames; it is taken as it is
 RETRIES = 5  # of a group whose worker or machine was lost
 SECONDS_BETWEEN_LOOKS = 1.0  # at how far the groups are
 
-Arrays = tuple[npt.NDArray[Any], ...]  # embeddings, labels, videos
 
-
-@dataclass(frozen=True)
-class SharedSource:
-    """A source whose frames are arrays, which Ray hands out without a copy."""
-
-    rest: LoadedSplits  # without frames
-    train: Arrays
-    selection: Arrays | None  # None where it is validation itself
-    validation: Arrays
-
-    def loaded(self, device: torch.device) -> LoadedSplits:
-        """Return the source with its frames on a device; on the CPU they stay where they are, and are read only."""
-        validation = _frames(self.validation, device)
-        selection = validation if self.selection is None else _frames(self.selection, device)
-        return replace(self.rest, train=_frames(self.train, device), selection=selection, validation=validation)
-
-
-def share_source(source: LoadedSplits) -> SharedSource:
-    """Take a source apart for a journey.
+def changed(splits: LoadedSplits, change: Callable[[torch.Tensor], Any]) -> LoadedSplits:
+    """Return splits with the tensors of their frames changed; what is one in two places stays so.
 
     Raises:
-        ConfigError: its frames are streamed from a file.
+        ConfigError: they are streamed from a file.
     """
-    nothing = Frames(torch.empty(0), torch.empty(0), torch.empty(0))
-    return SharedSource(
-        replace(source, train=nothing, selection=nothing, validation=nothing),
-        _arrays(source.train),
-        None if source.selection is source.validation else _arrays(source.selection),
-        _arrays(source.validation),
-    )
+    train, validation = _changed(splits.train, change), _changed(splits.validation, change)
+    selection = validation if splits.selection is splits.validation else _changed(splits.selection, change)
+    return replace(splits, train=train, selection=selection, validation=validation)
 
 
-def _arrays(frames: FrameSource) -> Arrays:
+def _changed(frames: FrameSource, change: Callable[[torch.Tensor], Any]) -> Frames:
     if not isinstance(frames, Frames):
         raise ConfigError(
             "--engine ray keeps all embeddings in memory, on every machine of the cluster, and they don't fit "
             "--memory. Expected enough for them. Raise --memory GB, or let --engine local stream them."
         )
-    return tuple(np.asarray(tensor.cpu()) for tensor in (frames.embeddings, frames.labels, frames.videos))
+    return Frames(*(change(tensor) for tensor in (frames.embeddings, frames.labels, frames.videos)))
 
 
-def _frames(arrays: Arrays, device: torch.device) -> Frames:
-    return Frames(*(as_tensor(array).to(device) for array in arrays))
+def _begun(size: WorkerSize, splits: LoadedSplits) -> tuple[torch.device, LoadedSplits]:
+    """Settle how a worker computes; return its device, and the splits with their frames there."""
+    torch.set_num_threads(size.cores)
+    device = torch.device(size.device)
+    return device, changed(splits, methodcaller("to", device))
 
 
 class Tally:
@@ -145,16 +131,13 @@ class ClusterTrainer:
         ray.kill(tally)
 
     def _result(self, reference: Any, group: Group) -> Trained:
-        try:
-            trained = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError:  # a bug, and shown as one
-            raise
-        except self.ray.exceptions.RayError as error:
+        trained, why = result_or_loss(self.ray, reference)
+        if why:
             raise InputError(
                 f"The workers that trained the {len(group.trials)} heads of {group.trials[0]} and beside it were lost "
-                f"{RETRIES + 1} times: {first_line(error)}. Expected one to survive: see whether memory ran out. "
+                f"{RETRIES + 1} times: {why}. Expected one to survive: see whether memory ran out. "
                 "Groups that are finished are kept; the same command continues."
-            ) from None
+            )
         if isinstance(trained, AffcacheError):
             raise trained
         assert isinstance(trained, Trained)
@@ -164,7 +147,7 @@ class ClusterTrainer:
         """Put the frames where every machine copies them once."""
         if self._shared is None or self._shared[0] is not splits:
             self._shared = None  # before the next one takes its place in memory
-            self._shared = splits, self.ray.put(share_source(splits))
+            self._shared = splits, self.ray.put(changed(splits, Travelling))
         return self._shared[1]
 
     def _remote(self, function: Any) -> Any:
@@ -181,18 +164,16 @@ def _heads_memory(device: str) -> float:
     return LocalTrainer(torch.device(device)).heads_memory
 
 
-def _project(recipes: Sequence[FitSettings], shared: SharedSource, size: WorkerSize) -> float:
-    torch.set_num_threads(size.cores)
-    device = torch.device(size.device)
-    return LocalTrainer(device).project(recipes, shared.loaded(device))
+def _project(recipes: Sequence[FitSettings], shared: LoadedSplits, size: WorkerSize) -> float:
+    device, splits = _begun(size, shared)
+    return LocalTrainer(device).project(recipes, splits)
 
 
 def _train(
-    index: int, group: Group, shared: SharedSource, size: WorkerSize, keep: str, tally: Any
+    index: int, group: Group, shared: LoadedSplits, size: WorkerSize, keep: str, tally: Any
 ) -> Trained | AffcacheError:
     """Train a group on a worker. Checkpoints are kept where the ablation's folder can be seen from here."""
-    torch.set_num_threads(size.cores)
-    device = torch.device(size.device)
+    device, splits = _begun(size, shared)
     finished = 0
 
     def report(epochs: int, note: str) -> None:
@@ -202,7 +183,7 @@ def _train(
 
     seen = (group.checkpoint.parent.parent / ".lock").exists()
     try:
-        trained = train_group(group, shared.loaded(device), device, report, keep_checkpoint=seen)
+        trained = train_group(group, splits, device, report, keep_checkpoint=seen)
     except AffcacheError as error:
         return error
     return replace(trained, heads=wanted_heads(trained, keep))

@@ -1,10 +1,13 @@
 """What runs on the machines of a cluster: an encoder, with a pipeline around it. Ray makes an actor of it."""
 
+import os
 import socket
 import time
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -13,8 +16,10 @@ import torch
 import torchvision
 
 import affcache
-from affcache.cluster.crop_sample import CropSample
-from affcache.errors import AffcacheError
+from affcache.cluster.connection import WorkerSize
+from affcache.crops.archives import UnreadableCropError
+from affcache.crops.crop_list import CropList
+from affcache.errors import AffcacheError, InputError
 from affcache.extraction.pipeline import Encoded, Pipeline
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.stats import ExtractionStats
@@ -22,18 +27,70 @@ from affcache.extraction.tuning import tune_encoder
 from affcache.progress import Listener
 from affcache.store.reading import Rows
 
+SAMPLED = 8  # crops
+
+
+@dataclass(frozen=True)
+class CropSample:
+    """A few of the driver's crops, by which other machines see whether they have the same."""
+
+    rows: Sequence[int]
+    checksums: Sequence[int | None]  # CRC-32 of each one's file; None where it can't be read
+    paths: Sequence[Path]  # folders of those crops, and every archive
+
+    @classmethod
+    def of(cls, crops: CropList) -> "CropSample":
+        """Read a few crops, spread over all."""
+        rows = np.unique(np.linspace(0, len(crops) - 1, SAMPLED).astype(np.int64)).tolist()
+        archives = {archive.path.absolute() for archive, _ in crops.archived.values()}
+        paths = sorted({crops.container(row).absolute() for row in rows} | archives)
+        return cls(rows, [_checksum(crops, row) for row in rows], paths)
+
+    def require_paths(self, node: str) -> None:
+        """Look for the folders and archives.
+
+        Raises:
+            InputError: one can't be seen here.
+        """
+        for path in self.paths:
+            if not os.access(path, os.R_OK):
+                raise _refusal(node, f"{path} is not there, or can't be read")
+
+    def require(self, crops: CropList, node: str) -> None:
+        """Compare with what this machine reads.
+
+        Raises:
+            InputError: another file, or none, is found here where the driver has one.
+        """
+        for row, expected in zip(self.rows, self.checksums, strict=True):
+            if _checksum(crops, row) != expected:
+                raise _refusal(node, f"{crops.path(row)} is not the file that the driver has, or can't be read")
+
+
+def _refusal(node: str, what: str) -> InputError:
+    return InputError(
+        f"Node {node} doesn't see the crops: {what}. Expected every machine of the cluster to find the same crops "
+        "under the same path. Put them on a file system that all of them mount, or copy them to the same place "
+        "everywhere, then run the same command again."
+    )
+
+
+def _checksum(crops: CropList, row: int) -> int | None:
+    try:
+        return zlib.crc32(crops.read(row))
+    except (OSError, UnreadableCropError):
+        return None
+
 
 @dataclass(frozen=True)
 class Job:
     """What all workers of an extraction have in common. What is large stands as a reference, read once a machine."""
 
     settings: ExtractSettings
-    weights: Any  # reference to SharedWeights
+    weights: Any  # reference to Weights
     crops: Any  # reference to CropList
     sample: CropSample
-    rows: int
-    workers: int
-    cores: int
+    size: WorkerSize
 
 
 def versions() -> dict[str, str]:
@@ -108,9 +165,8 @@ class EncodingWorker:
             settings = job.settings
             if recorded:  # precision, batch size and compiling are settled then
                 settings = replace(settings, precision="auto", batch_size=None, compile="auto")
-            weights = ray.get(job.weights).weights()
             remarks = Remarks()
-            encoder = tune_encoder(weights, settings, recorded, job.rows, remarks)
+            encoder = tune_encoder(ray.get(job.weights), settings, recorded, len(crops), remarks)
         except AffcacheError as error:
             return error
         self._loaded = job, crops, encoder
@@ -127,9 +183,8 @@ class EncodingWorker:
             stats.charge("write", time.perf_counter() - self._idle_since)
         start = time.perf_counter()
         remarks = Remarks()
-        pipeline = Pipeline(
-            crops, encoder, remarks, batch_size, job.workers, mirror, job.cores, stats, self._largest_call
-        )
+        workers, cores = job.size.workers, job.size.cores
+        pipeline = Pipeline(crops, encoder, remarks, batch_size, workers, mirror, cores, stats, self._largest_call)
         try:
             parts = [encoded for _, encoded in pipeline.run(rows, self._turn)]
         except AffcacheError as error:

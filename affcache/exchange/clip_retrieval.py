@@ -9,16 +9,14 @@ from affcache.errors import InputError
 from affcache.exchange.sources import (
     FrameKeys,
     ImportSource,
-    Matrix,
     Part,
     cannot_read,
+    gather,
     require_floats,
     require_same_length,
     rows_of,
 )
-from affcache.store.reading import ENCODED
 
-IMPORTED_FROM = "clip-retrieval"
 EMBEDDINGS, METADATA = "img_emb", "metadata"
 
 
@@ -28,14 +26,8 @@ def open_clip_retrieval(folder: Path) -> ImportSource:
     Args:
         folder: holds img_emb/ and metadata/; part k of one belongs to part k of the other, float (n, D).
     """
-    parts, keys = [], FrameKeys()
-    for embeddings, metadata in matching_parts(folder):
-        part = open_npy(embeddings)
-        of_part = _keys_of(metadata)
-        require_same_length(embeddings, part.rows, metadata, len(of_part))
-        parts.append(part)
-        keys.extend(of_part)
-    return ImportSource(folder, tuple(parts), keys, np.full(len(keys), ENCODED, dtype=np.uint8), IMPORTED_FROM)
+    parts = [npy_part(embeddings, metadata, _keys_of(metadata)) for embeddings, metadata in matching_parts(folder)]
+    return ImportSource(folder, parts, "clip-retrieval")
 
 
 def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
@@ -53,19 +45,15 @@ def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
     return [(embeddings[number], metadata[number]) for number in sorted(embeddings)]
 
 
-def open_npy(path: Path) -> Part:
-    """Return a .npy file of embeddings, float (n, D), as a part of a source."""
-
-    def matrix(folder: Path | None = None) -> Matrix:
-        try:
-            return np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise cannot_read(path, error) from None
-
-    array = matrix()
-    require_floats(path, "The array", array.dtype, array.shape)
-    rows, width = array.shape
-    return Part(path, rows, width, array.dtype, matrix)
+def npy_part(path: Path, metadata: Path, keys: FrameKeys) -> Part:
+    """Return a .npy file of embeddings, float (n, D), whose rows the metadata name."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise cannot_read(path, error) from None
+    require_floats(path, "The array", array)
+    require_same_length(path, len(array), metadata, len(keys))
+    return Part(path, keys, array.shape[1], lambda folder: array)
 
 
 def _numbered(folder: Path, name: str, suffix: str) -> dict[int, Path]:
@@ -74,24 +62,17 @@ def _numbered(folder: Path, name: str, suffix: str) -> dict[int, Path]:
     pattern = re.compile(rf"{name}_(\d+){re.escape(suffix)}", re.ASCII)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = pattern.fullmatch(path.name)
-        if match and int(match.group(1)) in numbered:
+        if match and (other := numbered.setdefault(int(match[1]), path)) is not path:
             raise InputError(
-                f"{path} and {numbered[int(match.group(1))].name} beside it have the same number. Expected one file "
-                "per part. Remove the one of an older run."
+                f"{path} and {other.name} beside it have the same number. Expected one file per part. Remove the one "
+                "of an older run."
             )
-        if match:
-            numbered[int(match.group(1))] = path
     return numbered
 
 
 def _keys_of(metadata: Path) -> FrameKeys:
-    keys = FrameKeys()
-    for (path,) in rows_of(metadata, ("image_path",)):
-        try:
-            keys.add_path(path or "")
-        except ValueError as error:
-            raise InputError(
-                f"{metadata}, row {len(keys)} (counted from 0) {error}. Expected image_path to end in "
-                "<video>/<frame>.jpg. Encode crops that lie in a folder per video, or mend the column."
-            ) from None
-    return keys
+    paths = ((path or "",) for (path,) in rows_of(metadata, ("image_path",)))
+    expected = (
+        "image_path to end in <video>/<frame>.jpg. Encode crops that lie in a folder per video, or mend the column."
+    )
+    return gather(metadata, paths, FrameKeys.add_path, expected)

@@ -14,7 +14,7 @@ from affcache.errors import InputError
 from affcache.exchange.clip_retrieval import EMBEDDINGS, METADATA
 from affcache.exchange.exports import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, TENSORS, provenance_of
 from affcache.exchange.settings import ExportSettings
-from affcache.exchange.sources import blocks_of, pyarrow_parquet
+from affcache.exchange.sources import blocks_of, facts_of, pyarrow_parquet
 from affcache.progress import Listener, Result
 from affcache.settings import build, default_store
 from affcache.store.reading import EmbeddingStore
@@ -74,17 +74,11 @@ def _write_table(path: Path, store: EmbeddingStore, listener: Listener, *, embed
     parquet = pyarrow_parquet()
     import pyarrow
 
-    def required(name: str, kind: Any) -> Any:
-        return pyarrow.field(name, kind, nullable=False)
-
-    listed = pyarrow.list_(required("element", pyarrow.float32()), store.width)  # a plain list to other readers
-    fields = [
-        required("video", pyarrow.string()),
-        required("frame_number", pyarrow.int32()),
-        required("status", pyarrow.uint8()),
-    ]
-    fields += [required("embedding", listed)] if embeddings else []
-    fields = fields if embeddings else [required("image_path", pyarrow.string()), *fields]
+    element = pyarrow.field("element", pyarrow.float32(), nullable=False)
+    listed = pyarrow.list_(element, store.width)  # a plain list to other readers
+    kinds = {"video": pyarrow.string(), "frame_number": pyarrow.int32(), "status": pyarrow.uint8()}
+    kinds = {**kinds, "embedding": listed} if embeddings else {"image_path": pyarrow.string(), **kinds}
+    fields = [pyarrow.field(name, kind, nullable=False) for name, kind in kinds.items()]
     schema = pyarrow.schema(fields, metadata={PARQUET_KEY: json.dumps(provenance_of(store))})
     video_of_rows = store.video_of_rows()
     options = {"use_byte_stream_split": ["embedding.list.element"]} if embeddings else {}
@@ -168,11 +162,7 @@ def export_embeddings(
         out=str(out),
         format=settings.format,
         store=str(store.path),
-        rows=len(store),
-        encoded=store.counts["encoded"],
-        unreadable=store.counts["unreadable"],
-        videos=len(store.video_names),
-        width=store.width,
+        **facts_of(store),
         bytes=sum(file.stat().st_size for file in (out, *out.rglob("*")) if file.is_file()),
         store_fingerprint=store.fingerprint(),
         seconds=time.perf_counter() - start,

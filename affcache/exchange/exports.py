@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import affcache
 from affcache.errors import InputError
-from affcache.exchange.clip_retrieval import matching_parts, open_npy
+from affcache.exchange.clip_retrieval import matching_parts, npy_part
 from affcache.exchange.sources import (
     FrameKeys,
     ImportSource,
     Matrix,
     Part,
     cannot_read,
-    map_bytes,
+    gather,
     parquet_file,
     require_columns,
-    require_same_length,
     rows_of,
     unpack,
 )
@@ -43,12 +41,11 @@ def open_npy_export(folder: Path) -> ImportSource:
     except OSError as error:
         raise cannot_read(folder / NPY_FILE, error) from None
     ((embeddings, metadata),) = matching_parts(folder)[:1]
-    part = open_npy(embeddings)
-    if part.dtype != np.dtype("<f2"):
-        raise cannot_read(embeddings, ValueError(f"an export holds float16, this is {part.dtype}"))
-    keys, status = _keys_and_status(metadata, rows_of(metadata, KEY_COLUMNS))
-    require_same_length(embeddings, part.rows, metadata, len(keys))
-    return ImportSource(folder, (part,), keys, status, IMPORTED_FROM, provenance)
+    part = npy_part(embeddings, metadata, _keys_of(metadata, rows_of(metadata, KEY_COLUMNS)))
+    dtype = part.open(folder).dtype
+    if dtype != np.dtype("<f2"):
+        raise cannot_read(embeddings, ValueError(f"an export holds float16, this is {dtype}"))
+    return ImportSource(folder, [part], IMPORTED_FROM, provenance)
 
 
 def open_parquet_export(path: Path) -> ImportSource:
@@ -59,16 +56,14 @@ def open_parquet_export(path: Path) -> ImportSource:
         kind = getattr(file.schema_arrow.field("embedding").type, "value_type", None)
         if str(kind) != "float":
             raise cannot_read(path, TypeError(f"embedding is a {kind or 'single value'}, not a list of float"))
-    keys, status = _keys_and_status(path, rows_of(path, KEY_COLUMNS))
-    shape = (len(keys), int(provenance.get("width", 0)))
-    if 0 in shape:
+    keys, width = _keys_of(path, rows_of(path, KEY_COLUMNS)), int(provenance.get("width", 0))
+    if not (keys and width):
         raise cannot_read(path, ValueError("no rows, or embeddings of no width"))
 
     def matrix(folder: Path) -> Matrix:
-        return unpack(folder, _unpacked_groups(path, shape[1]), np.dtype("<f2"), shape)
+        return unpack(folder, _unpacked_groups(path, width), np.dtype("<f2"), (len(keys), width))
 
-    part = Part(path, *shape, np.dtype("<f2"), matrix)
-    return ImportSource(path, (part,), keys, status, IMPORTED_FROM, provenance)
+    return ImportSource(path, [Part(path, keys, width, matrix)], IMPORTED_FROM, provenance)
 
 
 def open_safetensors_export(path: Path) -> ImportSource:
@@ -76,27 +71,23 @@ def open_safetensors_export(path: Path) -> ImportSource:
     header, first = _safetensors_header(path)
     described = header.get("__metadata__", {})
     provenance = read_provenance(path, described.get(SAFETENSORS_KEY))
-    maps: dict[str, npt.NDArray[Any]] = {}
+    maps: dict[str, Matrix] = {}
     try:
-        names = [str(name) for name in json.loads(described["video_name"])]
+        names = np.array([str(name) for name in json.loads(described["video_name"])], dtype=object)
         for name, kind in TENSORS.items():
             entry = header[name]
             if entry["dtype"] != kind:
                 raise ValueError(f"{name} is {entry['dtype']}")
             start, shape = first + entry["data_offsets"][0], tuple(entry["shape"])
-            maps[name] = map_bytes(path, start, np.dtype(_DTYPES[kind]), shape)
-        video = np.repeat(np.arange(len(names)), np.diff(maps["video_start"]))
-        if len({len(video), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
+            maps[name] = np.memmap(path, dtype=_DTYPES[kind], mode="r", offset=start, shape=shape)
+        videos = np.repeat(names, np.diff(maps["video_start"]))
+        if len({len(videos), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
             raise ValueError("its tensors differ in length")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise cannot_read(path, error) from None
-    rows, width = maps["features"].shape
-    triples = zip(
-        (names[index] for index in video), maps["frame_number"].tolist(), maps["status"].tolist(), strict=True
-    )
-    keys, status = _keys_and_status(path, triples)
-    part = Part(path, rows, width, np.dtype("<f2"), lambda folder: maps["features"])
-    return ImportSource(path, (part,), keys, status, IMPORTED_FROM, provenance)
+    keys = _keys_of(path, zip(videos, maps["frame_number"].tolist(), maps["status"].tolist(), strict=True))
+    part = Part(path, keys, maps["features"].shape[1], lambda folder: maps["features"])
+    return ImportSource(path, [part], IMPORTED_FROM, provenance)
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -113,23 +104,17 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         raise cannot_read(path, error) from None
 
 
-def _keys_and_status(path: Path, rows: Iterable[tuple[Any, ...]]) -> tuple[FrameKeys, npt.NDArray[np.uint8]]:
+def _keys_of(path: Path, rows: Iterable[tuple[Any, ...]]) -> FrameKeys:
     """Collect video, frame number and status of every row."""
-    keys, statuses = FrameKeys(), bytearray()
-    for video, frame, status in rows:
-        try:
-            if status not in (ENCODED, UNREADABLE):
-                raise ValueError(f"has the status {status!r}, not 1 (encoded) or 2 (unreadable)")
-            if not isinstance(frame, int) or not isinstance(video, str):
-                raise ValueError(f"has the video {video!r} and the frame number {frame!r}")
-            keys.add(video, frame)
-        except ValueError as error:
-            raise InputError(
-                f"{path}, row {len(keys)} (counted from 0) {error}. Expected the columns that 'affcache export' "
-                "writes. Export the store again."
-            ) from None
-        statuses.append(status)
-    return keys, np.frombuffer(bytes(statuses), dtype=np.uint8)
+    return gather(path, rows, _add, "the columns that 'affcache export' writes. Export the store again.")
+
+
+def _add(keys: FrameKeys, video: Any, frame: Any, status: Any) -> None:
+    if status not in (ENCODED, UNREADABLE):
+        raise ValueError(f"has the status {status!r}, not 1 (encoded) or 2 (unreadable)")
+    if not isinstance(frame, int) or not isinstance(video, str):
+        raise ValueError(f"has the video {video!r} and the frame number {frame!r}")
+    keys.add(video, frame, status)
 
 
 def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:

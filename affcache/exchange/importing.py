@@ -1,31 +1,19 @@
 """Import as a whole: sources opened and checked, their rows put in order, a store written and renamed into place."""
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from affcache.crops.crop_list import CropList
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.clip_retrieval import open_clip_retrieval
 from affcache.exchange.exports import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
 from affcache.exchange.published_code import open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import (
-    FrameKeys,
-    ImportSource,
-    Part,
-    Rounding,
-    SourceRows,
-    blocks_of,
-    cannot_read,
-    check_float16,
-)
+from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, cannot_read, facts_of
+from affcache.files import written_whole
 from affcache.progress import Listener, Result
 from affcache.settings import build, default_store
 from affcache.store.layout import differing_fields, fingerprint
@@ -39,8 +27,8 @@ EXPECTED = (
 )
 
 
-def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> list[ImportSource]:
-    """Open every source and check that they may go into one store.
+def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> ImportSource:
+    """Open every source, check that they may go into one store, and take them together as one.
 
     Args:
         paths: at least one.
@@ -53,25 +41,22 @@ def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> list[ImportSou
     """
     if not paths:
         raise ConfigError(f"No source is given. Expected {EXPECTED}: affcache import SOURCE --store FILE.")
-    magics = [_magic(path) for path in paths]
-    for path, magic in zip(paths, magics, strict=True):
-        if magic == HDF5_MAGIC:
-            refuse_store(path)
-    files = magics.count(HDF5_MAGIC)
-    if files != len(lists):
+    hdf5 = [path for path in paths if _magic(path) == HDF5_MAGIC]
+    for path in hdf5:
+        refuse_store(path)
+    if len(hdf5) != len(lists):
         raise ConfigError(
-            f"{files} HDF5 files and {len(lists)} lists are given. Expected a list for each, in the same order, since "
-            "it says which row is which frame: affcache import train.h5 val.h5 --list train.txt --list val.txt ..."
+            f"{len(hdf5)} HDF5 files and {len(lists)} lists are given. Expected a list for each, in the same order, "
+            "since it says which row is which frame: "
+            "affcache import train.h5 val.h5 --list train.txt --list val.txt ..."
         )
     remaining = iter(lists)
-    sources = [
-        open_published_code(path, next(remaining)) if magic == HDF5_MAGIC else _open_other(path, magic)
-        for path, magic in zip(paths, magics, strict=True)
-    ]
+    sources = [open_published_code(path, next(remaining)) if path in hdf5 else _open_other(path) for path in paths]
     for source in sources[1:]:
         _require_same_encoder(sources[0], source)
-    _require_same_width(sources)
-    return sources
+    parts = [part for source in sources for part in source.parts]
+    _require_same_width(parts)
+    return replace(sources[0], parts=parts, labels=sum(source.labels for source in sources))
 
 
 def _magic(path: Path) -> bytes:
@@ -85,10 +70,10 @@ def _magic(path: Path) -> bytes:
         raise cannot_read(path, error) from None
 
 
-def _open_other(path: Path, magic: bytes) -> ImportSource:
+def _open_other(path: Path) -> ImportSource:
     if path.is_dir():
         return open_npy_export(path) if (path / NPY_FILE).exists() else open_clip_retrieval(path)
-    if magic.startswith(PARQUET_MAGIC):
+    if _magic(path).startswith(PARQUET_MAGIC):
         return open_parquet_export(path)
     if path.suffix == ".safetensors":
         return open_safetensors_export(path)
@@ -110,8 +95,8 @@ def _require_same_encoder(first: ImportSource, other: ImportSource) -> None:
         )
 
 
-def _require_same_width(sources: Sequence[ImportSource]) -> None:
-    first, *others = (part for source in sources for part in source.parts)
+def _require_same_width(parts: Sequence[Part]) -> None:
+    first, *others = parts
     for part in others:
         if part.width != first.width:
             raise InputError(
@@ -164,39 +149,33 @@ def import_embeddings(
     settings = build(ImportSettings, values, over=settings)
     listener = listener or Listener()
     start = time.perf_counter()
-    sources = open_sources(settings.sources, settings.list)
-    path = settings.store or _default_store(settings, sources)
+    source = open_sources(settings.sources, settings.list)
+    path = settings.store or _default_store(settings, source)
     _require_new(path)
-    parts = tuple(part for source in sources for part in source.parts)
-    keys = FrameKeys()
-    for source in sources:
-        keys.extend(source.keys)
-    crops, order = keys.stored_order(lambda row: _place(parts, row))
-    listener.message(f"{len(crops):,} frames in {len(crops.video_names):,} videos, from {sources[0].imported_from}")
-    with writing_lock(path), _temporary_folder(path) as folder:
+    rows = SourceRows(source.parts)
+    crops = rows.crops
+    listener.message(f"{len(crops):,} frames in {len(crops.video_names):,} videos, from {source.imported_from}")
+    with writing_lock(path), _written_store(path) as partial:
         _require_new(path)  # another process may have made it while this one waited
-        status = np.concatenate([source.status for source in sources])
-        rows = SourceRows(parts, [part.open(folder) for part in parts], order, status)
-        found = check_float16(rows, listener)
-        encoder, encoder_fingerprint = _encoder(sources, settings, found, listener)
-        _write(folder / path.name, crops, rows, encoder, encoder_fingerprint, listener)
-        written = EmbeddingStore.open(folder / path.name)
-        same = _compare(sources, written, listener)
-        counts = written.counts
-        (folder / path.name).replace(path)
-    labels = sum(source.labels for source in sources)
-    _say_what_was_left(found, labels, listener)
+        rows.matrices = [part.open(path.parent) for part in rows.parts]
+        found = rows.check_float16(listener)
+        encoder, encoder_fingerprint = _encoder(source, settings, found, listener)
+        create_store(partial, crops, rows.width, encoder, encoder_fingerprint)
+        with StoreWriter(partial) as writer:
+            for block in blocks_of(len(crops)):
+                writer.commit(block.start, *rows.read(block))
+                listener.progress(block.stop, len(crops), "row", "writing")
+        written = EmbeddingStore.open(partial)
+        same = _compare(source, written, listener) if len(settings.sources) == 1 else None
+        facts = facts_of(written)
+    _say_what_was_left(found, source.labels, listener)
     return ImportResult(
         store=str(path),
-        imported_from=sources[0].imported_from,
-        sources=len(sources),
-        rows=len(crops),
-        encoded=counts["encoded"],
-        unreadable=counts["unreadable"],
-        videos=len(crops.video_names),
-        width=parts[0].width,
-        labels_not_used=labels,
-        **{**asdict(found), **({"normalised": None} if sources[0].provenance else {})},
+        imported_from=source.imported_from,
+        sources=len(settings.sources),
+        **facts,
+        labels_not_used=source.labels,
+        **{**asdict(found), **({"normalised": None} if source.provenance else {})},
         encoder_fingerprint=encoder_fingerprint,
         same_as_exported=same,
         seconds=time.perf_counter() - start,
@@ -213,17 +192,8 @@ def _say_what_was_left(found: Rounding, labels: int, listener: Listener) -> None
         listener.message(f"{labels:,} labels in the lists are not used: 'affcache fit' reads them from --annotations")
 
 
-def _place(parts: tuple[Part, ...], row: int) -> str:
-    """Name one row, counted over all parts together."""
-    for part in parts:
-        if row < part.rows:
-            break
-        row -= part.rows
-    return part.place(row)
-
-
-def _default_store(settings: ImportSettings, sources: list[ImportSource]) -> Path:
-    said = sources[0].provenance.get("encoder", {})
+def _default_store(settings: ImportSettings, source: ImportSource) -> Path:
+    said = source.provenance.get("encoder", {})
     if settings.model:
         return default_store(settings.model, settings.pretrained)
     if said.get("model"):
@@ -242,25 +212,25 @@ def _require_new(path: Path) -> None:
 
 
 @contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside the store that goes away with all it holds; messages name the store, not the folder."""
-    with tempfile.TemporaryDirectory(prefix=path.name + ".partial-", dir=path.parent) as name:
-        try:
-            yield Path(name)
-        except StoreError as error:
-            raise StoreError(str(error).replace(str(Path(name) / path.name), str(path))) from None
-        except OSError as error:
-            raise StoreError(
-                f"The store {path} can't be written: {error.strerror or error}. Expected a folder that can be written, "
-                "with room for the embeddings. Choose another place with --store FILE."
-            ) from None
+def _written_store(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write the store to, as ``written_whole``; messages name the store itself."""
+    try:
+        with written_whole(path) as partial:
+            yield partial
+    except StoreError as error:
+        raise StoreError(str(error).replace(str(partial), str(path))) from None
+    except OSError as error:
+        raise StoreError(
+            f"The store {path} can't be written: {error.strerror or error}. Expected a folder that can be written, "
+            "with room for the embeddings. Choose another place with --store FILE."
+        ) from None
 
 
 def _encoder(
-    sources: list[ImportSource], settings: ImportSettings, found: Rounding, listener: Listener
+    source: ImportSource, settings: ImportSettings, found: Rounding, listener: Listener
 ) -> tuple[Mapping[str, Any], str]:
     """Return the store's encoder description and fingerprint: an export's own, else what can be known."""
-    provenance = sources[0].provenance
+    provenance = source.provenance
     if provenance:
         if settings.model:
             listener.message("--model and --pretrained are not looked at: the export says its encoder itself")
@@ -275,37 +245,21 @@ def _encoder(
         # counts in the fingerprint, since nothing else tells encoders apart
         "said_to_be": [settings.model, settings.pretrained],
         "weights_sha256": None,
-        "imported_from": sources[0].imported_from,
+        "imported_from": source.imported_from,
         "normalised": found.normalised,
-        "width": sources[0].parts[0].width,
+        "width": source.parts[0].width,
     }
     return encoder, fingerprint(encoder)
 
 
-def _write(
-    path: Path,
-    crops: CropList,
-    rows: SourceRows,
-    encoder: Mapping[str, Any],
-    encoder_fingerprint: str,
-    listener: Listener,
-) -> None:
-    """Write a whole store, a block of rows in memory at a time."""
-    create_store(path, crops, rows.parts[0].width, encoder, encoder_fingerprint)
-    with StoreWriter(path) as writer:
-        for block in blocks_of(len(crops)):
-            writer.commit(block.start, *rows.read(block))
-            listener.progress(block.stop, len(crops), "row", "writing")
-
-
-def _compare(sources: list[ImportSource], written: EmbeddingStore, listener: Listener) -> bool | None:
-    """Say whether a store that was exported is back as it was; None unless it is one whole export."""
-    if len(sources) != 1 or not sources[0].provenance:
+def _compare(source: ImportSource, written: EmbeddingStore, listener: Listener) -> bool | None:
+    """Say whether a store that was exported, as a whole, is back as it was; None where it isn't from an export."""
+    if not source.provenance:
         return None
-    same = written.fingerprint() == sources[0].provenance["store_fingerprint"]
+    same = written.fingerprint() == source.provenance["store_fingerprint"]
     if not same:
         listener.warning(
-            f"{sources[0].path} was changed after its export, or was damaged: the embeddings, frames or statuses are "
+            f"{source.path} was changed after its export, or was damaged: the embeddings, frames or statuses are "
             "not those of the store that it names"
         )
     return same

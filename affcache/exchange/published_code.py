@@ -1,8 +1,9 @@
 """What the published code of arXiv 2403.09915 keeps: an HDF5 file of features, and a list of its frames and labels."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -15,15 +16,12 @@ from affcache.exchange.sources import (
     Part,
     blocks_of,
     cannot_read,
-    map_bytes,
     require_floats,
     require_same_length,
     unpack,
 )
 from affcache.store.layout import FORMAT
-from affcache.store.reading import ENCODED
 
-IMPORTED_FROM = "published code"
 DATASETS = ("train_features", "val_features")
 _LABEL = re.compile(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?)*", re.ASCII)  # 4, or 0,1,1,0,...
 
@@ -35,16 +33,20 @@ def open_published_code(features: Path, listing: Path) -> ImportSource:
         features: HDF5, with the dataset ``train_features`` or ``val_features``, float (n, D).
         listing: text, n lines ``path<TAB>label`` in the order of the features.
     """
-    name, shape, dtype = _dataset_of(features)
+    with _features_of(features) as dataset:
+        rows, width = dataset.shape
     keys = _read_listing(listing)
-    require_same_length(features, shape[0], listing, len(keys))
+    require_same_length(features, rows, listing, len(keys))
 
     def matrix(folder: Path) -> Matrix:
-        return _open_matrix(features, name, folder)
+        """Map a contiguous dataset into memory; unpack a chunked or compressed one block by block."""
+        with _features_of(features) as dataset:
+            offset = dataset.id.get_offset()
+            if offset is not None:
+                return np.memmap(features, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+            return unpack(folder, (dataset[rows] for rows in blocks_of(len(dataset))), dataset.dtype, dataset.shape)
 
-    part = Part(features, shape[0], shape[1], dtype, matrix, named_by=listing)
-    status = np.full(len(keys), ENCODED, dtype=np.uint8)
-    return ImportSource(features, (part,), keys, status, IMPORTED_FROM, labels=len(keys))
+    return ImportSource(features, [Part(features, keys, width, matrix, listing)], "published code", labels=len(keys))
 
 
 def _read_listing(path: Path) -> FrameKeys:
@@ -92,8 +94,9 @@ def refuse_store(path: Path) -> None:
         )
 
 
-def _dataset_of(path: Path) -> tuple[str, tuple[int, ...], "np.dtype[Any]"]:
-    """Return name, shape and dtype of the features in an HDF5 file."""
+@contextmanager
+def _features_of(path: Path) -> Iterator[h5py.Dataset]:
+    """Open the features in an HDF5 file; what fails while it is open counts as damage."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             found = [name for name in DATASETS if isinstance(file.get(name), h5py.Dataset)]
@@ -104,22 +107,7 @@ def _dataset_of(path: Path) -> tuple[str, tuple[int, ...], "np.dtype[Any]"]:
                     "in a file. Name the file that holds one of them, or split this one."
                 )
             dataset = file[found[0]]
-            shape, dtype = tuple(dataset.shape), dataset.dtype
-    except (OSError, RuntimeError, KeyError) as error:
-        raise cannot_read(path, error) from None
-    require_floats(path, f"The dataset {found[0]}", dtype, shape)
-    return found[0], shape, dtype
-
-
-def _open_matrix(path: Path, name: str, folder: Path) -> Matrix:
-    """Map a contiguous dataset into memory; unpack a chunked or compressed one block by block."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            dataset = file[name]
-            offset = dataset.id.get_offset()
-            if offset is not None:
-                return map_bytes(path, int(offset), dataset.dtype, dataset.shape)
-            blocks = (dataset[rows] for rows in blocks_of(len(dataset)))
-            return unpack(folder, blocks, dataset.dtype, dataset.shape)
-    except (OSError, RuntimeError, KeyError) as error:
+            require_floats(path, f"The dataset {found[0]}", dataset)
+            yield dataset
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise cannot_read(path, error) from None

@@ -6,7 +6,7 @@ names the file, and the row or line at fault; what needs Parquet raises ConfigEr
 
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from affcache.crops.crop_list import CropList
 from affcache.crops.frame_paths import LARGEST_FRAME_NUMBER, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
-from affcache.store.reading import ENCODED, Rows
+from affcache.store.reading import ENCODED, EmbeddingStore, Rows
 
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
@@ -29,17 +29,16 @@ OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
 
 
 class FrameKeys:
-    """The video and the frame number of n rows, in any order; gathered row after row, in little memory."""
+    """The video, the frame number and the status of n rows, in any order; gathered row after row, in little memory."""
 
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}  # of a video, each used by at least one row
-        self._video = array("q")
-        self._frame = array("q")
+        self.index: dict[str, int] = {}  # of a video, each used by at least one row
+        self.video, self.frame, self.status = array("q"), array("q"), bytearray()
 
     def __len__(self) -> int:
-        return len(self._video)
+        return len(self.video)
 
-    def add(self, video: str, frame: int) -> None:
+    def add(self, video: str, frame: int, status: int = ENCODED) -> None:
         """Take the key of the next row.
 
         Raises:
@@ -49,65 +48,38 @@ class FrameKeys:
             raise ValueError(f"has the video name {video!r}, which a store can't keep")
         if not 0 <= frame <= LARGEST_FRAME_NUMBER:
             raise ValueError(f"has the frame number {frame}, outside 0 to {LARGEST_FRAME_NUMBER}")
-        self._video.append(self._index.setdefault(video, len(self._index)))
-        self._frame.append(frame)
+        self.video.append(self.index.setdefault(video, len(self.index)))
+        self.frame.append(frame)
+        self.status.append(status)
 
     def add_path(self, path: str) -> None:
         """Take the key of the next row from the path of its crop; raises as ``add``."""
-        _, video, number = parse_path(path)
-        self.add(video, number)
+        self.add(*parse_path(path)[1:])
 
-    def extend(self, other: "FrameKeys") -> None:
-        """Take the keys of another source as those of the next rows."""
-        index = np.array([self._index.setdefault(name, len(self._index)) for name in other._index], dtype=np.int64)
-        self._video.frombytes(index[np.array(other._video, dtype=np.int64)].tobytes())
-        self._frame.extend(other._frame)
 
-    def stored_order(self, place: Callable[[int], str]) -> tuple[CropList, Rows]:
-        """Sort the rows, at least one, as a store keeps them: by video name, then by frame number.
-
-        Args:
-            place: names a row for messages.
-
-        Returns:
-            The list of crops, and int64 (N,): row i of the store is row ``order[i]`` of these.
-
-        Raises:
-            InputError: a frame occurs twice.
-        """
-        names = sorted(self._index)
-        rank = np.empty(len(names), dtype=np.int64)
-        rank[[self._index[name] for name in names]] = np.arange(len(names))
-        video, frame_number = rank[np.array(self._video)], np.array(self._frame, dtype=np.int32)
-        order = np.lexsort((frame_number, video)).astype(np.int64)
-        video, frame_number = video[order], frame_number[order]
-        repeated = np.flatnonzero((np.diff(video) == 0) & (np.diff(frame_number) == 0))
-        if len(repeated):
-            first, second = sorted(int(row) for row in order[repeated[0] : repeated[0] + 2])
-            raise InputError(
-                f"Frame {frame_number[repeated[0]]} of the video {names[video[repeated[0]]]} occurs twice: "
-                f"{place(first)} and {place(second)}. Expected every frame once. Remove one of the two, or import "
-                "sources that overlap, such as those of two tasks, into a store each."
-            )
-        crops = CropList(
-            folders=tuple(Path(name) for name in names),
-            video_names=tuple(names),
-            video_start=np.cumsum([0, *np.bincount(video, minlength=len(names))], dtype=np.int64),
-            frame_number=frame_number,
-        )
-        return crops, order
+def gather(path: Path, rows: Iterable[tuple[Any, ...]], add: Callable[..., None], expected: str) -> FrameKeys:
+    """Take the keys of a table's rows by ``add(keys, *row)``; where it raises ValueError, say what was expected."""
+    keys = FrameKeys()
+    for row in rows:
+        try:
+            add(keys, *row)
+        except ValueError as error:
+            raise InputError(f"{path}, row {len(keys)} (counted from 0) {error}. Expected {expected}") from None
+    return keys
 
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix of embeddings in one file, and what names its rows in messages."""
+    """A matrix of embeddings in one file, and what names its rows."""
 
     file: Path
-    rows: int  # n
+    keys: FrameKeys  # of its n rows
     width: int  # D
-    dtype: np.dtype[Any]
     open: OpenMatrix  # maps it into memory; what can't be mapped is first unpacked into a temporary file
     named_by: Path | None = None  # the list whose lines name the rows, counted from 1; else rows are counted from 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
     def place(self, row: int) -> str:
         """Name one of the part's rows for a message."""
@@ -119,20 +91,18 @@ class ImportSource:
     """What one source holds, with nothing read of its matrices yet."""
 
     path: Path
-    parts: tuple[Part, ...]  # their rows follow one another; at least one
-    keys: FrameKeys  # of all n rows
-    status: npt.NDArray[np.uint8]  # (n,) 1 encoded, 2 unreadable
+    parts: Sequence[Part]  # their rows follow one another; at least one
     imported_from: str
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of an export of affcache
     labels: int = 0  # labels met on the way, which are not used
 
 
-def require_floats(file: Path, what: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def require_floats(file: Path, what: str, array: Any) -> None:
     """Refuse what isn't a matrix of floating-point numbers with at least one row and one column."""
-    if dtype.name not in FLOATS or len(shape) != 2 or 0 in shape:
+    if array.dtype.name not in FLOATS or len(array.shape) != 2 or 0 in array.shape:
         raise InputError(
-            f"{what} of {file} is {dtype} of shape {shape}. Expected one row of {', '.join(FLOATS)} per frame, shape "
-            "(n, D). Name the file that holds the image embeddings."
+            f"{what} of {file} is {array.dtype} of shape {array.shape}. Expected one row of {', '.join(FLOATS)} per "
+            "frame, shape (n, D). Name the file that holds the image embeddings."
         )
 
 
@@ -143,14 +113,6 @@ def require_same_length(file: Path, rows: int, names: Path, named: int) -> None:
             f"{file} holds {rows:,} embeddings, {names} names {named:,} frames. Expected one frame per embedding, in "
             "the same order. Name the two that belong together, or copy the shorter one again."
         )
-
-
-def map_bytes(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Matrix:
-    """Return a read-only memory map of an array that lies in a file as plain bytes."""
-    try:
-        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
-    except (OSError, ValueError) as error:
-        raise cannot_read(path, error) from None
 
 
 def unpack(folder: Path, blocks: Iterable[Matrix], dtype: np.dtype[Any], shape: tuple[int, int]) -> Matrix:
@@ -177,25 +139,77 @@ def cannot_read(path: Path, error: Exception) -> InputError:
     )
 
 
-@dataclass(frozen=True)
 class SourceRows:
-    """All embeddings of all sources, and the order in which the store keeps them."""
+    """All rows of some parts, at least one, in the order in which a store keeps them: by video name, then by frame.
 
-    parts: tuple[Part, ...]
-    matrices: list[Matrix]  # (n, D) each
-    order: Rows  # (N,) the row of the sources, counted over all parts together, that each row of the store is
-    status: npt.NDArray[np.uint8]  # (N,) in the order of the sources
+    Raises:
+        InputError: a frame occurs twice.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts, self.width = parts, parts[0].width
+        self.status = np.frombuffer(b"".join(part.keys.status for part in parts), dtype=np.uint8)  # (N,) as they come
+        self.matrices: Sequence[Matrix] = ()  # (n, D) each, once they are open
+        self._starts = np.cumsum([0, *map(len, parts)])
+        names = sorted({name for part in parts for name in part.keys.index})
+        rank = {name: position for position, name in enumerate(names)}
+        ranks = [np.fromiter(map(rank.__getitem__, p.keys.index), np.int64)[np.array(p.keys.video)] for p in parts]
+        video, frame = np.concatenate(ranks), np.concatenate([part.keys.frame for part in parts]).astype(np.int32)
+        self.order: Rows = np.lexsort((frame, video)).astype(np.int64)  # (N,) which of these a row of the store is
+        video, frame = video[self.order], frame[self.order]
+        self._require_once(names, video, frame)
+        self.crops = CropList(
+            folders=tuple(Path(name) for name in names),
+            video_names=tuple(names),
+            video_start=np.cumsum([0, *np.bincount(video, minlength=len(names))], dtype=np.int64),
+            frame_number=frame,
+        )
+
+    def _require_once(self, names: Sequence[str], video: Rows, frame: npt.NDArray[np.int32]) -> None:
+        repeated = np.flatnonzero((np.diff(video) == 0) & (np.diff(frame) == 0))
+        if len(repeated):
+            at = repeated[0]
+            first, second = (self._place(row) for row in sorted(self.order[at : at + 2]))
+            raise InputError(
+                f"Frame {frame[at]} of the video {names[video[at]]} occurs twice: {first} and {second}. Expected every "
+                "frame once. Remove one of the two, or import sources that overlap, such as those of two tasks, into a "
+                "store each."
+            )
+
+    def _place(self, row: int) -> str:
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.parts[part].place(row - int(self._starts[part]))
 
     def read(self, block: slice) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
         """Gather rows of the store: float16 features (n, D) and status (n,)."""
         rows = self.order[block]
-        starts = np.cumsum([0, *(part.rows for part in self.parts)])
-        part_of_row = np.searchsorted(starts, rows, side="right") - 1
-        features = np.empty((len(rows), self.parts[0].width), dtype="<f2")
+        part_of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        features = np.empty((len(rows), self.width), dtype="<f2")
         for index in np.unique(part_of_row):
             chosen = part_of_row == index
-            features[chosen] = self.matrices[index][rows[chosen] - starts[index]]
+            features[chosen] = self.matrices[index][rows[chosen] - self._starts[index]]
         return features, self.status[rows]
+
+    def check_float16(self, listener: Listener) -> "Rounding":
+        """Read every embedding once, before anything is written: what float16 can't hold, and what it changes.
+
+        Raises:
+            InputError: a value is not finite, or too large for float16; or an unreadable row holds values. Names it.
+        """
+        found = Rounding()
+        for part, matrix, start in zip(self.parts, self.matrices, self._starts[:-1].tolist(), strict=True):
+            for of_block in blocks_of(len(part)):
+                block = np.asarray(matrix[of_block])
+                encoded = self.status[start:][of_block] == ENCODED
+                found.add(block[encoded], _halved(part, of_block.start, block, encoded)[encoded])
+                listener.progress(start + of_block.stop, len(self.status), "row", "checking")
+        return found
+
+
+def facts_of(store: EmbeddingStore) -> dict[str, Any]:
+    """Return what imports and exports alike say of the store: rows, encoded, unreadable, videos, width."""
+    summary = store.summary()
+    return {name: summary[name] for name in ("rows", "encoded", "unreadable", "videos", "width")}
 
 
 def blocks_of(rows: int) -> Iterator[slice]:
@@ -231,43 +245,26 @@ class Rounding:
             self.largest_relative_change = max(self.largest_relative_change, float(relative.max()))
 
 
-def check_float16(rows: SourceRows, listener: Listener) -> Rounding:
-    """Read every embedding once, before anything is written: what float16 can't hold, and what it changes.
-
-    Raises:
-        InputError: a value is not finite, or too large for float16; or an unreadable row holds values. Names the row.
-    """
-    found, status, done = Rounding(), rows.status, 0
-    for part, matrix in zip(rows.parts, rows.matrices, strict=True):
-        for of_block in blocks_of(part.rows):
-            block = np.asarray(matrix[of_block])
-            with np.errstate(over="ignore"):
-                half = block.astype("<f2")
-            _require_finite(part, of_block.start, block, half)
-            encoded = status[done : done + len(block)] == ENCODED
-            if half[~encoded].any():
-                row = of_block.start + int(np.flatnonzero(~encoded & half.any(axis=1))[0])
-                raise InputError(
-                    f"{part.place(row)} is marked unreadable and holds an embedding. Expected zeros there, as "
-                    "'affcache export' writes them. Export the store again."
-                )
-            found.add(*((block, half) if encoded.all() else (block[encoded], half[encoded])))
-            done += len(block)
-            listener.progress(done, len(status), "row", "checking")
-    return found
-
-
-def _require_finite(part: Part, first: int, block: Matrix, half: npt.NDArray[Any]) -> None:
+def _halved(part: Part, first: int, block: Matrix, encoded: npt.NDArray[np.bool_]) -> npt.NDArray[np.float16]:
+    """Return a block of a part, from a row on, as float16; refuse what that can't hold, or what shouldn't be there."""
+    with np.errstate(over="ignore"):
+        half = block.astype("<f2")
     wrong = ~np.isfinite(half)
-    if not wrong.any():
-        return
-    row, column = (int(index) for index in np.argwhere(wrong)[0])
-    value = block[row, column]
-    problem = "is not finite" if not np.isfinite(value) else "is too large for float16, which ends at 65504"
-    raise InputError(
-        f"{part.place(first + row)}: value {column} (counted from 0) is {value} and {problem}. Expected embeddings "
-        "that float16 can hold. Make them again, in float32, or remove the row from both files."
-    )
+    if wrong.any():
+        row, column = (int(index) for index in np.argwhere(wrong)[0])
+        value = block[row, column]
+        problem = "is not finite" if not np.isfinite(value) else "is too large for float16, which ends at 65504"
+        raise InputError(
+            f"{part.place(first + row)}: value {column} (counted from 0) is {value} and {problem}. Expected embeddings "
+            "that float16 can hold. Make them again, in float32, or remove the row from both files."
+        )
+    unexpected = np.flatnonzero(~encoded & half.any(axis=1))
+    if len(unexpected):
+        raise InputError(
+            f"{part.place(first + int(unexpected[0]))} is marked unreadable and holds an embedding. Expected zeros "
+            "there, as 'affcache export' writes them. Export the store again."
+        )
+    return half
 
 
 def pyarrow_parquet() -> Any:

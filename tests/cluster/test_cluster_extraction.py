@@ -14,9 +14,9 @@ import affcache
 from affcache.cluster import encoding as encoding_module
 from affcache.cluster import engine as engine_module
 from affcache.cluster import pool as pool_module
-from affcache.cluster.crop_sample import CropSample
+from affcache.cluster.encoding import Shard, ShardQueue
 from affcache.cluster.pool import WorkerPool
-from affcache.cluster.shards import Shard, ShardQueue
+from affcache.cluster.worker import CropSample
 from affcache.errors import InputError
 from tests.cluster.conftest import MEMORY, kill, ray, worker_processes
 from tests.conftest import Heard, write_crops

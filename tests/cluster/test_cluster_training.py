@@ -1,5 +1,6 @@
 """An ablation on a cluster: the tables of a local one, also when a worker is lost, and whose heads come back."""
 
+import copy
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from affcache.ablation.ablate import AblateResult, ablate
 from affcache.ablation.train import Trained
 from affcache.ablation.trials import Outcome
 from affcache.cluster import training as training_module
-from affcache.cluster.training import ClusterTrainer, share_source, wanted_heads
+from affcache.cluster.connection import Travelling
+from affcache.cluster.training import ClusterTrainer, changed, wanted_heads
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
@@ -105,7 +107,8 @@ def test_frames_travel_as_they_are(learnable: MakeData) -> None:
     joined = JoinedSplits.open(store, TASKS["expr"], labels, Listener())
     joined = joined.holding_out(0.2, "to choose by", Listener(), select=True)
     source = joined.load(torch.device("cpu"), 1.0, Listener())
-    again = share_source(source).loaded(torch.device("cpu"))
+    again = copy.deepcopy(changed(source, Travelling))
+    assert again.selection is not again.validation
     for name in ("train", "selection", "validation"):
         for part in ("embeddings", "labels", "videos"):
             ours, theirs = getattr(getattr(source, name), part), getattr(getattr(again, name), part)
@@ -121,7 +124,7 @@ def test_frames_that_do_not_fit_are_refused(learnable: MakeData) -> None:
     loaded = source.load(torch.device("cpu"), 1.0, Listener())
     streamed = replace(loaded, train=StreamedFrames(source.store, source.train, torch.device("cpu"), 4096))
     with pytest.raises(ConfigError, match=r"keeps all embeddings in memory.* Raise --memory GB"):
-        share_source(streamed)
+        changed(streamed, Travelling)
 
 
 @pytest.mark.cluster

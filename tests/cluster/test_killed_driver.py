@@ -26,10 +26,10 @@ ENDED_BY_A_KILL = ("EncodingWorker", "raylet/raylet", "gcs_server")  # Ray's sma
 COMMAND = f"""
 import sys, time
 from affcache.extraction import extract as extraction
-from affcache.cluster import encoding, shards
+from affcache.cluster import encoding
 extraction.COMMIT_ROWS = {COMMIT}
-take = shards.ShardQueue.take
-shards.ShardQueue.take = lambda self, rows: (time.sleep(0.05), take(self, {COMMIT}))[1]
+take = encoding.ShardQueue.take
+encoding.ShardQueue.take = lambda self, rows: (time.sleep(0.05), take(self, {COMMIT}))[1]
 from affcache.cli.app import main
 main()
 """

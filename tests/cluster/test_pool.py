@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from affcache.cluster import connection, engine, pool
-from affcache.cluster.crop_sample import CropSample
+from affcache.cluster.connection import Node, WorkerSize
 from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.engine import require_everywhere
-from affcache.cluster.nodes import Node, WorkerSize
 from affcache.cluster.pool import JOIN_RETRIES, WorkerPool
-from affcache.cluster.worker import Joined, Reply, versions
+from affcache.cluster.worker import CropSample, Joined, Reply, versions
 from affcache.errors import AffcacheError, ConfigError, InputError
 from affcache.extraction.stats import ExtractionStats
 from tests.conftest import Heard
@@ -144,8 +143,8 @@ def pool_of(ray: StandIn, actors: Actors, wanted: int, heard: Heard) -> WorkerPo
     return WorkerPool(ray, actors, None, SIZE, wanted, {}, heard)  # type: ignore[arg-type]  # a module elsewhere
 
 
-def rows_encoded(ray: StandIn, workers: WorkerPool) -> list[int]:
-    encoding = ClusterEncoding(ray, workers, SIZE, 16, mirror=False)  # type: ignore[arg-type]  # a module elsewhere
+def rows_encoded(workers: WorkerPool) -> list[int]:
+    encoding = ClusterEncoding(workers, 16, mirror=False)
     found = [(rows, encoded) for rows, encoded in encoding.run(np.arange(160))]
     assert all((encoded[0][:, 0] == rows).all() for rows, encoded in found)
     return sorted(int(row) for rows, _ in found for row in rows)
@@ -162,7 +161,7 @@ def test_a_later_worker_that_can_not_is_left_out_and_not_made_again() -> None:
     ray, heard = StandIn(), Heard()
     actors = Actors([joined()], [InputError("Node n2 doesn't see the crops")], encodes=[True])
     workers = pool_of(ray, actors, 2, heard)
-    assert rows_encoded(ray, workers) == [*range(160)]
+    assert rows_encoded(workers) == [*range(160)]
     assert (actors.made, len(workers.workers), len(ray.killed)) == (2, 1, 1)
     assert sorted(heard.warnings) == [
         "going on without the worker on a node that it had not reached: Node n2 doesn't see the crops",
@@ -175,7 +174,7 @@ def test_a_lost_worker_joins_again_and_its_shards_are_made_again(lost: Any) -> N
     """A process that was replaced before the driver heard of it (None) is no different."""
     ray, heard, joins = StandIn(), Heard(), [joined(), joined("n2")]
     workers = pool_of(ray, Actors(joins, encodes=[True, lost, lost, True]), 1, heard)
-    assert rows_encoded(ray, workers) == [*range(160)]
+    assert rows_encoded(workers) == [*range(160)]
     assert workers.workers[0].node == "n2"
     why = "its process was replaced" if lost is None else "The actor died"
     assert heard.warnings.count(f"the worker on n1 is lost, its crops go to others: {why}") == 1
@@ -185,7 +184,7 @@ def test_an_error_in_the_middle_leaves_its_worker_out_and_the_last_one_ends_the_
     ray, error = StandIn(), InputError("The crops folder is gone")
     workers = pool_of(ray, Actors([joined()], encodes=[True, error]), 2, Heard())
     with pytest.raises(InputError, match="The crops folder is gone"):
-        rows_encoded(ray, workers)
+        rows_encoded(workers)
     assert len(ray.killed) == 2
 
 
@@ -193,7 +192,7 @@ def test_bugs_of_a_worker_are_shown_as_such() -> None:
     ray = StandIn()
     workers = pool_of(ray, Actors([joined()], encodes=[RayTaskError("ZeroDivisionError")]), 1, Heard())
     with pytest.raises(RayTaskError):
-        rows_encoded(ray, workers)
+        rows_encoded(workers)
     with pytest.raises(RayTaskError):
         pool_of(ray, Actors([RayTaskError("ZeroDivisionError")]), 1, Heard())
 
@@ -217,7 +216,7 @@ def test_a_worker_that_starts_slowly_is_not_a_lost_one() -> None:
 def test_losses_before_a_worker_joined_do_not_count_when_it_is_lost_later() -> None:
     of_one = [*[RayError("out of memory")] * JOIN_RETRIES, joined()]
     workers = pool_of(StandIn(), Actors(of_one * 2, encodes=[RayError("The actor died"), True]), 1, Heard())
-    assert rows_encoded(StandIn(), workers) == [*range(160)]
+    assert rows_encoded(workers) == [*range(160)]
 
 
 def test_waiting_for_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

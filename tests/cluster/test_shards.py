@@ -16,13 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from affcache.ablation.settings import AblateSettings
-from affcache.cluster import shards as shards_module
-from affcache.cluster.connection import require_ray
-from affcache.cluster.crop_sample import CropSample
-from affcache.cluster.encoding import consecutive_runs
-from affcache.cluster.nodes import Node, largest_share, worker_size
-from affcache.cluster.shards import MOST_LOSSES, ShardQueue
-from affcache.cluster.shared_weights import share
+from affcache.cluster import encoding as encoding_module
+from affcache.cluster.connection import Node, largest_share, require_ray, worker_size
+from affcache.cluster.encoding import MOST_LOSSES, ShardQueue, consecutive_runs
+from affcache.cluster.engine import bytes_of, share_weights
+from affcache.cluster.worker import CropSample
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import encoder_of, load_encoder, load_weights
 from affcache.errors import ConfigError, InputError
@@ -43,8 +41,8 @@ def test_every_row_is_handed_out_in_the_batches_of_a_local_run(
     rows: set[int], size: int, wanted: list[int], block: int, lost: set[int]
 ) -> None:
     pending = np.array(sorted(rows), dtype=np.int64)
-    before = shards_module.BLOCK_ROWS
-    shards_module.BLOCK_ROWS = block
+    before = encoding_module.BLOCK_ROWS
+    encoding_module.BLOCK_ROWS = block
     try:
         queue, done, number = ShardQueue(pending, size), [], 0
         while (shard := queue.take(wanted[number % len(wanted)])) is not None:
@@ -55,7 +53,7 @@ def test_every_row_is_handed_out_in_the_batches_of_a_local_run(
             number += 1
             assert queue.left == len(pending) - sum(map(len, done))
     finally:
-        shards_module.BLOCK_ROWS = before
+        encoding_module.BLOCK_ROWS = before
     assert sorted(row for shard in done for row in shard) == sorted(rows)
     ours = sorted(batch.tolist() for shard in done for batch in consecutive_batches(shard, size))
     assert ours == sorted(batch.tolist() for batch in consecutive_batches(pending, size))
@@ -139,15 +137,17 @@ def test_what_no_machine_can_do_is_refused(machines: list[Node], device: str, me
 def test_weights_travel_to_the_bit(tiny_encoder: str) -> None:
     crops = [np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(5)]
     expected = load_encoder(tiny_encoder, precision="fp32")
-    shared = copy.deepcopy(share(load_weights(tiny_encoder)))
-    encoder = encoder_of(shared.weights(), precision="fp32")
+    weights = load_weights(tiny_encoder)
+    size = bytes_of(weights)
+    travelled = copy.deepcopy(share_weights(weights))
+    encoder = encoder_of(travelled, precision="fp32")
     assert encoder.description == expected.description
     assert encoder.encode(crops).numpy().tobytes() == expected.encode(crops).numpy().tobytes()
-    assert shared.bytes == sum(p.numel() for p in expected.network.tower.parameters()) * 4
+    assert size == sum(p.numel() for p in expected.network.tower.parameters()) * 4
     assert all(not parameter.requires_grad for parameter in encoder.network.parameters())
     low = load_weights(tiny_encoder)
     low.tower.to(torch.bfloat16)  # which NumPy has no type for
-    again = share(low).weights().tower
+    again = copy.deepcopy(share_weights(low)).tower
     assert all(parameter.dtype == torch.bfloat16 for parameter in again.parameters())
 
 

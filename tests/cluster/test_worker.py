@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.cluster.crop_sample import CropSample
-from affcache.cluster.worker import EncodingWorker, Job, Reply
+from affcache.cluster.connection import WorkerSize
+from affcache.cluster.worker import CropSample, EncodingWorker, Job, Reply
 from affcache.crops.folders import find_crops
 from affcache.encoders.encoder import Crops, DeviceBatch, Encoder
 from affcache.encoders.loading import load_encoder
@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 def worker_with(encoder: Encoder, root: Path) -> EncodingWorker:
     crops = find_crops([root])
     worker: Any = EncodingWorker()
-    job = Job(ExtractSettings(), None, None, CropSample.of(crops), len(crops), workers=1, cores=1)
+    job = Job(ExtractSettings(), None, None, CropSample.of(crops), WorkerSize("cpu", cpus=1, workers=1))
     worker._loaded = job, crops, encoder
     return worker
 

@@ -100,7 +100,10 @@ def test_the_command_and_its_exit_code(
     settings: DoctorSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "affcache.toml").write_text(f'[extract]\ncrops = ["crops"]\nmodel = "{settings.model}"\n')
+    # the engine, of which the doctor knows nothing, is not its business
+    (tmp_path / "affcache.toml").write_text(
+        f'[extract]\nengine = "ray"\nactors = 2\ncrops = ["crops"]\nmodel = "{settings.model}"\n'
+    )
     result = CliRunner().invoke(app, ["doctor", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "40 in 2 videos" in result.stdout

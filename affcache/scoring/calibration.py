@@ -19,7 +19,6 @@ TINY = 1e-12  # probabilities stay this far from 0 and 1
 class Reliability:
     """How often what was said with some confidence was so, in bins of equal width over [0, 1]."""
 
-    edges: Values  # (bins + 1,)
     confidence: Values  # (bins,) mean of each bin; nan where it is empty
     frequency: Values  # (bins,) how often it was so; nan where it is empty
     share: Values  # (bins,) of all; they sum to 1
@@ -52,7 +51,7 @@ def reliability(probabilities: npt.NDArray[Any], labels: npt.NDArray[Any], bins:
         sums = np.bincount(number, values, minlength=bins)
         return np.divide(sums, count, out=np.full(bins, np.nan), where=count > 0)
 
-    return Reliability(np.linspace(0, 1, bins + 1), mean_of(confidence), mean_of(so), count / max(len(confidence), 1))
+    return Reliability(mean_of(confidence), mean_of(so), count / max(len(confidence), 1))
 
 
 def with_temperature(probabilities: npt.NDArray[Any], temperature: float, *, exclusive: bool) -> Values:

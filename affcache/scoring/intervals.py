@@ -9,7 +9,7 @@ import numpy.typing as npt
 from affcache.tasks.metrics import Table
 
 RESAMPLES = 2000
-LEVEL = 0.95
+LEVEL = 0.95  # how often an interval is to hold the true value
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,18 @@ class VideoResamples:
         return np.asarray(metric_of(np.tensordot(self.times, statistics, axes=1)))
 
 
-def video_interval(value: float, resampled: Table, *, level: float = LEVEL) -> Interval:
+def video_interval(value: float, resampled: Table) -> Interval:
     """Return a value with its interval when videos are drawn anew: the middle of what the draws gave.
 
     Args:
         value: on the videos as they are.
         resampled: (R,), on each set of videos.
-        level: how often the interval is to hold the true value.
     """
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 
-def seed_and_video_interval(value: float, resampled: Table, *, seed: int = 0, level: float = LEVEL) -> Interval:
+def seed_and_video_interval(value: float, resampled: Table, *, seed: int = 0) -> Interval:
     """Return a mean over seeds with its interval when both seeds and videos are drawn anew.
 
     Seeds and videos cross: every seed is scored on every video. Each resample draws seeds and videos, one independent
@@ -62,9 +61,8 @@ def seed_and_video_interval(value: float, resampled: Table, *, seed: int = 0, le
         value: the mean over seeds on the videos as they are.
         resampled: (K, R), for each seed its value on each set of videos.
         seed: decides which seeds are drawn.
-        level: how often the interval is to hold the true value.
     """
     seeds, resamples = resampled.shape
     random = np.random.default_rng([seed, 1])  # not the stream that drew the videos
     share = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).T / seeds  # (K, R)
-    return video_interval(value, (share * resampled).sum(axis=0), level=level)
+    return video_interval(value, (share * resampled).sum(axis=0))

@@ -157,9 +157,9 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
             problem = "a value out of range"
             break
     return (
-        f"{path}, line {number}: {problem} in {line[:80]!r}. Expected {task.values_per_line} {kind} from "
-        f"{low:g} to {high:g} (or {task.invalid_value} where there is no label). Correct that line; don't drop it, since "
-        "line i belongs to frame i."
+        f"{path}, line {number}: {problem} in {line[:80]!r}. Expected {task.values_per_line} {kind} from {low:g} to "
+        f"{high:g} (or {task.invalid_value} where there is no label). Correct that line; don't drop it, since line i "
+        "belongs to frame i."
     )
 
 

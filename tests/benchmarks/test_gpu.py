@@ -48,6 +48,7 @@ def works(bench: Bench, listener: Listener) -> Found:
     return Found({"rate": 1.0, "bare": 2.0, "ratio": 0.5, "unit": "crops/s"}, "well")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread", "three_tests")
 def test_every_part_runs_at_toy_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)  # it takes a minute on a CPU

@@ -21,9 +21,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Crops = Sequence[npt.NDArray[np.uint8]]  # B arrays (height, width, 3), RGB; sizes may differ
 
 
-def copy_to_device(
-    crops: Sequence[npt.NDArray[np.uint8]], device: torch.device
-) -> list[tuple[list[int], torch.Tensor]]:
+def copy_to_device(crops: Crops, device: torch.device) -> list[tuple[list[int], torch.Tensor]]:
     """Stack crops (height, width, 3) of equal size and start their copy to the device.
 
     Returns:

@@ -81,12 +81,8 @@ def fast_precisions(device: torch.device) -> tuple[str, ...]:
     if device.type == "cuda":
         return ("bf16", "fp16") if torch.cuda.is_bf16_supported() else ("fp16",)
     # without instructions for it bf16 is emulated, and slower; fp16 is slow on the CPU tried
-    return ("bf16",) if torch.backends.mkldnn.is_available() and BF16_FLAGS & processor_flags() else ()
-
-
-def processor_flags() -> frozenset[str]:
-    """Return what Linux says that the processor can do; nothing on other systems."""
-    return frozenset(processor_facts().get("flags", "").split())
+    flags = processor_facts().get("flags", "").split()
+    return ("bf16",) if torch.backends.mkldnn.is_available() and BF16_FLAGS.intersection(flags) else ()
 
 
 def choose_precision(encoder: Encoder) -> Encoder:

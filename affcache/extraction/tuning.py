@@ -44,9 +44,7 @@ def tune_encoder(
     weights: Weights, settings: EncodingSettings, recorded: Mapping[str, Any], rows: int, listener: Listener
 ) -> Encoder:
     """Put weights on their device, and settle how they are run; as ``prepare_encoder``."""
-    precision = settings.precision
-    if precision == "auto":
-        precision = recorded.get("precision", "auto")
+    precision = recorded.get("precision", "auto") if settings.precision == "auto" else settings.precision
     encoder = encoder_of(weights, precision=precision, device=resolve_device(settings.device))
     batch_size = settings.batch_size or recorded.get("batch_size") or find_batch_size(encoder)
     worth_it = encoder.device.type == "cuda" and rows >= ROWS_WORTH_COMPILING

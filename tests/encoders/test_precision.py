@@ -64,7 +64,7 @@ def test_without_a_faster_format_fp32_stays(exact: Encoder, monkeypatch: pytest.
 def test_bf16_on_a_cpu_needs_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, expected in (({"avx512f", "avx512_bf16"}, ("bf16",)), ({"amx_bf16"}, ("bf16",)), ({"avx512f"}, ())):
-        monkeypatch.setattr(loading_module, "processor_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(loading_module, "processor_facts", lambda flags=flags: {"flags": " ".join(flags)})
         assert fast_precisions(cpu) == expected
 
 

@@ -18,9 +18,10 @@ from affcache.files import Tensors, read_tensors, write_tensors
 from affcache.progress import Listener, duration_text
 from affcache.tasks.tasks import Task
 from affcache.training.data import Frames, batches, epoch_length
-from affcache.training.epochs import Epochs, Run
+from affcache.training.epochs import Epochs
 from affcache.training.fit import LoadedSplits, run_of
 from affcache.training.learner import FORM, build_head
+from affcache.training.ridge import Run
 from affcache.training.settings import FitSettings
 
 MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more

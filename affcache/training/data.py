@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,24 +47,85 @@ class Frames:
         yield from self.embeddings.split(EVALUATION_BATCH)
 
 
-class FrameSource(Protocol):
-    """Where an epoch's frames come from: memory (``Frames``) or disk (``StreamedFrames``)."""
+class StreamedFrames:
+    """Labels and videos in memory, embeddings read from the store as they are needed.
 
-    @property
-    def labels(self) -> torch.Tensor:
-        """The label of every frame, (n,) or (n, values)."""
+    Args:
+        store: the store; its file is opened anew for every epoch and must stay as it is.
+        joined: which rows, with their labels.
+        device: where the heads train. Embeddings go there chunk by chunk.
+        chunk_frames: how many frames a chunk may hold at most. Two chunks are in memory at a time.
+    """
 
-    @property
-    def videos(self) -> torch.Tensor:
-        """The video of every frame, int64 (n,)."""
+    def __init__(self, store: EmbeddingStore, joined: JoinedLabels, device: torch.device, chunk_frames: int) -> None:
+        self.store, self.device, self.chunk_frames = store, device, chunk_frames
+        self.labels, self.videos = labels_and_videos(store, joined, device)
+        self._rows = joined.rows
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def chunks(self, order: torch.Tensor, batch_size: int) -> Iterator[tuple[Frames, torch.Tensor]]:
-        """Yield frames that lie in memory, each with an order (H, m) of its rows; together the whole order."""
+        """Yield chunks of an epoch's frames, each with an order (H, M) of its rows.
+
+        All chunks hold the same number of frames, a multiple of ``batch_size`` (the last one what is left), and each
+        is taken in the order in which ``order`` has its frames. Everything follows from ``order``: the order of the
+        blocks is that in which they first come up in it. Where heads draw different frames, every head has its own
+        in the chunk's blocks. If all frames fit in one chunk, the order is ``order``.
+
+        A chunk's embeddings are overwritten once the chunk after it has been taken.
+
+        Args:
+            order: int64 tensor (H, m) on the CPU of positions, each at most once for a head.
+            batch_size: frames of a step.
+
+        Raises:
+            ConfigError: a chunk doesn't hold a batch.
+            StoreError: the store's file is cut short or can't be read any more.
+        """
+        taken = self._chunks_of(order.numpy(), batch_size)
+        held = [np.unique(positions) for positions in taken]
+        with closing(read_ahead(self.store, [self._rows[of] for of in held], self.device)) as read:
+            for embeddings, of, positions in zip(read, held, taken, strict=True):
+                frames = torch.from_numpy(of).to(self.device)
+                part = torch.from_numpy(np.searchsorted(of, positions))  # (H, M)
+                yield Frames(embeddings, self.labels[frames], self.videos[frames]), part.to(self.device)
 
     def evaluation_batches(self) -> Iterator[torch.Tensor]:
-        """Yield the embeddings of all frames, a few thousand at a time, in their order."""
+        """Yield all embeddings in their order, float16 (at most ``EVALUATION_BATCH``, D), on the device.
+
+        Each is overwritten once the one after it has been taken.
+
+        Raises:
+            StoreError: the store's file is cut short or can't be read any more.
+        """
+        starts = range(0, len(self), EVALUATION_BATCH)
+        yield from read_ahead(self.store, [self._rows[i : i + EVALUATION_BATCH] for i in starts], self.device)
+
+    def _chunks_of(self, order: Order, batch_size: int) -> list[Order]:
+        """Cut an order (H, m) into those of the chunks, (H, M) each."""
+        size = self._chunk_size(order.shape[0], order.shape[1], batch_size)
+        columns = by_blocks(order)  # (H, m)
+        parts = [np.sort(columns[:, first:last], axis=1) for first, last in chunk_bounds(order.shape[1], size)]
+        return [np.take_along_axis(order, part, axis=1) for part in parts]
+
+    def _chunk_size(self, heads: int, frames: int, batch_size: int) -> int:
+        """Return how many of a head's frames come in one chunk, so that all chunks are about equally large."""
+        sharing = 1 if frames == len(self) else heads  # drawn frames differ from head to head
+        most = self.chunk_frames // sharing
+        if frames <= most:
+            return frames
+        most = (most - 1) // batch_size  # in batches; 1 frame is for a last one that would stand alone
+        if most < 1:
+            raise ConfigError(
+                f"--batch-size is {batch_size}, but --memory lets a chunk hold {self.chunk_frames // sharing} frames "
+                f"of each of {heads} heads. Expected room for more than a batch. Raise --memory or lower --batch-size."
+            )
+        batches = -(-frames // batch_size)
+        return -(-batches // -(-batches // most)) * batch_size
+
+
+FrameSource = Frames | StreamedFrames  # where an epoch's frames come from: memory, or disk
 
 
 def labels_and_videos(
@@ -153,84 +213,6 @@ def batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
     if len(cut) > 1 and cut[-1].shape[1] == 1:
         cut[-2:] = [torch.cat(cut[-2:], dim=1)]
     return cut
-
-
-class StreamedFrames:
-    """Labels and videos in memory, embeddings read from the store as they are needed: a ``FrameSource``.
-
-    Args:
-        store: the store; its file is opened anew for every epoch and must stay as it is.
-        joined: which rows, with their labels.
-        device: where the heads train. Embeddings go there chunk by chunk.
-        chunk_frames: how many frames a chunk may hold at most. Two chunks are in memory at a time.
-    """
-
-    def __init__(self, store: EmbeddingStore, joined: JoinedLabels, device: torch.device, chunk_frames: int) -> None:
-        self.store, self.device, self.chunk_frames = store, device, chunk_frames
-        self.labels, self.videos = labels_and_videos(store, joined, device)
-        self._rows = joined.rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def chunks(self, order: torch.Tensor, batch_size: int) -> Iterator[tuple[Frames, torch.Tensor]]:
-        """Yield chunks of an epoch's frames, each with an order (H, M) of its rows.
-
-        All chunks hold the same number of frames, a multiple of ``batch_size`` (the last one what is left), and each
-        is taken in the order in which ``order`` has its frames. Everything follows from ``order``: the order of the
-        blocks is that in which they first come up in it. Where heads draw different frames, every head has its own
-        in the chunk's blocks. If all frames fit in one chunk, the order is ``order``.
-
-        A chunk's embeddings are overwritten once the chunk after it has been taken.
-
-        Args:
-            order: int64 tensor (H, m) on the CPU of positions, each at most once for a head.
-            batch_size: frames of a step.
-
-        Raises:
-            ConfigError: a chunk doesn't hold a batch.
-            StoreError: the store's file is cut short or can't be read any more.
-        """
-        taken = self._chunks_of(order.numpy(), batch_size)
-        held = [np.unique(positions) for positions in taken]
-        with closing(read_ahead(self.store, [self._rows[of] for of in held], self.device)) as read:
-            for embeddings, of, positions in zip(read, held, taken, strict=True):
-                frames = torch.from_numpy(of).to(self.device)
-                part = torch.from_numpy(np.searchsorted(of, positions))  # (H, M)
-                yield Frames(embeddings, self.labels[frames], self.videos[frames]), part.to(self.device)
-
-    def evaluation_batches(self) -> Iterator[torch.Tensor]:
-        """Yield all embeddings in their order, float16 (at most ``EVALUATION_BATCH``, D), on the device.
-
-        Each is overwritten once the one after it has been taken.
-
-        Raises:
-            StoreError: the store's file is cut short or can't be read any more.
-        """
-        starts = range(0, len(self), EVALUATION_BATCH)
-        yield from read_ahead(self.store, [self._rows[i : i + EVALUATION_BATCH] for i in starts], self.device)
-
-    def _chunks_of(self, order: Order, batch_size: int) -> list[Order]:
-        """Cut an order (H, m) into those of the chunks, (H, M) each."""
-        size = self._chunk_size(order.shape[0], order.shape[1], batch_size)
-        columns = by_blocks(order)  # (H, m)
-        parts = [np.sort(columns[:, first:last], axis=1) for first, last in chunk_bounds(order.shape[1], size)]
-        return [np.take_along_axis(order, part, axis=1) for part in parts]
-
-    def _chunk_size(self, heads: int, frames: int, batch_size: int) -> int:
-        """Return how many of a head's frames come in one chunk, so that all chunks are about equally large."""
-        sharing = 1 if frames == len(self) else heads  # drawn frames differ from head to head
-        most = self.chunk_frames // sharing
-        if frames <= most:
-            return frames
-        most = (most - 1) // batch_size  # in batches; 1 frame is for a last one that would stand alone
-        if most < 1:
-            raise ConfigError(
-                f"--batch-size is {batch_size}, but --memory lets a chunk hold {self.chunk_frames // sharing} frames "
-                f"of each of {heads} heads. Expected room for more than a batch. Raise --memory or lower --batch-size."
-            )
-        batches = -(-frames // batch_size)
-        return -(-batches // -(-batches // most)) * batch_size
 
 
 def by_blocks(order: Order) -> Order:

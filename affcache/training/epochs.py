@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -38,20 +38,6 @@ class Best:
         return True
 
 
-class Run(Protocol):
-    """What trains heads in steps that have a metric each: ``Epochs``, or ``ridge.Ridge``."""
-
-    best: list[Best]  # (H,)
-    unit: str  # what a step is called: epoch, strength
-    steps: int  # in all
-
-    def run(self, train: FrameSource, validation: FrameSource) -> Iterator[list[Entry]]:
-        """Make the steps that are left; yield a line of history for each head after each."""
-
-    def predict_best(self, frames: FrameSource) -> torch.Tensor:
-        """Return the logits (H, n, C) of each head's best step. The training is over then."""
-
-
 class Epochs:
     """H heads in training: the learner, and of each head its history and its best epoch.
 
@@ -61,7 +47,7 @@ class Epochs:
         learner: the heads with their optimisers.
     """
 
-    unit = "epoch"
+    unit = "epoch"  # what a step is called
 
     def __init__(self, learner: BaseLearner) -> None:
         self.learner = learner

@@ -24,11 +24,11 @@ from affcache.tasks.annotations import SPLIT_FOLDERS, JoinedLabels, find_label_f
 from affcache.tasks.splits import group_frames, hold_out
 from affcache.tasks.tasks import TASKS, Task, find_task
 from affcache.training.data import FrameSource, load_frames, load_splits, require_finite
-from affcache.training.epochs import LOSSES, Epochs, Run
+from affcache.training.epochs import LOSSES, Epochs
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
-from affcache.training.ridge import Ridge
+from affcache.training.ridge import Ridge, Run
 from affcache.training.risk import tail_size
 from affcache.training.run_folder import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.training.settings import FitSettings

@@ -241,7 +241,7 @@ class Learner(BaseLearner):
 
     def _own_state(self) -> Tensors:
         tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state().items()}
-        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in moments_of(self.optimiser.adamw).items()}
         for head, drawn in enumerate(self.dropout_generators):
             tensors[f"generator.dropout.{head}"] = drawn.get_state()
         return tensors
@@ -249,7 +249,7 @@ class Learner(BaseLearner):
     def _load_own_state(self, tensors: Tensors) -> None:
         self._recorded, self._steps_before = None, 0  # a recorded step changes the tensors of before
         self.objective.load_state(with_prefix(tensors, "objective."))
-        self.optimiser.load_state(with_prefix(tensors, "optimiser."))
+        load_moments(self.optimiser.adamw, with_prefix(tensors, "optimiser."))
         for head, drawn in enumerate(self.dropout_generators):
             drawn.set_state(tensors[f"generator.dropout.{head}"].cpu())
 
@@ -320,3 +320,18 @@ def generator(seed: int, purpose: str, device: torch.device) -> torch.Generator:
 def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
     """Return the tensors whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def moments_of(optimiser: torch.optim.Optimizer) -> Tensors:
+    """Return what an optimiser remembers of each parameter: ``<parameter>.<name>``."""
+    states = optimiser.state_dict()["state"]
+    return {f"{number}.{name}": tensor for number, state in states.items() for name, tensor in state.items()}
+
+
+def load_moments(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Take up what ``moments_of`` returned."""
+    states: dict[int, Tensors] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        states.setdefault(int(number), {})[name] = tensor
+    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -24,6 +24,8 @@ from affcache.training.learner import (
     factors_pay,
     generator,
     initial_head,
+    load_moments,
+    moments_of,
     predict,
     with_prefix,
 )
@@ -128,8 +130,7 @@ class PlainLearner(BaseLearner):
         tensors: Tensors = {}
         for number, (optimiser, objective) in enumerate(zip(self.optimisers, self.objectives, strict=True)):
             tensors[f"plain.{number}.random"] = self._drawn[number]
-            for parameter, moments in optimiser.state_dict()["base"]["state"].items():
-                tensors |= {f"plain.{number}.adamw.{parameter}.{name}": of for name, of in moments.items()}
+            tensors |= {f"plain.{number}.adamw.{name}": of for name, of in moments_of(optimiser.base).items()}
             tensors |= {f"plain.{number}.objective.{name}": of for name, of in objective.state().items()}
         return tensors
 
@@ -137,12 +138,8 @@ class PlainLearner(BaseLearner):
         for number, (optimiser, objective) in enumerate(zip(self.optimisers, self.objectives, strict=True)):
             own = with_prefix(tensors, f"plain.{number}.")
             self._drawn[number] = own["random"].cpu()
-            moments: dict[int, Tensors] = {}
-            for key, tensor in with_prefix(own, "adamw.").items():
-                parameter, _, name = key.partition(".")
-                moments.setdefault(int(parameter), {})[name] = tensor
-            whole = optimiser.state_dict()
-            optimiser.load_state_dict({**whole, "base": {**whole["base"], "state": moments}})
+            load_moments(optimiser.base, with_prefix(own, "adamw."))
+            optimiser.load_state_dict(optimiser.state_dict())  # the base has new groups, which both are to share
             objective.load_state(with_prefix(own, "objective."))
 
 

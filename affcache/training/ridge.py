@@ -16,16 +16,19 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from affcache.errors import InputError
 from affcache.tasks.tasks import Task
 from affcache.training.data import FrameSource
-from affcache.training.epochs import Best, Entry, metric_of
+from affcache.training.epochs import Best, Entry, Epochs, metric_of
 from affcache.training.heads import linear_head
 from affcache.training.learner import predict
+from affcache.training.objective import ClassCounts
 from affcache.training.settings import FitSettings
 
 # 1e-4 to 1e2 in 13 half-decades: from barely any shrinking to barely any weight left
@@ -62,7 +65,7 @@ class RidgePath:
         Args:
             blocks: embeddings (B, width), one block after the other, of any float type, on one device.
             width: D.
-            targets: float tensor (n, C); for classes ``class_targets``, for 0 and 1 ``label_targets``, else the values.
+            targets: float tensor (n, C), what the head is to give.
             weights: float tensor (n,), each at least 0, in any scale.
             normalize: "none", or "l2" to scale each embedding to length 1 first.
 
@@ -109,34 +112,6 @@ class RidgePath:
         # from the rounded weight: the mean prediction stays the mean target also far from zero
         bias = self.target_mean - weight.double() @ self.mean  # (C,)
         return weight, bias.float()
-
-
-def class_targets(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return float32 targets (n, C), 1 for a frame's class and -1 for the others, of integer class indices (n,).
-
-    Raises:
-        ValueError: an index outside 0 to ``classes`` - 1.
-    """
-    if labels.numel() and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"class indices {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")
-    return label_targets(torch.nn.functional.one_hot(labels.long(), classes))  # (n, C)
-
-
-def label_targets(labels: torch.Tensor) -> torch.Tensor:
-    """Return float32 targets (n, C), 1 for present and -1 for absent, of labels (n, C) that are 1 or 0.
-
-    Raises:
-        ValueError: another value.
-    """
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("labels other than 0 and 1; expected present-or-absent labels")
-    return labels.float() * 2 - 1
-
-
-def balanced_weights(labels: torch.Tensor) -> torch.Tensor:
-    """Return float64 weights (n,), 1 on average, that give each class among the indices (n,) the same total."""
-    _, of_frame, counts = labels.unique(return_inverse=True, return_counts=True)
-    return len(labels) / (len(counts) * counts[of_frame].double())
 
 
 class _Moments:
@@ -265,12 +240,13 @@ class Ridge:
     def _solve(self, train: FrameSource) -> list[nn.Module]:
         """Return a linear head for each strength, where the frames are."""
         labels, weights = train.labels, torch.ones(len(train))
-        if self.task.exclusive:
-            targets = class_targets(labels, self.task.outputs)
-            if self.settings.class_weights == "balanced":
-                weights = balanced_weights(labels)
-        else:
-            targets = label_targets(labels) if self.task.has_classes else labels.float()
+        targets = labels.float()
+        if self.task.has_classes:
+            present = one_hot(labels, self.task.outputs) if self.task.exclusive else labels
+            targets = 2.0 * present - 1  # (n, C)
+        counts = ClassCounts.of(self.task, labels)
+        if self.task.exclusive and counts is not None and self.settings.class_weights == "balanced":
+            weights = counts.balanced()[labels.cpu()]
         path = RidgePath.from_blocks(train.evaluation_batches(), self.width, targets, weights, self.settings.normalize)
         heads: list[nn.Module] = []
         for strength in STRENGTHS:
@@ -279,3 +255,6 @@ class Ridge:
             head.load_state_dict({"output_layer.weight": weight, "output_layer.bias": bias})
             heads.append(head.to(labels.device))
         return heads
+
+
+Run: TypeAlias = Epochs | Ridge  # what trains heads in steps that have a metric each

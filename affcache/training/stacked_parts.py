@@ -14,7 +14,6 @@ from affcache.training.sam import SMALLEST_NORM
 
 WARM_UP = 3  # steps made one by one before one is recorded: libraries set themselves up, AdamW makes its state
 
-Tensors = dict[str, torch.Tensor]
 Step = Callable[..., torch.Tensor]
 
 
@@ -219,11 +218,11 @@ class StackedAdamW:
             row.grad = of_row
             lr = torch.tensor(rate, device=row.device) if recorded else rate
             groups.append({"params": [row], "lr": lr, "weight_decay": decay})
-        self._adamw = torch.optim.AdamW(groups, fused=True, capturable=recorded)
+        self.adamw = torch.optim.AdamW(groups, fused=True, capturable=recorded)
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Take other learning rates (H,)."""
-        for group, rate in zip(self._adamw.param_groups, rates, strict=True):
+        for group, rate in zip(self.adamw.param_groups, rates, strict=True):
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(rate)
             else:
@@ -231,20 +230,7 @@ class StackedAdamW:
 
     def step(self) -> None:
         """Update all heads from the gradients as they are."""
-        self._adamw.step()
-
-    def state(self) -> Tensors:
-        """Return the moments and the count of steps of each head: ``<head>.<name>``."""
-        states = self._adamw.state_dict()["state"]
-        return {f"{head}.{name}": tensor for head, state in states.items() for name, tensor in state.items()}
-
-    def load_state(self, tensors: Tensors) -> None:
-        """Take up what ``state`` returned."""
-        states: dict[int, Tensors] = {}
-        for key, tensor in tensors.items():
-            head, _, name = key.partition(".")
-            states.setdefault(int(head), {})[name] = tensor
-        self._adamw.load_state_dict({"state": states, "param_groups": self._adamw.state_dict()["param_groups"]})
+        self.adamw.step()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from affcache.errors import InputError
-from affcache.training.ridge import STRENGTHS, RidgePath, balanced_weights, class_targets, label_targets
+from affcache.training.ridge import STRENGTHS, RidgePath
 
 Solution = tuple[torch.Tensor, torch.Tensor]
 
@@ -222,33 +222,6 @@ def test_strengths_rise_in_half_decades_and_weights_shrink() -> None:
     sizes = [float((path.solution(strength)[0] * deviation).norm()) for strength in STRENGTHS]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 0.1 * sizes[0]
-
-
-def test_targets_of_classes_and_labels() -> None:
-    assert class_targets(torch.tensor([2, 0]), 3).tolist() == [[-1, -1, 1], [1, -1, -1]]
-    assert label_targets(torch.tensor([[1, 0], [0, 0]])).tolist() == [[1, -1], [-1, -1]]
-    assert class_targets(torch.tensor([1]), 2).dtype == label_targets(torch.tensor([[True]])).dtype == torch.float32
-
-
-@pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])
-def test_class_indices_out_of_range_are_refused(labels: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected 0 to 2"):
-        class_targets(torch.tensor(labels), 3)
-
-
-@pytest.mark.parametrize("value", [-1, 2, 0.5, math.nan])
-def test_labels_other_than_0_and_1_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="other than 0 and 1"):
-        label_targets(torch.tensor([[0, value]]))
-
-
-@given(st.lists(st.integers(0, 7), min_size=1, max_size=50))
-def test_balanced_weights_give_each_class_the_same_total(labels: list[int]) -> None:
-    weights = balanced_weights(torch.tensor(labels))
-    totals = torch.bincount(torch.tensor(labels), weights)
-    present = sorted(set(labels))
-    assert totals[present].tolist() == pytest.approx([len(labels) / len(present)] * len(present))
-    assert all(len(set(weights[torch.tensor(labels) == name].tolist())) == 1 for name in present)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -2,6 +2,7 @@
 
 import torch
 
+from affcache.training.learner import load_moments, moments_of
 from affcache.training.stacked_parts import StackedAdamW
 
 
@@ -42,7 +43,7 @@ def test_its_state_goes_on_to_the_bit() -> None:
         other_gradients.copy_(step)
         first.step()
     second = StackedAdamW(half, other_gradients, [0.1, 0.2], [0.0, 0.1])
-    second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    load_moments(second.adamw, {name: tensor.clone() for name, tensor in moments_of(first.adamw).items()})
     for step in steps[3:]:
         other_gradients.copy_(step)
         second.step()

@@ -258,15 +258,16 @@ class SavedRun:
 
     def restore(self) -> None:
         """Continue from the last finished epoch, as if there had been no interruption; a ridge begins anew."""
-        done = 0
-        if isinstance(self.run, Epochs) and self.folder.last.exists():  # else killed in the first one
-            tensors, progress = read_tensors(self.folder.last)
-            self.run.learner.load_state(tensors)
-            self.run.done = done = progress["epoch"]
-            (best,) = self.run.best
-            best.value, best.epoch = progress["best_value"], progress["best_epoch"]
-            best.history = self.folder.read_history()[:done]
-        self.folder.keep_history(done)
+        if not isinstance(self.run, Epochs) or not self.folder.last.exists():  # killed in the first epoch
+            self.folder.keep_history(0)
+            return
+        tensors, progress = read_tensors(self.folder.last)
+        self.run.learner.load_state(tensors)
+        self.run.done = progress["epoch"]
+        self.folder.keep_history(self.run.done)
+        (best,) = self.run.best
+        best.value, best.epoch = progress["best_value"], progress["best_epoch"]
+        best.history = self.folder.read_history()
 
 
 def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> float:

@@ -105,7 +105,7 @@ def test_a_handful_of_training_frames_trains(tmp_path: Path, frames: int) -> Non
         ({"batch_size": 1}, "--batch-size is 1; expected at least 2"),
         ({"stride": 0}, "--stride is 0; expected at least 1"),
         ({"frames_per_epoch": 1}, "--frames-per-epoch is 1; expected at least 2"),
-        ({"label_smoothing": 1.0}, "--label-smoothing is 1.0; expected at least 0 and less than 1"),
+        ({"label_smoothing": 1.0}, r"--label-smoothing is 1.0; expected in \[0, 1\)"),
         ({"clip_norm": 0.0}, "--clip-norm is 0.0; expected more than 0"),
         ({"cvar_within": "video", "cvar_level": "set"}, "--cvar-within goes with neither"),
     ],

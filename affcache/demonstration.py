@@ -8,7 +8,7 @@ import affcache
 from affcache.errors import ConfigError
 from affcache.files import shipped
 from affcache.progress import Listener
-from affcache.settings import Settings, build, setting
+from affcache.settings import Settings, command, setting
 
 if TYPE_CHECKING:  # they load torch; the command line needs the settings alone
     from affcache.extraction.extract import ExtractResult
@@ -52,19 +52,14 @@ class DemoResult:
         return {**scores, "notice": self.notice, "out": self.out, "extraction": self.extraction.to_json()}
 
 
-def demo(settings: DemoSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> DemoResult:
+@command(DemoSettings)
+def demo(settings: DemoSettings, listener: Listener) -> DemoResult:
     """Extract, fit and score all tasks on the shipped sample.
-
-    Args:
-        settings: all settings, or none and single ones by name, for instance ``demo(out=Path("demo"))``.
-        listener: receives messages and progress.
 
     Raises:
         ConfigError: the output folder already holds something.
         InputError: the weights of --model can't be loaded.
     """
-    settings = build(DemoSettings, values, over=settings)
-    listener = listener or Listener()
     out = settings.out
     if out.exists() and any(out.iterdir()):
         raise ConfigError(

@@ -1,15 +1,18 @@
 """Settings: what their classes are made of, and where a value comes from: flag, affcache.toml, or default."""
 
 import dataclasses
+import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 from affcache.errors import ConfigError, did_you_mean
+from affcache.progress import Listener
 
 CROPS = (Path("data/Aff-Wild2/cropped_aligned"), Path("data/Aff-Wild2/cropped_aligned_new_50_vids"))
 ANNOTATIONS = Path("data/Aff-Wild2/annotations")
@@ -82,6 +85,7 @@ def default_store(model: str = MODEL, pretrained: str = PRETRAINED) -> Path:
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
+R = TypeVar("R")
 Commands = Mapping[str, type[Settings]]
 
 
@@ -214,6 +218,8 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
     if value is None and may_be_none:
         return None
     if typing.get_origin(kind) is tuple:
+        if isinstance(value, Mapping):  # of names to values, as --vary has them
+            value = [f"{name}={','.join(map(as_text, of))}" for name, of in value.items()]
         entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
     if kind is Path and isinstance(value, (str, Path)):
@@ -286,3 +292,31 @@ class EngineSettings(Settings):
         for name, value in (("--ray-address", self.ray_address), ("--actors", self.actors)):
             if value is not None:
                 yield f"{name} is {value}, which is of use to --engine ray only. Give that too, or leave it out."
+
+
+def command(kind: type[AnySettings]) -> Callable[[Callable[[AnySettings, Listener], R]], Callable[..., R]]:
+    """Let a function of a command's settings and a listener be called with settings by name, or with none.
+
+    ``fit(task="au", store=path)`` is ``fit(FitSettings(task="au", store=path))``, and what isn't said is the default.
+    """
+
+    def decorate(function: Callable[[AnySettings, Listener], R]) -> Callable[..., R]:
+        @wraps(function)
+        def call(settings: AnySettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> R:
+            return function(build(kind, values, over=settings), listener or Listener())
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        defaults = {"listener": None, **{f.name: f.default for f in dataclasses.fields(kind)}}  # type: ignore[arg-type]
+        named = [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]
+        first = inspect.Parameter("settings", inspect.Parameter.POSITIONAL_ONLY, default=None)
+        call.__signature__ = inspect.Signature([first, *named])  # type: ignore[attr-defined]
+        call.__doc__ = f"""{inspect.getdoc(function)}
+
+Args:
+    settings: all of them, a {kind.__name__}; or none.
+    listener: receives messages, warnings and progress.
+    The others are single settings by name; what they mean stands in {kind.__module__}.
+"""
+        return call
+
+    return decorate

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -25,7 +25,7 @@ from affcache.devices import default_memory
 from affcache.errors import ConfigError
 from affcache.files import Tensors, write_text
 from affcache.progress import Listener, duration_text
-from affcache.settings import as_text, build
+from affcache.settings import command
 from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, tail_of
 from affcache.training.run_folder import fit_command
@@ -243,17 +243,11 @@ class AblateResult:
         return {**{name: value for name, value in vars(self).items() if name != "rows"}, "settings": settings}
 
 
-def ablate(
-    settings: AblateSettings | None = None, /, *, listener: Listener | None = None, **values: Any
-) -> AblateResult:
+@command(AblateSettings)
+def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
     """Train a grid of heads side by side off one read of each store, and compare them.
 
     Trials that are finished in ``out`` are kept. A head that diverges is reported, and the others go on.
-
-    Args:
-        settings: all settings, or none and single ones by name. ``vary`` may be a mapping from names to values, for
-            instance ``ablate(vary={"alpha": [0.3, 1.0]}, seeds=5)``.
-        listener: receives messages and progress.
 
     Raises:
         InputError: labels that can't be read or that join to no crop.
@@ -261,9 +255,6 @@ def ablate(
         ConfigError: a setting is unknown or out of range, the grid takes more than a day and ``yes`` isn't given, or
             another process is at work in ``out``.
     """
-    if isinstance(values.get("vary"), Mapping):
-        values["vary"] = tuple(f"{name}={','.join(map(as_text, of))}" for name, of in values["vary"].items())
-    settings, listener = build(AblateSettings, values, over=settings), listener or Listener()
     start, grid = time.perf_counter(), build_grid(settings)
     if grid.trials <= MANY:  # mistakes show before anything is read
         for variant in grid:

@@ -16,7 +16,7 @@ from affcache.exchange.exports import NPY_FILE, PARQUET_KEY, SAFETENSORS_KEY, TE
 from affcache.exchange.settings import ExportSettings
 from affcache.exchange.sources import blocks_of, facts_of, pyarrow_parquet
 from affcache.progress import Listener, Result
-from affcache.settings import build, default_store
+from affcache.settings import command, default_store
 from affcache.store.reading import EmbeddingStore
 
 SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
@@ -122,24 +122,17 @@ class ExportResult(Result):
     seconds: float
 
 
-def export_embeddings(
-    settings: ExportSettings | None = None, /, *, listener: Listener | None = None, **values: Any
-) -> ExportResult:
+@command(ExportSettings)
+def export_embeddings(settings: ExportSettings, listener: Listener) -> ExportResult:
     """Write the embeddings of a complete store, with their frames and provenance, for other tools.
 
     All N rows are written, unreadable ones with status 2 and zeros, without changing a bit of the float16 (N, D).
-
-    Args:
-        settings: all settings, or none and single ones by name, such as ``export_embeddings(store=..., format="npy")``.
-        listener: receives messages and progress.
 
     Raises:
         StoreError: the store is missing, incomplete or damaged.
         InputError: the output exists already or can't be written.
         ConfigError: a setting is unknown or out of range, or pyarrow isn't installed.
     """
-    settings = build(ExportSettings, values, over=settings)
-    listener = listener or Listener()
     start = time.perf_counter()
     store = EmbeddingStore.open(settings.store or default_store())
     ending, write = WRITERS[settings.format]

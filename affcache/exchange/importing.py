@@ -15,7 +15,7 @@ from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, cannot_read, facts_of
 from affcache.files import written_whole
 from affcache.progress import Listener, Result
-from affcache.settings import build, default_store
+from affcache.settings import command, default_store
 from affcache.store.layout import differing_fields, fingerprint
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
@@ -128,26 +128,19 @@ class ImportResult(Result):
     seconds: float
 
 
-def import_embeddings(
-    settings: ImportSettings | None = None, /, *, listener: Listener | None = None, **values: Any
-) -> ImportResult:
+@command(ImportSettings)
+def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportResult:
     """Make an embedding store of embeddings that another tool, or ``export_embeddings``, wrote.
 
     Sources are HDF5 files of the code published with arXiv 2403.09915, with a list of frames each; folders of
     clip-retrieval; and exports. Several of one kind go into one store. The store keeps float16 (N, D), ordered by video
     and frame; float32 and float64 are rounded to it, and the result says by how much.
 
-    Args:
-        settings: all settings, or none and single ones by name, such as ``import_embeddings(sources="faces.parquet")``.
-        listener: receives messages and progress.
-
     Raises:
         InputError: a source is missing, damaged or ambiguous, or holds a number that float16 can't.
         StoreError: the store exists already, is in use, or has no room; or the sources are of two encoders.
         ConfigError: a setting is unknown or missing, or pyarrow isn't installed.
     """
-    settings = build(ImportSettings, values, over=settings)
-    listener = listener or Listener()
     start = time.perf_counter()
     source = open_sources(settings.sources, settings.list)
     path = settings.store or _default_store(settings, source)

@@ -27,7 +27,7 @@ from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
 from affcache.files import existing_parent
 from affcache.progress import Listener, Result, duration_text
-from affcache.settings import build, default_store
+from affcache.settings import command, default_store
 from affcache.store.reading import EmbeddingStore
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -56,9 +56,8 @@ class DoctorResult(Result):
     healthy: bool  # whether an extraction with these settings would start
 
 
-def doctor(
-    settings: DoctorSettings | None = None, /, *, listener: Listener | None = None, **values: Any
-) -> DoctorResult:
+@command(DoctorSettings)
+def doctor(settings: DoctorSettings, listener: Listener) -> DoctorResult:
     """Check environment, device, model, crops, disk and store, and project the duration of an extraction.
 
     Nothing is written. A check that fails doesn't stop the others.
@@ -66,8 +65,7 @@ def doctor(
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
-    settings = build(DoctorSettings, values, over=settings)
-    visit = Doctor(settings, listener or Listener())
+    visit = Doctor(settings, listener)
     for name, check in visit.checks():
         with on_device(visit.device):
             visit.carry_out(name, check)

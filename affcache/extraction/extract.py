@@ -21,7 +21,7 @@ from affcache.extraction.settings import EncodingSettings, ExtractSettings
 from affcache.extraction.stats import ExtractionStats
 from affcache.files import write_text
 from affcache.progress import Listener, Result
-from affcache.settings import CROPS, build, default_store
+from affcache.settings import CROPS, command, default_store
 from affcache.store.layout import differing_fields, fingerprint
 from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
@@ -60,22 +60,15 @@ class ExtractResult(Result):
     compiled: bool
 
 
-def extract(
-    settings: ExtractSettings | None = None, /, *, listener: Listener | None = None, **values: Any
-) -> ExtractResult:
+@command(ExtractSettings)
+def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     """Encode every crop of one or several folders or archives into an embedding store, or continue one.
-
-    Args:
-        settings: all settings, or none and single ones by name, for instance ``extract(crops=(folder,), store=path)``.
-        listener: receives messages and progress.
 
     Raises:
         InputError: no crops, none of them readable, or weights that can't be loaded.
         StoreError: the store is of other crops or another encoder, damaged, in use, or out of disk space.
         ConfigError: a setting is unknown or out of range.
     """
-    settings = build(ExtractSettings, values, over=settings)
-    listener = listener or Listener()
     path = settings.store or default_store(settings.model, settings.pretrained)
     engines = import_module(ENGINES[settings.engine])
     device = engines.driver_device(settings)  # says what can't work before crops are listed, which takes a while

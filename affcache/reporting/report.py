@@ -1,7 +1,6 @@
 """A report as a whole: a run scored, its panels asked in order, and one HTML file written."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from affcache.reporting.panels.run import headline
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.intervals import VideoResamples
 from affcache.scoring.score import open_split, score_frames
-from affcache.settings import build
+from affcache.settings import command
 
 
 @dataclass(frozen=True)
@@ -29,22 +28,15 @@ class ReportResult(Result):
     pictures: int  # of these whose crop was found
 
 
-def report(
-    settings: ReportSettings | None = None, /, *, listener: Listener | None = None, **values: Any
-) -> ReportResult:
+@command(ReportSettings)
+def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     """Write a run's report: one HTML file that opens from disk, without a network.
-
-    Args:
-        settings: all settings, or none and single ones by name.
-        listener: receives messages and warnings.
 
     Raises:
         InputError: no run, or labels that can't be read or that join to no crop.
         StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
         ConfigError: rules are to be fitted, but nothing was held out of the training.
     """
-    settings = build(ReportSettings, values, over=settings)
-    listener = listener or Listener()
     (run,), annotations, joined = open_split(settings, [settings.run] if settings.run else [], listener)
     scored = score_frames(settings, [run], annotations, joined, listener)
     scores = scored.with_intervals(VideoResamples(len(scored.statistics), settings.resamples))

@@ -19,7 +19,7 @@ from affcache.scoring.intervals import VideoResamples, video_interval
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs, require_one_task, require_same_frames
 from affcache.scoring.settings import ScoreSettings, SplitSettings
-from affcache.settings import build
+from affcache.settings import command
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
 from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.splits import group_frames
@@ -91,23 +91,18 @@ class Scored:
         return self.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
 
 
-def score(settings: ScoreSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> ScoreResult:
+@command(ScoreSettings)
+def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     """Score a run's best head on a split, and write the scores and the predictions into the run folder.
 
     The probabilities of several runs are averaged; what is written then goes into ``average/`` in the first one's
     folder. Intervals are 95 % bootstrap intervals over videos, persons of a video together.
-
-    Args:
-        settings: all settings, or none and single ones by name, for instance ``score(run=Path("runs/a"))``.
-        listener: receives messages and warnings.
 
     Raises:
         InputError: no run, or labels that can't be read or that join to no crop; runs of several tasks.
         StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
         ConfigError: rules are to be fitted, but nothing was held out of the training.
     """
-    settings = build(ScoreSettings, values, over=settings)
-    listener = listener or Listener()
     runs, annotations, joined = open_split(settings, settings.run, listener)
     task, first = runs[0].task, runs[0]
     scored = score_frames(settings, runs, annotations, joined, listener)

@@ -11,7 +11,7 @@ from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, Result
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs
-from affcache.settings import build
+from affcache.settings import command
 from affcache.store.reading import ENCODED
 from affcache.submission.files import (
     Template,
@@ -38,25 +38,18 @@ class SubmitResult(Result):
     rule: DecisionRule
 
 
-def submit(
-    settings: SubmitSettings | None = None, /, *, listener: Listener | None = None, **values: Any
-) -> SubmitResult:
+@command(SubmitSettings)
+def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     """Write a submission file: a prediction for every line of a template, in its order.
 
     Probabilities of frames without a crop are interpolated between the nearest frames of the video, and repeated at
     its ends. The file is read back and compared with the template.
-
-    Args:
-        settings: all settings, or none and single ones by name.
-        listener: receives messages and warnings.
 
     Raises:
         InputError: no run; a template that can't be read; no video of it has crops in the store.
         StoreError: the store is of another encoder, incomplete or damaged.
         ConfigError: neither or both of template and frames are given, or a rule can't be fitted.
     """
-    settings = build(SubmitSettings, values, over=settings)
-    listener = listener or Listener()
     if (settings.template is None) == (settings.frames is None):
         raise ConfigError(
             "Expected one of --template FILE, the organisers' list of frames, and --frames FILE, videos with their "

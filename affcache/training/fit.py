@@ -18,7 +18,7 @@ from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener, Result
-from affcache.settings import RUNS, build, default_store
+from affcache.settings import RUNS, command, default_store
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import SPLIT_FOLDERS, JoinedLabels, find_label_files, join_labels
 from affcache.tasks.splits import group_frames, hold_out
@@ -55,12 +55,9 @@ class FitResult(Result):
     device: str
 
 
-def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> FitResult:
+@command(FitSettings)
+def fit(settings: FitSettings, listener: Listener) -> FitResult:
     """Train a head on a store and labels, keeping the best epoch by the validation metric.
-
-    Args:
-        settings: all settings, or none and single ones by name, for instance ``fit(task="au", store=path)``.
-        listener: receives messages and progress.
 
     A ridge head has no epochs: the strength is chosen as the epoch is otherwise.
 
@@ -69,8 +66,6 @@ def fit(settings: FitSettings | None = None, /, *, listener: Listener | None = N
         StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
         ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
     """
-    settings = build(FitSettings, values, over=settings)
-    listener = listener or Listener()
     task = find_task(settings.task)
     settings.require_fitting(task)
     find_head(settings.head)

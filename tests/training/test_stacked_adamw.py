@@ -48,4 +48,5 @@ def test_its_state_goes_on_to_the_bit() -> None:
         other_gradients.copy_(step)
         second.step()
     assert half.equal(whole)
-    assert set(moments_of(second.adamw)) == {f"{head}.{name}" for head in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
+    names = ("step", "exp_avg", "exp_avg_sq")
+    assert set(moments_of(second.adamw)) == {f"{head}.{name}" for head in (0, 1) for name in names}

@@ -173,7 +173,6 @@ def _read_config(path: Path, commands: Commands) -> ConfigFile:
     shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     problems = [_misplaced(key, value, commands) for key, value in shared.items() if key not in SHARED_KEYS]
-    problems += [f"unknown table [{name}]{did_you_mean(name, commands)}" for name in tables if name not in commands]
     values = {}
     for command, settings in commands.items():
         known, table = typing.get_type_hints(settings), tables.get(command, {})
@@ -182,6 +181,7 @@ def _read_config(path: Path, commands: Commands) -> ConfigFile:
         own = {key: shared[key] for key in shared if key in SHARED_KEYS and key not in NOT_SHARED.get(command, ())}
         given = [(name, value) for name, value in (*own.items(), *table.items()) if name in known]  # a table wins
         values[command] = _converted(settings, given, path.parent, problems)
+    problems += [f"unknown table [{name}]{did_you_mean(name, commands)}" for name in tables if name not in commands]
     if problems:
         raise ConfigError(
             f"{path}: {'; '.join(dict.fromkeys(problems))}. Expected tables {', '.join(f'[{c}]' for c in commands)} "

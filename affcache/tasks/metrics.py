@@ -196,6 +196,6 @@ def _central(sums: Table) -> tuple[Table, Table, Table]:
     count, *moments = np.moveaxis(sums, -1, 0)
     x, y, xx, yy, xy = (each / np.maximum(count, 1) for each in moments)
     means, squares = np.stack([x, y]), np.stack([xx, yy])
-    variances = squares - means**2
+    variances = np.maximum(squares - means**2, 0)  # below 0 by rounding
     varies = (variances > CONSTANT * squares).all(axis=0)
     return means, variances, np.where(varies, xy - x * y, 0.0)

@@ -141,7 +141,7 @@ def test_a_bad_line_is_named(tmp_path: Path, task: Task, text: str, line: int, p
     assert message.startswith(f"{path}, line {line}: {problem}")
     low, high = task.valid_range
     kind = "numbers" if task is VA else "whole numbers"
-    assert f"Expected {task.values_per_line} {kind} from {low} to {high} (or {task.invalid_value}" in message
+    assert f"Expected {task.values_per_line} {kind} from {low:g} to {high:g} (or {task.invalid_value}" in message
     assert "don't drop it, since line i belongs to frame i" in message
 
 

@@ -19,7 +19,7 @@ from affcache.ablation.grid import Grid, build_grid
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Summary, summarise
 from affcache.ablation.tables import latex, markdown, write_results, write_summary
-from affcache.ablation.train import Group, Trainer, group_trials, require_asked_for
+from affcache.ablation.train import Group, Trainer, form_of, group_trials, require_asked_for
 from affcache.ablation.trials import Outcome, Trial
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
@@ -28,6 +28,7 @@ from affcache.progress import Listener, duration_text
 from affcache.settings import command
 from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, tail_of
+from affcache.training.plain import disagreement
 from affcache.training.run_folder import fit_command
 
 # what trains, by --engine: functions that give a trainer, imported when they are asked for
@@ -104,6 +105,7 @@ class Ablation:
         if not pending:
             return 0
         self._warn_of_tails()
+        self._warn_of_plain_steps(pending)
         if self.grid.trials <= MANY:
             self._project(len(pending))
         self._epochs = (0, sum(1 if one.settings.head == "ridge" else one.settings.epochs for one in pending))
@@ -206,6 +208,13 @@ class Ablation:
                 f"CVaR's tail is fewer than {SMALLEST_TAIL} losses a batch, so that its gradient is noisy, for "
                 f"{len(few)} settings: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
             )
+
+    def _warn_of_plain_steps(self, pending: Sequence[Trial]) -> None:
+        """Warn of heads that train one by one, since their step has no faster form that is the same."""
+        forms = {form_of(trial.settings): trial for trial in pending if trial.settings.head != "ridge"}
+        for trial in forms.values():
+            if why := disagreement(trial.settings, trial.splits.task):
+                self.listener.warning(f"{trial.variant.name} trains by the definition of a step, head by head: {why}")
 
 
 @dataclass(frozen=True)

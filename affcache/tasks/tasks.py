@@ -236,6 +236,13 @@ class Values(Task):
     kind, metric, class_metric, batch_term_weight = "values", "mean_ccc", "CCC", "ccc_weight"
     label_dtype, invalid_value, has_classes = "float32", -5, False
 
+    def __post_init__(self) -> None:
+        if not self.low < self.high or self.low <= self.invalid_value <= self.high:
+            raise ValueError(
+                f"task {self.name} has values from {self.low:g} to {self.high:g}; expected a range without "
+                f"{self.invalid_value:g}, which marks a frame without a label"
+            )
+
     @property
     def valid_range(self) -> tuple[float, float]:
         return self.low, self.high

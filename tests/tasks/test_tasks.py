@@ -187,3 +187,9 @@ def test_cvar_of_action_units_runs_over_all_pairs_of_the_batch() -> None:
     loss = cvar(TASKS["au"].losses(logits, labels), 0.25)
     assert float(loss) == pytest.approx(np.log(1 + np.exp(4)), rel=1e-5)
     assert TASKS["au"].losses_per_frame == 12
+
+
+@pytest.mark.parametrize(("low", "high"), [(-10, 10), (-5, 0), (-9, -5), (1, 1), (2, 1)])
+def test_a_range_that_holds_the_mark_of_no_label_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="expected a range without -5, which marks a frame without a label"):
+        Values("pain", ("pain",), low=low, high=high)

@@ -222,8 +222,11 @@ def test_heads_of_any_kind_in_a_grid(learnable: MakeData, tmp_path: Path) -> Non
     store, annotations = learnable()
     result = affcache.ablate(
         store=store, annotations=annotations, vary={"head": ["mlp", "residual"]}, seeds=2, epochs=9, batch_size=16,
-        rho=0.1, hidden_layers=1, hidden_width=16, out=tmp_path / "grid", keep="all",
+        rho=0.1, hidden_layers=1, hidden_width=16, out=tmp_path / "grid", keep="all", listener=(heard := Heard()),
     )  # fmt: skip
+    assert [text for text in heard.warnings if "definition" in text] == [
+        "head=residual trains by the definition of a step, head by head: heads of kind residual have no faster one"
+    ]
     assert [row.finished for row in result.rows] == [2, 2]
     assert all(row.mean is not None and row.mean > 0.1 for row in result.rows)
 

@@ -211,10 +211,13 @@ class Ablation:
 
     def _warn_of_plain_steps(self, pending: Sequence[Trial]) -> None:
         """Warn of heads that train one by one, since their step has no faster form that is the same."""
-        forms = {form_of(trial.settings): trial for trial in pending if trial.settings.head != "ridge"}
-        for trial in forms.values():
-            if why := disagreement(trial.settings, trial.splits.task):
-                self.listener.warning(f"{trial.variant.name} trains by the definition of a step, head by head: {why}")
+        forms: dict[Any, list[Trial]] = {}
+        for trial in pending:
+            forms.setdefault(form_of(trial.settings), []).append(trial)
+        for trials in forms.values():
+            first, names = trials[0], ", ".join(dict.fromkeys(trial.variant.name for trial in trials))
+            if first.settings.head != "ridge" and (why := disagreement(first.settings, first.splits.task)):
+                self.listener.warning(f"{names}: trained by the definition of a step, head by head: {why}")
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def find_head(name: str) -> Callable[..., nn.Module]:
     if name not in HEADS:
         raise ConfigError(
             f"--head {name!r} is unknown{did_you_mean(name, HEADS)}. Expected {' or '.join(HEADS)}, as in "
-            "training/heads.py."
+            "affcache/training/heads.py."
         )
     return HEADS[name]
 

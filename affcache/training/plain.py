@@ -199,7 +199,7 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     pairs |= {f"gradient of {name}": (p.grad, gradients[name]) for name, p in plain.heads[0].named_parameters()}
     pairs |= {name: (of, fast.head_state(0)[name]) for name, of in plain.head_state(0).items()}
     unlike = [name for name, (one, other) in pairs.items() if not _alike(one, other)]
-    return f"the faster step has another {unlike[0]}" if unlike else ""
+    return f"heads.py, losses.py, risk.py or sam.py give another {unlike[0]} than the faster step" if unlike else ""
 
 
 def _alike(one: torch.Tensor | None, other: torch.Tensor) -> bool:

@@ -117,8 +117,17 @@ def fit_command(settings: FitSettings) -> str:
 
 
 def settings_from_json(values: dict[str, Any]) -> FitSettings:
-    """Return the settings that ``settings_to_json`` wrote."""
-    return build(FitSettings, {**values, "annotations": Path(values["annotations"])})
+    """Return the settings that ``settings_to_json`` wrote.
+
+    Raises:
+        ConfigError: they were written by another affcache, which knows more of them.
+    """
+    try:
+        return build(FitSettings, {**values, "annotations": Path(values["annotations"])})
+    except ConfigError as error:
+        raise ConfigError(
+            f"The run's config.json is of another affcache, or of one with losses of its own: {error} Use that one."
+        ) from None
 
 
 def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> None:

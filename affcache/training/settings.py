@@ -122,9 +122,10 @@ class TrainingSettings(Settings):
         taken = self.knobs(task)
         for name, knob in KNOBS.items():
             if name not in taken and getattr(self, name) != knob.default:
+                others = [f" or --loss {loss}" for loss, own in KNOBS_OF_LOSSES[task.kind].items() if name in own]
                 yield (
                     f"{flag(name)} is {getattr(self, name)}, but the loss of task {task.name} doesn't take it; "
-                    f"expected {knob.default:g}."
+                    f"expected {knob.default:g}{''.join(others)}."
                 )
         if not task.has_classes:
             for name, off in (("logit_adjustment", 0.0), ("class_weights", "none")):

@@ -282,7 +282,6 @@ class EngineSettings(Settings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         yield from self.at_least("actors", 1)
         if self.engine == "ray":

@@ -51,7 +51,6 @@ class AblateSettings(TrainingSettings, EngineSettings):
     yes: bool = setting(False, "Start also what is projected to take more than a day.")
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         yield from self.at_least("seeds", 1)
         if not 0 < self.held_out < 1:

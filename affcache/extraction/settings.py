@@ -52,7 +52,6 @@ class EncodingSettings(Settings):
     retry_unreadable: bool = setting(False, "Try crops again that could not be read before.")
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         yield from self.at_least("batch_size", 1)
         yield from self.at_least("workers", 1)

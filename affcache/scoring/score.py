@@ -106,13 +106,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     runs, annotations, joined = open_split(settings, settings.run, listener)
     task, first = runs[0].task, runs[0]
     scored = score_frames(settings, runs, annotations, joined, listener)
-    if missing := scored.scores.without_support:
-        listener.warning(
-            f"No {settings.split} frame is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
-            f"as the mean runs over all {task.outputs} classes."
-        )
-    if scored.rule.optimistic:
-        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
+    _warn(scored, settings.split, listener)
     resamples = VideoResamples(len(scored.statistics), settings.resamples)
     against = None
     if settings.against is not None:
@@ -154,6 +148,17 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     _write_predictions(Path(result.predictions_file), result, scored)
     write_json(Path(result.scores_file), result.to_json())
     return result
+
+
+def _warn(scored: Scored, split: str, listener: Listener) -> None:
+    """Say what a reader has to know of scores before trusting them."""
+    if missing := scored.scores.without_support:
+        listener.warning(
+            f"No {split} frame is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
+            f"as the mean runs over all {scored.task.outputs} classes."
+        )
+    if scored.rule.optimistic:
+        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
 
 
 def open_split(

@@ -36,7 +36,6 @@ class PredictionSettings(Settings):
     device: str = setting("auto", "Where the head runs: auto, cpu, cuda, cuda:1, ...")
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
         if self.smooth_width is not None and (self.smooth_width < 1 or self.smooth_width % 2 == 0):
             yield f"--smooth-width is {self.smooth_width}; expected an odd number, so that a frame is in the middle."
         if self.smooth_width is not None and self.smooth == "none":
@@ -60,7 +59,6 @@ class SplitSettings(PredictionSettings):
     resamples: int = setting(1000, "Sets of videos drawn for the intervals.")
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         yield from self.at_least("resamples", 100)
 

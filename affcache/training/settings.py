@@ -75,7 +75,6 @@ class TrainingSettings(Settings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         for name in ("epochs", "hidden_width", "stride"):
             yield from self.at_least(name, 1)
@@ -152,7 +151,6 @@ class FitSettings(TrainingSettings):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each value that is out of range."""
         yield from super().problems()
         yield from self.at_least("seed", 0)
         if not 0 <= self.held_out < 1:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.exchange.clip_retrieval import open_clip_retrieval
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
-from affcache.exchange.published_code import open_published_code, refuse_store
+from affcache.exchange.published_code import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, cannot_read, facts_of
 from affcache.files import written_whole

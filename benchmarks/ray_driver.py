@@ -22,8 +22,7 @@ from affcache.cluster.encoding import ClusterEncoding
 from affcache.cluster.pool import WorkerPool
 from affcache.cluster.worker import Joined, Reply
 from affcache.extraction.extract import write_embeddings
-from affcache.extraction.pipeline import Encoded
-from affcache.extraction.stats import ExtractionStats
+from affcache.extraction.pipeline import Encoded, ExtractionStats
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS, Rows
 from affcache.store.writing import StoreWriter, create_store

@@ -11,8 +11,7 @@ from affcache.cluster.connection import counted, result_or_loss
 from affcache.cluster.pool import SHARDS_A_WORKER, Worker, WorkerPool
 from affcache.cluster.worker import Reply
 from affcache.errors import AffcacheError, InputError
-from affcache.extraction.pipeline import Encoded, consecutive_batches
-from affcache.extraction.stats import ExtractionStats, bottleneck, shares_text
+from affcache.extraction.pipeline import Encoded, ExtractionStats, bottleneck, consecutive_batches, shares_text
 from affcache.store.reading import BLOCK_ROWS, Rows
 
 SECONDS_A_SHARD = 10.0  # what a lost worker costs, at most about twice this: it has two

@@ -20,9 +20,8 @@ from affcache.cluster.connection import WorkerSize
 from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import CropList
 from affcache.errors import AffcacheError, InputError
-from affcache.extraction.pipeline import Encoded, Pipeline
+from affcache.extraction.pipeline import Encoded, ExtractionStats, Pipeline
 from affcache.extraction.settings import ExtractSettings
-from affcache.extraction.stats import ExtractionStats
 from affcache.extraction.tuning import tune_encoder
 from affcache.progress import Listener
 from affcache.store.reading import Rows

@@ -16,9 +16,8 @@ from affcache.crops.crop_list import CropList, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
-from affcache.extraction.pipeline import Encoded, Encoding, Engine
+from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
-from affcache.extraction.stats import ExtractionStats
 from affcache.files import write_text
 from affcache.progress import Listener, Result
 from affcache.settings import CROPS, command, default_store

@@ -15,7 +15,7 @@ from affcache.cluster.engine import require_everywhere
 from affcache.cluster.pool import JOIN_RETRIES, WorkerPool
 from affcache.cluster.worker import CropSample, Joined, Reply, versions
 from affcache.errors import AffcacheError, ConfigError, InputError
-from affcache.extraction.stats import ExtractionStats
+from affcache.extraction.pipeline import ExtractionStats
 from tests.conftest import Heard
 
 DESCRIPTION = {"precision": "fp32", "batch_size": 16}

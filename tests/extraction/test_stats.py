@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.extraction.stats import STAGES, ExtractionStats, bottleneck, shares_text
+from affcache.extraction.pipeline import STAGES, ExtractionStats, bottleneck, shares_text
 
 SECONDS = st.floats(0, 1e6)
 

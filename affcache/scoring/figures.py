@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from affcache.files import single_axes
 from affcache.progress import metric_name
-from affcache.scoring.calibration import reliability
+from affcache.scoring.postprocess import reliability
 from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
 

@@ -13,10 +13,9 @@ import torch
 
 from affcache.files import drawing, save_figures, write_json, written_whole
 from affcache.progress import Listener
-from affcache.scoring.calibration import reliability
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import VideoResamples, video_interval
-from affcache.scoring.postprocess import DecisionRule, find_rule
+from affcache.scoring.postprocess import DecisionRule, find_rule, reliability
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs, require_one_task, require_same_frames
 from affcache.scoring.settings import ScoreSettings, SplitSettings
 from affcache.settings import command

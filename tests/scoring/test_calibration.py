@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from affcache.scoring.calibration import fit_temperature, reliability, with_temperature
+from affcache.scoring.postprocess import fit_temperature, reliability, with_temperature
 
 
 def test_the_error_of_classes_by_hand() -> None:

@@ -1,5 +1,6 @@
 """A submission as a whole: runs predict a test set's crops, gaps are filled, and the file is written and checked."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,21 +8,151 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from affcache.crops.frame_paths import parse_path
 from affcache.errors import ConfigError, InputError
+from affcache.files import write_text
 from affcache.progress import Listener, Result
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs
 from affcache.settings import command
 from affcache.store.reading import ENCODED
-from affcache.submission.files import (
-    Template,
-    check_submission,
-    read_frame_counts,
-    read_template,
-    require_template_of,
-    write_submission,
-)
 from affcache.submission.settings import SubmitSettings
+from affcache.tasks.tasks import Task
+
+LOCATION = "image_location"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The frames that a submission is of, in its order."""
+
+    locations: list[str]  # as the organisers write them, such as 14-30-1920x1080/00001.jpg
+    videos: list[str]  # (n,)
+    frame_numbers: npt.NDArray[np.int64]  # (n,)
+    columns: tuple[str, ...] = ()  # what its header names after the location, if it has one that does
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+
+def read_template(path: Path) -> Template:
+    """Read an organisers' template: the part of each line before its first comma; a header is skipped.
+
+    Raises:
+        InputError: the file can't be read, has no frame, a line is none, or a frame comes twice.
+    """
+    locations, videos, numbers, columns = list[str](), list[str](), list[int](), tuple[str, ...]()
+    for position, line in enumerate(_lines(path), start=1):
+        location = line.partition(",")[0].strip()
+        if position == 1 and (location == LOCATION or "/" not in location):
+            columns = tuple(name.strip() for name in line.split(",")[1:] if name.strip())
+            continue
+        try:
+            video, _, number = parse_path(location)
+        except ValueError:
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
+                "the first comma, as in the organisers' templates. Correct that line."
+            ) from None
+        locations.append(location)
+        videos.append(video)
+        numbers.append(number)
+    return _template(path, locations, videos, numbers, columns)
+
+
+def require_template_of(template: Template, task: Task) -> None:
+    """Refuse a template whose header is another task's.
+
+    Raises:
+        InputError: it is.
+    """
+    if template.columns and [name.lower() for name in template.columns] != [name.lower() for name in task.classes]:
+        raise InputError(
+            f"The template's header names {', '.join(template.columns)[:80]}, but the run is of {task.name}. Expected "
+            f"a template with {task.header}, or one whose header names nothing but {LOCATION}. Take the run or the "
+            "template of the other task."
+        )
+
+
+def read_frame_counts(path: Path) -> Template:
+    """Read a list of videos with their frame counts, ``video,count`` a line, as a template of all their frames.
+
+    Raises:
+        InputError: the file can't be read, has no video, or a line isn't of that form.
+    """
+    locations, videos, numbers = list[str](), list[str](), list[int]()
+    for position, line in enumerate(_lines(path), start=1):
+        video, _, count = (part.strip() for part in line.replace("\t", ",").rpartition(","))
+        if not video or not (count.isascii() and count.isdigit()):
+            if position == 1 and video and not any(letter.isdigit() for letter in count):
+                continue  # a header
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
+                "Correct that line."
+            )
+        every = range(1, int(count) + 1)
+        locations += [f"{video}/{number:05d}.jpg" for number in every]
+        videos += [video] * len(every)
+        numbers += every
+    return _template(path, locations, videos, numbers)
+
+
+def write_submission(path: Path, template: Template, decided: npt.NDArray[Any], task: Task) -> None:
+    """Write predictions (n,) or (n, C) for every frame of a template, under a temporary name that is then renamed."""
+    form = "{:d}" if np.dtype(task.label_dtype).kind == "i" else "{:.6f}"
+    lines = [f"{LOCATION},{task.header}"]
+    for location, values in zip(template.locations, decided.reshape(len(template), -1).tolist(), strict=True):
+        lines.append(",".join([location, *map(form.format, values)]))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def check_submission(path: Path, template: Template, task: Task) -> None:
+    """Read a submission and compare it with its template.
+
+    Raises:
+        InputError: another header, count of lines or order; a value that is missing or out of range.
+    """
+    header, *lines = path.read_text(encoding="utf-8").split("\n")
+    if header != f"{LOCATION},{task.header}":
+        raise InputError(f"{path} has the header {header[:80]!r}. Expected '{LOCATION},{task.header}'.")
+    if lines and lines[-1] == "":
+        lines.pop()
+    if len(lines) != len(template):
+        raise InputError(
+            f"{path} has {len(lines):,} lines after the header. Expected the template's {len(template):,}."
+        )
+    low, high = task.valid_range
+    for position, (line, location) in enumerate(zip(lines, template.locations, strict=True), start=2):
+        found, *fields = line.split(",")
+        try:
+            values = [float(field) for field in fields]
+        except ValueError:
+            values = []
+        right = len(values) == task.values_per_line and all(low <= value <= high for value in values)
+        if found != location or not right:
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r}. Expected {location} with {task.values_per_line} values from "
+                f"{low:g} to {high:g}."
+            )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}. Expected a text file, a frame or a video a line.") from None
+    return text.rstrip().splitlines() if text.strip() else []
+
+
+def _template(
+    path: Path, locations: list[str], videos: list[str], numbers: list[int], columns: tuple[str, ...] = ()
+) -> Template:
+    if not locations:
+        raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
+    if len(set(locations)) < len(locations):
+        twice = Counter(locations).most_common(1)[0][0]
+        raise InputError(f"{path} names {twice} twice. Expected every frame once. Remove the second line.")
+    return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
 
 
 @dataclass(frozen=True)

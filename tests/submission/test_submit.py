@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from affcache.errors import ConfigError, InputError
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
-from affcache.submission.files import Template, check_submission, read_frame_counts, read_template, write_submission
-from affcache.submission.submit import submit
+from affcache.submission.submit import (
+    Template,
+    check_submission,
+    read_frame_counts,
+    read_template,
+    submit,
+    write_submission,
+)
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_labels, write_store

@@ -6,7 +6,7 @@ import numpy as np
 
 from affcache.files import write_text
 from affcache.progress import Listener, Result
-from affcache.reporting.context import ReportContext
+from affcache.reporting.frames import ReportContext
 from affcache.reporting.page import page
 from affcache.reporting.panels import PANELS
 from affcache.reporting.panels.run import headline

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from affcache.errors import ConfigError
-from affcache.reporting.context import ReportContext
-from affcache.reporting.frames import PER_CLASS, hardest, suspicious, tail_positions
+from affcache.reporting.frames import PER_CLASS, ReportContext, hardest, suspicious, tail_positions
 from affcache.reporting.panels import PANELS
 from affcache.reporting.report import report
 from affcache.scoring.score import score

@@ -7,7 +7,7 @@ a panel shows go through ``html.escape``, as ``page.table`` does; what it draws 
 
 from collections.abc import Callable
 
-from affcache.reporting.context import ReportContext
+from affcache.reporting.frames import ReportContext
 from affcache.reporting.panels.frames import hardest_frames, suspicious_frames
 from affcache.reporting.panels.published import published_figures
 from affcache.reporting.panels.run import run_settings

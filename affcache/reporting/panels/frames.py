@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from affcache.reporting.context import ReportContext
-from affcache.reporting.frames import classes_of
+from affcache.reporting.frames import ReportContext, classes_of
 from affcache.tasks.tasks import Task
 
 

@@ -2,7 +2,7 @@
 
 from affcache.files import shipped
 from affcache.progress import metric_name
-from affcache.reporting.context import ReportContext
+from affcache.reporting.frames import ReportContext
 from affcache.reporting.page import table
 from affcache.settings import read_toml
 

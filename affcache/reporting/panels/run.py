@@ -4,7 +4,7 @@ import json
 from html import escape
 
 from affcache.progress import metric_name
-from affcache.reporting.context import ReportContext
+from affcache.reporting.frames import ReportContext
 
 NOTICE = '<p class="notice">{}</p>'
 

@@ -1,6 +1,6 @@
 """Scores of each class, and the figures: those of the decisions beside them, all others among the curves."""
 
-from affcache.reporting.context import ReportContext
+from affcache.reporting.frames import ReportContext
 from affcache.reporting.page import charts, table
 
 OF_DECISIONS = ("classes", "confusion")

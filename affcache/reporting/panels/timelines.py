@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.reporting.context import ReportContext
+from affcache.reporting.frames import ReportContext
 from affcache.scoring.figures import PALETTE
 
 TOOLS = (

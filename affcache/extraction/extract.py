@@ -26,7 +26,7 @@ from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 # what encodes, by --engine: modules with driver_device and opened_engine, imported when they are asked for
-ENGINES = {"local": "affcache.extraction.pipeline", "ray": "affcache.cluster.engine"}
+ENGINES = {"local": "affcache.extraction.pipeline", "ray": "affcache.cluster.encoding"}
 COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much
 COMMIT_ROWS = 4096
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."

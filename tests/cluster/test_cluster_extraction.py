@@ -12,7 +12,7 @@ import pytest
 
 import affcache
 from affcache.cluster import encoding as encoding_module
-from affcache.cluster import engine as engine_module
+from affcache.cluster import encoding as engine_module
 from affcache.cluster import pool as pool_module
 from affcache.cluster.encoding import Shard, ShardQueue
 from affcache.cluster.pool import WorkerPool

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affcache.cluster import connection, engine, pool
+from affcache.cluster import connection, pool
+from affcache.cluster import encoding as engine
 from affcache.cluster.connection import Node, WorkerSize
-from affcache.cluster.encoding import ClusterEncoding
-from affcache.cluster.engine import require_everywhere
+from affcache.cluster.encoding import ClusterEncoding, require_everywhere
 from affcache.cluster.pool import JOIN_RETRIES, WorkerPool
 from affcache.cluster.worker import CropSample, Joined, Reply, versions
 from affcache.errors import AffcacheError, ConfigError, InputError

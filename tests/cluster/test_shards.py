@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from affcache.ablation.settings import AblateSettings
 from affcache.cluster import encoding as encoding_module
 from affcache.cluster.connection import Node, largest_share, require_ray, worker_size
-from affcache.cluster.encoding import MOST_LOSSES, ShardQueue, consecutive_runs
-from affcache.cluster.engine import bytes_of, share_weights
+from affcache.cluster.encoding import MOST_LOSSES, ShardQueue, bytes_of, consecutive_runs, share_weights
 from affcache.cluster.worker import CropSample
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import encoder_of, load_encoder, load_weights

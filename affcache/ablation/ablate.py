@@ -17,10 +17,9 @@ from filelock import FileLock, Timeout
 from affcache.ablation.figures import write_figures
 from affcache.ablation.grid import Grid, build_grid
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.summary import Summary, summarise
+from affcache.ablation.summary import Outcome, Summary, Trial, summarise
 from affcache.ablation.tables import latex, markdown, write_results, write_summary
 from affcache.ablation.train import Group, Trainer, form_of, group_trials, require_asked_for
-from affcache.ablation.trials import Outcome, Trial
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
 from affcache.files import Tensors, write_text

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from affcache.ablation.summary import Summary
-from affcache.ablation.trials import Outcome, Trial
+from affcache.ablation.summary import Outcome, Summary, Trial
 from affcache.files import write_text
 from affcache.progress import metric_name
 from affcache.settings import as_text

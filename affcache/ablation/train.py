@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.trials import Outcome, Trial
+from affcache.ablation.summary import Outcome, Trial
 from affcache.devices import device_memory, resolve_device, wait_for
 from affcache.errors import ConfigError, StoreError
 from affcache.files import Tensors, read_tensors, write_tensors

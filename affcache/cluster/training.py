@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from affcache.ablation.settings import AblateSettings
+from affcache.ablation.summary import Outcome
 from affcache.ablation.train import Group, LocalTrainer, Report, Trained, train_group
-from affcache.ablation.trials import Outcome
 from affcache.cluster.connection import (
     Travelling,
     WorkerSize,

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from affcache.ablation.grid import Variant
-from affcache.ablation.summary import Summary, paired_difference, summarise
+from affcache.ablation.summary import Outcome, Summary, paired_difference, summarise
 from affcache.ablation.tables import columns_of, headings, latex, markdown, write_results, write_summary
-from affcache.ablation.trials import Outcome
 from affcache.scoring.intervals import Interval
 from affcache.tasks.tasks import TASKS
 

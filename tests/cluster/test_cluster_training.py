@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from affcache.ablation.ablate import AblateResult, ablate
+from affcache.ablation.summary import Outcome
 from affcache.ablation.train import Trained
-from affcache.ablation.trials import Outcome
 from affcache.cluster import training as training_module
 from affcache.cluster.connection import Travelling
 from affcache.cluster.training import ClusterTrainer, changed, wanted_heads

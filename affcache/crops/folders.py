@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.archives import MEMBER_DTYPE, Archive, Member, TarArchive, refuse_compressed
-from affcache.crops.crop_list import CropList
-from affcache.crops.frame_paths import (
+from affcache.crops.crop_list import (
     IMAGE_SUFFIXES,
     LARGEST_FRAME_NUMBER,
     USUAL_NAMING,
+    CropList,
     Naming,
     format_of,
     split_name,

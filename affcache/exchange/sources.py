@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import CropList
-from affcache.crops.frame_paths import LARGEST_FRAME_NUMBER, parse_path
+from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, EmbeddingStore, Rows

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.frame_paths import parse_path
+from affcache.crops.crop_list import parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import write_text
 from affcache.progress import Listener, Result

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.crops.crop_list import CropList
+from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList
 from affcache.crops.folders import find_crops
-from affcache.crops.frame_paths import LARGEST_FRAME_NUMBER
 from affcache.errors import InputError
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.crops.frame_paths import LARGEST_FRAME_NUMBER, format_of, parse_path, split_name
+from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, format_of, parse_path, split_name
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, 
 from affcache.files import written_whole
 from affcache.progress import Listener, Result
 from affcache.settings import command, default_store
-from affcache.store.layout import differing_fields, fingerprint
-from affcache.store.reading import EmbeddingStore
+from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"

@@ -22,7 +22,7 @@ from affcache.exchange.sources import (
     rows_of,
     unpack,
 )
-from affcache.store.layout import FORMAT
+from affcache.store.reading import FORMAT
 
 EMBEDDINGS, METADATA = "img_emb", "metadata"
 DATASETS = ("train_features", "val_features")

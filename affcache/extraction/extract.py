@@ -21,8 +21,7 @@ from affcache.extraction.settings import EncodingSettings, ExtractSettings
 from affcache.files import write_text
 from affcache.progress import Listener, Result
 from affcache.settings import CROPS, command, default_store
-from affcache.store.layout import differing_fields, fingerprint
-from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, view_path
+from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, differing_fields, fingerprint, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 # what encodes, by --engine: modules with driver_device and opened_engine, imported when they are asked for

@@ -15,9 +15,8 @@ from affcache.errors import InputError, StoreError
 from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.settings import RUNS
-from affcache.store.layout import differing_fields
 from affcache.store.prefetch import read_ahead
-from affcache.store.reading import EmbeddingStore, Rows
+from affcache.store.reading import EmbeddingStore, Rows, differing_fields
 from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
 from affcache.training.learner import build_head

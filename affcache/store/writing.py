@@ -20,10 +20,12 @@ from filelock import FileLock, Timeout
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
 from affcache.files import existing_parent, written_whole
-from affcache.store.layout import FORMAT, FORMAT_VERSION, NUMERIC_DATASETS
 from affcache.store.reading import (
     BLOCK_ROWS,
     ENCODED,
+    FORMAT,
+    FORMAT_VERSION,
+    NUMERIC_DATASETS,
     PENDING,
     UNREADABLE,
     EmbeddingStore,

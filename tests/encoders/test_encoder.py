@@ -16,7 +16,7 @@ from affcache.devices import resolve_device
 from affcache.encoders.encoder import DTYPES, Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.errors import ConfigError, InputError
-from affcache.store.layout import differing_fields, fingerprint
+from affcache.store.reading import differing_fields, fingerprint
 from tests.conftest import TINY_CONFIG, write_tiny_encoder
 
 SIZES = [(40, 40), (32, 32), (112, 112), (50, 40), (40, 50), (40, 40), (33, 90), (112, 112)]

@@ -12,8 +12,7 @@ import pytest
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.progress import Listener
-from affcache.store.layout import fingerprint
-from affcache.store.reading import EmbeddingStore
+from affcache.store.reading import EmbeddingStore, fingerprint
 from affcache.store.writing import writing_lock
 from tests.conftest import MakeData, write_store
 from tests.exchange.sources import IN_ORDER, SHUFFLED, matrix, unit, write_clip_retrieval, write_published

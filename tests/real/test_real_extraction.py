@@ -12,8 +12,7 @@ from PIL import Image
 import affcache
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import load_encoder
-from affcache.store.layout import fingerprint
-from affcache.store.reading import EmbeddingStore
+from affcache.store.reading import EmbeddingStore, fingerprint
 from tests.conftest import REAL
 
 pytestmark = [

@@ -17,9 +17,8 @@ from affcache.errors import ConfigError
 from affcache.progress import Listener, Result
 from affcache.scoring.predict import Predictions, TrainedRun
 from affcache.scoring.settings import PredictionSettings
-from affcache.tasks.annotations import join_labels
+from affcache.tasks.annotations import hold_out, join_labels
 from affcache.tasks.metrics import class_counts, f1_of_classes
-from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import Task
 
 BINS = 15

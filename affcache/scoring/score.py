@@ -19,9 +19,8 @@ from affcache.scoring.postprocess import DecisionRule, find_rule, reliability
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs, require_one_task, require_same_frames
 from affcache.scoring.settings import ScoreSettings, SplitSettings
 from affcache.settings import command
-from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
+from affcache.tasks.annotations import JoinAccount, JoinedLabels, group_frames, join_labels
 from affcache.tasks.metrics import Scores, Table
-from affcache.tasks.splits import group_frames
 from affcache.tasks.tasks import Task
 from affcache.training.risk import cvar
 from affcache.training.run_folder import RunFolder

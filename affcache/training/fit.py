@@ -20,8 +20,14 @@ from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener, Result
 from affcache.settings import RUNS, command, default_store
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import SPLIT_FOLDERS, JoinedLabels, find_label_files, join_labels
-from affcache.tasks.splits import group_frames, hold_out
+from affcache.tasks.annotations import (
+    SPLIT_FOLDERS,
+    JoinedLabels,
+    find_label_files,
+    group_frames,
+    hold_out,
+    join_labels,
+)
 from affcache.tasks.tasks import TASKS, Task, find_task
 from affcache.training.data import FrameSource, load_frames, load_splits, require_finite
 from affcache.training.epochs import LOSSES, Epochs

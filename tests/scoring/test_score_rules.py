@@ -18,9 +18,8 @@ from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import smooth
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.reading import EmbeddingStore, view_path
-from affcache.tasks.annotations import join_labels
+from affcache.tasks.annotations import hold_out, join_labels
 from affcache.tasks.metrics import ClassScores, Scores
-from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData

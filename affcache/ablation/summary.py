@@ -1,4 +1,4 @@
-"""What the trials of a grid say of its settings: means over seeds, and paired differences to the base setting."""
+"""Trials of a grid and what came out of them, and what they say of its settings: means, and paired differences."""
 
 import hashlib
 import json
@@ -24,7 +24,6 @@ from affcache.training.settings import FitSettings
 RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
 STATISTICS = "videos.safetensors"
 MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
-Outcomes = Mapping[int, Outcome]  # by seed
 MetricOf = Callable[[Table], Table]
 
 
@@ -117,6 +116,9 @@ class Outcome:
         value = task.score(labels, decided).value
         statistics = task.sums_by_video(labels, decided, splits.video_of_frame, len(names))
         return cls(value, best.value, best.epoch, None, best.history, statistics, names)
+
+
+Outcomes = Mapping[int, Outcome]  # by seed
 
 
 @dataclass(frozen=True)

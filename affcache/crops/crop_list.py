@@ -1,4 +1,4 @@
-"""The list of crops that a store is made of: which video, which frame, and where its bytes lie."""
+"""The list of crops that a store is made of: which video, which frame by its path, and where its bytes lie."""
 
 import errno
 import os

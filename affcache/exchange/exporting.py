@@ -12,7 +12,7 @@ import numpy as np
 
 import affcache
 from affcache.errors import InputError
-from affcache.exchange.published_code import EMBEDDINGS, METADATA, matching_parts, npy_part
+from affcache.exchange.layouts import EMBEDDINGS, METADATA, matching_parts, npy_part
 from affcache.exchange.settings import ExportSettings
 from affcache.exchange.sources import (
     FrameKeys,

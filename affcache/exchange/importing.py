@@ -9,7 +9,7 @@ from typing import Any
 
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
-from affcache.exchange.published_code import open_clip_retrieval, open_published_code, refuse_store
+from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, cannot_read, facts_of
 from affcache.files import written_whole

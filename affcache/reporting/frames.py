@@ -1,4 +1,4 @@
-"""Which frames a report shows: the hardest, and those whose labels may be wrong; and their pictures."""
+"""What a report shows: its context, the hardest frames, those whose labels may be wrong, and their pictures."""
 
 import base64
 import io

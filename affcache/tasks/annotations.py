@@ -1,4 +1,4 @@
-"""Label files of Aff-Wild2 and ABAW, and their join to the rows of a store by (video, frame number)."""
+"""Label files of Aff-Wild2 and ABAW, their join to the rows of a store, and a part of their videos held out."""
 
 import hashlib
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the published code of arXiv 2403.09915 keeps: an HDF5 file of features, and a list of its frames and labels."""
+"""Embeddings as others lay them out: clip-retrieval's folders, and the HDF5 file of arXiv 2403.09915's code."""
 
 import re
 from collections.abc import Iterator

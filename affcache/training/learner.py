@@ -43,15 +43,33 @@ class BaseLearner(ABC):
         settings: the recipe of each of the H heads. Of all settings that aren't numbers of a head alone (those that
             ``FORM`` names, and whether rho is 0) the heads share the first one's.
         task: what is predicted.
+        width: D, the width of an embedding.
         device: where the heads train.
+        counts: how often each class stands in the training labels; None for a task without classes.
+        videos: how many videos there are, for ``cvar_within="video"``.
+        heads: untrained heads to begin with; None for those that the settings describe.
     """
 
-    def __init__(self, settings: Sequence[FitSettings], task: Task, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Sequence[FitSettings],
+        task: Task,
+        width: int,
+        device: torch.device,
+        counts: ClassCounts | None = None,
+        videos: int = 0,
+        heads: Sequence[nn.Module] | None = None,
+    ) -> None:
         self.settings = settings[0]
         self.recipes = list(settings)  # (H,)
         self.task = task
         self.device = device
         self._orders = [generator(one.seed, "order", torch.device("cpu")) for one in settings]
+        self._begin(heads or [initial_head(one, width, task) for one in settings], counts, videos)
+
+    @abstractmethod
+    def _begin(self, heads: Sequence[nn.Module], counts: ClassCounts | None, videos: int) -> None:
+        """Set up what trains these heads."""
 
     def epoch(self, frames: FrameSource, rates: float | Sequence[float]) -> torch.Tensor:
         """Train one epoch at a learning rate, or at one for each head; return the mean loss (H,) of first passes."""
@@ -124,31 +142,12 @@ class BaseLearner(ABC):
 class Learner(BaseLearner):
     """Multilayer perceptrons side by side in one buffer, their steps written out: equal to the plain ones, and faster.
 
-    Args:
-        settings, task, device: as for ``BaseLearner``.
-        width: D, the width of an embedding.
-        counts: how often each class stands in the training labels; None for a task without classes.
-        videos: how many videos there are, for ``cvar_within="video"``.
-        factored: whether SAM's point nearby is kept as factors, whose norm is exact to rounding; otherwise it is
-            written out, with float32 norms layer by layer as in the published code. None for what is faster. ASAM's
-            can't be factored.
-        heads: untrained heads to begin with; None for those that the settings describe.
+    SAM's point nearby is kept as factors where that is faster: their norm is exact to rounding. Otherwise, and for ASAM
+    always, it is written out, with float32 norms layer by layer as in the published code.
     """
 
-    def __init__(
-        self,
-        settings: Sequence[FitSettings],
-        task: Task,
-        width: int,
-        device: torch.device,
-        counts: ClassCounts | None = None,
-        videos: int = 0,
-        factored: bool | None = None,
-        heads: Sequence[nn.Module] | None = None,
-    ) -> None:
-        super().__init__(settings, task, device)
-        first = settings[0]
-        heads = heads or [initial_head(one, width, task) for one in settings]
+    def _begin(self, heads: Sequence[nn.Module], counts: ClassCounts | None, videos: int) -> None:
+        first, settings, device = self.settings, self.recipes, self.device
         self._module = copy.deepcopy(heads[0]).to(device)  # of the form of all, to evaluate with
         self.heads = StackedHeads(
             heads,
@@ -160,9 +159,9 @@ class Learner(BaseLearner):
         self.optimiser = StackedAdamW(self.heads.parameters, self.heads.gradients, rates, decays)
         self.rho = torch.tensor([one.rho for one in settings]).to(self.heads.parameters)  # (H,)
         self.sharpness_aware = any(one.rho for one in settings)
-        self.factored = not first.adaptive and (factors_pay(first) if factored is None else factored)
+        self.factored = not first.adaptive and factors_pay(first)
         self._nearby: torch.Tensor | None = None  # (H, P), room for a point that is written out
-        self.objective = Objective(task, settings, counts, self.heads.parameters, videos)
+        self.objective = Objective(self.task, settings, counts, self.heads.parameters, videos)
         self.dropout_generators = [generator(one.seed, "dropout", device) for one in settings]
         self._records = device.type == "cuda"
         self._recorded: RecordedStep | None = None

@@ -23,7 +23,6 @@ from affcache.training.learner import (
     build_head,
     factors_pay,
     generator,
-    initial_head,
     load_moments,
     moments_of,
     predict,
@@ -41,35 +40,17 @@ TIMED_STEPS = 3
 
 
 class PlainLearner(BaseLearner):
-    """Heads of any kind, each with its own autograd step, one after the other.
+    """Heads of any kind, each with its own autograd step, one after the other."""
 
-    Args:
-        settings, task, device: as for ``BaseLearner``.
-        width: D, the width of an embedding.
-        counts: how often each class stands in the training labels; None for a task without classes.
-        videos: how many videos there are; as for ``Learner``, though nothing here depends on it.
-        heads: untrained heads to begin with; None for those that the settings describe.
-    """
-
-    def __init__(
-        self,
-        settings: Sequence[FitSettings],
-        task: Task,
-        width: int,
-        device: torch.device,
-        counts: ClassCounts | None = None,
-        videos: int = 0,
-        heads: Sequence[nn.Module] | None = None,
-    ) -> None:
-        super().__init__(settings, task, device)
-        self.heads = [head.to(device) for head in heads or [initial_head(one, width, task) for one in settings]]
+    def _begin(self, heads: Sequence[nn.Module], counts: ClassCounts | None, videos: int) -> None:
+        self.heads = [head.to(self.device) for head in heads]
         like = next(self.heads[0].parameters())
-        self.objectives = [PlainObjective(task, one, counts, like) for one in settings]
+        self.objectives = [PlainObjective(self.task, one, counts, like) for one in self.recipes]
         self.optimisers = []
-        for head, one in zip(self.heads, settings, strict=True):
+        for head, one in zip(self.heads, self.recipes, strict=True):
             base = torch.optim.AdamW(head.parameters(), one.lr, weight_decay=one.weight_decay)
             self.optimisers.append(SAM(base, one.rho, adaptive=one.adaptive))
-        self._drawn = [generator(one.seed, "dropout", device).get_state() for one in settings]
+        self._drawn = [generator(one.seed, "dropout", self.device).get_state() for one in self.recipes]
 
     def _set_rates(self, rates: Sequence[float]) -> None:
         for optimiser, rate in zip(self.optimisers, rates, strict=True):
@@ -173,7 +154,7 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
 
     One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
     """
-    factors = factors_pay(recipe)  # as in the shape that trains
+    factors = not recipe.adaptive and factors_pay(recipe)  # as in the shape that trains
     largest = {name: min(getattr(recipe, name), most) for name, most in LARGEST_TRIED.items()}
     recipe = replace(recipe, precision="fp32", **largest)
     drawn = torch.Generator().manual_seed(0)
@@ -185,7 +166,8 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     frames = Frames(embeddings, labels, torch.randint(3, (TRIED_FRAMES,), generator=drawn))
     cpu, counts, rows = torch.device("cpu"), ClassCounts.of(task, labels), torch.arange(TRIED_FRAMES)[None]
     try:
-        fast = Learner([recipe], task, TRIED_WIDTH, cpu, counts, 3, factored=factors, heads=[deepcopy(head)])
+        fast = Learner([recipe], task, TRIED_WIDTH, cpu, counts, 3, heads=[deepcopy(head)])
+        fast.factored = factors
     except Exception:  # the edited module has other parts
         return f"heads of kind {recipe.head} have other parameters than the faster ones"
     try:

@@ -86,7 +86,8 @@ def by_core(recording: Arrays, *, factored: bool = False) -> Followed:
 
     Written out, as here, norms are rounded as in the recording; factored, as is the default, they are exact.
     """
-    learner = Learner([FitSettings(task="expr", dropout=0)], TASKS["expr"], 768, torch.device("cpu"), factored=factored)
+    learner = Learner([FitSettings(task="expr", dropout=0)], TASKS["expr"], 768, torch.device("cpu"))
+    learner.factored = factored
     learner.heads.load_state_dict(0, start_of(recording))
     labels = torch.from_numpy(recording["y"])
     frames = Frames(torch.from_numpy(recording["x"]), labels, torch.zeros_like(labels))

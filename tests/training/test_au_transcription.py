@@ -135,7 +135,9 @@ def core(
     monkeypatch.setattr("affcache.training.learner.prepare", lambda embeddings, normalize: embeddings)
     torch.set_default_dtype(torch.float64)
     try:
-        return Learner(recipes, TASKS[task], width, torch.device("cpu"), factored=factored)
+        learner = Learner(recipes, TASKS[task], width, torch.device("cpu"))
+        learner.factored = learner.factored if factored is None else factored
+        return learner
     finally:
         torch.set_default_dtype(torch.float32)
 

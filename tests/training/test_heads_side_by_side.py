@@ -90,7 +90,8 @@ def test_a_head_that_diverges_leaves_the_bits_of_the_others(
     broken = [sound[0], replace(sound[1], lr=1e30), sound[2]]
     states = []
     for recipes in (sound, broken):
-        learner = Learner(recipes, TASKS[task], 16, CPU, factored=factored)
+        learner = Learner(recipes, TASKS[task], 16, CPU)
+        learner.factored = factored
         for epoch in range(3):
             losses = learner.epoch(frames, [learning_rate(recipe, epoch) for recipe in recipes])
         states.append((learner, losses, learner.predict(validation)))

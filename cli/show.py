@@ -114,9 +114,9 @@ def score(result: Any) -> None:
         out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule)}")
     if result.against:
         of = result.against["difference"]
+        interval = "" if of["low"] is None else f", 95 % {of['low']:+.3f} to {of['high']:+.3f}"
         out(
-            f"{result.against['run']} has {result.against['value']:.3f}: "
-            f"the difference is {of['value']:+.3f}, 95 % {of['low']:+.3f} to {of['high']:+.3f}"
+            f"{result.against['run']} has {result.against['value']:.3f}: the difference is {of['value']:+.3f}{interval}"
         )
     out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
 
@@ -129,9 +129,8 @@ def ablate(result: Any) -> None:
     for heading in headings(result.rows, result.heldout):
         table.add_column(heading, justify="left" if heading == "setting" else "right")
     for row in result.rows:
-        of = row.difference
-        clear = of is not None and (of.low > 0 or of.high < 0)  # the interval leaves out 0
-        table.add_row(*columns_of(row, result.heldout), style="dim" if row.is_base else "bold" if clear else None)
+        style = "dim" if row.is_base else "bold" if row.differs else None
+        table.add_row(*columns_of(row, result.heldout), style=style)
     facts = {
         "heads": f"{result.cells:,}, {result.trained:,} trained now in {result.seconds:.0f} s on {result.device}",
         "epochs chosen on": "held-out training videos" if result.heldout else "validation itself, which flatters",
@@ -194,17 +193,25 @@ def score_table(scores: "Scores", task: "Task") -> Table:
         own = column == task.class_metric.lower()  # the metric stands below what it is the mean of
         table.add_column(column, justify="right", footer=f"{scores.value:.3f}" if own else "")
     labelled = sum(c.support for c in scores.classes) if task.has_classes else scores.classes[0].support
-    if scores.interval:
-        table.add_column("95 %", justify="right", footer="{:.3f} to {:.3f}".format(*scores.interval))
+    with_intervals = scores.interval or any(row.interval for row in scores.classes)
+    if with_intervals:
+        table.add_column("95 %", justify="right", footer=_range(scores.interval))
     table.add_column("support", justify="right", footer=f"{labelled:,}")  # all frames have all continuous values
     for row in scores.classes:
         values = [f"{row.values[column]:.3f}" for column in columns]
-        if scores.interval:
-            values.append("{:.3f} to {:.3f}".format(*row.interval) if row.interval else "")
+        if with_intervals:
+            values.append(_range(row.interval))
         table.add_row(row.name, *values, f"{row.support:,}", style="dim" if row.support == 0 else None)
-    table.caption = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items())
+    captions = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items()]
+    if of := scores.present:
+        captions.append(f"over the classes present {of.value:.3f}" + (f" ({_range(of.bounds)})" if of.bounds else ""))
+    table.caption = ", ".join(captions)
     table.caption_justify = "left"
     return table
+
+
+def _range(bounds: tuple[float, float] | None) -> str:
+    return "{:.3f} to {:.3f}".format(*bounds) if bounds else ""
 
 
 def rule_text(rule: "DecisionRule") -> str:

@@ -137,7 +137,7 @@ def make_learnable(
 ) -> tuple[Path, Path]:
     """Make a store and labels that a head can learn in a folder: returns (store path, annotations folder)."""
     random = np.random.default_rng(seed)
-    names = [f"{index}-30-640x360" for index in range(videos)]
+    names = sorted(f"{index}-30-640x360" for index in range(videos))  # as they are stored
     listing = {name: range(1, frames + 1) for name in names}
     classes = random.integers(0, 8, videos * frames)
     patterns = random.normal(size=(8, width))
@@ -148,7 +148,6 @@ def make_learnable(
     lines = [",".join(map(str, row.astype(int))) for row in units] if task == "au" else list(classes)
     if task == "va":
         lines = [f"{valence:.2f},{arousal:.2f}" for valence, arousal in np.tanh(features[:, :2])]
-    # the stored order is by name; names sort as written here as long as there are at most ten videos
     for index, name in enumerate(names):
         split = "validation" if index % 3 == 2 else "train"
         write_labels(folder / "labels", task, split, {name: lines[index * frames : (index + 1) * frames]})

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from affcache.ablation.figures import write_figures
 from affcache.ablation.grid import Grid, build_grid
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.summary import Outcome, Summary, Trial, summarise
+from affcache.ablation.summary import FEW_SEEDS, Outcome, Summary, Trial, summarise
 from affcache.ablation.tables import latex, markdown, write_results, write_summary
 from affcache.ablation.train import Group, Trainer, form_of, group_trials, require_asked_for
 from affcache.devices import default_memory
@@ -34,7 +34,6 @@ from affcache.training.run_folder import fit_command
 TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.cluster.training:cluster_trainer"}
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # trials; a grid of more is projected before they are made one by one
-FEW_SEEDS = 3
 TRIED = 5  # settings for a projection
 SplitsOf = dict[tuple[Path, str], JoinedSplits]  # by store and task
 

@@ -3,19 +3,18 @@
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from affcache.ablation.grid import Variant
 from affcache.errors import StoreError
 from affcache.files import Tensors, read_tensors, write_json, write_tensors, write_text
-from affcache.scoring.intervals import Interval, VideoResamples, seed_and_video_interval
-from affcache.tasks.metrics import Table
-from affcache.tasks.tasks import find_task
+from affcache.scoring.intervals import metric_interval
+from affcache.tasks.metrics import Interval, Table
+from affcache.tasks.tasks import Task, find_task
 from affcache.training.epochs import Best, Entry
 from affcache.training.fit import HEADER, JoinedSplits, LoadedSplits
 from affcache.training.run_folder import RunFolder, settings_to_json
@@ -23,8 +22,8 @@ from affcache.training.settings import FitSettings
 
 RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
 STATISTICS = "videos.safetensors"
+FEW_SEEDS = 3  # with fewer, an interval says little of what seeds do
 MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
-MetricOf = Callable[[Table], Table]
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,12 @@ class Summary:
         """How many seeds the mean is of."""
         return self.finished - self.diverged
 
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of the difference leaves out 0, and there are seeds enough for it to know of them."""
+        bounds = self.difference.bounds if self.difference else None
+        return bounds is not None and self.count >= FEW_SEEDS and not bounds[0] <= 0 <= bounds[1]
+
 
 def summarise(variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: int, task: str) -> list[Summary]:
     """Summarise each setting over its finished seeds.
@@ -161,7 +166,7 @@ def summarise(variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: i
         selected = [outcome.selected for outcome in valid.values() if outcome.selected is not None]
         compared = None
         if against is not None and against != index:
-            compared = paired_difference(valid, outcomes[against], of.metric_of)
+            compared = paired_difference(valid, outcomes[against], of)
         rows.append(
             Summary(
                 variant=variant,
@@ -179,11 +184,11 @@ def summarise(variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: i
     return rows
 
 
-def paired_difference(found: Outcomes, base: Outcomes, metric_of: MetricOf) -> Interval | None:
+def paired_difference(found: Outcomes, base: Outcomes, task: Task) -> Interval | None:
     """Return how much a setting's metric is above the base's, over the seeds and videos that both have.
 
-    Videos and seeds are drawn anew, the same for both settings: what a hard video or a lucky seed does to both alike
-    leaves their difference alone. None where they share no seed or no video.
+    Both are scored on the same videos with the same seeds: what a hard video or a lucky seed does to both alike leaves
+    their difference alone. None where they share no seed or no video.
     """
     seeds = [seed for seed in found if seed in base and base[seed].statistics is not None]
     if not seeds:
@@ -192,15 +197,7 @@ def paired_difference(found: Outcomes, base: Outcomes, metric_of: MetricOf) -> I
     shared = sorted(set(ours[0].videos) & set(theirs[0].videos))
     if not shared:
         return None
-    resamples = VideoResamples(len(shared))
-    differences, resampled = [], []
-    for one, other in zip(ours, theirs, strict=True):
-        tables = [_rows(outcome, shared) for outcome in (one, other)]
-        value, value_of_base = (float(metric_of(table.sum(0))) for table in tables)
-        differences.append(value - value_of_base)
-        again, again_of_base = (resamples.metric(table, metric_of) for table in tables)
-        resampled.append(again - again_of_base)
-    return seed_and_video_interval(statistics.fmean(differences), np.stack(resampled))
+    return metric_interval(task, [_rows(one, shared) for one in ours], [_rows(one, shared) for one in theirs])
 
 
 def _rows(outcome: Outcome, videos: Sequence[str]) -> Table:

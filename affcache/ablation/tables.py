@@ -45,7 +45,7 @@ def write_summary(path: Path, rows: Sequence[Summary], varied: Sequence[str]) ->
     table = []
     for row in rows:
         of = row.difference
-        interval = (of.value, of.low, of.high) if of else (None, None, None)
+        interval = of.to_json().values() if of else (None, None, None)
         varying = (as_text(row.variant.values[name]) for name in varied)
         own = [row.variant.name, row.variant.store.stem, *varying, row.metric, row.count, row.diverged]
         table.append([*own, row.mean, row.deviation, *interval, row.selected])
@@ -64,7 +64,9 @@ def columns_of(row: Summary, heldout: bool) -> list[str]:
     """Return the columns of a setting's row, for people: three decimals, empty where there is nothing to say."""
     count = f"{row.count} ({row.diverged} diverged)" if row.diverged else str(row.count)
     of = row.difference
-    difference = [f"{of.value:+.3f}", f"{of.low:+.3f} to {of.high:+.3f}"] if of else ["base" if row.is_base else "", ""]
+    difference = ["base" if row.is_base else "", ""]
+    if of is not None:
+        difference = [f"{of.value:+.3f}", "{:+.3f} to {:+.3f}".format(*of.bounds) if of.bounds else ""]
     chosen = [_rounded(row.selected)] if heldout else []
     return [row.variant.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
 

@@ -11,7 +11,6 @@ from affcache.reporting.page import page
 from affcache.reporting.panels import PANELS
 from affcache.reporting.panels.run import headline
 from affcache.reporting.settings import ReportSettings
-from affcache.scoring.intervals import VideoResamples
 from affcache.scoring.score import open_split, score_frames
 from affcache.settings import command
 
@@ -39,7 +38,7 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     """
     (run,), annotations, joined = open_split(settings, [settings.run] if settings.run else [], listener)
     scored = score_frames(settings, [run], annotations, joined, listener)
-    scores = scored.with_intervals(VideoResamples(len(scored.statistics), settings.resamples))
+    scores = scored.with_intervals()
     losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
     context = ReportContext(run, settings.split, joined, scored, scores, losses, settings.crops)
     if not context.pictures:

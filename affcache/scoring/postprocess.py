@@ -113,7 +113,8 @@ def fit_class_biases(probabilities: npt.NDArray[Any], labels: Decided) -> Values
         labels: int (n,) of class indices.
 
     Returns:
-        float64 (C,), to be added to log probabilities before the largest is taken; 0 where nothing helps.
+        float64 (C,), to be added to log probabilities before the largest is taken; 0 where nothing helps, and for a
+        class that no frame has: nothing can be said of it.
     """
     scores = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny).astype(np.float64))  # (n, C)
     biases = np.zeros(scores.shape[1])
@@ -121,14 +122,14 @@ def fit_class_biases(probabilities: npt.NDArray[Any], labels: Decided) -> Values
     best = float(f1_of_classes(counts).mean())
     for _ in range(ROUNDS):
         before = best
-        for one in range(len(biases)):
+        for one in np.unique(labels).tolist():
             value, bias = _best_bias(scores + biases, labels, one)
             if value > best + 1e-12:
                 best = value
                 biases[one] += bias
         if best <= before:
             break
-    return biases - biases.mean()
+    return biases
 
 
 def _best_bias(scores: Values, labels: Decided, one: int) -> tuple[float, float]:
@@ -150,7 +151,8 @@ def _best_bias(scores: Values, labels: Decided, one: int) -> tuple[float, float]
     decided[:, one] = np.arange(frames + 1)
     labelled = np.broadcast_to(np.bincount(labels, minlength=classes), right.shape)
     f1 = f1_of_classes(np.stack([right, decided, labelled], axis=-1)).mean(axis=1)  # (n + 1,)
-    cut = np.concatenate([[True], needed[1:] > needed[:-1], [True]])  # between equal ones nothing can be cut
+    # between equal ones, which rounding may set apart, nothing can be cut
+    cut = np.concatenate([[True], needed[1:] > needed[:-1] + 1e-9, [True]])
     best = int(np.flatnonzero(cut)[f1[cut].argmax()])
     between = np.concatenate([needed[:1] - 1, (needed[:-1] + needed[1:]) / 2, needed[-1:] + 1])  # (n + 1,)
     return float(f1[best]), float(between[best])

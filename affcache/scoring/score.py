@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from affcache.files import drawing, save_figures, write_json, written_whole
-from affcache.progress import Listener
+from affcache.progress import Listener, metric_name
 from affcache.scoring.figures import score_figures
-from affcache.scoring.intervals import VideoResamples, video_interval
+from affcache.scoring.intervals import metric_interval, without_interval
 from affcache.scoring.postprocess import DecisionRule, find_rule, reliability
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs, require_one_task, require_same_frames
 from affcache.scoring.settings import ScoreSettings, SplitSettings
@@ -82,11 +82,15 @@ class Scored:
         """The loss of each frame (n,), or of its units or values (n, C)."""
         return self.task.losses(self.predictions.logits, torch.from_numpy(self.joined.labels))
 
-    def with_intervals(self, resamples: VideoResamples) -> Scores:
-        """Return the scores with intervals over videos."""
-        of_classes = resamples.metric(self.statistics, self.task.class_metric_of)  # (R, C)
-        own, *each = (video_interval(0.0, values) for values in (of_classes.mean(axis=1), *of_classes.T))
-        return self.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
+    def with_intervals(self) -> Scores:
+        """Return the scores with intervals over videos, where enough videos have a class for one."""
+        each = [metric_interval(self.task, [self.statistics], outputs=[output]) for output in range(self.task.outputs)]
+        present = self.task.videos_of_outputs(self.statistics).nonzero()[0].tolist()
+        return self.scores.with_intervals(
+            metric_interval(self.task, [self.statistics]),
+            each,
+            metric_interval(self.task, [self.statistics], outputs=present) if len(present) < len(each) else None,
+        )
 
 
 @command(ScoreSettings)
@@ -94,7 +98,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     """Score a run's best head on a split, and write the scores and the predictions into the run folder.
 
     The probabilities of several runs are averaged; what is written then goes into ``average/`` in the first one's
-    folder. Intervals are 95 % bootstrap intervals over videos, persons of a video together.
+    folder. Intervals are of 95 %, over videos, persons of a video together.
 
     Raises:
         InputError: no run, or labels that can't be read or that join to no crop; runs of several tasks.
@@ -105,17 +109,15 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     task, first = runs[0].task, runs[0]
     scored = score_frames(settings, runs, annotations, joined, listener)
     _warn(scored, settings.split, listener)
-    resamples = VideoResamples(len(scored.statistics), settings.resamples)
     against = None
     if settings.against is not None:
         other = TrainedRun.open(RunFolder(settings.against), settings.store, settings.device, listener)
         require_one_task([first, other])
         require_same_frames(first.store, other.store, joined.rows)
         theirs = score_frames(settings, [other], annotations, joined, listener)
-        drawn, drawn_of_theirs = (resamples.metric(one.statistics, task.metric_of) for one in (scored, theirs))
-        found = video_interval(scored.scores.value - theirs.scores.value, drawn - drawn_of_theirs)
-        against = {"run": str(other.folder.path), "value": theirs.scores.value, "difference": asdict(found)}
-    scores = scored.with_intervals(resamples)
+        found = metric_interval(task, [scored.statistics], [theirs.statistics])
+        against = {"run": str(other.folder.path), "value": theirs.scores.value, "difference": found.to_json()}
+    scores = scored.with_intervals()
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
@@ -155,6 +157,8 @@ def _warn(scored: Scored, split: str, listener: Listener) -> None:
             f"No {split} frame is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
             f"as the mean runs over all {scored.task.outputs} classes."
         )
+    if few := without_interval(scored.task, scored.statistics):
+        listener.message(f"{metric_name(scored.task.metric)} has no interval: {few}")
     if scored.rule.optimistic:
         listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
 

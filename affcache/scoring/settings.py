@@ -56,11 +56,6 @@ class SplitSettings(PredictionSettings):
     annotations: Path | None = setting(
         None, "Folder with the label files.", default_text="the one the run was trained on"
     )
-    resamples: int = setting(1000, "Sets of videos drawn for the intervals.")
-
-    def problems(self) -> Iterator[str]:
-        yield from super().problems()
-        yield from self.at_least("resamples", 100)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,19 @@ CONSTANT = 1e-12  # a variance that is a smaller part of the mean square is roun
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval, if one is to be had."""
+
+    value: float
+    bounds: Bounds | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return the value and the bounds as one JSON object."""
+        low, high = self.bounds or (None, None)
+        return {"value": self.value, "low": low, "high": high}
+
+
+@dataclass(frozen=True)
 class ClassScores:
     """Scores of one output of a task."""
 
@@ -31,6 +44,7 @@ class Scores:
     classes: tuple[ClassScores, ...]
     further: Mapping[str, float] = field(default_factory=dict)  # others of the split, such as accuracy, mean_rmse
     interval: Bounds | None = None  # 95 % of ``value``
+    present: Interval | None = None  # the mean over the classes that some frame has, where they aren't all
 
     @property
     def without_support(self) -> tuple[str, ...]:
@@ -40,12 +54,14 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Return the scores as one flat JSON object."""
         classes = [{"name": c.name, **c.values, "support": c.support, **_range(c.interval)} for c in self.classes]
-        return {"metric": self.metric, "value": self.value, **_range(self.interval), **self.further, "classes": classes}
+        present = {} if self.present is None else {"over_classes_present": self.present.to_json()}
+        own = {"metric": self.metric, "value": self.value, **_range(self.interval), **self.further}
+        return {**own, **present, "classes": classes}
 
-    def with_intervals(self, own: Bounds, of_classes: Sequence[Bounds]) -> "Scores":
-        """Return the scores with the interval of the metric and of each class."""
-        classes = tuple(replace(c, interval=of) for c, of in zip(self.classes, of_classes, strict=True))
-        return replace(self, interval=own, classes=classes)
+    def with_intervals(self, own: Interval, of_classes: Sequence[Interval], present: Interval | None) -> "Scores":
+        """Return the scores with the interval of the metric, of each class, and of the mean over those present."""
+        classes = tuple(replace(c, interval=of.bounds) for c, of in zip(self.classes, of_classes, strict=True))
+        return replace(self, interval=own.bounds, classes=classes, present=present)
 
 
 def _range(interval: Bounds | None) -> dict[str, float]:

@@ -43,6 +43,7 @@ class Task(ABC):
     kind: ClassVar[str]  # classes, units or values: where ``LOSSES`` has its losses
     metric: ClassVar[str]  # name of the value by which the best epoch is chosen
     class_metric: ClassVar[str]  # what each output has of its own, of which the metric is the mean: F1 or CCC
+    metric_limits: ClassVar[tuple[float, float]] = (0, 1)  # of both
     exclusive: ClassVar[bool] = False  # whether exactly one class is true of a frame
     has_classes: ClassVar[bool] = True  # whether labels are classes, of which each may be rare or hard
     label_dtype: ClassVar[str] = "int64"  # numpy dtype of a parsed label
@@ -138,6 +139,10 @@ class Task(ABC):
         return np.asarray(self.class_metric_of(sums).mean(axis=-1))
 
     @abstractmethod
+    def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
+        """Return in how many videos each output is labelled (C,), from sums (V, C, S): a class, where it is present."""
+
+    @abstractmethod
     def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Draw labels of ``count`` frames at random, to try a computation with."""
 
@@ -153,6 +158,9 @@ class Labelled(Task):
 
     def class_metric_of(self, sums: Table) -> Table:
         return f1_of_classes(sums)
+
+    def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
+        return (sums[:, :, 2] > 0).sum(axis=0)
 
 
 class Classes(Labelled):
@@ -234,6 +242,7 @@ class Values(Task):
     high: float = 1.0
 
     kind, metric, class_metric, batch_term_weight = "values", "mean_ccc", "CCC", "ccc_weight"
+    metric_limits = (-1, 1)
     label_dtype, invalid_value, has_classes = "float32", -5, False
 
     def __post_init__(self) -> None:
@@ -267,6 +276,9 @@ class Values(Task):
 
     def class_metric_of(self, sums: Table) -> Table:
         return ccc_of_outputs(sums)
+
+    def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
+        return (sums[:, :, 0] > 0).sum(axis=0)
 
     def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return self.low + (self.high - self.low) * torch.rand(count, self.outputs, generator=generator)

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from affcache.ablation.grid import Variant
 from affcache.ablation.summary import Outcome, Summary, paired_difference, summarise
 from affcache.ablation.tables import columns_of, headings, latex, markdown, write_results, write_summary
-from affcache.scoring.intervals import Interval
+from affcache.tasks.metrics import Interval
 from affcache.tasks.tasks import TASKS
 
 EXPR = TASKS["expr"]
@@ -56,14 +57,14 @@ def test_means_and_spreads_are_over_finished_seeds() -> None:
 def test_the_difference_is_of_shared_seeds() -> None:
     base = {seed: outcome(0.4, seed) for seed in range(3)}
     other = {seed: outcome(0.7, seed) for seed in range(1, 5)}
-    found = paired_difference(other, base, EXPR.metric_of)
+    found = paired_difference(other, base, EXPR)
     assert found is not None
     expected = statistics.fmean(other[seed].value - base[seed].value for seed in (1, 2))  # type: ignore[operator]
     assert found.value == pytest.approx(expected, abs=1e-12)
-    assert found.low < found.value < found.high
-    assert found.low > 0, "0.7 and 0.4 are clearly apart"
-    assert paired_difference({9: outcome(0.7, 9)}, base, EXPR.metric_of) is None
-    assert paired_difference({0: outcome(0.7, 0)}, {0: BROKEN}, EXPR.metric_of) is None
+    assert found.bounds is not None
+    assert 0 < found.bounds[0] < found.value < found.bounds[1], "0.7 and 0.4 are clearly apart"
+    assert paired_difference({9: outcome(0.7, 9)}, base, EXPR) is None
+    assert paired_difference({0: outcome(0.7, 0)}, {0: BROKEN}, EXPR) is None
 
 
 def test_pairing_takes_off_what_seeds_and_videos_share() -> None:
@@ -71,39 +72,42 @@ def test_pairing_takes_off_what_seeds_and_videos_share() -> None:
     alike = {seed: outcome(0.52, seed) for seed in range(3)}
     apart = {seed: outcome(0.52, seed, noise=1) for seed in range(3)}
     widths = []
-    for other in (base, alike, apart):
-        found = paired_difference(other, base, EXPR.metric_of)
+    for other in (alike, apart):
+        found = paired_difference(other, base, EXPR)
         assert found is not None
-        widths.append(found.high - found.low)
-    assert widths[0] == 0
-    assert widths[1] < 0.5 * widths[2]
+        assert found.bounds is not None
+        widths.append(found.bounds[1] - found.bounds[0])
+    assert widths[0] < 0.5 * widths[1]
 
 
 def test_videos_that_only_one_store_has_are_left_out() -> None:
     base, other = outcome(0.5, 0), outcome(0.8, 0, videos=[*VIDEOS[3:], "another"])
-    found = paired_difference({0: other}, {0: base}, EXPR.metric_of)
+    found = paired_difference({0: other}, {0: base}, EXPR)
     assert found is not None
     assert base.statistics is not None
     assert other.statistics is not None
     shared = EXPR.metric_of(other.statistics[:9].sum(0)) - EXPR.metric_of(base.statistics[3:].sum(0))
     assert found.value == pytest.approx(float(shared))
     nothing = outcome(0.8, 0, videos=["elsewhere"])
-    assert paired_difference({0: nothing}, {0: base}, EXPR.metric_of) is None
+    assert paired_difference({0: nothing}, {0: base}, EXPR) is None
 
 
 def test_no_difference_is_found_about_as_often_as_the_level_says() -> None:
     held = 0
     for trial in range(60):
         pair = [{seed: outcome(0.5, 100 * trial + seed, noise=noise) for seed in range(3)} for noise in (1, 2)]
-        found = paired_difference(*pair, EXPR.metric_of)
+        found = paired_difference(*pair, EXPR)
         assert found is not None
-        held += found.low <= 0 <= found.high
+        assert found.bounds is not None
+        held += found.bounds[0] <= 0 <= found.bounds[1]
     assert held >= 54
 
 
 def test_a_task_is_compared_with_its_own_base() -> None:
     variants = [variant(f"{task} {alpha}", task=task, alpha=alpha) for task in ("expr", "au") for alpha in (1, 2)]
-    found = [{0: outcome(0.5, 0)} for _ in variants]
+    found = [{0: outcome(0.5, 0)} for _ in variants[:2]]
+    units = np.ones((len(VIDEOS), 12, 3))
+    found += [{0: replace(outcome(0.5, 0), statistics=units)} for _ in variants[2:]]
     rows = summarise(variants, found, 1, "expr")
     assert [row.is_base for row in rows] == [False, True, False, True]
     assert [row.difference is not None for row in rows] == [True, False, True, False]
@@ -120,8 +124,8 @@ def row(name: str, **values: Any) -> Summary:
 
 ROWS = [
     row("alpha=1", is_base=True),
-    row("a_b & 50 %", mean=0.4567, difference=Interval(-0.0433, -0.06, 0.001)),
-    row("wild", diverged=1, difference=Interval(0.01, 0.0, 0.02)),
+    row("a_b & 50 %", mean=0.4567, difference=Interval(-0.0433, (-0.06, 0.001))),
+    row("wild", diverged=1, difference=Interval(0.01, (0.0, 0.02))),
     row("gone | lost", finished=2, diverged=2, mean=None, deviation=None, selected=None),
 ]
 

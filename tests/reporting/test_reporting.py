@@ -59,7 +59,7 @@ def frames_in(text: str) -> dict[str, Any]:
 def test_a_report_says_what_score_says(
     learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    data = learnable(task)
+    data = learnable(task, videos=12)
     fit(task=task, store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
     scored = score(run=tmp_path / "run")
     monkeypatch.setattr("affcache.reporting.panels.published.AFF_WILD2", 50)

@@ -1,86 +1,116 @@
-"""Intervals by resampling: how often they hold the truth, and what they do with one seed, one video, no spread."""
+"""Intervals over videos and seeds: how often they hold the truth, against scipy, and where there are none."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
-from affcache.scoring.intervals import VideoResamples, seed_and_video_interval, video_interval
+from affcache.scoring.intervals import FEWEST_VIDEOS, metric_interval, video_interval, without_interval
 from affcache.tasks.metrics import Table
 from affcache.tasks.tasks import TASKS
+from benchmarks.interval_coverage import Truth, coverage
+
+EXPR = TASKS["expr"]
 
 
-def mean_of(sums: Table) -> Table:
-    """Return a metric that is a plain mean: statistics are (sum, count)."""
-    return np.asarray(sums[..., 0, 0] / sums[..., 0, 1])
+def means_without(values: Table) -> Table:
+    """Return the mean of values (K, G) without each of G."""
+    return (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
 
 
-def test_resamples_draw_as_many_videos_as_there_are() -> None:
-    resamples = VideoResamples(7, resamples=400)
-    assert resamples.times.shape == (400, 7)
-    assert (resamples.times.sum(axis=1) == 7).all()
-    assert resamples.times.mean(axis=0) == pytest.approx(np.ones(7), abs=0.2)
-    assert (VideoResamples(7, 400, seed=1).times != resamples.times).any()
-    assert (VideoResamples(7, 400).times == resamples.times).all()
+def test_of_a_plain_mean_it_is_students() -> None:
+    values = np.random.default_rng(0).uniform(size=(1, 12))  # of low kurtosis: all 11 degrees of freedom are left
+    found = video_interval(values.mean(axis=1), means_without(values))
+    expected = stats.ttest_1samp(values[0], 0).confidence_interval(0.95)
+    assert found.bounds == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
-def test_a_metric_of_resamples_is_that_of_the_drawn_videos() -> None:
-    counts = np.random.default_rng(0).integers(1, 9, (6, 3, 3)).astype(float)
-    resamples = VideoResamples(6, resamples=5)
-    found = resamples.metric(counts, TASKS["expr"].metric_of)
-    for value, times in zip(found, resamples.times, strict=True):
-        assert value == pytest.approx(float(TASKS["expr"].metric_of(np.repeat(counts, times, axis=0).sum(0))))
+def test_a_video_that_decides_alone_leaves_one_degree_of_freedom() -> None:
+    values = np.zeros((1, 12))
+    values[0, 3] = 1
+    found = video_interval(values.mean(axis=1), means_without(values))
+    assert found.bounds is not None
+    reach = (found.bounds[1] - found.bounds[0]) / 2 / stats.sem(values[0])
+    assert stats.t.ppf(0.975, 2) < reach <= stats.t.ppf(0.975, 1) + 1e-9
 
 
-def coverage(seed_spread: float, video_spread: float, seeds: int, videos: int) -> float:
-    """Return how often the interval holds the mean of the population that seeds and videos are drawn from."""
+def test_a_metric_with_limits_is_taken_on_the_scale_of_odds() -> None:
+    odds = np.random.default_rng(1).uniform(-3, 3, (1, 20))
+    value, without = odds.mean(axis=1), means_without(odds)
+    plain = video_interval(value, without)
+    for low, high in ((0.0, 1.0), (-1.0, 1.0)):
+        found = video_interval(
+            low + (high - low) / (1 + np.exp(-value)), low + (high - low) / (1 + np.exp(-without)), (low, high)
+        )
+        assert plain.bounds is not None
+        assert found.bounds == pytest.approx([low + (high - low) / (1 + np.exp(-b)) for b in plain.bounds])
+
+
+@pytest.mark.parametrize(("of_seeds", "seeds", "videos"), [(0.0, 3, 40), (1.0, 30, 30), (0.3, 3, 10), (0.3, 5, 70)])
+def test_seeds_and_videos_are_both_held_as_often_as_it_says(of_seeds: float, seeds: int, videos: int) -> None:
     random, held = np.random.default_rng(4), 0
-    for trial in range(400):
-        of_seeds = random.normal(scale=seed_spread, size=(seeds, 1))
-        values = of_seeds + random.normal(scale=video_spread, size=(1, videos))
-        statistics = np.stack([values, np.ones_like(values)], axis=-1)[:, :, None]  # (K, G, 1, 2)
-        resamples = VideoResamples(videos, 400, seed=trial)
-        resampled = np.stack([resamples.metric(one, mean_of) for one in statistics])
-        found = seed_and_video_interval(float(values.mean()), resampled, seed=trial)
-        held += found.low <= 0 <= found.high
-    return held / 400
+    for _ in range(600):
+        values = random.normal(scale=of_seeds, size=(seeds, 1)) + random.normal(size=(1, videos))  # (K, G)
+        found = video_interval(values.mean(axis=1), means_without(values))
+        assert found.bounds is not None
+        held += found.bounds[0] <= 0 <= found.bounds[1]
+    assert 0.92 <= held / 600 <= 0.985
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    assert 0.91 <= coverage(0.0, 1.0, seeds=3, videos=40) <= 0.98, "videos alone"
-    assert 0.91 <= coverage(1.0, 1.0, seeds=30, videos=30) <= 0.99, "both"
+@pytest.mark.parametrize(("kind", "videos"), [("expr, mix 6", 19), ("au, mix 6", 10), ("va", 10)])
+def test_unequal_videos_with_rare_classes_are_held_as_often_as_it_says(kind: str, videos: int) -> None:
+    found = coverage(kind, Truth.of(kind, 20_000), videos, sets=400)
+    assert 0.91 <= found["value"] <= 0.985
+    assert 0.91 <= found["difference"] <= 0.985
+    assert found["percentile"] < found["value"], "what was there before"
 
 
-def test_what_does_not_vary_has_an_interval_of_no_width() -> None:
-    found = seed_and_video_interval(0.5, np.full((3, 100), 0.5))
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+@given(st.integers(0, 2**32), st.integers(3, 30), st.sampled_from(["expr", "au", "va"]), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_the_value_lies_in_its_interval_and_that_in_the_limits(seed: int, videos: int, task: str, seeds: int) -> None:
+    random = np.random.default_rng(seed)
+    outputs = TASKS[task].outputs
+    if task == "va":
+        frames = random.normal(size=(seeds, videos, outputs, 2, 8))
+        x, y = frames[..., 0, :], frames[..., 1, :]
+        sums = np.stack([of.sum(axis=-1) for of in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=-1)
+    else:
+        right = random.integers(0, 9, (seeds, videos, outputs))
+        sums = np.stack([right, right + random.integers(0, 9, right.shape), right + 1], axis=-1).astype(float)
+    found = metric_interval(TASKS[task], list(sums))
+    assert found.bounds is not None
+    low, high = found.bounds
+    assert TASKS[task].metric_limits[0] <= low <= found.value <= high <= TASKS[task].metric_limits[1]
+    assert found.value == pytest.approx(float(np.mean([TASKS[task].metric_of(one.sum(axis=0)) for one in sums])))
 
 
-def test_few_seeds_that_differ_widen_the_interval() -> None:
-    resampled = np.array([[0.1], [0.5]]).repeat(500, axis=1)
-    found = seed_and_video_interval(0.3, resampled)
-    assert (found.low, found.high) == (0.1, 0.5)
-    one = seed_and_video_interval(0.1, resampled[:1])
-    assert (one.low, one.high) == (0.1, 0.1)
+def counts(videos: int, *, of_fear: int) -> Table:
+    """Return counts of videos that show every class, but Fear in so many only."""
+    sums = np.random.default_rng(0).integers([1, 9, 9], [9, 20, 20], (videos, 8, 3)).astype(float)
+    sums[of_fear:, EXPR.classes.index("Fear"), 2] = 0
+    return sums
 
 
-def drawn_videos(random: np.random.Generator, videos: int) -> Table:
-    """Draw videos of four classes: each with its own length, mixture of classes, and how well it is recognised."""
-    mixtures = random.dirichlet(np.ones(4), videos)
-    lengths = random.integers(20, 200, videos)
-    skill = random.beta(4, 3, videos)
-    counts = np.empty((videos, 4, 3))
-    for video in range(videos):
-        labelled = random.multinomial(lengths[video], mixtures[video])
-        right = random.binomial(labelled, skill[video])
-        wrong = random.multinomial((labelled - right).sum(), np.full(4, 0.25))
-        counts[video] = np.stack([right, right + wrong, labelled], axis=-1)
-    return counts
+def test_a_class_in_few_videos_leaves_the_metric_without_an_interval_and_says_so() -> None:
+    few = counts(9, of_fear=FEWEST_VIDEOS - 1)
+    assert metric_interval(EXPR, [few]).bounds is None
+    assert metric_interval(EXPR, [few], [few[::-1]]).bounds is None
+    assert without_interval(EXPR, few) == "Fear in 2 of the videos, expected each in at least 3"
+    assert without_interval(EXPR, counts(9, of_fear=0)).startswith("Fear in none of the videos")
+    fear = EXPR.classes.index("Fear")
+    others = [number for number in range(8) if number != fear]
+    assert metric_interval(EXPR, [few], outputs=[fear]).bounds is None
+    assert metric_interval(EXPR, [few], outputs=others).bounds is not None
+    enough = counts(9, of_fear=FEWEST_VIDEOS)
+    assert metric_interval(EXPR, [enough]).bounds is not None
+    assert without_interval(EXPR, enough) == ""
 
 
-def test_macro_f1_of_seventy_videos_is_held_by_its_interval_as_often_as_it_says() -> None:
-    random, held, trials = np.random.default_rng(7), 0, 1000
-    truth = float(TASKS["expr"].metric_of(drawn_videos(random, 40_000).sum(0)))
-    for trial in range(trials):
-        counts = drawn_videos(random, 70)
-        found = video_interval(0.0, VideoResamples(70, 300, seed=trial).metric(counts, TASKS["expr"].metric_of))
-        held += found.low <= truth <= found.high
-    assert 0.93 <= held / trials <= 0.97, held / trials
+def test_two_videos_or_none_that_differs_have_no_interval() -> None:
+    for videos in (1, 2):
+        assert metric_interval(EXPR, [counts(videos, of_fear=videos)]).bounds is None
+    perfect = np.ones((8, 8, 3))
+    found = metric_interval(EXPR, [perfect])
+    assert (found.value, found.bounds) == (1.0, None)
+    assert found.to_json() == {"value": 1.0, "low": None, "high": None}

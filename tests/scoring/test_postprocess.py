@@ -37,7 +37,7 @@ def test_biases_never_lower_macro_f1(seed: int, frames: int, classes: int, digit
     before = macro_f1(labels, logs.argmax(1), classes)
     after = macro_f1(labels, (logs + biases).argmax(1), classes)
     assert after >= before - 1e-9
-    assert biases.sum() == pytest.approx(0, abs=1e-9 * max(1, np.abs(biases).max()))
+    assert not biases[np.bincount(labels, minlength=classes) == 0].any(), "of a class that no frame has"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -47,7 +47,7 @@ def test_no_bias_of_one_class_helps_any_more(seed: int) -> None:
     biases = fit_class_biases(probabilities, labels)
     found = macro_f1(labels, (logs + biases).argmax(1), 5)
     assert found > macro_f1(labels, logs.argmax(1), 5), "there was something to gain"
-    for one in range(5):
+    for one in np.unique(labels):
         changed = biases + np.linspace(-6, 6, 400)[:, None] * (np.arange(5) == one)
         decided = (logs + changed[:, None]).argmax(2)
         others = np.mean([f1_of_rows(labels == label, decided == label) for label in range(5)], axis=0)

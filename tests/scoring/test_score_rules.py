@@ -39,15 +39,16 @@ def contents(result: ScoreResult) -> dict[str, Any]:
 
 @pytest.mark.parametrize("task", ["expr", "au"])
 def test_every_value_has_an_interval_over_videos(learnable: MakeData, tmp_path: Path, task: str) -> None:
-    data = learnable(task, videos=9)
-    result = score(run=fitted(data, tmp_path / "run", task))
+    data = learnable(task, videos=12)
+    result = score(run=fitted(data, tmp_path / "run", task, epochs=1))
     found = result.to_json()
     assert found["low"] <= found["value"] <= found["high"]
     assert found["low"] < found["high"]
-    assert all(one["low"] <= one["f1"] <= one["high"] for one in found["classes"])
+    classes = [one for one in found["classes"] if one["f1"] < 1]  # nothing varies where all is right
+    assert len(classes) > len(found["classes"]) / 2
+    assert all(one["low"] <= one["f1"] <= one["high"] for one in classes)
     assert json.loads((tmp_path / "run" / "scores.json").read_text()) == json.loads(json.dumps(found))
-    again = score(run=tmp_path / "run", resamples=300)
-    assert again.scores.value == result.scores.value
+    assert score(run=tmp_path / "run").to_json() == found, "nothing is drawn"
 
 
 def test_two_runs_are_compared_on_the_same_frames(learnable: MakeData, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_two_runs_are_compared_on_the_same_frames(learnable: MakeData, tmp_path:
     assert found["low"] <= found["value"] <= found["high"]
     itself = score(run=one, against=one).against
     assert itself is not None
-    assert set(itself["difference"].values()) == {0.0}
+    assert itself["difference"] == {"value": 0.0, "low": None, "high": None}, "no video makes a difference"
     units = fitted(learnable("au", videos=9), tmp_path / "units", "au")
     with pytest.raises(InputError, match=r"of several tasks: .*one predicts expr, .*units predicts au"):
         score(run=one, against=units)

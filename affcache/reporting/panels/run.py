@@ -5,6 +5,7 @@ from html import escape
 
 from affcache.progress import metric_name
 from affcache.reporting.frames import ReportContext
+from affcache.scoring.intervals import without_interval
 
 NOTICE = '<p class="notice">{}</p>'
 
@@ -12,13 +13,17 @@ NOTICE = '<p class="notice">{}</p>'
 def headline(context: ReportContext) -> str:
     """Return the metric with its interval, and what has to be known of it."""
     run, scores, rule = context.run, context.scores, context.scored.rule
-    low, high = scores.interval or (scores.value, scores.value)
+    few = without_interval(run.task, context.scored.statistics)
+    interval = "95 % {:.3f} to {:.3f}, over videos".format(*scores.interval) if scores.interval else "no interval"
     words = [
-        f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>95 % {low:.3f} to {high:.3f}, '
-        "over videos</small></p>",
+        f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>{interval}</small></p>',
         f"<p>{escape(str(run.folder.path))}, epoch {run.epoch}; {len(context.joined):,} {escape(context.split)} frames "
         f"of {len(context.scored.statistics)} videos.</p>",
     ]
+    if few:
+        words.append(NOTICE.format(f"No interval of {metric_name(scores.metric)}: {escape(few)}."))
+    if of := scores.present:
+        words.append(f"<p>Over the classes that some frame has: {of.value:.3f}.</p>")
     if context.split == "validation":
         words.append(NOTICE.format("The epoch was chosen on these frames: the score flatters a little."))
     if rule.fitted_on:

@@ -119,8 +119,24 @@ def _about_encoding(device: str, precision: str, waiting: float) -> str:
     return f"{limit}; what makes it faster is {faster}"
 
 
+class Encoding(Protocol):
+    """Crops being encoded."""
+
+    stats: ExtractionStats
+
+    def run(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
+        """Yield consecutive rows with their float16 features (n, D) and status (n,), in any order of the yields."""
+
+    def bottleneck(self) -> str:
+        """Return one sentence on what holds the run up and which flag to turn."""
+
+    def note(self) -> str:
+        """Return how it stands, in a few words."""
+        return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
+
+
 @dataclass
-class Pipeline:
+class Pipeline(Encoding):
     """Encodes rows of a list of crops in this process, and keeps account of what happened on the way."""
 
     crops: CropList
@@ -233,7 +249,6 @@ class Pipeline:
         return rows, (features, status)
 
     def bottleneck(self) -> str:
-        """Return one sentence on what holds the run up and which flag to turn."""
         return bottleneck(
             self.stats.shares(),
             workers=self.workers,
@@ -241,10 +256,6 @@ class Pipeline:
             device=str(self.encoder.device),
             precision=self.encoder.precision,
         )
-
-    def note(self) -> str:
-        """Return how it stands, in a few words."""
-        return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
 
 
 def consecutive_batches(rows: Rows, size: int) -> Iterator[Rows]:
@@ -255,21 +266,6 @@ def consecutive_batches(rows: Rows, size: int) -> Iterator[Rows]:
     cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % size == 0)) + 1
     for first, last in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
         yield rows[first:last]
-
-
-class Encoding(Protocol):
-    """Crops being encoded."""
-
-    stats: ExtractionStats
-
-    def run(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
-        """Yield consecutive rows with their float16 features (n, D) and status (n,), in any order of the yields."""
-
-    def note(self) -> str:
-        """Return how it stands, in a few words."""
-
-    def bottleneck(self) -> str:
-        """Return one sentence on what holds the run up and which flag to turn."""
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class BackgroundWriter:
             start = time.perf_counter()
             writing, self._writing = self._writing, None
             writing.result()
-            self._stats.charge("write", time.perf_counter() - start)
+            self._stats.seconds["write"] += time.perf_counter() - start
 
 
 def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) -> None:

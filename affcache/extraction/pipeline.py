@@ -52,15 +52,11 @@ class ExtractionStats:
     unreadable: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
     modes: Counter[str] = field(default_factory=Counter)  # crops read, by Pillow's mode
 
-    def charge(self, stage: str, seconds: float) -> None:
-        """Charge seconds to one stage."""
-        self.seconds[stage] += seconds
-
     def divide(self, seconds: float, parts: Mapping[str, float]) -> None:
         """Charge seconds to several stages, in proportion to ``parts``."""
         whole = sum(parts.values()) or 1.0
         for stage, part in parts.items():
-            self.charge(stage, seconds * part / whole)
+            self.seconds[stage] += seconds * part / whole
 
     def shares(self) -> dict[str, float]:
         """Return the fraction of the charged time per stage; each in [0, 1], their sum 1 (or 0 before the start)."""
@@ -70,7 +66,7 @@ class ExtractionStats:
     def take(self, other: "ExtractionStats") -> None:
         """Add what another process kept account of."""
         for stage, seconds in other.seconds.items():
-            self.charge(stage, seconds)
+            self.seconds[stage] += seconds
         self.unreadable |= other.unreadable
         self.modes.update(other.modes)
 
@@ -198,7 +194,7 @@ class Pipeline(Encoding):
                 rows, futures = begun.popleft()
                 start = time.perf_counter()
                 crops = [crop for future in futures for crop in future.result()]
-                self.stats.charge("decode", time.perf_counter() - start)
+                self.stats.seconds["decode"] += time.perf_counter() - start
                 begin()
                 yield rows, crops
 
@@ -283,11 +279,7 @@ def default_workers() -> int:
 
 
 def driver_device(settings: ExtractSettings) -> torch.device:
-    """Return the device that this process encodes on.
-
-    Raises:
-        ConfigError: it isn't there.
-    """
+    """Return the device that this process encodes on; raises as ``resolve_device``."""
     return resolve_device(settings.device)
 
 

@@ -141,7 +141,7 @@ def writing_lock(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except FileExistsError:
         raise _cannot_write(path, OSError("a folder above it is a file")) from None
     except Timeout:
@@ -154,10 +154,8 @@ def writing_lock(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise _cannot_write(path, error) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def all_finite(features: npt.NDArray[np.float16]) -> bool:

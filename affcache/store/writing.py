@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def all_finite(features: npt.NDArray[np.float16]) -> bool:
     return not features.size or int(without_sign.max()) < 0x7C00  # an exponent of ones
 
 
-class StoreWriter:
+class StoreWriter(AbstractContextManager["StoreWriter"]):
     """Commits encoded rows to a store that ``create_store`` made. Use it as a context manager, under writing_lock."""
 
     def __init__(self, path: Path) -> None:
@@ -173,9 +173,6 @@ class StoreWriter:
             self._file = path.open("r+b", buffering=0)
         except OSError as error:
             raise _cannot_write(path, error) from None
-
-    def __enter__(self) -> "StoreWriter":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()

@@ -179,7 +179,7 @@ class EncodingWorker:
         job, crops, encoder = self._loaded
         stats = ExtractionStats()
         if self._idle_since is not None and not self._turn.locked():  # the driver was busy writing
-            stats.charge("write", time.perf_counter() - self._idle_since)
+            stats.seconds["write"] += time.perf_counter() - self._idle_since
         start = time.perf_counter()
         remarks = Remarks()
         workers, cores = job.size.workers, job.size.cores

@@ -47,8 +47,7 @@ class Archive(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.unsafe = 0  # members the last listing left out for their name: absolute, with "..", ...
-        self.links = 0  # links, sparse and special files the last listing left out
+        self.left_out = 0  # members the last listing left out: names absolute or with "..", links, special files, ...
         self._lock = threading.Lock()
         try:
             if not path.is_file():  # also keeps from waiting for a pipe
@@ -70,7 +69,7 @@ class Archive(ABC):
         """List the regular files in the archive's order, by names like ``video/00001.jpg``.
 
         A name comes as often as the archive has it. Bytes of a name that are no UTF-8 become surrogates, as
-        ``os.fsdecode`` makes them. ``unsafe`` and ``links`` start from 0 and are final once the listing ends.
+        ``os.fsdecode`` makes them. ``left_out`` starts from 0 and is final once the listing ends.
 
         Args:
             on_bytes: called with (bytes done, bytes in all) every 20,000 members and at the end.
@@ -79,14 +78,12 @@ class Archive(ABC):
             InputError: the archive is damaged or cut short.
             OSError: the file can't be read.
         """
-        self.unsafe = self.links = total = 0
+        self.left_out = total = 0
         for seen, (done, total, name, member) in enumerate(self._members(), start=1):
             if on_bytes is not None and seen % _REPORT_EVERY == 0:
                 on_bytes(done, total)
-            if member is None:
-                self.links += 1
-            elif (plain := _safe_name(name)) is None:
-                self.unsafe += 1
+            if member is None or (plain := _safe_name(name)) is None:
+                self.left_out += 1
             else:
                 yield plain, member
         if on_bytes is not None:

@@ -204,7 +204,7 @@ def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
         files.add(name, member)
     videos = [folders[folder] for folder in sorted(folders)]
     if videos:
-        videos[0].unsafe = archive.unsafe + archive.links
+        videos[0].unsafe = archive.left_out
     return videos
 
 

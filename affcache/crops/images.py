@@ -49,14 +49,8 @@ def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -
         if crop is not None:
             return crop
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
-                raise UnreadableCropError(
-                    f"{width}x{height} pixels; a face crop has {SMALLEST_SIDE} to {LARGEST_SIDE} on a side"
-                )
-            with _held(large, width * height):
-                return DecodedCrop(np.array(_to_rgb(image)), image.mode)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image, _held(large, *image.size):
+            return DecodedCrop(np.array(_to_rgb(image)), image.mode)
     except (UnreadableCropError, MemoryError):  # want of memory is no fault of the crop
         raise
     except UnidentifiedImageError:
@@ -65,8 +59,13 @@ def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -
         raise UnreadableCropError(f"damaged: {error}") from None
 
 
-def _held(large: AbstractContextManager[Any] | None, pixels: int) -> AbstractContextManager[Any]:
-    return large if large is not None and pixels > LARGE_PIXELS else nullcontext()
+def _held(large: AbstractContextManager[Any] | None, width: int, height: int) -> AbstractContextManager[Any]:
+    """Return what to hold while an image is decoded; UnreadableCropError for a size that no face crop has."""
+    if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+        raise UnreadableCropError(
+            f"{width}x{height} pixels; a face crop has {SMALLEST_SIDE} to {LARGEST_SIDE} on a side"
+        )
+    return large if large is not None and width * height > LARGE_PIXELS else nullcontext()
 
 
 def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop | None:
@@ -76,11 +75,11 @@ def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None = 
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in JPEG_MODES or min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+        if colours not in JPEG_MODES:
             return None
-        with _held(large, width * height):
+        with _held(large, width, height):
             return DecodedCrop(simplejpeg.decode_jpeg(data, "RGB"), JPEG_MODES[colours])
-    except ValueError:
+    except (ValueError, UnreadableCropError):
         return None
 
 

@@ -49,12 +49,11 @@ class DeviceBatch:
 
     def mark(self, stage: str) -> None:
         """Say that the work handed over since the last mark belonged to a stage."""
+        now: Any = time.perf_counter()
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._device))
-            self._marks.append((stage, event))
-        else:
-            self._marks.append((stage, time.perf_counter()))
+            now = torch.cuda.Event(enable_timing=True)
+            now.record(torch.cuda.current_stream(self._device))
+        self._marks.append((stage, now))
 
     def fetch(self, embeddings: torch.Tensor) -> None:
         """Start the copy of embeddings (B, D) back to the host."""

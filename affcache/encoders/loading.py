@@ -5,7 +5,6 @@ The fastest format that a device has is held against fp32 before it is used.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.resources import files
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from affcache.devices import processor_facts
 from affcache.encoders import open_clip
 from affcache.encoders.encoder import Encoder, ImageTower, Weights
 from affcache.errors import ConfigError
+from affcache.files import shipped
 
 AGREEMENT = 0.999  # smallest cosine to fp32's embeddings that counts as the same
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -106,7 +106,6 @@ def smallest_cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def check_faces() -> list[npt.NDArray[np.uint8]]:
     """Return some of the shipped practice faces, uint8 (112, 112, 3)."""
-    root = files("affcache.data") / "sample" / "cropped_aligned"
-    videos = sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:CHECK_FACES]
-    crops = [min((root / video).iterdir(), key=lambda entry: entry.name) for video in videos]
-    return [decode_crop(crop.read_bytes()).pixels for crop in crops]
+    with shipped("sample") as sample:
+        videos = sorted(entry for entry in (sample / "cropped_aligned").iterdir() if entry.is_dir())[:CHECK_FACES]
+        return [decode_crop(min(video.iterdir()).read_bytes()).pixels for video in videos]

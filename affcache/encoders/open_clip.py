@@ -47,17 +47,10 @@ def load_weights(model: str, pretrained: str, activation: str) -> Weights:
 
 
 def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Build an open_clip network in float32 with its weights loaded.
-
-    Args:
-        model, pretrained, activation: as for ``affcache.load_encoder``.
+    """Build an open_clip network in float32 with its weights loaded; arguments and errors as ``affcache.load_encoder``.
 
     Returns:
         The network, and its model configuration with ``quick_gelu`` as it was built.
-
-    Raises:
-        ConfigError: unknown model or tag, or an activation that has to be said.
-        InputError: the weights can't be loaded.
     """
     options: dict[str, Any] = {}
     if model.startswith("local-dir:") and not (Path(model.partition(":")[2]) / "open_clip_config.json").is_file():

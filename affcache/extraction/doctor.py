@@ -66,16 +66,24 @@ def doctor(settings: DoctorSettings, listener: Listener) -> DoctorResult:
         ConfigError: a setting is unknown or out of range.
     """
     visit = Doctor(settings, listener)
-    for name, check in visit.checks():
-        with on_device(visit.device):
-            visit.carry_out(name, check)
+    checks = visit.checks()
+    found: list[Check] = []
+    for name, check in checks:
+        try:
+            with on_device(visit.device):
+                state, finding = check()
+        except AffcacheError as error:  # an error of the user's input is a finding
+            state, finding = PROBLEM, str(error).splitlines()[0]
+        if finding:
+            found.append(Check(name, state, finding))
+            listener.progress(len(found), len(checks), "check", name)
     return DoctorResult(
-        checks=tuple(visit.found),
+        checks=tuple(found),
         rows=len(visit.crops) if visit.crops else 0,
         pending=visit.pending,
         projected_seconds=visit.projected_seconds,
         machine=describe_machine(visit.device),
-        healthy=all(check.state != PROBLEM for check in visit.found),
+        healthy=all(check.state != PROBLEM for check in found),
     )
 
 
@@ -85,7 +93,6 @@ class Doctor:
     def __init__(self, settings: DoctorSettings, listener: Listener) -> None:
         self.settings, self.listener = settings, listener
         self.path = settings.store or default_store(settings.model, settings.pretrained)
-        self.found: list[Check] = []
         self.device = torch.device("cpu")
         self.crops: CropList | None = None
         self.encoder: Encoder | None = None
@@ -108,16 +115,6 @@ class Doctor:
             ("disk", self.disk),
             ("duration", self.duration),
         ]
-
-    def carry_out(self, name: str, check: Callable[[], tuple[str, str]]) -> None:
-        """Do one check, and keep what it found; an error of the user's input is a finding."""
-        try:
-            state, finding = check()
-        except AffcacheError as error:
-            state, finding = PROBLEM, str(error).splitlines()[0]
-        if finding:
-            self.found.append(Check(name, state, finding))
-            self.listener.progress(len(self.found), len(self.checks()), "check", name)
 
     def environment(self) -> tuple[str, str]:
         """Versions of what embeddings depend on."""

@@ -74,9 +74,7 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     with writing_lock(path), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
-            begun = EmbeddingStore.open(path)
-            require_same_crops(begun, crops)  # before the encoder is loaded, which takes a while
-            recorded = begun.encoder
+            recorded = open_begun(path, crops).encoder  # before the encoder is loaded, which takes a while
         engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
         for view in dict.fromkeys(("plain", settings.view)):
             result = _extract_view(settings, path, view, crops, engine, listener)
@@ -93,8 +91,7 @@ def _extract_view(
         listener.message(f"view {view}: mirrored crops, into {path}")
     batch_size = int(description["batch_size"])
     if path.exists():
-        begun = EmbeddingStore.open(path)
-        require_same_crops(begun, crops)
+        begun = open_begun(path, crops)
         require_same_encoder(begun, description)
         batch_size = settings.batch_size or begun.encoder.get("batch_size", batch_size)  # a view may have its own
     else:
@@ -237,7 +234,7 @@ class BackgroundWriter:
             start = time.perf_counter()
             writing, self._writing = self._writing, None
             writing.result()
-            self._stats.charge("write", time.perf_counter() - start)
+            self._stats.seconds["write"] += time.perf_counter() - start
 
 
 def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) -> None:
@@ -250,8 +247,9 @@ def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) 
         )
 
 
-def require_same_crops(store: EmbeddingStore, crops: CropList) -> None:
-    """Raise StoreError when a store was made of other crops, saying what differs."""
+def open_begun(path: Path, crops: CropList) -> EmbeddingStore:
+    """Open a store to continue it; raise StoreError when it was made of other crops, saying what differs."""
+    store = EmbeddingStore.open(path)
     differences = []
     if store.video_names != crops.video_names:
         gone = sorted(set(store.video_names) - set(crops.video_names))
@@ -263,9 +261,9 @@ def require_same_crops(store: EmbeddingStore, crops: CropList) -> None:
         differences.append("the frame numbers")
     if differences:
         raise StoreError(
-            f"{store.path} was made of other crops. Expected the same ones; these differ: {'; '.join(differences)}. "
-            f"{FORWARD}"
+            f"{path} was made of other crops. Expected the same ones; these differ: {'; '.join(differences)}. {FORWARD}"
         )
+    return store
 
 
 def list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, str]) -> Path | None:

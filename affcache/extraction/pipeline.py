@@ -52,15 +52,11 @@ class ExtractionStats:
     unreadable: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
     modes: Counter[str] = field(default_factory=Counter)  # crops read, by Pillow's mode
 
-    def charge(self, stage: str, seconds: float) -> None:
-        """Charge seconds to one stage."""
-        self.seconds[stage] += seconds
-
     def divide(self, seconds: float, parts: Mapping[str, float]) -> None:
         """Charge seconds to several stages, in proportion to ``parts``."""
         whole = sum(parts.values()) or 1.0
         for stage, part in parts.items():
-            self.charge(stage, seconds * part / whole)
+            self.seconds[stage] += seconds * part / whole
 
     def shares(self) -> dict[str, float]:
         """Return the fraction of the charged time per stage; each in [0, 1], their sum 1 (or 0 before the start)."""
@@ -70,7 +66,7 @@ class ExtractionStats:
     def take(self, other: "ExtractionStats") -> None:
         """Add what another process kept account of."""
         for stage, seconds in other.seconds.items():
-            self.charge(stage, seconds)
+            self.seconds[stage] += seconds
         self.unreadable |= other.unreadable
         self.modes.update(other.modes)
 
@@ -119,8 +115,24 @@ def _about_encoding(device: str, precision: str, waiting: float) -> str:
     return f"{limit}; what makes it faster is {faster}"
 
 
+class Encoding(Protocol):
+    """Crops being encoded."""
+
+    stats: ExtractionStats
+
+    def run(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
+        """Yield consecutive rows with their float16 features (n, D) and status (n,), in any order of the yields."""
+
+    def bottleneck(self) -> str:
+        """Return one sentence on what holds the run up and which flag to turn."""
+
+    def note(self) -> str:
+        """Return how it stands, in a few words."""
+        return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
+
+
 @dataclass
-class Pipeline:
+class Pipeline(Encoding):
     """Encodes rows of a list of crops in this process, and keeps account of what happened on the way."""
 
     crops: CropList
@@ -182,7 +194,7 @@ class Pipeline:
                 rows, futures = begun.popleft()
                 start = time.perf_counter()
                 crops = [crop for future in futures for crop in future.result()]
-                self.stats.charge("decode", time.perf_counter() - start)
+                self.stats.seconds["decode"] += time.perf_counter() - start
                 begin()
                 yield rows, crops
 
@@ -233,7 +245,6 @@ class Pipeline:
         return rows, (features, status)
 
     def bottleneck(self) -> str:
-        """Return one sentence on what holds the run up and which flag to turn."""
         return bottleneck(
             self.stats.shares(),
             workers=self.workers,
@@ -241,10 +252,6 @@ class Pipeline:
             device=str(self.encoder.device),
             precision=self.encoder.precision,
         )
-
-    def note(self) -> str:
-        """Return how it stands, in a few words."""
-        return f"{shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
 
 
 def consecutive_batches(rows: Rows, size: int) -> Iterator[Rows]:
@@ -255,21 +262,6 @@ def consecutive_batches(rows: Rows, size: int) -> Iterator[Rows]:
     cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % size == 0)) + 1
     for first, last in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
         yield rows[first:last]
-
-
-class Encoding(Protocol):
-    """Crops being encoded."""
-
-    stats: ExtractionStats
-
-    def run(self, pending: Rows) -> Generator[tuple[Rows, Encoded], None, None]:
-        """Yield consecutive rows with their float16 features (n, D) and status (n,), in any order of the yields."""
-
-    def note(self) -> str:
-        """Return how it stands, in a few words."""
-
-    def bottleneck(self) -> str:
-        """Return one sentence on what holds the run up and which flag to turn."""
 
 
 @dataclass(frozen=True)
@@ -287,11 +279,7 @@ def default_workers() -> int:
 
 
 def driver_device(settings: ExtractSettings) -> torch.device:
-    """Return the device that this process encodes on.
-
-    Raises:
-        ConfigError: it isn't there.
-    """
+    """Return the device that this process encodes on; raises as ``resolve_device``."""
     return resolve_device(settings.device)
 
 

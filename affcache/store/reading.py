@@ -40,10 +40,7 @@ def mapped_fields(path: Path) -> dict[str, Any]:
     """Read the structure of a store file, check that every byte it promises is there, and map its arrays.
 
     Returns:
-        The fields of an ``EmbeddingStore``, but for its path.
-
-    Raises:
-        StoreError: no such file, not a store, of another format version, or cut short.
+        The fields of an ``EmbeddingStore``, but for its path; raises as ``EmbeddingStore.open``.
     """
     if not path.is_file():
         raise StoreError(

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def writing_lock(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except FileExistsError:
         raise _cannot_write(path, OSError("a folder above it is a file")) from None
     except Timeout:
@@ -154,10 +154,8 @@ def writing_lock(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise _cannot_write(path, error) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def all_finite(features: npt.NDArray[np.float16]) -> bool:
@@ -166,7 +164,7 @@ def all_finite(features: npt.NDArray[np.float16]) -> bool:
     return not features.size or int(without_sign.max()) < 0x7C00  # an exponent of ones
 
 
-class StoreWriter:
+class StoreWriter(AbstractContextManager["StoreWriter"]):
     """Commits encoded rows to a store that ``create_store`` made. Use it as a context manager, under writing_lock."""
 
     def __init__(self, path: Path) -> None:
@@ -175,9 +173,6 @@ class StoreWriter:
             self._file = path.open("r+b", buffering=0)
         except OSError as error:
             raise _cannot_write(path, error) from None
-
-    def __enter__(self) -> "StoreWriter":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()

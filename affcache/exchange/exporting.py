@@ -23,8 +23,9 @@ from affcache.exchange.sources import (
     cannot_read,
     facts_of,
     gather,
+    import_pyarrow,
     parquet_file,
-    pyarrow_parquet,
+    reading,
     require_columns,
     rows_of,
     unpack,
@@ -46,10 +47,8 @@ SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
 
 def open_npy_export(folder: Path) -> ImportSource:
     """Open an exported folder: img_emb/, metadata/ and provenance.json."""
-    try:
+    with reading(folder / NPY_FILE):
         provenance = read_provenance(folder / NPY_FILE, (folder / NPY_FILE).read_bytes())
-    except OSError as error:
-        raise cannot_read(folder / NPY_FILE, error) from None
     ((embeddings, metadata),) = matching_parts(folder)[:1]
     part = npy_part(embeddings, metadata, _keys_of(metadata, rows_of(metadata, KEY_COLUMNS)))
     dtype = part.open(folder).dtype
@@ -82,7 +81,7 @@ def open_safetensors_export(path: Path) -> ImportSource:
     described = header.get("__metadata__", {})
     provenance = read_provenance(path, described.get(SAFETENSORS_KEY))
     maps: dict[str, Matrix] = {}
-    try:
+    with reading(path, KeyError, TypeError, ValueError):
         names = np.array([str(name) for name in json.loads(described["video_name"])], dtype=object)
         for name, kind in TENSORS.items():
             entry = header[name]
@@ -93,8 +92,6 @@ def open_safetensors_export(path: Path) -> ImportSource:
         videos = np.repeat(names, np.diff(maps["video_start"]))
         if len({len(videos), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
             raise ValueError("its tensors differ in length")
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise cannot_read(path, error) from None
     keys = _keys_of(path, zip(videos, maps["frame_number"].tolist(), maps["status"].tolist(), strict=True))
     part = Part(path, keys, maps["features"].shape[1], lambda folder: maps["features"])
     return ImportSource(path, [part], IMPORTED_FROM, provenance)
@@ -104,14 +101,12 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header, checked by the safetensors library against the file, and where the data begin."""
     from safetensors import SafetensorError, safe_open
 
-    try:
+    with reading(path, SafetensorError, ValueError):
         with safe_open(path, framework="numpy"):
             pass  # checks sizes and offsets
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             return json.loads(file.read(length)), 8 + length
-    except (OSError, SafetensorError, ValueError) as error:
-        raise cannot_read(path, error) from None
 
 
 def _keys_of(path: Path, rows: Iterable[tuple[Any, ...]]) -> FrameKeys:
@@ -184,7 +179,7 @@ def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
 
 def write_npy(path: Path, store: EmbeddingStore, listener: Listener) -> None:
     """Write a folder as clip-retrieval lays it out, with one part, and provenance.json."""
-    pyarrow_parquet()  # says that it is missing before anything is written
+    import_pyarrow()  # says that it is missing before anything is written
     (path / EMBEDDINGS).mkdir(parents=True)
     (path / METADATA).mkdir()
     (path / NPY_FILE).write_text(json.dumps(provenance_of(store), indent=2) + "\n", encoding="utf-8")
@@ -231,9 +226,7 @@ def write_safetensors(path: Path, store: EmbeddingStore, listener: Listener) -> 
 
 def _write_table(path: Path, store: EmbeddingStore, listener: Listener, *, embeddings: bool) -> None:
     """Write the frames of a store as Parquet, with the paths of the crops or with their embeddings."""
-    parquet = pyarrow_parquet()
-    import pyarrow
-
+    pyarrow = import_pyarrow()
     element = pyarrow.field("element", pyarrow.float32(), nullable=False)
     listed = pyarrow.list_(element, store.width)  # a plain list to other readers
     kinds = {"video": pyarrow.string(), "frame_number": pyarrow.int32(), "status": pyarrow.uint8()}
@@ -242,7 +235,7 @@ def _write_table(path: Path, store: EmbeddingStore, listener: Listener, *, embed
     schema = pyarrow.schema(fields, metadata={PARQUET_KEY: json.dumps(provenance_of(store))})
     video_of_rows = store.video_of_rows()
     options = {"use_byte_stream_split": ["embedding.list.element"]} if embeddings else {}
-    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=["video"], **options) as writer:
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=["video"], **options) as writer:
         for rows in blocks_of(len(store)):
             videos = [store.video_names[video] for video in video_of_rows[rows]]
             frames = store.frame_number[rows]

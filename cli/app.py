@@ -26,7 +26,6 @@ from .show import SHOW
 
 app = typer.Typer(
     name="affcache",
-    help="Cache CLIP embeddings of face crops once, then train and score facial affect heads in minutes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

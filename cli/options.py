@@ -17,13 +17,7 @@ Handler = Callable[[dict[str, Any], bool], None]  # (flags as given, --json)
 def parameters_of(
     settings: type[Settings], positional: Sequence[str] = (), first: Sequence[str] = ()
 ) -> list[inspect.Parameter]:
-    """Return a parameter for every field of a settings class.
-
-    Args:
-        settings: the class.
-        positional: fields that are arguments instead of flags.
-        first: fields that the help lists first.
-    """
+    """Return a parameter for every field; ``positional`` ones are arguments, and the help begins with ``first``."""
     kinds, declared = typing.get_type_hints(settings), dataclasses.fields(settings)  # type: ignore[arg-type]
     order = {name: position for position, name in enumerate(first)}
     return [
@@ -40,16 +34,7 @@ def add(
     examples: Sequence[str],
     parameters: list[inspect.Parameter],
 ) -> None:
-    """Add a command with the given parameters, and --json.
-
-    Args:
-        app: the application.
-        name: the command's name.
-        sentence: its help.
-        handler: called with the flags that were given and whether --json was.
-        examples: two runnable lines for the end of the help.
-        parameters: what it takes.
-    """
+    """Add a command with the given parameters, and --json; ``sentence`` begins its help, runnable examples end it."""
     option = typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else.")
     json = _keyword("json", option, bool)
 

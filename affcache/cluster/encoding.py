@@ -157,16 +157,14 @@ class ClusterEncoding:
     def _reply(self, reference: Any, shard: Shard, worker: Worker, queue: ShardQueue) -> Reply | None:
         """Return what a worker made of a shard; None where it has to be made by another."""
         reply, why = result_or_loss(self.pool.ray, reference)
-        if reply is None:
-            queue.give_back(shard, lost=bool(why))
-            self.pool.lost(worker, why or "its process was replaced")
-            return None
+        if isinstance(reply, Reply):
+            return reply
+        queue.give_back(shard, lost=bool(why))
         if isinstance(reply, AffcacheError):
-            queue.give_back(shard, lost=False)
             self.pool.leave_out(worker, reply)
-            return None
-        assert isinstance(reply, Reply)
-        return reply
+        else:
+            self.pool.lost(worker, why or "its process was replaced")
+        return None
 
     def bottleneck(self) -> str:
         """Return one sentence on what holds the run up and which flag to turn."""

@@ -68,14 +68,13 @@ class WorkerPool:
 
     def _settle(self) -> Mapping[str, Any]:
         """Wait for the first worker, which decides what a new store says of the encoder."""
-        while True:
-            (worker,) = self.workers
+        (worker,) = self.workers
+        while worker.joined is None:
             done, _ = self.ray.wait([worker.joining], timeout=1.0)
             if done:
                 self.take_join(worker.joining)
-            if worker.joined is not None:
-                return worker.joined.description
             self._remind()
+        return worker.joined.description
 
     def _grow(self) -> None:
         """Make as many workers as were asked for, or as there is room for. Those left out count as made."""
@@ -91,7 +90,7 @@ class WorkerPool:
         self._remind()
 
     def _remind(self) -> None:
-        if any(worker.joined and not worker.joining for worker in self.workers):
+        if self.present:
             self._reminded = time.monotonic()
         elif time.monotonic() - self._reminded >= SECONDS_BETWEEN_REMINDERS:
             self._reminded = time.monotonic()
@@ -126,9 +125,9 @@ class WorkerPool:
             joined = InputError(f"A worker was lost {worker.losses} times while it loaded the encoder: {why}")
         if isinstance(joined, AffcacheError):
             self.leave_out(worker, joined)
-            return
-        worker.joined, worker.joining, worker.losses = joined, None, 0
-        self.pass_on(worker, joined.remarks)
+        else:
+            worker.joined, worker.joining, worker.losses = joined, None, 0
+            self.pass_on(worker, joined.remarks)
 
     def pass_on(self, worker: Worker, remarks: Sequence[str]) -> None:
         """Say what a worker warns of."""

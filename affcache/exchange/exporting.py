@@ -23,8 +23,9 @@ from affcache.exchange.sources import (
     cannot_read,
     facts_of,
     gather,
+    import_pyarrow,
     parquet_file,
-    pyarrow_parquet,
+    reading,
     require_columns,
     rows_of,
     unpack,
@@ -38,18 +39,15 @@ KEY_COLUMNS = ("video", "frame_number", "status")
 TENSORS = {"video_start": "I64", "frame_number": "I32", "features": "F16", "status": "U8"}  # by falling size of a value
 _DTYPES = {"F16": "<f2", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 EXPORT_FORMAT, EXPORT_VERSION = "affcache-export", 1
-PARQUET_KEY = b"affcache"  # of the schema metadata
-SAFETENSORS_KEY = "affcache"  # of the header's metadata
+PROVENANCE_KEY = "affcache"  # of the metadata in a Parquet schema or a safetensors header
 NPY_FILE = "provenance.json"
 SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
 
 
 def open_npy_export(folder: Path) -> ImportSource:
     """Open an exported folder: img_emb/, metadata/ and provenance.json."""
-    try:
+    with reading(folder / NPY_FILE):
         provenance = read_provenance(folder / NPY_FILE, (folder / NPY_FILE).read_bytes())
-    except OSError as error:
-        raise cannot_read(folder / NPY_FILE, error) from None
     ((embeddings, metadata),) = matching_parts(folder)[:1]
     part = npy_part(embeddings, metadata, _keys_of(metadata, rows_of(metadata, KEY_COLUMNS)))
     dtype = part.open(folder).dtype
@@ -61,7 +59,7 @@ def open_npy_export(folder: Path) -> ImportSource:
 def open_parquet_export(path: Path) -> ImportSource:
     """Open an exported Parquet file."""
     with parquet_file(path) as file:
-        provenance = read_provenance(path, (file.schema_arrow.metadata or {}).get(PARQUET_KEY))
+        provenance = read_provenance(path, (file.schema_arrow.metadata or {}).get(PROVENANCE_KEY.encode()))
         require_columns(path, file, (*KEY_COLUMNS, "embedding"))
         kind = getattr(file.schema_arrow.field("embedding").type, "value_type", None)
         if str(kind) != "float":
@@ -80,9 +78,9 @@ def open_safetensors_export(path: Path) -> ImportSource:
     """Open an exported safetensors file."""
     header, first = _safetensors_header(path)
     described = header.get("__metadata__", {})
-    provenance = read_provenance(path, described.get(SAFETENSORS_KEY))
+    provenance = read_provenance(path, described.get(PROVENANCE_KEY))
     maps: dict[str, Matrix] = {}
-    try:
+    with reading(path, KeyError, TypeError, ValueError):
         names = np.array([str(name) for name in json.loads(described["video_name"])], dtype=object)
         for name, kind in TENSORS.items():
             entry = header[name]
@@ -93,8 +91,6 @@ def open_safetensors_export(path: Path) -> ImportSource:
         videos = np.repeat(names, np.diff(maps["video_start"]))
         if len({len(videos), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
             raise ValueError("its tensors differ in length")
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise cannot_read(path, error) from None
     keys = _keys_of(path, zip(videos, maps["frame_number"].tolist(), maps["status"].tolist(), strict=True))
     part = Part(path, keys, maps["features"].shape[1], lambda folder: maps["features"])
     return ImportSource(path, [part], IMPORTED_FROM, provenance)
@@ -104,14 +100,12 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header, checked by the safetensors library against the file, and where the data begin."""
     from safetensors import SafetensorError, safe_open
 
-    try:
+    with reading(path, SafetensorError, ValueError):
         with safe_open(path, framework="numpy"):
             pass  # checks sizes and offsets
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             return json.loads(file.read(length)), 8 + length
-    except (OSError, SafetensorError, ValueError) as error:
-        raise cannot_read(path, error) from None
 
 
 def _keys_of(path: Path, rows: Iterable[tuple[Any, ...]]) -> FrameKeys:
@@ -184,7 +178,7 @@ def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
 
 def write_npy(path: Path, store: EmbeddingStore, listener: Listener) -> None:
     """Write a folder as clip-retrieval lays it out, with one part, and provenance.json."""
-    pyarrow_parquet()  # says that it is missing before anything is written
+    import_pyarrow()  # says that it is missing before anything is written
     (path / EMBEDDINGS).mkdir(parents=True)
     (path / METADATA).mkdir()
     (path / NPY_FILE).write_text(json.dumps(provenance_of(store), indent=2) + "\n", encoding="utf-8")
@@ -194,26 +188,14 @@ def write_npy(path: Path, store: EmbeddingStore, listener: Listener) -> None:
         for rows in blocks_of(len(store)):
             file.write(np.ascontiguousarray(store.features[rows]).data)
             listener.progress(rows.stop, len(store), "row", "writing")
-    _write_table(path / METADATA / f"{METADATA}_0.parquet", store, listener, embeddings=False)
-
-
-def write_parquet(path: Path, store: EmbeddingStore, listener: Listener) -> None:
-    """Write one Parquet file, a row group at a time.
-
-    Embeddings are lists of float32, since few readers know float16 in lists; every float16 value is one of float32.
-    Byte stream split puts equal bytes together (half of them are always zero), and zstd packs them.
-    """
-    _write_table(path, store, listener, embeddings=True)
+    write_parquet(path / METADATA / f"{METADATA}_0.parquet", store, listener, embeddings=False)
 
 
 def write_safetensors(path: Path, store: EmbeddingStore, listener: Listener) -> None:
     """Write one safetensors file; its library would need all tensors in memory, so the header is made here."""
     arrays = {name: getattr(store, name) for name in TENSORS}  # in the order by which each begins at a multiple of it
-    described = {
-        SAFETENSORS_KEY: json.dumps(provenance_of(store)),
-        "video_name": json.dumps(store.video_names),
-    }
-    header: dict[str, Any] = {"__metadata__": described}
+    described = {PROVENANCE_KEY: provenance_of(store), "video_name": store.video_names}
+    header: dict[str, Any] = {"__metadata__": {name: json.dumps(value) for name, value in described.items()}}
     offset = 0
     for name, array in arrays.items():
         header[name] = {"dtype": TENSORS[name], "shape": array.shape, "data_offsets": [offset, offset + array.nbytes]}
@@ -229,20 +211,22 @@ def write_safetensors(path: Path, store: EmbeddingStore, listener: Listener) -> 
                     listener.progress(rows.stop, len(store), "row", "writing")
 
 
-def _write_table(path: Path, store: EmbeddingStore, listener: Listener, *, embeddings: bool) -> None:
-    """Write the frames of a store as Parquet, with the paths of the crops or with their embeddings."""
-    parquet = pyarrow_parquet()
-    import pyarrow
+def write_parquet(path: Path, store: EmbeddingStore, listener: Listener, *, embeddings: bool = True) -> None:
+    """Write one Parquet file of a store's frames with embeddings, or with paths of crops, a row group at a time.
 
+    Embeddings are lists of float32, since few readers know float16 in lists; every float16 value is one of float32.
+    Byte stream split puts equal bytes together (half of them are always zero), and zstd packs them.
+    """
+    pyarrow = import_pyarrow()
     element = pyarrow.field("element", pyarrow.float32(), nullable=False)
     listed = pyarrow.list_(element, store.width)  # a plain list to other readers
     kinds = {"video": pyarrow.string(), "frame_number": pyarrow.int32(), "status": pyarrow.uint8()}
     kinds = {**kinds, "embedding": listed} if embeddings else {"image_path": pyarrow.string(), **kinds}
     fields = [pyarrow.field(name, kind, nullable=False) for name, kind in kinds.items()]
-    schema = pyarrow.schema(fields, metadata={PARQUET_KEY: json.dumps(provenance_of(store))})
+    schema = pyarrow.schema(fields, metadata={PROVENANCE_KEY: json.dumps(provenance_of(store))})
     video_of_rows = store.video_of_rows()
     options = {"use_byte_stream_split": ["embedding.list.element"]} if embeddings else {}
-    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=["video"], **options) as writer:
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=["video"], **options) as writer:
         for rows in blocks_of(len(store)):
             videos = [store.video_names[video] for video in video_of_rows[rows]]
             frames = store.frame_number[rows]

@@ -11,7 +11,7 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
 from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, cannot_read, facts_of
+from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of, reading
 from affcache.files import written_whole
 from affcache.progress import Listener, Result
 from affcache.settings import command, default_store
@@ -61,11 +61,8 @@ def _magic(path: Path) -> bytes:
     """Return the first bytes of a file, none of a folder."""
     if path.is_dir():
         return b""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(HDF5_MAGIC))
-    except OSError as error:
-        raise cannot_read(path, error) from None
+    with reading(path), path.open("rb") as file:
+        return file.read(len(HDF5_MAGIC))
 
 
 def _open_other(path: Path) -> ImportSource:

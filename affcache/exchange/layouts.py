@@ -15,8 +15,8 @@ from affcache.exchange.sources import (
     Matrix,
     Part,
     blocks_of,
-    cannot_read,
     gather,
+    reading,
     require_floats,
     require_same_length,
     rows_of,
@@ -56,10 +56,8 @@ def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
 
 def npy_part(path: Path, metadata: Path, keys: FrameKeys) -> Part:
     """Return a .npy file of embeddings, float (n, D), whose rows the metadata name."""
-    try:
+    with reading(path, ValueError, EOFError):
         array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise cannot_read(path, error) from None
     require_floats(path, "The array", array)
     require_same_length(path, len(array), metadata, len(keys))
     return Part(path, keys, array.shape[1], lambda folder: array)
@@ -114,23 +112,20 @@ def _read_listing(path: Path) -> FrameKeys:
     """Read the frames of a list. Its labels are checked for their form alone: they show when a line is malformed."""
     keys = FrameKeys()
     blank = 0  # the first of a run of blank lines, which may end the file
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    blank = blank or number
-                    continue
-                if blank:
-                    raise _malformed(path, blank, "is blank, with more lines after it")
-                crop, tab, label = line.rstrip("\n").rpartition("\t")
-                if not tab or not _LABEL.fullmatch(label.strip()):
-                    raise _malformed(path, number, f"is {line.rstrip()!r}")
-                try:
-                    keys.add_path(crop.strip())
-                except ValueError as error:
-                    raise _malformed(path, number, str(error)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise cannot_read(path, error) from None
+    with reading(path, UnicodeDecodeError), path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                blank = blank or number
+                continue
+            if blank:
+                raise _malformed(path, blank, "is blank, with more lines after it")
+            crop, tab, label = line.rstrip("\n").rpartition("\t")
+            if not tab or not _LABEL.fullmatch(label.strip()):
+                raise _malformed(path, number, f"is {line.rstrip()!r}")
+            try:
+                keys.add_path(crop.strip())
+            except ValueError as error:
+                raise _malformed(path, number, str(error)) from None
     return keys
 
 
@@ -158,17 +153,14 @@ def refuse_store(path: Path) -> None:
 @contextmanager
 def _features_of(path: Path) -> Iterator[h5py.Dataset]:
     """Open the features in an HDF5 file; what fails while it is open counts as damage."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            found = [name for name in DATASETS if isinstance(file.get(name), h5py.Dataset)]
-            if len(found) != 1:
-                raise InputError(
-                    f"{path} holds {' and '.join(found) or 'neither ' + ' nor '.join(DATASETS)} (it has "
-                    f"{', '.join(sorted(file)) or 'nothing'}). Expected one of the datasets {' and '.join(DATASETS)} "
-                    "in a file. Name the file that holds one of them, or split this one."
-                )
-            dataset = file[found[0]]
-            require_floats(path, f"The dataset {found[0]}", dataset)
-            yield dataset
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise cannot_read(path, error) from None
+    with reading(path, RuntimeError, KeyError, ValueError), h5py.File(path, "r", locking=False) as file:
+        found = [name for name in DATASETS if isinstance(file.get(name), h5py.Dataset)]
+        if len(found) != 1:
+            raise InputError(
+                f"{path} holds {' and '.join(found) or 'neither ' + ' nor '.join(DATASETS)} (it has "
+                f"{', '.join(sorted(file)) or 'nothing'}). Expected one of the datasets {' and '.join(DATASETS)} "
+                "in a file. Name the file that holds one of them, or split this one."
+            )
+        dataset = file[found[0]]
+        require_floats(path, f"The dataset {found[0]}", dataset)
+        yield dataset

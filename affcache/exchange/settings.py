@@ -5,6 +5,8 @@ from pathlib import Path
 
 from affcache.settings import Settings, setting
 
+DEFAULT_STORE = "data/features/<model>-<pretrained>.h5"
+
 
 @dataclass(frozen=True)
 class ImportSettings(Settings):
@@ -20,9 +22,7 @@ class ImportSettings(Settings):
         "List of frames, path<TAB>label, of each HDF5 file, in the order of the files; may be given several times.",
         default_text="none",
     )
-    store: Path | None = setting(
-        None, "The embedding store to make.", default_text="data/features/<model>-<pretrained>.h5"
-    )
+    store: Path | None = setting(None, "The embedding store to make.", default_text=DEFAULT_STORE)
     model: str | None = setting(
         None, "Encoder that made the embeddings, as open_clip names it.", default_text="what an export says, or unknown"
     )
@@ -33,9 +33,7 @@ class ImportSettings(Settings):
 class ExportSettings(Settings):
     """Write the embeddings of a store, with their frames and provenance, for other tools."""
 
-    store: Path | None = setting(
-        None, "The embedding store to export.", default_text="data/features/<model>-<pretrained>.h5"
-    )
+    store: Path | None = setting(None, "The embedding store to export.", default_text=DEFAULT_STORE)
     format: str = setting(
         "npy",
         "What to write: npy is a folder, the others are one file.",

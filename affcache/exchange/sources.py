@@ -138,6 +138,16 @@ def cannot_read(path: Path, error: Exception) -> InputError:
     )
 
 
+@contextmanager
+def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
+    """Say that ``path`` can't be read where an OSError, or an error of those kinds, says so."""
+    kinds: tuple[type[Exception], ...] = (OSError, *damage)
+    try:
+        yield
+    except kinds as error:
+        raise cannot_read(path, error) from None
+
+
 class SourceRows:
     """All rows of some parts, at least one, in the order in which a store keeps them: by video name, then by frame.
 
@@ -266,26 +276,21 @@ def _halved(part: Part, first: int, block: Matrix, encoded: npt.NDArray[np.bool_
     return half
 
 
-def pyarrow_parquet() -> Any:
-    """Return the module ``pyarrow.parquet``."""
+def import_pyarrow() -> Any:
+    """Return the module ``pyarrow``, with ``pyarrow.parquet``."""
     try:
         import pyarrow.parquet
     except ImportError:
         raise ConfigError("Parquet files need pyarrow, which isn't here: pip install pyarrow") from None
-    return pyarrow.parquet
+    return pyarrow
 
 
 @contextmanager
 def parquet_file(path: Path) -> Iterator[Any]:
     """Open a Parquet file, a ``pyarrow.parquet.ParquetFile``; what fails while it is open counts as damage."""
-    parquet = pyarrow_parquet()
-    import pyarrow
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield file
-    except (OSError, pyarrow.ArrowException) as error:
-        raise cannot_read(path, error) from None
+    pyarrow = import_pyarrow()
+    with reading(path, pyarrow.ArrowException), pyarrow.parquet.ParquetFile(path) as file:
+        yield file
 
 
 def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import operator
 import sys
 import types
 import typing
@@ -31,6 +32,9 @@ NOT_SHARED = {
     "submit": ("store",),  # the test videos' store is another than that of training
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }
+_LIMITS: Mapping[str, Callable[[float, float], bool]] = {
+    "at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt
+}  # fmt: skip
 _EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
 
 
@@ -61,11 +65,13 @@ class Settings:
         """Yield a sentence for each value that is out of range. Subclasses add theirs."""
         yield from ()
 
-    def at_least(self, name: str, smallest: float, *, excluded: bool = False) -> Iterator[str]:
-        """Yield a problem unless the number is at least ``smallest`` (or above it, when that is ``excluded``)."""
-        value = getattr(self, name)
-        if value is not None and not (value > smallest if excluded else value >= smallest):
-            yield f"{flag(name)} is {value}; expected {'more than' if excluded else 'at least'} {smallest}."
+    def expect(self, *names: str, **limits: float) -> Iterator[str]:
+        """Yield a problem for each number beyond a limit: at_least, more_than, at_most or less_than; None has none."""
+        words = " and ".join(f"{limit.replace('_', ' ')} {end}" for limit, end in limits.items())
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not all(_LIMITS[limit](value, end) for limit, end in limits.items()):
+                yield f"{flag(name)} is {value}; expected {words}."
 
 
 def flag(name: str) -> str:
@@ -283,10 +289,10 @@ class EngineSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("actors", 1)
+        yield from self.expect("actors", at_least=1)
         if self.engine == "ray":
             if self.ray_address is not None and "://" in self.ray_address:
-                yield (f"--ray-address is {self.ray_address}; expected auto or HOST:PORT, on a machine of the cluster.")
+                yield f"--ray-address is {self.ray_address}; expected auto or HOST:PORT, on a machine of the cluster."
             return
         for name, value in (("--ray-address", self.ray_address), ("--actors", self.actors)):
             if value is not None:

@@ -52,8 +52,7 @@ class AblateSettings(TrainingSettings, EngineSettings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("seeds", 1)
-        if not 0 < self.held_out < 1:
-            yield f"--held-out is {self.held_out}; expected more than 0 and less than 1."
+        yield from self.expect("seeds", at_least=1)
+        yield from self.expect("held_out", more_than=0, less_than=1)
         if self.preset != "none" and self.list is not None:
             yield "--preset and --list are both given; expected one of them, with as many --vary as you like."

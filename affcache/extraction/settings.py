@@ -53,8 +53,7 @@ class EncodingSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("batch_size", 1)
-        yield from self.at_least("workers", 1)
+        yield from self.expect("batch_size", "workers", at_least=1)
         if not self.crops:
             yield "--crops is empty; expected at least one folder."
 

@@ -60,7 +60,7 @@ class SplitSettings(PredictionSettings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("resamples", 100)
+        yield from self.expect("resamples", at_least=100)
 
 
 @dataclass(frozen=True)

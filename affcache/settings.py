@@ -16,8 +16,10 @@ from affcache.errors import ConfigError, did_you_mean
 from affcache.progress import Listener
 
 CROPS = (Path("data/Aff-Wild2/cropped_aligned"), Path("data/Aff-Wild2/cropped_aligned_new_50_vids"))
+CROPS_TEXT = "data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it"
 ANNOTATIONS = Path("data/Aff-Wild2/annotations")
 FEATURES = Path("data/features")
+STORE_TEXT = "data/features/<model>-<pretrained>.h5"  # of ``default_store``, for help
 RUNS = Path("runs")
 MODEL, PRETRAINED = "ViT-L-14", "openai"
 if sys.version_info >= (3, 11):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings import EngineSettings, setting
+from affcache.settings import STORE_TEXT, EngineSettings, setting
 from affcache.training.settings import TrainingSettings
 
 
@@ -29,9 +29,7 @@ class AblateSettings(TrainingSettings, EngineSettings):
         "What others are compared with: a name, or values, alpha=1,rho=0.",
         default_text="the defaults, or the first",
     )
-    store: tuple[Path, ...] = setting(
-        (), "The embedding store; several are compared.", default_text="data/features/<model>-<pretrained>.h5"
-    )
+    store: tuple[Path, ...] = setting((), "The embedding store; several are compared.", default_text=STORE_TEXT)
     out: Path | None = setting(
         None,
         "Folder to write; what is finished in it is kept and skipped.",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affcache.errors import ConfigError
-from affcache.settings import ANNOTATIONS, Settings, flag, setting
+from affcache.settings import ANNOTATIONS, STORE_TEXT, Settings, flag, setting
 from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
 
 if TYPE_CHECKING:  # tasks load torch
@@ -132,7 +132,7 @@ class TrainingSettings(Settings):
 class FitSettings(TrainingSettings):
     """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
 
-    store: Path | None = setting(None, "The embedding store.", default_text="data/features/<model>-<pretrained>.h5")
+    store: Path | None = setting(None, "The embedding store.", default_text=STORE_TEXT)
     run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
     resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
     seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")

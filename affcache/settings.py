@@ -34,9 +34,7 @@ NOT_SHARED = {
     "submit": ("store",),  # the test videos' store is another than that of training
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }
-_LIMITS: Mapping[str, Callable[[float, float], bool]] = {
-    "at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt
-}  # fmt: skip
+_LIMITS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
 _EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.scoring.settings import SplitSettings
+from affcache.scoring.settings import NEWEST, SplitSettings
 from affcache.settings import CROPS, CROPS_TEXT, setting
 
 
@@ -11,7 +11,7 @@ from affcache.settings import CROPS, CROPS_TEXT, setting
 class ReportSettings(SplitSettings):
     """Write a run's report: one HTML file with scores, curves, timelines and the hardest frames."""
 
-    run: Path | None = setting(None, "Run folder to report on.", default_text="the newest one under runs/")
+    run: Path | None = setting(None, "Run folder to report on.", default_text=NEWEST)
     crops: tuple[Path, ...] = setting(
         CROPS, "Folder or archive of crops, to show frames from; may be given several times.", default_text=CROPS_TEXT
     )

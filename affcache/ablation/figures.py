@@ -105,10 +105,9 @@ def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> "Fig
     for (y, x), value in np.ndenumerate(table):
         if not np.isnan(value):
             axis.text(x, y, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
-    axis.set_xticks(range(len(axes[across])), [_words(value) for value in axes[across]])
-    axis.set_yticks(range(len(axes[down])), [_words(value) for value in axes[down]])
-    axis.set_xlabel(across)
-    axis.set_ylabel(down)
+    for side, name in ((axis.xaxis, across), (axis.yaxis, down)):
+        side.set_ticks(range(len(axes[name])), [_words(value) for value in axes[name]])
+        side.set_label_text(name)
     figure.colorbar(image, ax=axis, label=_metric(rows))
     return figure
 

@@ -22,7 +22,6 @@ from affcache.scoring.figures import score_figures
 from affcache.scoring.predict import TrainedRun
 from affcache.scoring.score import Scored
 from affcache.tasks.annotations import JoinedLabels
-from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
 from affcache.training.risk import tail_size
 
@@ -39,8 +38,7 @@ class ReportContext:
     run: TrainedRun
     split: str
     joined: JoinedLabels
-    scored: Scored
-    scores: Scores  # with intervals
+    scored: Scored  # with intervals
     losses: npt.NDArray[np.float64]  # (n,) the mean of a frame's units or values where it has several
     crops: tuple[Path, ...]
 
@@ -101,7 +99,7 @@ class ReportContext:
     def figures(self) -> dict[str, str]:
         """The figures of ``score --figures``, by name, as elements of the page."""
         with drawing():
-            drawn = score_figures(self.task, self.scores, *self.said, self.run.folder.read_history())
+            drawn = score_figures(self.task, self.scored.scores, *self.said, self.run.folder.read_history())
             return {name: inline_figure(figure) for name, figure in drawn.items()}
 
 

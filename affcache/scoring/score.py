@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,12 @@ class Scored:
         """The loss of each frame (n,), or of its units or values (n, C)."""
         return self.task.losses(self.predictions.logits, torch.from_numpy(self.joined.labels))
 
-    def with_intervals(self, resamples: VideoResamples) -> Scores:
-        """Return the scores with intervals over videos."""
+    def with_intervals(self, resamples: VideoResamples) -> "Scored":
+        """Return the same, its scores with intervals over videos."""
         of_classes = resamples.metric(self.statistics, self.task.class_metric_of)  # (R, C)
         own, *each = (video_interval(0.0, values) for values in (of_classes.mean(axis=1), *of_classes.T))
-        return self.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
+        scores = self.scores.with_intervals((own.low, own.high), [(one.low, one.high) for one in each])
+        return replace(self, scores=scores)
 
 
 @command(ScoreSettings)
@@ -106,6 +107,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     scored = score_frames(settings, runs, annotations, joined, listener)
     _warn(scored, settings.split, listener)
     resamples = VideoResamples(len(scored.statistics), settings.resamples)
+    scored = scored.with_intervals(resamples)
     against = None
     if settings.against is not None:
         other = TrainedRun.open(RunFolder(settings.against), settings.store, settings.device, listener)
@@ -115,12 +117,11 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         drawn, drawn_of_theirs = (resamples.metric(one.statistics, task.metric_of) for one in (scored, theirs))
         found = video_interval(scored.scores.value - theirs.scores.value, drawn - drawn_of_theirs)
         against = {"run": str(other.folder.path), "value": theirs.scores.value, "difference": asdict(found)}
-    scores = scored.with_intervals(resamples)
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
         with drawing():
-            figures = save_figures(settings.figures, score_figures(task, scores, *given, history))
+            figures = save_figures(settings.figures, score_figures(task, scored.scores, *given, history))
     losses = scored.losses
     out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
     result = ScoreResult(
@@ -131,7 +132,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         epoch=first.epoch,
         frames=len(joined),
         account=joined.account,
-        scores=scores,
+        scores=scored.scores,
         loss=float(losses.mean()),
         cvar=float(cvar(losses, first.settings.alpha)),
         alpha=first.settings.alpha,

@@ -109,11 +109,9 @@ def check_submission(path: Path, template: Template, task: Task) -> None:
     Raises:
         InputError: another header, count of lines or order; a value that is missing or out of range.
     """
-    header, *lines = path.read_text(encoding="utf-8").split("\n")
+    header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if header != f"{LOCATION},{task.header}":
         raise InputError(f"{path} has the header {header[:80]!r}. Expected '{LOCATION},{task.header}'.")
-    if lines and lines[-1] == "":
-        lines.pop()
     if len(lines) != len(template):
         raise InputError(
             f"{path} has {len(lines):,} lines after the header. Expected the template's {len(template):,}."

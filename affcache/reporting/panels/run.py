@@ -11,7 +11,7 @@ NOTICE = '<p class="notice">{}</p>'
 
 def headline(context: ReportContext) -> str:
     """Return the metric with its interval, and what has to be known of it."""
-    run, scores, rule = context.run, context.scores, context.scored.rule
+    run, scores, rule = context.run, context.scored.scores, context.scored.rule
     low, high = scores.interval or (scores.value, scores.value)
     words = [
         f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>95 % {low:.3f} to {high:.3f}, '

@@ -35,7 +35,7 @@ NOT_SHARED = {
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }
 _LIMITS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
-_EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
+_EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), default_text: str = "") -> Any:
@@ -233,7 +233,7 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(_EXPECTED.get(kind, "true or false"))
+        raise TypeError(_EXPECTED[kind])
     return value
 
 
@@ -252,14 +252,10 @@ def from_text(text: str, kind: Any) -> Any:
     kind, may_be_none = optional(kind)
     if may_be_none and text.lower() == "none":
         return None
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError("true or false")
-        return text.lower() == "true"
     try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(_EXPECTED.get(kind, "another value")) from None
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(_EXPECTED[kind]) from None
 
 
 def as_text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import operator
 import sys
 import types
 import typing
@@ -15,8 +16,10 @@ from affcache.errors import ConfigError, did_you_mean
 from affcache.progress import Listener
 
 CROPS = (Path("data/Aff-Wild2/cropped_aligned"), Path("data/Aff-Wild2/cropped_aligned_new_50_vids"))
+CROPS_TEXT = "data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it"
 ANNOTATIONS = Path("data/Aff-Wild2/annotations")
 FEATURES = Path("data/features")
+STORE_TEXT = "data/features/<model>-<pretrained>.h5"  # of ``default_store``, for help
 RUNS = Path("runs")
 MODEL, PRETRAINED = "ViT-L-14", "openai"
 if sys.version_info >= (3, 11):
@@ -31,7 +34,8 @@ NOT_SHARED = {
     "submit": ("store",),  # the test videos' store is another than that of training
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }
-_EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number"}
+_LIMITS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
+_EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), default_text: str = "") -> Any:
@@ -61,11 +65,13 @@ class Settings:
         """Yield a sentence for each value that is out of range. Subclasses add theirs."""
         yield from ()
 
-    def at_least(self, name: str, smallest: float, *, excluded: bool = False) -> Iterator[str]:
-        """Yield a problem unless the number is at least ``smallest`` (or above it, when that is ``excluded``)."""
-        value = getattr(self, name)
-        if value is not None and not (value > smallest if excluded else value >= smallest):
-            yield f"{flag(name)} is {value}; expected {'more than' if excluded else 'at least'} {smallest}."
+    def expect(self, *names: str, **limits: float) -> Iterator[str]:
+        """Yield a problem for each number beyond a limit: at_least, more_than, at_most or less_than; None has none."""
+        words = " and ".join(f"{limit.replace('_', ' ')} {end}" for limit, end in limits.items())
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not all(_LIMITS[limit](value, end) for limit, end in limits.items()):
+                yield f"{flag(name)} is {value}; expected {words}."
 
 
 def flag(name: str) -> str:
@@ -227,7 +233,7 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(_EXPECTED.get(kind, "true or false"))
+        raise TypeError(_EXPECTED[kind])
     return value
 
 
@@ -246,14 +252,10 @@ def from_text(text: str, kind: Any) -> Any:
     kind, may_be_none = optional(kind)
     if may_be_none and text.lower() == "none":
         return None
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError("true or false")
-        return text.lower() == "true"
     try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(_EXPECTED.get(kind, "another value")) from None
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(_EXPECTED[kind]) from None
 
 
 def as_text(value: Any) -> str:
@@ -283,10 +285,10 @@ class EngineSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("actors", 1)
+        yield from self.expect("actors", at_least=1)
         if self.engine == "ray":
             if self.ray_address is not None and "://" in self.ray_address:
-                yield (f"--ray-address is {self.ray_address}; expected auto or HOST:PORT, on a machine of the cluster.")
+                yield f"--ray-address is {self.ray_address}; expected auto or HOST:PORT, on a machine of the cluster."
             return
         for name, value in (("--ray-address", self.ray_address), ("--actors", self.actors)):
             if value is not None:

@@ -30,9 +30,8 @@ class BenchExtractSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
-        for name in ("batch_size", "workers", "rounds"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("seconds", 0, excluded=True)
+        yield from self.expect("batch_size", "workers", "rounds", at_least=1)
+        yield from self.expect("seconds", more_than=0)
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,8 @@ class BenchStoreSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
-        yield from self.at_least("rows", 4096)  # one random read
-        for name in ("width", "reads"):
-            yield from self.at_least(name, 1)
+        yield from self.expect("rows", at_least=4096)  # one random read
+        yield from self.expect("width", "reads", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,9 @@ class BenchFitSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
-        for name in ("width", "steps", "rounds"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
-        yield from self.at_least("rows", self.batch_size)
+        yield from self.expect("width", "steps", "rounds", at_least=1)
+        yield from self.expect("batch_size", at_least=2)  # BatchNorm needs two frames
+        yield from self.expect("rows", at_least=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -95,10 +92,9 @@ class BenchAblateSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
-        for name in ("width", "steps", "rounds"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
-        yield from self.at_least("rows", self.batch_size)
+        yield from self.expect("width", "steps", "rounds", at_least=1)
+        yield from self.expect("batch_size", at_least=2)  # BatchNorm needs two frames
+        yield from self.expect("rows", at_least=self.batch_size)
         if not self.heads or min(self.heads) < 2:
             yield f"--heads is {self.heads}; expected numbers of at least 2, each is compared with one head."
 
@@ -115,6 +111,6 @@ class BenchGpuSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each value that is out of range."""
-        yield from self.at_least("budget", 0, excluded=True)
+        yield from self.expect("budget", more_than=0)
         if not self.out.absolute().parent.is_dir():
             yield f"--out is {self.out}, in a folder that isn't there; expected a file in one that is."

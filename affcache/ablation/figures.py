@@ -99,17 +99,15 @@ def _heatmap(rows: Sequence[Summary], axes: Mapping[str, Sequence[Any]]) -> "Fig
     across, down = axes
     figure, axis = single_axes()
     means = {(_value(row, down), _value(row, across)): row.mean for row in rows}
-    table = [[means.get((v, h), float("nan")) for h in axes[across]] for v in axes[down]]
-    image = axis.imshow(table, cmap="viridis", aspect="auto")  # type: ignore[arg-type]  # rows of numbers serve
+    table = np.array([[means.get((v, h), np.nan) for h in axes[across]] for v in axes[down]], np.float64)
+    image = axis.imshow(table, cmap="viridis", aspect="auto")
     middle = statistics.fmean(image.get_clim())
-    for y, line in enumerate(table):
-        for x, value in enumerate(line):
-            if value is not None and value == value:
-                axis.text(x, y, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
-    axis.set_xticks(range(len(axes[across])), [_words(value) for value in axes[across]])
-    axis.set_yticks(range(len(axes[down])), [_words(value) for value in axes[down]])
-    axis.set_xlabel(across)
-    axis.set_ylabel(down)
+    for (y, x), value in np.ndenumerate(table):
+        if not np.isnan(value):
+            axis.text(x, y, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
+    for side, name in ((axis.xaxis, across), (axis.yaxis, down)):
+        side.set_ticks(range(len(axes[name])), [_words(value) for value in axes[name]])
+        side.set_label_text(name)
     figure.colorbar(image, ax=axis, label=_metric(rows))
     return figure
 

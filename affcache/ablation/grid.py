@@ -118,15 +118,12 @@ class Grid:
         Raises:
             ConfigError: no variant is called so, or has these values.
         """
-        wanted = self._own_values
-        base = self.settings.base
-        if base:
-            names = [variant.name for variant in self]
-            if base in names:
-                return names.index(base)
-            wanted = _parse_values(base, "--base", names)
-        elif self.settings.preset != "none" or self.settings.list is not None:
+        base, names = self.settings.base, [variant.name for variant in self]
+        if base in names:
+            return names.index(base)
+        if not base and (self.settings.preset != "none" or self.settings.list is not None):
             return 0  # a preset and a list begin with it
+        wanted = _parse_values(base, names) if base else self._own_values
         for index, variant in enumerate(self):
             if all(variant.values.get(name) == value for name, value in wanted.items()):
                 return index
@@ -134,7 +131,7 @@ class Grid:
             return 0
         raise ConfigError(
             f"--base is {base!r}, but no setting of the grid has these values. Expected those of one of: "
-            f"{_some([variant.name for variant in self])}."
+            f"{_some(names)}."
         )
 
 
@@ -208,18 +205,18 @@ def read_list(path: Path) -> list[NamedValues]:
     ]
 
 
-def _parse_values(text: str, where: str, names: Sequence[str]) -> dict[str, Any]:
-    """Read ``alpha=1,rho=0``: one value each."""
+def _parse_values(base: str, names: Sequence[str]) -> dict[str, Any]:
+    """Read ``alpha=1,rho=0``: one value each; ``names`` are what could have been meant."""
     values = {}
-    for part in text.split(","):
+    for part in base.split(","):
         name, sign, value = part.strip().partition("=")
         if not sign:
             raise ConfigError(
-                f"{where} is {text!r}, which no setting is called{did_you_mean(text, names)}. Expected one of "
+                f"--base is {base!r}, which no setting is called{did_you_mean(base, names)}. Expected one of "
                 f"{_some(names)}, or values such as alpha=1,rho=0."
             )
         name = name.strip().replace("-", "_")
-        values[name] = _value(name, value.strip(), where)
+        values[name] = _value(name, value.strip(), "--base")
     return values
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings import EngineSettings, setting
+from affcache.settings import STORE_TEXT, EngineSettings, setting
 from affcache.training.settings import TrainingSettings
 
 
@@ -29,9 +29,7 @@ class AblateSettings(TrainingSettings, EngineSettings):
         "What others are compared with: a name, or values, alpha=1,rho=0.",
         default_text="the defaults, or the first",
     )
-    store: tuple[Path, ...] = setting(
-        (), "The embedding store; several are compared.", default_text="data/features/<model>-<pretrained>.h5"
-    )
+    store: tuple[Path, ...] = setting((), "The embedding store; several are compared.", default_text=STORE_TEXT)
     out: Path | None = setting(
         None,
         "Folder to write; what is finished in it is kept and skipped.",
@@ -52,8 +50,7 @@ class AblateSettings(TrainingSettings, EngineSettings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("seeds", 1)
-        if not 0 < self.held_out < 1:
-            yield f"--held-out is {self.held_out}; expected more than 0 and less than 1."
+        yield from self.expect("seeds", at_least=1)
+        yield from self.expect("held_out", more_than=0, less_than=1)
         if self.preset != "none" and self.list is not None:
             yield "--preset and --list are both given; expected one of them, with as many --vary as you like."

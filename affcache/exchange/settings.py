@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings import Settings, setting
-
-DEFAULT_STORE = "data/features/<model>-<pretrained>.h5"
+from affcache.settings import STORE_TEXT, Settings, setting
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class ImportSettings(Settings):
         "List of frames, path<TAB>label, of each HDF5 file, in the order of the files; may be given several times.",
         default_text="none",
     )
-    store: Path | None = setting(None, "The embedding store to make.", default_text=DEFAULT_STORE)
+    store: Path | None = setting(None, "The embedding store to make.", default_text=STORE_TEXT)
     model: str | None = setting(
         None, "Encoder that made the embeddings, as open_clip names it.", default_text="what an export says, or unknown"
     )
@@ -33,7 +31,7 @@ class ImportSettings(Settings):
 class ExportSettings(Settings):
     """Write the embeddings of a store, with their frames and provenance, for other tools."""
 
-    store: Path | None = setting(None, "The embedding store to export.", default_text=DEFAULT_STORE)
+    store: Path | None = setting(None, "The embedding store to export.", default_text=STORE_TEXT)
     format: str = setting(
         "npy",
         "What to write: npy is a folder, the others are one file.",

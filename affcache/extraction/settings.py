@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings import CROPS, MODEL, PRETRAINED, EngineSettings, Settings, setting
+from affcache.settings import CROPS, CROPS_TEXT, MODEL, PRETRAINED, STORE_TEXT, EngineSettings, Settings, setting
 
 
 @dataclass(frozen=True)
@@ -14,16 +14,14 @@ class EncodingSettings(Settings):
     crops: tuple[Path, ...] = setting(
         CROPS,
         "Folder that holds one folder of crops per video, or a .zip or .tar of it; may be given several times over.",
-        default_text="data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it",
+        default_text=CROPS_TEXT,
     )
     crop_list: Path | None = setting(
         None,
         "Encode only the crops that this text file names, a path a line; s-Aff-Wild2's label files serve as they are.",
         default_text="every crop found",
     )
-    store: Path | None = setting(
-        None, "The embedding store to make or to continue.", default_text="data/features/<model>-<pretrained>.h5"
-    )
+    store: Path | None = setting(None, "The embedding store to make or to continue.", default_text=STORE_TEXT)
     model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
     pretrained: str = setting(PRETRAINED, "Pretrained tag, checkpoint file, or random:SEED for seeded random weights.")
     activation: str = setting(
@@ -53,8 +51,7 @@ class EncodingSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("batch_size", 1)
-        yield from self.at_least("workers", 1)
+        yield from self.expect("batch_size", "workers", at_least=1)
         if not self.crops:
             yield "--crops is empty; expected at least one folder."
 

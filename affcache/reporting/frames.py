@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,9 @@ from affcache.errors import InputError
 from affcache.files import drawing
 from affcache.reporting.page import inline_figure
 from affcache.scoring.figures import score_figures
-from affcache.scoring.predict import Predictions, TrainedRun
+from affcache.scoring.predict import TrainedRun
 from affcache.scoring.score import Scored
 from affcache.tasks.annotations import JoinedLabels
-from affcache.tasks.metrics import Scores
 from affcache.tasks.tasks import Task
 from affcache.training.risk import tail_size
 
@@ -39,8 +38,7 @@ class ReportContext:
     run: TrainedRun
     split: str
     joined: JoinedLabels
-    scored: Scored
-    scores: Scores  # with intervals
+    scored: Scored  # with intervals
     losses: npt.NDArray[np.float64]  # (n,) the mean of a frame's units or values where it has several
     crops: tuple[Path, ...]
 
@@ -76,14 +74,32 @@ class ReportContext:
 
     @cached_property
     def pictures(self) -> dict[int, str]:
-        """Data URIs of the crops of the frames to show, where they are found."""
-        return find_pictures(self.crops, self.scored.predictions, [*self.hardest, *self.suspicious])
+        """Small pictures of the frames to show, as data URIs by position; crops that aren't found are left out."""
+        chosen, there = [*self.hardest, *self.suspicious], [root for root in self.crops if root.exists()]
+        if not there or not chosen:
+            return {}
+        try:
+            crops = find_crops(there)
+        except InputError:  # nothing in it
+            return {}
+        index_of = {name: index for index, name in enumerate(crops.video_names)}
+        videos, numbers = self.frame_names
+        pictures = {}
+        for position in chosen:
+            index = index_of.get(self.run.store.video_names[videos[position]])
+            if index is None:
+                continue
+            first, last = crops.video_start[index : index + 2]
+            for row in first + np.flatnonzero(crops.frame_number[first:last] == numbers[position]):  # one, or none
+                with suppress(OSError, UnreadableCropError):
+                    pictures[position] = small_picture(decode_crop(crops.read(row)).pixels)
+        return pictures
 
     @cached_property
     def figures(self) -> dict[str, str]:
         """The figures of ``score --figures``, by name, as elements of the page."""
         with drawing():
-            drawn = score_figures(self.task, self.scores, *self.said, self.run.folder.read_history())
+            drawn = score_figures(self.task, self.scored.scores, *self.said, self.run.folder.read_history())
             return {name: inline_figure(figure) for name, figure in drawn.items()}
 
 
@@ -127,38 +143,9 @@ def classes_of(task: Task, label: Any) -> tuple[str, ...]:
     return tuple(name for name, present in zip(task.classes, label, strict=True) if present) or ("none",)
 
 
-def find_pictures(roots: Sequence[Path], given: Predictions, chosen: Sequence[int]) -> dict[int, str]:
-    """Return small pictures of chosen frames' crops as data URIs, by position; those that aren't found are left out.
-
-    Args:
-        roots: folders or archives of crops, as ``extract`` takes them; those that aren't there are passed over.
-        given: which frames there are.
-        chosen: positions among them.
-    """
-    there = [root for root in roots if root.exists()]
-    if not there or not len(chosen):
-        return {}
-    try:
-        crops = find_crops(there)
-    except InputError:  # nothing in it
-        return {}
-    video_of = {name: video for video, name in enumerate(crops.video_names)}
-    names, videos, numbers = given.store.video_names, given.videos, given.frame_numbers
-    pictures = {}
-    for position in chosen:
-        video = video_of.get(names[videos[position]])
-        if video is None:
-            continue
-        first, last = int(crops.video_start[video]), int(crops.video_start[video + 1])
-        row = first + int(np.searchsorted(crops.frame_number[first:last], numbers[position]))
-        if row == last or crops.frame_number[row] != numbers[position]:
-            continue
-        try:
-            image = Image.fromarray(decode_crop(crops.read(row)).pixels)
-        except (OSError, UnreadableCropError):
-            continue
-        image.thumbnail((SIDE, SIDE))
-        small = io.BytesIO()
-        image.save(small, "JPEG", quality=QUALITY)
-        pictures[position] = "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
-    return pictures
+def small_picture(pixels: npt.NDArray[np.uint8]) -> str:
+    """Return pixels (height, width, 3) as a data URI of a JPEG, made smaller where they are many."""
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    image.save(file, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

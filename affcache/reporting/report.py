@@ -38,9 +38,8 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     """
     (run,), annotations, joined = open_split(settings, [settings.run] if settings.run else [], listener)
     scored = score_frames(settings, [run], annotations, joined, listener)
-    scores = scored.with_intervals()
     losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
-    context = ReportContext(run, settings.split, joined, scored, scores, losses, settings.crops)
+    context = ReportContext(run, settings.split, joined, scored, losses, settings.crops)
     if not context.pictures:
         listener.warning("No crops were found to show beside the frames. Say where they are with --crops DIR.")
     sections = {heading: html for heading, panel in PANELS.items() if (html := panel(context))}

@@ -3,18 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.scoring.settings import SplitSettings
-from affcache.settings import CROPS, setting
+from affcache.scoring.settings import NEWEST, SplitSettings
+from affcache.settings import CROPS, CROPS_TEXT, setting
 
 
 @dataclass(frozen=True)
 class ReportSettings(SplitSettings):
     """Write a run's report: one HTML file with scores, curves, timelines and the hardest frames."""
 
-    run: Path | None = setting(None, "Run folder to report on.", default_text="the newest one under runs/")
+    run: Path | None = setting(None, "Run folder to report on.", default_text=NEWEST)
     crops: tuple[Path, ...] = setting(
-        CROPS,
-        "Folder or archive of crops, to show frames from; may be given several times.",
-        default_text="data/Aff-Wild2/cropped_aligned and cropped_aligned_new_50_vids beside it",
+        CROPS, "Folder or archive of crops, to show frames from; may be given several times.", default_text=CROPS_TEXT
     )
     out: Path | None = setting(None, "File to write.", default_text="report.html in the run folder")

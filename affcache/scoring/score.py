@@ -74,23 +74,13 @@ class Scored:
     rule: DecisionRule
     probabilities: npt.NDArray[Any]  # (n, C), by the rule
     decided: npt.NDArray[Any]
-    scores: Scores
+    scores: Scores  # with intervals over videos
     statistics: Table  # (G, C, S) of the videos
 
     @property
     def losses(self) -> torch.Tensor:
         """The loss of each frame (n,), or of its units or values (n, C)."""
         return self.task.losses(self.predictions.logits, torch.from_numpy(self.joined.labels))
-
-    def with_intervals(self) -> Scores:
-        """Return the scores with intervals over videos, where enough videos have a class for one."""
-        each = [metric_interval(self.task, [self.statistics], outputs=[output]) for output in range(self.task.outputs)]
-        present = self.task.videos_of_outputs(self.statistics).nonzero()[0].tolist()
-        return self.scores.with_intervals(
-            metric_interval(self.task, [self.statistics]),
-            each,
-            metric_interval(self.task, [self.statistics], outputs=present) if len(present) < len(each) else None,
-        )
 
 
 @command(ScoreSettings)
@@ -117,12 +107,11 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         theirs = score_frames(settings, [other], annotations, joined, listener)
         found = metric_interval(task, [scored.statistics], [theirs.statistics])
         against = {"run": str(other.folder.path), "value": theirs.scores.value, "difference": found.to_json()}
-    scores = scored.with_intervals()
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
         with drawing():
-            figures = save_figures(settings.figures, score_figures(task, scores, *given, history))
+            figures = save_figures(settings.figures, score_figures(task, scored.scores, *given, history))
     losses = scored.losses
     out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
     result = ScoreResult(
@@ -133,7 +122,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         epoch=first.epoch,
         frames=len(joined),
         account=joined.account,
-        scores=scores,
+        scores=scored.scores,
         loss=float(losses.mean()),
         cvar=float(cvar(losses, first.settings.alpha)),
         alpha=first.settings.alpha,
@@ -185,8 +174,16 @@ def score_frames(
     decided = rule.decide(probabilities, task)
     names, group = group_frames(store, joined)
     statistics = task.sums_by_video(joined.labels, decided, group, len(names))
-    scores = task.score(joined.labels, decided)
+    scores = with_intervals(task, task.score(joined.labels, decided), statistics)
     return Scored(task, joined, predictions, rule, probabilities, decided, scores, statistics)
+
+
+def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:
+    """Return scores with intervals over videos (G, C, S), where enough of these have a class for one."""
+    each = [metric_interval(task, [statistics], outputs=[output]) for output in range(task.outputs)]
+    present = task.videos_of_outputs(statistics).nonzero()[0].tolist()
+    of_present = metric_interval(task, [statistics], outputs=present) if len(present) < len(each) else None
+    return scores.with_intervals(metric_interval(task, [statistics]), each, of_present)
 
 
 def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:

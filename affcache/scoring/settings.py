@@ -6,6 +6,9 @@ from pathlib import Path
 
 from affcache.settings import Settings, setting
 
+NEWEST = "the newest one under runs/"
+TRAINED_ON = "the one the run was trained on"
+
 
 @dataclass(frozen=True)
 class PredictionSettings(Settings):
@@ -52,10 +55,8 @@ class SplitSettings(PredictionSettings):
     """Which labelled frames heads are scored on."""
 
     split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
-    store: Path | None = setting(None, "The embedding store.", default_text="the one the run was trained on")
-    annotations: Path | None = setting(
-        None, "Folder with the label files.", default_text="the one the run was trained on"
-    )
+    store: Path | None = setting(None, "The embedding store.", default_text=TRAINED_ON)
+    annotations: Path | None = setting(None, "Folder with the label files.", default_text=TRAINED_ON)
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ class ScoreSettings(SplitSettings):
     """Score a run on a split, or several runs whose probabilities are averaged."""
 
     run: tuple[Path, ...] = setting(
-        (),
-        "Run folders to score; the probabilities of several are averaged.",
-        default_text="the newest one under runs/",
+        (), "Run folders to score; the probabilities of several are averaged.", default_text=NEWEST
     )
     against: Path | None = setting(None, "Run to compare with on the same frames.", default_text="none")
     figures: Path | None = setting(None, "Folder for pictures, PNG and SVG.", default_text="none")

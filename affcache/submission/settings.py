@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.scoring.settings import PredictionSettings
+from affcache.scoring.settings import NEWEST, PredictionSettings
 from affcache.settings import setting
 
 
@@ -12,9 +12,7 @@ class SubmitSettings(PredictionSettings):
     """Write a challenge's submission file: a prediction for every line of the organisers' template."""
 
     run: tuple[Path, ...] = setting(
-        (),
-        "Run folders to predict with; the probabilities of several are averaged.",
-        default_text="the newest one under runs/",
+        (), "Run folders to predict with; the probabilities of several are averaged.", default_text=NEWEST
     )
     template: Path | None = setting(None, "The organisers' list of frames.", default_text="none")
     frames: Path | None = setting(None, "Instead of a template: a list of videos, video,count.", default_text="none")

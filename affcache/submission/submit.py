@@ -1,6 +1,7 @@
 """A submission as a whole: runs predict a test set's crops, gaps are filled, and the file is written and checked."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from affcache.submission.settings import SubmitSettings
 from affcache.tasks.tasks import Task
 
 LOCATION = "image_location"
+Frame = tuple[str, str, int]  # where it lies, its video, and its number there
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def read_template(path: Path) -> Template:
     Raises:
         InputError: the file can't be read, has no frame, a line is none, or a frame comes twice.
     """
-    locations, videos, numbers, columns = list[str](), list[str](), list[int](), tuple[str, ...]()
+    frames, columns = list[Frame](), tuple[str, ...]()
     for position, line in enumerate(_lines(path), start=1):
         location = line.partition(",")[0].strip()
         if position == 1 and (location == LOCATION or "/" not in location):
@@ -54,10 +56,8 @@ def read_template(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
                 "the first comma, as in the organisers' templates. Correct that line."
             ) from None
-        locations.append(location)
-        videos.append(video)
-        numbers.append(number)
-    return _template(path, locations, videos, numbers, columns)
+        frames.append((location, video, number))
+    return _template(path, frames, columns)
 
 
 def require_template_of(template: Template, task: Task) -> None:
@@ -80,7 +80,7 @@ def read_frame_counts(path: Path) -> Template:
     Raises:
         InputError: the file can't be read, has no video, or a line isn't of that form.
     """
-    locations, videos, numbers = list[str](), list[str](), list[int]()
+    frames = list[Frame]()
     for position, line in enumerate(_lines(path), start=1):
         video, _, count = (part.strip() for part in line.replace("\t", ",").rpartition(","))
         if not video or not (count.isascii() and count.isdigit()):
@@ -90,11 +90,8 @@ def read_frame_counts(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
                 "Correct that line."
             )
-        every = range(1, int(count) + 1)
-        locations += [f"{video}/{number:05d}.jpg" for number in every]
-        videos += [video] * len(every)
-        numbers += every
-    return _template(path, locations, videos, numbers)
+        frames += [(f"{video}/{number:05d}.jpg", video, number) for number in range(1, int(count) + 1)]
+    return _template(path, frames)
 
 
 def write_submission(path: Path, template: Template, decided: npt.NDArray[Any], task: Task) -> None:
@@ -112,11 +109,9 @@ def check_submission(path: Path, template: Template, task: Task) -> None:
     Raises:
         InputError: another header, count of lines or order; a value that is missing or out of range.
     """
-    header, *lines = path.read_text(encoding="utf-8").split("\n")
+    header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if header != f"{LOCATION},{task.header}":
         raise InputError(f"{path} has the header {header[:80]!r}. Expected '{LOCATION},{task.header}'.")
-    if lines and lines[-1] == "":
-        lines.pop()
     if len(lines) != len(template):
         raise InputError(
             f"{path} has {len(lines):,} lines after the header. Expected the template's {len(template):,}."
@@ -141,16 +136,15 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: {error}. Expected a text file, a frame or a video a line.") from None
-    return text.rstrip().splitlines() if text.strip() else []
+    return text.rstrip().splitlines()
 
 
-def _template(
-    path: Path, locations: list[str], videos: list[str], numbers: list[int], columns: tuple[str, ...] = ()
-) -> Template:
-    if not locations:
+def _template(path: Path, frames: Sequence[Frame], columns: tuple[str, ...] = ()) -> Template:
+    if not frames:
         raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
-    if len(set(locations)) < len(locations):
-        twice = Counter(locations).most_common(1)[0][0]
+    locations, videos, numbers = map(list, zip(*frames, strict=True))
+    twice, times = Counter(locations).most_common(1)[0]
+    if times > 1:
         raise InputError(f"{path} names {twice} twice. Expected every frame once. Remove the second line.")
     return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affcache.errors import ConfigError
-from affcache.settings import ANNOTATIONS, Settings, flag, setting
+from affcache.settings import ANNOTATIONS, STORE_TEXT, Settings, flag, setting
 from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
 
 if TYPE_CHECKING:  # tasks load torch
@@ -76,28 +76,18 @@ class TrainingSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        for name in ("epochs", "hidden_width", "stride"):
-            yield from self.at_least(name, 1)
-        yield from self.at_least("batch_size", 2)  # BatchNorm needs two frames
-        yield from self.at_least("frames_per_epoch", 2)
-        for name in ("lr", "memory"):
-            yield from self.at_least(name, 0, excluded=True)
-        yield from self.at_least("lr_half_period", 0, excluded=True)
-        for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers"):
-            yield from self.at_least(name, 0)
-        if not 0 < self.alpha <= 1:
-            yield f"--alpha is {self.alpha}; expected more than 0 and at most 1."
-        if not 0 <= self.dropout < 1:
-            yield f"--dropout is {self.dropout}; expected at least 0 and less than 1."
-        for name in ("logit_adjustment", "auc_margin"):
-            yield from self.at_least(name, 0)
+        yield from self.expect("epochs", "hidden_width", "stride", at_least=1)
+        yield from self.expect("batch_size", "frames_per_epoch", at_least=2)  # BatchNorm needs two frames
+        yield from self.expect("lr", "memory", "lr_half_period", more_than=0)
+        yield from self.expect("lr_minimum", "weight_decay", "rho", "hidden_layers", at_least=0)
+        yield from self.expect("alpha", more_than=0, at_most=1)
+        yield from self.expect("dropout", at_least=0, less_than=1)
+        yield from self.expect("logit_adjustment", "auc_margin", at_least=0)
         for name, knob in KNOBS.items():
             if not knob.allows(getattr(self, name)):
                 yield f"{flag(name)} is {getattr(self, name)}; expected {knob.span}."
-        yield from self.at_least("clip_norm", 0, excluded=True)
-        for name in ("auc_weight", "ccc_weight"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{flag(name)} is {getattr(self, name)}; expected at least 0 and less than 1."
+        yield from self.expect("clip_norm", more_than=0)
+        yield from self.expect("auc_weight", "ccc_weight", at_least=0, less_than=1)
         if self.cvar_within != "batch" and (self.cvar_level == "set" or self.class_weights != "none"):
             yield "--cvar-within goes with neither --cvar-level set nor --class-weights; expected one of the three."
 
@@ -142,7 +132,7 @@ class TrainingSettings(Settings):
 class FitSettings(TrainingSettings):
     """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
 
-    store: Path | None = setting(None, "The embedding store.", default_text="data/features/<model>-<pretrained>.h5")
+    store: Path | None = setting(None, "The embedding store.", default_text=STORE_TEXT)
     run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
     resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
     seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
@@ -152,8 +142,7 @@ class FitSettings(TrainingSettings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.at_least("seed", 0)
-        if not 0 <= self.held_out < 1:
-            yield f"--held-out is {self.held_out}; expected at least 0 and less than 1."
+        yield from self.expect("seed", at_least=0)
+        yield from self.expect("held_out", at_least=0, less_than=1)
         if self.resume and self.run is None:
             yield "--resume doesn't say which run to continue; expected --run DIR with it."

@@ -20,6 +20,6 @@ def published_figures(context: ReportContext) -> str | None:
     if not entries or context.split != "validation" or len(context.joined) < AFF_WILD2:
         return None
     known = [(one["value"], one["method"], "yes" if one["frame_by_frame"] else "no", one["known"]) for one in entries]
-    known.append((context.scores.value, "this run, on its own data", "", "measured here"))
+    known.append((context.scored.scores.value, "this run, on its own data", "", "measured here"))
     rows = [[method, f"{value:.3f}", *rest] for value, method, *rest in sorted(known, key=lambda row: row[0])]
     return WORDS + table(["method", metric_name(context.task.metric), "frame by frame", "how known"], rows)

@@ -12,7 +12,7 @@ NOTICE = '<p class="notice">{}</p>'
 
 def headline(context: ReportContext) -> str:
     """Return the metric with its interval, and what has to be known of it."""
-    run, scores, rule = context.run, context.scores, context.scored.rule
+    run, scores, rule = context.run, context.scored.scores, context.scored.rule
     few = without_interval(run.task, context.scored.statistics)
     interval = "95 % {:.3f} to {:.3f}, over videos".format(*scores.interval) if scores.interval else "no interval"
     words = [

@@ -8,7 +8,7 @@ OF_DECISIONS = ("classes", "confusion")
 
 def scores(context: ReportContext) -> str:
     """Return the table of classes, and what was decided in figures."""
-    classes = context.scores.classes
+    classes = context.scored.scores.classes
     columns = list(classes[0].values)
     rows = [
         [

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
@@ -246,7 +246,7 @@ class AblateResult:
                 "values": dict(row.variant.values),
                 "store": str(row.variant.store),
                 **{name: getattr(row, name) for name in names},
-                "difference": asdict(row.difference) if row.difference else None,
+                "difference": row.difference.to_json() if row.difference else None,
             }
             for row in self.rows
         ]

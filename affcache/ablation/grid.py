@@ -17,7 +17,7 @@ from affcache.tasks.tasks import find_task
 from affcache.training.learner import find_head
 from affcache.training.settings import FitSettings, TrainingSettings
 
-NOT_VARIED = ("annotations", "device", "memory")
+NOT_VARIED = ("annotations", "device", "memory")  # where and how it is computed, not what
 WHY_NOT = {
     "seed": "seeds are varied by --seeds K",
     "store": "stores are varied by several --store FILE",

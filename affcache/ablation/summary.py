@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from affcache.ablation.grid import Variant
+from affcache.ablation.grid import NOT_VARIED, Variant
 from affcache.errors import StoreError
 from affcache.files import Tensors, read_tensors, write_json, write_tensors, write_text
 from affcache.scoring.intervals import metric_interval
@@ -23,7 +23,6 @@ from affcache.training.settings import FitSettings
 RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
 STATISTICS = "videos.safetensors"
 FEW_SEEDS = 3  # with fewer, an interval says little of what seeds do
-MACHINE_SETTINGS = ("annotations", "device", "memory")  # where and how it is computed, not what
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Trial:
         """Name a trial by everything that decides its result, so that it is found again in whatever grid it stands."""
         store, labels = splits.description["store"], splits.description["labels"]
         identity = {
-            "settings": {name: v for name, v in settings_to_json(settings).items() if name not in MACHINE_SETTINGS},
+            "settings": {name: v for name, v in settings_to_json(settings).items() if name not in NOT_VARIED},
             "store": store["fingerprint"],
             "encoder": store["encoder_fingerprint"],
             "labels": {name: of["sha256"] for name, of in {"selection": labels["validation"], **labels}.items()},

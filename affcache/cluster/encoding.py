@@ -29,7 +29,7 @@ from affcache.crops.crop_list import CropList
 from affcache.encoders.encoder import Weights
 from affcache.encoders.loading import load_weights
 from affcache.errors import AffcacheError, ConfigError, InputError, first_line
-from affcache.extraction.pipeline import Encoded, Engine, ExtractionStats, bottleneck, consecutive_batches, shares_text
+from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats, bottleneck, consecutive_batches
 from affcache.extraction.settings import ExtractSettings
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS, Rows
@@ -95,7 +95,7 @@ class ShardQueue:
 
 
 @dataclass
-class ClusterEncoding:
+class ClusterEncoding(Encoding):
     """Crops of one view, being encoded by a pool of workers."""
 
     pool: WorkerPool
@@ -167,7 +167,6 @@ class ClusterEncoding:
         return None
 
     def bottleneck(self) -> str:
-        """Return one sentence on what holds the run up and which flag to turn."""
         size, precision = self.pool.size, str(self.pool.description["precision"])
         cores = max(size.workers, size.cores)
         return bottleneck(
@@ -175,11 +174,10 @@ class ClusterEncoding:
         )
 
     def note(self) -> str:
-        """Return how it stands, in a few words."""
         present = [worker.joined for worker in self.pool.present if worker.joined]
         nodes = len({joined.node_id for joined in present})
         where = f"{counted(len(present), 'worker')} on {counted(nodes, 'node')}"
-        return f"{where}; {shares_text(self.stats.shares())}; {self.bottleneck().partition(' ')[0]}"
+        return f"{where}; {super().note()}"
 
 
 def consecutive_runs(rows: Rows, encoded: Encoded) -> Iterator[tuple[Rows, Encoded]]:
@@ -212,7 +210,8 @@ def opened_engine(
     listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
     weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
     crops = crops.absolute()
-    with connected(settings.ray_address, 2 * bytes_of(weights) + ROOM_FOR_REPLIES, listener) as ray:
+    held = sum(tensor.nbytes for tensor in chain(weights.tower.parameters(), weights.tower.buffers()))
+    with connected(settings.ray_address, 2 * held + ROOM_FOR_REPLIES, listener) as ray:
         nodes = living_nodes(ray)
         size = worker_size(nodes, settings.device, settings.actors, settings.workers)
         sample = CropSample.of(crops)
@@ -225,11 +224,6 @@ def opened_engine(
             yield Engine(pool.description, partial(ClusterEncoding, pool), pool.facts)
         finally:
             pool.close()
-
-
-def bytes_of(weights: Weights) -> int:
-    """Return how much memory an image tower takes."""
-    return sum(tensor.nbytes for tensor in chain(weights.tower.parameters(), weights.tower.buffers()))
 
 
 def share_weights(weights: Weights) -> Weights:

@@ -64,8 +64,6 @@ def video_interval(each: Table, without: Table, limits: Bounds | None = None) ->
     """
     plain = Interval(float(each.mean()))
     seeds, videos = without.shape
-    if videos < FEWEST_VIDEOS:
-        return plain
     value, others = _scaled(each.mean(), limits), _scaled(without.mean(axis=0), limits)  # (), (G,)
     influences = videos * value - (videos - 1) * others  # (G,)
     corrected = influences.mean()

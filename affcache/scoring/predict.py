@@ -52,9 +52,9 @@ class TrainedRun:
         task, settings = find_task(config["task"]), settings_from_json(config["settings"])
         opened = _open_store(store, config["store"], folder)
         head, epoch = _load_head(folder, settings, opened.width, task)
-        if settings.head != "ridge" and folder.finished_epochs() < settings.epochs:
+        if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
             listener.warning(
-                f"run {folder.path} is unfinished: {folder.finished_epochs()} of {settings.epochs} epochs. Finish it "
+                f"run {folder.path} is unfinished: {done} of {settings.epochs} epochs. Finish it "
                 f"with 'affcache fit --run {folder.path} --resume' and the settings it began with."
             )
         return cls(folder, config, task, settings, opened, head.to(where).eval(), epoch, where)

@@ -212,8 +212,8 @@ def _units_dropped_alike(plain: PlainLearner, fast: Learner) -> Iterator[None]:
         for _ in range(2)
         for layer in dropout.draw(shape.layers, shape.width, TRIED_FRAMES, copies)
     )
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, _: inputs[0] * next(kept) / (1 - _rounded(module.p)))
+    hooks = [  # of a probability in 1 / 65536, as the fast heads have it
+        module.register_forward_hook(lambda of, inputs, _: inputs[0] * next(kept) / (1 - round(of.p * 65536) / 65536))
         for module in plain.heads[0].modules()
         if isinstance(module, nn.Dropout) and module.p
     ]
@@ -222,11 +222,6 @@ def _units_dropped_alike(plain: PlainLearner, fast: Learner) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _rounded(probability: float) -> float:
-    """Return a probability as the fast heads have it, in 1 / 65536."""
-    return round(probability * 65536) / 65536
 
 
 def _cost(

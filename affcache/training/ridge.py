@@ -63,19 +63,27 @@ class RidgePath:
         """Read the frames once.
 
         Args:
-            blocks: embeddings (B, width), one block after the other, of any float type, on one device.
+            blocks: finite embeddings (B, width), one block after the other, of any float type, on one device.
             width: D.
-            targets: float tensor (n, C), what the head is to give.
-            weights: float tensor (n,), each at least 0, in any scale.
+            targets: finite float tensor (n, C), what the head is to give.
+            weights: finite float tensor (n,), each at least 0, in any scale.
             normalize: "none", or "l2" to scale each embedding to length 1 first.
 
         Raises:
-            InputError: an embedding is not finite, or fewer than two frames have a weight.
-            ValueError: shapes don't fit, targets or weights are not finite, a weight is negative, an unknown normalize.
+            InputError: fewer than two frames have a weight.
         """
-        _check(targets, weights, normalize)
+        if (weighed := int(weights.count_nonzero())) < 2:
+            raise InputError(
+                f"A ridge head needs at least 2 frames with a label, and there are {weighed}. Expected the training "
+                "split. Check that --annotations and the store are of the same videos."
+            )
         moments = _Moments(width, targets.shape[1])
-        for rows, x in _finite_blocks(blocks, len(targets), normalize):
+        start = 0
+        for block in blocks:
+            x, rows = _float64(block, block.device), slice(start, start + len(block))  # (B, D)
+            start = rows.stop
+            if normalize == "l2":
+                x /= x.norm(dim=1, keepdim=True).clamp(min=SHORTEST)
             moments.add(x, _float64(targets[rows], x.device), _float64(weights[rows], x.device))
         variance = moments.scatter.diagonal() / moments.weight  # (D,)
         deviation = variance.sqrt()
@@ -154,48 +162,9 @@ class _Moments:
         self.weight = total
 
 
-def _finite_blocks(blocks: Iterable[torch.Tensor], frames: int, normalize: str) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield rows and their float64 embeddings (B, D), which may be overwritten; InputError if some are not finite."""
-    broken, first, start = 0, -1, 0
-    for block in blocks:
-        rows = slice(start, start + len(block))
-        x = _float64(block, block.device)  # (B, D)
-        wrong = (~x.sum(dim=1).isfinite()).nonzero()  # (rows not finite, 1); a sum hides no inf and no nan
-        if len(wrong) and not broken:
-            first = start + int(wrong[0])
-        broken += len(wrong)
-        start = rows.stop
-        if broken:
-            continue  # only to count the others
-        if normalize == "l2":
-            x /= x.norm(dim=1, keepdim=True).clamp(min=SHORTEST)
-        yield rows, x
-    if broken:
-        raise InputError(
-            f"{broken} of {frames} embeddings hold nan or inf, first row {first}. Expected finite numbers. "
-            "Extract or import the embeddings again."
-        )
-
-
 def _float64(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a float64 copy on a device, which may be overwritten."""
     return values.to(device, torch.float64, copy=True)
-
-
-def _check(targets: torch.Tensor, weights: torch.Tensor, normalize: str) -> None:
-    """Raise on what ``RidgePath.from_blocks`` can't work with, as far as it shows without reading embeddings."""
-    if targets.ndim != 2 or weights.shape != (len(targets),):
-        shapes = tuple(targets.shape), tuple(weights.shape)
-        raise ValueError(f"targets and weights of shapes {shapes}; expected (n, C) and (n,)")
-    if not (targets.isfinite().all() and weights.isfinite().all() and (weights >= 0).all()):
-        raise ValueError("targets or weights that are not finite, or weights below 0; expected finite numbers")
-    if normalize not in ("none", "l2"):
-        raise ValueError(f"normalize is {normalize!r}; expected 'none' or 'l2'")
-    if (weighed := int(weights.count_nonzero())) < 2:
-        raise InputError(
-            f"A ridge head needs at least 2 frames with a label, and there are {weighed}. Expected the training split. "
-            "Check that --annotations and the store are of the same videos."
-        )
 
 
 class Ridge:

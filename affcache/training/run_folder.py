@@ -54,12 +54,10 @@ class RunFolder:
         """Return where a file of scores goes: the plain name for validation, with the split's name for others."""
         return path if split == "validation" else path.with_name(f"{path.stem}-{split}{path.suffix}")
 
-    def finished_epochs(self) -> int:
-        """Count the epochs in the history."""
-        return len(self.history.read_text(encoding="utf-8").splitlines()) if self.history.exists() else 0
-
     def read_history(self) -> list[dict[str, Any]]:
-        """Return the lines of the history."""
+        """Return the lines of the history, one for each finished epoch."""
+        if not self.history.exists():
+            return []
         return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
 
     def append_history(self, entry: dict[str, Any]) -> None:

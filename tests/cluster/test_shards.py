@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from affcache.ablation.settings import AblateSettings
 from affcache.cluster import encoding as encoding_module
 from affcache.cluster.connection import Node, largest_share, require_ray, worker_size
-from affcache.cluster.encoding import MOST_LOSSES, ShardQueue, bytes_of, consecutive_runs, share_weights
+from affcache.cluster.encoding import MOST_LOSSES, ShardQueue, consecutive_runs, share_weights
 from affcache.cluster.worker import CropSample
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import encoder_of, load_encoder, load_weights
@@ -137,12 +137,10 @@ def test_weights_travel_to_the_bit(tiny_encoder: str) -> None:
     crops = [np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(5)]
     expected = load_encoder(tiny_encoder, precision="fp32")
     weights = load_weights(tiny_encoder)
-    size = bytes_of(weights)
     travelled = copy.deepcopy(share_weights(weights))
     encoder = encoder_of(travelled, precision="fp32")
     assert encoder.description == expected.description
     assert encoder.encode(crops).numpy().tobytes() == expected.encode(crops).numpy().tobytes()
-    assert size == sum(p.numel() for p in expected.network.tower.parameters()) * 4
     assert all(not parameter.requires_grad for parameter in encoder.network.parameters())
     low = load_weights(tiny_encoder)
     low.tower.to(torch.bfloat16)  # which NumPy has no type for

@@ -224,19 +224,6 @@ def test_strengths_rise_in_half_decades_and_weights_shrink() -> None:
     assert sizes[-1] < 0.1 * sizes[0]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("block", [4, 1000])
-def test_embeddings_that_are_not_finite_are_counted_and_the_first_is_named(value: float, block: int) -> None:
-    embeddings, targets, _ = made_up()
-    embeddings = embeddings.half()
-    embeddings[17, 3] = value
-    embeddings[17, 4] = -value
-    embeddings[101, 0] = value
-    message = r"^2 of 200 embeddings hold nan or inf, first row 17\. Expected finite numbers\. Extract or import"
-    with pytest.raises(InputError, match=message):
-        path_of(embeddings, targets, block=block)
-
-
 @pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
 def test_fewer_than_two_frames_are_refused(weights: list[float]) -> None:
     embeddings, targets, _ = made_up(frames=3)
@@ -245,24 +232,6 @@ def test_fewer_than_two_frames_are_refused(weights: list[float]) -> None:
     for few in (0, 1):
         with pytest.raises(InputError, match=f"there are {few}"):
             path_of(embeddings[:few], targets[:few])
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"targets": torch.ones(5, 1)}, "expected .n, C. and .n,."),
-        ({"targets": torch.ones(4)}, "expected .n, C. and .n,."),
-        ({"weights": torch.ones(4, 1)}, "expected .n, C. and .n,."),
-        ({"targets": torch.tensor([[1.0], [0], [math.nan], [0]])}, "not finite"),
-        ({"weights": torch.tensor([1.0, math.inf, 1, 1])}, "not finite"),
-        ({"weights": torch.tensor([1.0, -1, 1, 1])}, "weights below 0"),
-        ({"normalize": "l1"}, "normalize is 'l1'; expected 'none' or 'l2'"),
-    ],
-)
-def test_what_does_not_fit_is_refused(changed: dict[str, object], message: str) -> None:
-    fitting: dict[str, object] = {"embeddings": torch.randn(4, 2), "targets": torch.ones(4, 1)}
-    with pytest.raises(ValueError, match=message):
-        path_of(**fitting | changed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strength", [0, -1, math.nan, math.inf])

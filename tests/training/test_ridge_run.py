@@ -5,21 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.linear_model import Ridge as PeerRidge
 from sklearn.preprocessing import StandardScaler
 
-from affcache.errors import ConfigError, InputError
+from affcache.errors import ConfigError
 from affcache.files import read_tensors
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
-from affcache.training.data import Frames
 from affcache.training.fit import fit
-from affcache.training.ridge import STRENGTHS, Ridge
+from affcache.training.ridge import STRENGTHS
 from affcache.training.run_folder import RunFolder
-from affcache.training.settings import FitSettings
 from tests.conftest import MakeData
 
 
@@ -96,10 +93,3 @@ def test_a_linear_head_is_one_layer_trained(learnable: MakeData, tmp_path: Path)
 def test_settings_that_task_or_head_have_no_use_for(wrong: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):  # before anything is read: there are no such files
         fit(**wrong, store=Path("no-store.h5"), annotations=Path("no-labels"), device="cpu")
-
-
-def test_nan_embeddings_are_refused() -> None:
-    frames = Frames(torch.full((4, 3), torch.nan), torch.tensor([0, 1, 2, 3]), torch.zeros(4, dtype=torch.int64))
-    run = Ridge(FitSettings(head="ridge"), TASKS["expr"], 3)
-    with pytest.raises(InputError, match="4 of 4 embeddings hold nan or inf"):
-        next(run.run(frames, frames))

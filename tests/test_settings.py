@@ -32,6 +32,7 @@ from affcache.training.settings import FitSettings
         (FitSettings, "lr", math.nan, "more than 0"),
         (FitSettings, "lr_half_period", 0.0, "more than 0"),
         (FitSettings, "lr_minimum", -1e-9, "at least 0"),
+        (FitSettings, "lr", 1e-6, "at least that"),
         (FitSettings, "weight_decay", -1, "at least 0"),
         (FitSettings, "rho", -0.1, "at least 0"),
         (FitSettings, "hidden_layers", -1, "at least 0"),

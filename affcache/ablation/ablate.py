@@ -198,7 +198,7 @@ class Ablation:
         """Warn of settings whose CVaR rests on a few losses a batch."""
         few = []
         for trial in self.trials[:: self.settings.seeds]:  # the first of each setting
-            recipe, tail = trial.settings, tail_of(trial.settings, trial.splits.task, len(trial.splits.train))
+            recipe, tail = trial.settings, tail_of(trial.settings, trial.splits)
             if recipe.alpha < 1 and recipe.cvar_level == recipe.cvar_within == "batch" and tail < SMALLEST_TAIL:
                 few.append(f"{trial.variant.name} ({tail:g})")
         if few:

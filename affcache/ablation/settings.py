@@ -40,7 +40,7 @@ class AblateSettings(TrainingSettings, EngineSettings):
         "Where epochs and settings are chosen: on validation, which is reported too, or on held-out training videos.",
         choices=("validation", "heldout"),
     )
-    held_out: float = setting(0.2, "Share of the training frames that --select heldout sets aside, in whole videos.")
+    held_out: float = setting(0.2, "Share of the training videos that --select heldout sets aside, by their names.")
     keep: str = setting(
         "best",
         "Whose heads are kept for affcache score: the best run's, all, or none.",

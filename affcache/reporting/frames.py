@@ -50,7 +50,7 @@ class ReportContext:
     @property
     def said(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Labels, (n,) class indices or (n, C); what was decided, likewise; and probabilities (n, C)."""
-        return self.joined.labels, self.scored.decided, self.scored.probabilities
+        return self.joined.labels, self.scored.decided, self.scored.predictions.probabilities
 
     @cached_property
     def frame_names(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import log_expit, log_softmax
 
 from affcache.errors import ConfigError
 from affcache.progress import Listener, Result
-from affcache.scoring.predict import Predictions, TrainedRun
+from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.settings import PredictionSettings
-from affcache.tasks.annotations import hold_out, join_labels
+from affcache.tasks.annotations import join_labels, of_videos
 from affcache.tasks.metrics import class_counts, f1_of_classes
 from affcache.tasks.tasks import Task
 
 BINS = 15
 Values = npt.NDArray[np.float64]
-TINY = 1e-12  # probabilities stay this far from 0 and 1
 Decided = npt.NDArray[np.int64]
 ROUNDS = 20  # over all classes, at most; it ends once none improves
 WIDTHS = (1, 3, 5, 9, 15, 25, 51, 101, 201)  # frame numbers in a window; 1 is none
@@ -69,35 +70,22 @@ def reliability(probabilities: npt.NDArray[Any], labels: npt.NDArray[Any], bins:
     return Reliability(mean_of(confidence), mean_of(so), count / max(len(confidence), 1))
 
 
-def with_temperature(probabilities: npt.NDArray[Any], temperature: float, *, exclusive: bool) -> Values:
-    """Return probabilities (n, C) as if logits had been divided by a temperature; above 1 they become less sure.
+def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[Any]) -> float:
+    """Return the temperature in [0.05, 20], by which logits are divided, with the smallest loss of the labels.
+
+    The loss is the mean negative log-likelihood (Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural
+    Networks, 2017).
 
     Args:
-        probabilities: float (n, C).
-        temperature: above 0.
-        exclusive: whether the C sum to 1 (classes) or each stands alone (units).
-    """
-    inside = np.clip(np.asarray(probabilities, np.float64), TINY, 1 - TINY)
-    if exclusive:
-        scaled = np.log(inside) / temperature
-        scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
-    return np.asarray(1 / (1 + np.exp(-(np.log(inside) - np.log1p(-inside)) / temperature)))
-
-
-def fit_temperature(probabilities: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    """Return the temperature in [0.05, 20] with the smallest negative log-likelihood of the labels.
-
-    Args:
-        probabilities: float (n, C).
+        logits: float64 (n, C).
         labels: int (n,) of class indices, or (n, C) of 0 and 1.
     """
-    exclusive = labels.ndim == 1
 
     def loss(log_temperature: float) -> float:
-        scaled = with_temperature(probabilities, float(np.exp(log_temperature)), exclusive=exclusive)
-        said = scaled[np.arange(len(labels)), labels] if exclusive else np.where(labels == 1, scaled, 1 - scaled)
-        return float(-np.log(np.maximum(said, TINY)).mean())
+        divided = logits / np.exp(log_temperature)
+        if labels.ndim == 1:
+            return float(-log_softmax(divided, axis=1)[np.arange(len(labels)), labels].mean())
+        return float(-log_expit(np.where(labels == 1, divided, -divided)).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))
@@ -195,19 +183,27 @@ class DecisionRule(Result):
     fitted_on: str | None = None  # which frames, in words
     optimistic: bool = False  # whether the frames that are reported are among them
 
-    def probabilities(self, given: Predictions, task: Task) -> npt.NDArray[Any]:
-        """Return the probabilities (n, C), smoothed and with the temperature; untouched where both are off."""
-        found = given.probabilities
+    def apply(self, given: Predictions, task: Task) -> Predictions:
+        """Return predictions smoothed over the frames given, and with the temperature; as they are where both are off.
+
+        Of the frames of a video all should be given, not only those with a label: a window is of frames as they follow.
+        """
         if self.smooth != "none" and self.width > 1:
-            found = smooth(found, given.videos, given.frame_numbers, self.width, self.smooth)
+            found = smooth(given.probabilities, given.videos, given.frame_numbers, self.width, self.smooth)
             if self.smooth == "median" and task.exclusive:
-                found = found / found.sum(axis=1, keepdims=True)
+                sums = found.sum(axis=1, keepdims=True)
+                if (sums == 0).any():  # a window in which no class is sure in most frames
+                    means = smooth(given.probabilities, given.videos, given.frame_numbers, self.width)
+                    found, sums = np.where(sums == 0, means, found), np.where(sums == 0, 1, sums)
+                found = found / sums
+            given = replace(given, probabilities=found, logits=task.logits(torch.from_numpy(found)))
         if self.temperature != 1:
-            found = with_temperature(found, self.temperature, exclusive=task.exclusive)
-        return found
+            logits = given.logits.double() / self.temperature
+            given = replace(given, probabilities=task.probabilities(logits).numpy(), logits=logits)
+        return given
 
     def decide(self, probabilities: npt.NDArray[Any], task: Task) -> Labels:
-        """Return decided labels, in the form of label files, from what ``probabilities`` returned."""
+        """Return decided labels, in the form of label files, from probabilities (n, C) of what ``apply`` returned."""
         if self.offsets is None:
             return task.decide(probabilities)
         if task.exclusive:
@@ -244,31 +240,36 @@ def find_rule(
     if settings.fit_on == "validation":
         joined, where = join_labels(store, annotations, task, "validation"), "validation"
     else:
-        share, where = _held_out_share(settings, runs), "held-out training videos"
-        _, joined = hold_out(store, join_labels(store, annotations, task, "train"), share)
-    given, labels = Predictions.of(runs, joined.rows, settings.views, listener), joined.labels
-    rule = replace(rule, fitted_on=where, optimistic=where == reported)
+        names, where = _held_out_videos(settings, runs), "held-out training videos"
+        joined = of_videos(store, join_labels(store, annotations, task, "train"), names)
+    rows, labels = rows_to_predict(store, joined.rows, settings.smooth), joined.labels
+    given = Predictions.of(runs, rows, settings.views, listener)
+    fitted_split = "validation" if settings.fit_on == "validation" else "train"
+    rule = replace(rule, fitted_on=where, optimistic=fitted_split == reported)
+
+    def by(rule: DecisionRule) -> Predictions:
+        return rule.apply(given, task).at(joined.rows)
 
     def metric(width: int) -> float:
         smoothed = replace(rule, width=width)
-        return task.score(labels, smoothed.decide(smoothed.probabilities(given, task), task)).value
+        return task.score(labels, smoothed.decide(by(smoothed).probabilities, task)).value
 
     if settings.smooth != "none" and settings.smooth_width is None:
         rule = replace(rule, width=max(WIDTHS, key=metric))  # the smallest of those that are equal
     if settings.calibrate:
-        rule = replace(rule, temperature=fit_temperature(rule.probabilities(given, task), labels))
+        rule = replace(rule, temperature=fit_temperature(by(rule).logits.double().numpy(), labels))
     if settings.decide == "fitted":
         fit = fit_class_biases if task.exclusive else fit_thresholds
-        rule = replace(rule, offsets=tuple(fit(rule.probabilities(given, task), labels).tolist()))
+        rule = replace(rule, offsets=tuple(fit(by(rule).probabilities, labels).tolist()))
     return rule
 
 
-def _held_out_share(settings: PredictionSettings, runs: Sequence[TrainedRun]) -> float:
-    """Return the share of the training frames that all runs held out; raises ConfigError where there is none."""
-    shares = {run.settings.held_out for run in runs}
-    if len(shares) == 1 and shares != {0.0}:
-        return shares.pop()
-    found = "trained on all training videos" if shares == {0.0} else "held out different shares of them"
+def _held_out_videos(settings: PredictionSettings, runs: Sequence[TrainedRun]) -> list[str]:
+    """Return the names of the training videos that all runs held out; raises ConfigError unless they are the same."""
+    each = [run.config["labels"]["train"].get("held_out_videos", []) for run in runs]
+    if each[0] and all(names == each[0] for names in each):
+        return list(each[0])
+    found = "held out different ones" if any(each) else "trained on all training videos"
     paths = ", ".join(str(run.folder.path) for run in runs)
     smoothed = settings.smooth != "none" and settings.smooth_width is None
     raise ConfigError(

@@ -1,7 +1,7 @@
 """A finished run opened to predict with: its head, its task, and a store that holds embeddings of its encoder."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.settings import RUNS
 from affcache.store.prefetch import read_ahead
-from affcache.store.reading import EmbeddingStore, Rows, differing_fields
+from affcache.store.reading import ENCODED, EmbeddingStore, Rows, differing_fields
 from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
 from affcache.training.learner import build_head
@@ -163,7 +163,12 @@ class Predictions:
     store: EmbeddingStore
     rows: Rows  # (n,) rising
     probabilities: npt.NDArray[Any]  # (n, C) float32, or float64 where several are averaged
-    logits: torch.Tensor  # (n, C) float32: the head's own, or those that averaged probabilities stand for
+    logits: torch.Tensor  # (n, C): the head's own in float32, or in float64 those that the probabilities stand for
+
+    def at(self, rows: Rows) -> "Predictions":
+        """Return the predictions of some of the rows, which rise."""
+        chosen = np.searchsorted(self.rows, rows)
+        return replace(self, rows=rows, probabilities=self.probabilities[chosen], logits=self.logits[chosen])
 
     @property
     def videos(self) -> npt.NDArray[np.int64]:
@@ -197,8 +202,17 @@ class Predictions:
         logits = [run.logits(rows, view, on_done) for run in runs for view in kinds]
         if len(logits) == 1:
             return cls(first.store, rows, first.task.probabilities(logits[0]).numpy(), logits[0])
-        averaged = torch.stack([first.task.probabilities(one).double() for one in logits]).mean(0)
-        return cls(first.store, rows, averaged.numpy(), first.task.logits(averaged).float())
+        averaged = torch.stack([first.task.probabilities(one.double()) for one in logits]).mean(0)
+        return cls(first.store, rows, averaged.numpy(), first.task.averaged(torch.stack(logits).double()))
+
+
+def rows_to_predict(store: EmbeddingStore, rows: Rows, smooth: str) -> Rows:
+    """Return which rows to predict for what is asked of some: where it is smoothed, all crops of their videos."""
+    if smooth == "none":
+        return rows
+    videos, wanted = store.video_of_rows(), np.zeros(len(store.video_names), bool)
+    wanted[videos[rows]] = True
+    return np.flatnonzero(wanted[videos] & (np.asarray(store.status) == ENCODED))
 
 
 def require_same_frames(store: EmbeddingStore, other: EmbeddingStore, rows: Rows) -> None:

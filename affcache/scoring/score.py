@@ -16,7 +16,14 @@ from affcache.progress import Listener, metric_name
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import metric_interval, without_interval
 from affcache.scoring.postprocess import DecisionRule, find_rule, reliability
-from affcache.scoring.predict import Predictions, TrainedRun, open_runs, require_one_task, require_same_frames
+from affcache.scoring.predict import (
+    Predictions,
+    TrainedRun,
+    open_runs,
+    require_one_task,
+    require_same_frames,
+    rows_to_predict,
+)
 from affcache.scoring.settings import ScoreSettings, SplitSettings
 from affcache.settings import command
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, group_frames, join_labels
@@ -70,9 +77,8 @@ class Scored:
 
     task: Task
     joined: JoinedLabels
-    predictions: Predictions
+    predictions: Predictions  # smoothed and calibrated as the rule says
     rule: DecisionRule
-    probabilities: npt.NDArray[Any]  # (n, C), by the rule
     decided: npt.NDArray[Any]
     scores: Scores  # with intervals over videos
     statistics: Table  # (G, C, S) of the videos
@@ -109,10 +115,10 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         against = {"run": str(other.folder.path), "value": theirs.scores.value, "difference": found.to_json()}
     figures: list[Path] = []
     if settings.figures is not None:
-        given, history = (joined.labels, scored.decided, scored.probabilities), first.folder.read_history()
+        given, history = (joined.labels, scored.decided, scored.predictions.probabilities), first.folder.read_history()
         with drawing():
             figures = save_figures(settings.figures, score_figures(task, scored.scores, *given, history))
-    losses = scored.losses
+    losses, probabilities = scored.losses, scored.predictions.probabilities
     out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
     result = ScoreResult(
         runs=tuple(str(run.folder.path) for run in runs),
@@ -127,7 +133,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         cvar=float(cvar(losses, first.settings.alpha)),
         alpha=first.settings.alpha,
         rule=scored.rule,
-        calibration_error=reliability(scored.probabilities, joined.labels).error if task.has_classes else None,
+        calibration_error=reliability(probabilities, joined.labels).error if task.has_classes else None,
         against=against,
         scores_file=str(out.of_split(out.scores, settings.split)),
         predictions_file=str(out.of_split(out.predictions, settings.split)),
@@ -168,14 +174,14 @@ def score_frames(
 ) -> Scored:
     """Predict the joined frames of a split, decide by the rule that the settings ask for, and score."""
     task, store = runs[0].task, runs[0].store
-    predictions = Predictions.of(runs, joined.rows, settings.views, listener)
     rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
-    probabilities = rule.probabilities(predictions, task)
-    decided = rule.decide(probabilities, task)
+    predictions = Predictions.of(runs, rows_to_predict(store, joined.rows, settings.smooth), settings.views, listener)
+    predictions = rule.apply(predictions, task).at(joined.rows)
+    decided = rule.decide(predictions.probabilities, task)
     names, group = group_frames(store, joined)
     statistics = task.sums_by_video(joined.labels, decided, group, len(names))
     scores = with_intervals(task, task.score(joined.labels, decided), statistics)
-    return Scored(task, joined, predictions, rule, probabilities, decided, scores, statistics)
+    return Scored(task, joined, predictions, rule, decided, scores, statistics)
 
 
 def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:
@@ -200,6 +206,6 @@ def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
         file["video"] = given.videos.astype(np.int32)
         file["frame_number"] = given.frame_numbers
         file.create_dataset("video_name", data=list(given.store.video_names), dtype=h5py.string_dtype())
-        file["probabilities"] = scored.probabilities.astype(np.float32)
+        file["probabilities"] = given.probabilities.astype(np.float32)
         file["decided"] = scored.decided
         file["labels"] = scored.joined.labels

@@ -199,8 +199,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
             "extract --crops DIR --store FILE'."
         )
     predictions = Predictions.of(runs, rows, settings.views, listener)
-    probabilities = rule.probabilities(predictions, task)
-    filled, count, missing = fill_gaps(template, predictions, probabilities)
+    filled, count, missing = fill_gaps(template, rule.apply(predictions, task))
     if missing:
         listener.warning(
             f"{len(missing)} videos of the template have no crop in {store.path}: {', '.join(missing[:5])}"
@@ -220,15 +219,12 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     )
 
 
-def fill_gaps(
-    template: Template, predictions: Predictions, probabilities: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.float64], int, list[str]]:
+def fill_gaps(template: Template, predictions: Predictions) -> tuple[npt.NDArray[np.float64], int, list[str]]:
     """Give every frame of a template probabilities.
 
     Args:
         template: n frames.
-        predictions: which frames of which videos were predicted.
-        probabilities: float (m, C), theirs.
+        predictions: of m frames.
 
     Returns:
         float64 (n, C); how many were filled in for want of a crop, in videos with crops; and the videos without any,
@@ -237,6 +233,7 @@ def fill_gaps(
     videos, starts, counts = np.unique(predictions.videos, return_index=True, return_counts=True)
     names = [predictions.store.video_names[video] for video in videos]
     rows = {name: slice(first, first + count) for name, first, count in zip(names, starts, counts, strict=True)}
+    probabilities, frame_numbers = predictions.probabilities, predictions.frame_numbers
     found = np.empty((len(template), probabilities.shape[1]))
     lines: dict[str, list[int]] = {}
     for line, video in enumerate(template.videos):
@@ -247,7 +244,7 @@ def fill_gaps(
         if video not in rows:
             found[of_video] = probabilities.mean(axis=0)
             continue
-        known = predictions.frame_numbers[rows[video]]
+        known = frame_numbers[rows[video]]
         for column in range(found.shape[1]):
             found[of_video, column] = np.interp(wanted, known.astype(np.float64), probabilities[rows[video], column])
         filled += int((~np.isin(wanted, known)).sum())

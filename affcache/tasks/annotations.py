@@ -1,6 +1,7 @@
 """Label files of Aff-Wild2 and ABAW, their join to the rows of a store, and a part of their videos held out."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,28 +223,33 @@ def group_frames(store: EmbeddingStore, joined: JoinedLabels) -> tuple[list[str]
     return found.tolist(), group.astype(np.int64)
 
 
-def hold_out(store: EmbeddingStore, joined: JoinedLabels, share: float) -> tuple[JoinedLabels, JoinedLabels]:
-    """Split joined frames in two by whole videos: the rest, and about ``share`` of the frames held out.
+def hold_out(store: EmbeddingStore, joined: JoinedLabels, share: float) -> tuple[JoinedLabels, list[str]]:
+    """Set about ``share`` of the videos aside: return the frames of the others, and the names of those set aside.
 
-    Which videos is decided by their names alone, so that it is the same for every setting and store.
+    A video is set aside or not by its own name alone, a hash of it: whatever other videos a store or a label folder has
+    or lacks. Only where that would leave none, or none of the others, the nearest one changes sides.
 
     Raises:
         InputError: the frames are of one video.
     """
-    names, group = group_frames(store, joined)
+    names, _ = group_frames(store, joined)
     if len(names) < 2:
         raise InputError(
             f"All training frames are of one video, {names[0]}: none can be held out. Expected at least 2 videos. "
             "Choose on validation with --select validation, or train on more videos."
         )
-    frames = np.bincount(group)
-    order = np.random.default_rng(0).permutation(len(names))
-    before = np.concatenate([[0], frames[order].cumsum()[:-1]])
-    held = order[before < share * len(joined)][: len(names) - 1]  # until the share is reached, but never all
-    chosen = np.isin(group, held)
-    return _part(joined, ~chosen), _part(joined, chosen)
+    digests = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
+    lots = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])  # (G,) in [0, 1)
+    held = lots < np.clip(share, np.nextafter(lots.min(), 1), lots.max())
+    aside = [name for name, is_held in zip(names, held, strict=True) if is_held]
+    return of_videos(store, joined, aside, without=True), aside
 
 
-def _part(joined: JoinedLabels, chosen: npt.NDArray[Any]) -> JoinedLabels:
+def of_videos(
+    store: EmbeddingStore, joined: JoinedLabels, names: Sequence[str], *, without: bool = False
+) -> JoinedLabels:
+    """Return the frames of videos, named as ``group_frames`` does; or all others."""
+    known, group = group_frames(store, joined)
+    chosen = np.isin(known, list(names))[group] != without
     account = replace(joined.account, used=int(chosen.sum()))
     return JoinedLabels(joined.rows[chosen], joined.labels[chosen], account)

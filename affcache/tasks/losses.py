@@ -87,7 +87,8 @@ def pairwise_auc_loss(
     """How far present frames are from scoring higher than absent ones: a smooth stand-in for 1 - AUC.
 
     The mean over all pairs of a present and an absent frame of ``relu(margin - (s_present - s_absent)) ** power``, then
-    over the action units that have both in the batch; the form, and its defaults, of arXiv 2403.09915.
+    over all C units, where one that lacks either in the batch counts 0: the form, and its defaults, of the code of
+    arXiv 2403.09915.
 
     Args:
         logits: float tensor (..., B, C).
@@ -95,16 +96,14 @@ def pairwise_auc_loss(
         margin, power: of the formula above.
 
     Returns:
-        float tensor (...), at least 0; 0 where no column has both.
+        float tensor (...), at least 0.
     """
     positive = labels.to(logits.dtype)  # (..., B, C)
     gaps = logits.unsqueeze(-2) - logits.unsqueeze(-3)  # (..., B, B, C)
     pairs = positive.unsqueeze(-2) * (1 - positive).unsqueeze(-3)
     short = (margin - gaps).clamp(min=0) ** power * pairs
-    count = pairs.sum((-3, -2))  # (..., C)
-    mean = short.sum((-3, -2)) / count.clamp(min=1)
-    both = (count > 0).to(logits.dtype)
-    return (mean * both).sum(-1) / both.sum(-1).clamp(min=1)
+    of_units = short.sum((-3, -2)) / pairs.sum((-3, -2)).clamp(min=1)  # (..., C)
+    return of_units.mean(-1)
 
 
 def concordance(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -116,14 +115,16 @@ def concordance(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         outputs, labels: float tensors (..., B, C).
 
     Returns:
-        float tensor (..., C) in [-1, 1]; where both are constant, 0 but for rounding.
+        float tensor (..., C) in [-1, 1]; 0 where both are constant.
     """
     labels = labels.to(outputs.dtype)
     mean_outputs, mean_labels = outputs.mean(-2, keepdim=True), labels.mean(-2, keepdim=True)
     covariance = ((outputs - mean_outputs) * (labels - mean_labels)).mean(-2)  # (..., C)
     variances = (outputs - mean_outputs).square().mean(-2) + (labels - mean_labels).square().mean(-2)
     spread = variances + (mean_outputs - mean_labels).squeeze(-2).square()
-    return 2 * covariance / spread.clamp(min=torch.finfo(outputs.dtype).tiny)
+    size = (mean_outputs.square() + mean_labels.square()).squeeze(-2)
+    rounding = spread <= torch.finfo(outputs.dtype).eps ** 2 * size  # all there is: equal constants agree by chance
+    return torch.where(rounding, 0.0, 2 * covariance / spread.clamp(min=torch.finfo(outputs.dtype).tiny))
 
 
 def _off(option: Option) -> bool:

@@ -4,6 +4,7 @@ There are three kinds: one of several classes, units that are present or absent,
 names of its outputs, and all sizes follow from these: a further task is a further entry of ``TASKS``.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
 from affcache.errors import ConfigError, did_you_mean
 from affcache.tasks.losses import LOSSES, Loss, concordance, pairwise_auc_loss
@@ -28,7 +30,7 @@ from affcache.tasks.metrics import (
 )
 
 Labels = npt.NDArray[Any]
-TINY = 1e-12  # a probability has a logit from here on
+TINY = 1e-16  # a probability of a unit has a logit from here on, and up to 1 less that
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,11 @@ class Task(ABC):
 
     @abstractmethod
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return logits (..., C) that stand for probabilities."""
+        """Return logits (..., C) that stand for float64 probabilities."""
+
+    @abstractmethod
+    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, C) that stand for the mean of the probabilities of float64 logits (K, n, C), exactly."""
 
     @abstractmethod
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
@@ -184,7 +190,10 @@ class Classes(Labelled):
         return torch.softmax(logits, dim=-1)
 
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
-        return probabilities.clamp(min=TINY).log()
+        return probabilities.clamp(min=torch.finfo(torch.float64).tiny).log()
+
+    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(logits))
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
         return probabilities.argmax(axis=1)
@@ -220,6 +229,9 @@ class Units(Labelled):
 
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
         return torch.logit(probabilities, eps=TINY)
+
+    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
         return (probabilities >= 0.5).astype(np.int64)
@@ -264,6 +276,9 @@ class Values(Task):
 
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities
+
+    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.probabilities(logits).mean(0)
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
         return probabilities

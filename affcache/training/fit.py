@@ -27,9 +27,10 @@ from affcache.tasks.annotations import (
     group_frames,
     hold_out,
     join_labels,
+    of_videos,
 )
 from affcache.tasks.tasks import TASKS, Task, find_task
-from affcache.training.data import FrameSource, load_frames, load_splits, require_finite
+from affcache.training.data import FrameSource, epoch_length, load_frames, load_splits, require_finite
 from affcache.training.epochs import LOSSES, Epochs
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
@@ -85,7 +86,7 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
-    _say_tail(settings, task, frames, listener)
+    _say_tail(settings, joined, listener)
     loaded = joined.load(device, memory, listener)
     listener.message(f"run folder: {folder.path}")
     config = joined.describe_run(settings)
@@ -109,7 +110,7 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
         epochs=len(best.history),
         frames=frames,
         validation_frames=len(joined.validation),
-        tail=tail_of(settings, task, frames),
+        tail=tail_of(settings, joined),
         seconds=time.perf_counter() - start,
         device=str(device),
     )
@@ -138,6 +139,7 @@ class JoinedSplits:
     train: JoinedLabels
     selection: JoinedLabels  # validation itself, unless training videos were held out for it
     validation: JoinedLabels
+    held_out: tuple[str, ...] = ()  # names of the training videos that were set aside, as ``group_frames`` has them
 
     @classmethod
     def open(cls, path: Path, task: Task, annotations: Path, listener: Listener) -> "JoinedSplits":
@@ -169,11 +171,17 @@ class JoinedSplits:
         Raises:
             InputError: the frames are of one video.
         """
-        train, held_out = hold_out(self.store, self.train, share)
+        train, names = hold_out(self.store, self.train, share)
+        held_out = of_videos(self.store, self.train, names)
         listener.message(
-            f"held out {purpose}: {len(held_out):,} training frames, in whole videos; {len(train):,} are left"
+            f"held out {purpose}: {len(held_out):,} training frames of {len(names)} videos; {len(train):,} are left"
         )
-        return replace(self, train=train, selection=held_out if select else self.selection)
+        if abs(len(held_out) / len(self.train) - share) > share / 2:
+            listener.warning(
+                f"{len(held_out) / len(self.train):.0%} of the training frames are held out, where {share:.0%} were "
+                "asked for: whole videos are held out by their names, and these are few or of unequal lengths."
+            )
+        return replace(self, train=train, selection=held_out if select else self.selection, held_out=tuple(names))
 
     def load(self, device: torch.device, memory: float, listener: Listener) -> LoadedSplits:
         """Load the frames, or stream those that ``memory`` GB don't hold.
@@ -198,6 +206,8 @@ class JoinedSplits:
     def description(self) -> dict[str, Any]:
         """What config.json keeps of store and labels; the runs of a grid are many, and it takes a while."""
         labels = {"train": self.train.to_json(), "validation": self.validation.to_json()}
+        if self.held_out:
+            labels["train"]["held_out_videos"] = list(self.held_out)
         if self.selection is not self.validation:
             labels["selection"] = self.selection.to_json()
         return {"store": describe_store(self.store), "labels": labels}
@@ -282,16 +292,18 @@ def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> f
     return before or default_memory(device)
 
 
-def tail_of(settings: FitSettings, task: Task, frames: int) -> float:
-    """Return how many losses of a batch CVaR averages, with so many training frames."""
-    return tail_size(min(settings.batch_size, frames) * task.losses_per_frame, settings.alpha)
+def tail_of(settings: FitSettings, joined: JoinedSplits) -> float:
+    """Return how many losses of a batch CVaR averages."""
+    videos = torch.from_numpy(joined.store.video_of_rows()[joined.train.rows].astype(np.int64))
+    frames = epoch_length(videos, stride=settings.stride, frames_per_epoch=settings.frames_per_epoch)
+    return tail_size(min(settings.batch_size, frames) * joined.task.losses_per_frame, settings.alpha)
 
 
-def _say_tail(settings: FitSettings, task: Task, frames: int, listener: Listener) -> None:
+def _say_tail(settings: FitSettings, joined: JoinedSplits, listener: Listener) -> None:
     """Say how many losses CVaR averages per step, and warn when they are few."""
     if settings.alpha == 1 or settings.head == "ridge":
         return
-    tail, level = tail_of(settings, task, frames), f"CVaR at alpha {settings.alpha:g}"
+    tail, level = tail_of(settings, joined), f"CVaR at alpha {settings.alpha:g}"
     if settings.cvar_level == "set":
         listener.message(f"{level} counts losses above a threshold over recent batches: {tail:g} a batch on average")
     elif settings.cvar_within != "batch":

@@ -36,9 +36,11 @@ def cvar(losses: torch.Tensor, alpha: float, weights: torch.Tensor | None = None
     require_alpha(alpha)
     if losses.numel() == 0:
         raise ValueError("cvar of no losses; expected at least one")
+    if weights is None and alpha == 1:
+        return losses.mean()
+    if losses.dtype.itemsize < 4:  # weights would round
+        return cvar(losses.float(), alpha, weights).to(losses.dtype)
     if weights is None:
-        if alpha == 1:
-            return losses.mean()
         tail = tail_size(losses.numel(), alpha)
         worst = losses.flatten().topk(max(1, math.ceil(tail))).values  # (ceil(tail),) falling
         if tail <= 1:
@@ -89,18 +91,18 @@ def weighted_tail(losses: torch.Tensor, alpha: torch.Tensor, weights: torch.Tens
     Args:
         losses: float tensor (..., n).
         alpha: tensor (...) in (0, 1].
-        weights: tensor (..., n), each at least 0; where all are 0, so are the tail weights.
+        weights: tensor (..., n), each at least 0 and not all 0.
 
     Returns:
         float tensor (..., n) with a sum of 1: the dual's q, with p the weights scaled to a sum of 1.
     """
     order = losses.argsort(dim=-1, descending=True)
     shares = weights.to(losses.dtype).gather(-1, order).double()  # (..., n), the worst loss's first
-    shares = shares / shares.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    shares = shares / shares.sum(-1, keepdim=True)
     limit = alpha.to(losses.device).double().unsqueeze(-1)  # (..., 1)
     before = shares.cumsum(-1) - shares
     tail = torch.minimum((limit - before).clamp(min=0), shares) / limit
-    tail = tail / tail.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)  # rounding of the running sum
+    tail = tail / tail.sum(-1, keepdim=True)  # rounding of the running sum
     return torch.zeros_like(losses).scatter(-1, order, tail.to(losses.dtype))
 
 

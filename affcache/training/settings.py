@@ -80,6 +80,8 @@ class TrainingSettings(Settings):
         yield from self.expect("batch_size", "frames_per_epoch", at_least=2)  # BatchNorm needs two frames
         yield from self.expect("lr", "memory", "lr_half_period", more_than=0)
         yield from self.expect("lr_minimum", "weight_decay", "rho", "hidden_layers", at_least=0)
+        if 0 < self.lr < self.lr_minimum:
+            yield f"--lr is {self.lr:g}, below --lr-minimum {self.lr_minimum:g}; expected at least that. Lower both."
         yield from self.expect("alpha", more_than=0, at_most=1)
         yield from self.expect("dropout", at_least=0, less_than=1)
         yield from self.expect("logit_adjustment", "auc_margin", at_least=0)
@@ -137,7 +139,7 @@ class FitSettings(TrainingSettings):
     resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
     seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")
     held_out: float = setting(
-        0.0, "Share of the training frames set aside, in whole videos, for score to fit decision rules on; [0, 1)."
+        0.0, "Share of the training videos set aside, by their names, for score to fit decision rules on; [0, 1)."
     )
 
     def problems(self) -> Iterator[str]:

@@ -14,11 +14,13 @@ import pytest
 
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import drawing
+from affcache.progress import Listener
 from affcache.scoring.figures import score_figures
-from affcache.scoring.postprocess import smooth
+from affcache.scoring.postprocess import DecisionRule, fit_class_biases, fit_temperature, fit_thresholds, smooth
+from affcache.scoring.predict import Predictions, open_runs
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.reading import EmbeddingStore, view_path
-from affcache.tasks.annotations import hold_out, join_labels
+from affcache.tasks.annotations import hold_out, join_labels, of_videos
 from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
@@ -168,8 +170,71 @@ def test_the_held_out_frames_are_those_that_training_left_out(learnable: MakeDat
     whole, part = (fit(store=data[0], annotations=data[1], run=tmp_path / str(share), held_out=share, **QUICK)
                    for share in (0.0, 0.3))  # fmt: skip
     store = EmbeddingStore.open(data[0])
-    rest, held = hold_out(store, join_labels(store, data[1], TASKS["expr"], "train"), 0.3)
-    assert (part.frames, whole.frames) == (len(rest), len(rest) + len(held))
+    train = join_labels(store, data[1], TASKS["expr"], "train")
+    rest, names = hold_out(store, train, 0.3)
+    assert (part.frames, whole.frames) == (len(rest), len(train))
+    assert json.loads((tmp_path / "0.3" / "config.json").read_text())["labels"]["train"]["held_out_videos"] == names
+
+
+@pytest.mark.parametrize("task", ["expr", "au"])
+@pytest.mark.parametrize("smoothed", ["none", "mean"])
+def test_rules_are_what_held_out_frames_say_once_they_are_smoothed(
+    learnable: MakeData, tmp_path: Path, task: str, smoothed: str
+) -> None:
+    data = learnable(task, videos=9)
+    run = fitted(data, tmp_path / "run", task, held_out=0.3, epochs=2)
+    width = None if smoothed == "none" else 5
+    rule = score(run=run, smooth=smoothed, smooth_width=width, calibrate=True, decide="fitted").rule
+    store = EmbeddingStore.open(data[0])
+    train = join_labels(store, data[1], TASKS[task], "train")
+    joined = of_videos(store, train, hold_out(store, train, 0.3)[1])
+    (opened,) = open_runs([run], None, "cpu", Listener())
+    given = Predictions.of([opened], joined.rows, "plain", Listener())
+    given = DecisionRule(smoothed, width or 1).apply(given, TASKS[task])
+    assert rule.temperature == pytest.approx(fit_temperature(given.logits.double().numpy(), joined.labels))
+    given = DecisionRule(temperature=rule.temperature).apply(given, TASKS[task])
+    fit_offsets = fit_class_biases if task == "expr" else fit_thresholds
+    assert rule.offsets == pytest.approx(fit_offsets(given.probabilities, joined.labels).tolist())
+
+
+def test_smoothing_sees_all_crops_and_the_metric_those_with_a_label(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable(videos=9)
+    run = fitted(data, tmp_path / "run", held_out=0.3)
+    whole = contents(score(run=run, smooth="mean", smooth_width=9))
+    for file in (tmp_path / "labels").rglob("*.txt"):
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join("-1" if number % 3 == 2 else line for number, line in enumerate(lines)))
+    part = contents(score(run=run, smooth="mean", smooth_width=9))
+    assert len(part["rows"]) < len(whole["rows"])
+    kept = np.isin(whole["rows"], part["rows"])
+    np.testing.assert_allclose(part["probabilities"], whole["probabilities"][kept], atol=1e-6)
+
+
+def test_of_equal_widths_the_smallest_is_chosen(
+    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fitted(learnable(videos=9), tmp_path / "run", held_out=0.3)
+    monkeypatch.setattr("affcache.scoring.postprocess.smooth", lambda values, *_: values.astype(float))
+    assert score(run=run, smooth="mean").rule.width == 1
+
+
+def test_what_was_fitted_on_training_videos_is_optimistic_of_the_training_split(
+    learnable: MakeData, tmp_path: Path
+) -> None:
+    run = fitted(learnable(videos=9), tmp_path / "run", held_out=0.3)
+    assert score(run=run, decide="fitted", split="train").rule.optimistic
+    assert not score(run=run, decide="fitted").rule.optimistic
+
+
+def test_runs_that_held_out_other_videos_are_not_fitted_together(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable(videos=9)
+    runs = [fitted(data, tmp_path / "one", held_out=0.3), fitted(data, tmp_path / "other", held_out=0.3)]
+    score(run=tuple(runs), decide="fitted")
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["labels"]["train"]["held_out_videos"].pop()
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="held out different ones"):
+        score(run=tuple(runs), decide="fitted")
 
 
 def test_a_run_that_held_nothing_out_has_nothing_to_fit_on(learnable: MakeData, tmp_path: Path) -> None:
@@ -182,7 +247,7 @@ def test_a_run_that_held_nothing_out_has_nothing_to_fit_on(learnable: MakeData, 
             score(run=run, **wanted)
     with pytest.raises(ConfigError, match="Smoothing needs no fitting with --smooth-width N"):
         score(run=run, smooth="mean")
-    with pytest.raises(ConfigError, match="held out different shares"):
+    with pytest.raises(ConfigError, match="held out different ones"):
         score(run=(run, other), decide="fitted")
 
 

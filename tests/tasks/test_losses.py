@@ -188,7 +188,7 @@ def assert_loss(
 
 
 def auc_by_loops(logits: torch.Tensor, units: torch.Tensor, margin: float, power: float) -> float:
-    """The mean over columns of the mean over pairs of a present and an absent frame."""
+    """The mean over columns of the mean over pairs of a present and an absent frame, 0 where there is none."""
     columns = []
     for scores, labels in zip(logits.T.tolist(), units.T.tolist(), strict=True):
         pairs = [
@@ -198,7 +198,7 @@ def auc_by_loops(logits: torch.Tensor, units: torch.Tensor, margin: float, power
         ]
         if pairs:
             columns.append(sum(pairs) / len(pairs))
-    return sum(columns) / len(columns) if columns else 0.0
+    return sum(columns) / units.shape[1]
 
 
 @SOME
@@ -218,14 +218,14 @@ def test_the_auc_term_has_the_published_defaults_and_is_0_with_a_gap_of_the_marg
     assert float(pairwise_auc_loss(logits + torch.tensor([[0.36], [0.0]]), units)) == 0
 
 
-def test_columns_with_one_kind_of_frame_are_left_out_of_the_auc_term() -> None:
+def test_columns_with_one_kind_of_frame_count_0_in_the_auc_term() -> None:
     logits, _, units = frames(batch=7, outputs=4)
     units[:, 1], units[:, 2] = 0, 1
     both = [column for column in range(4) if 0 < int(units[:, column].sum()) < 7]
     assert both == [0, 3]
     logits.requires_grad_()
     value = pairwise_auc_loss(logits, units, margin=20)  # every pair is short of it
-    torch.testing.assert_close(value, pairwise_auc_loss(logits[:, both], units[:, both], margin=20))
+    torch.testing.assert_close(value, pairwise_auc_loss(logits[:, both], units[:, both], margin=20) * 2 / 4)
     (gradient,) = torch.autograd.grad(value, logits)
     assert gradient.any(dim=0).tolist() == [True, False, False, True]
 
@@ -263,6 +263,16 @@ def test_concordance_of_known_cases() -> None:
     assert (concordance(labels + 1, labels) < 1).all(), "unlike correlation it sees a shift"
     assert (concordance(labels * 2, labels) < 1).all(), "and a scale"
     torch.testing.assert_close(concordance(2 * labels, labels), 0.8 * ones)  # 2 * 2 / (4 + 1)
+
+
+@pytest.mark.parametrize("frames", [7, 32, 1001])
+@pytest.mark.parametrize("value", [0.1, 0.3, -0.7])
+def test_equal_constants_have_no_concordance_though_their_means_are_rounded(frames: int, value: float) -> None:
+    same = torch.full((frames, 2), value)
+    assert concordance(same, same.clone()).tolist() == [0, 0]
+    barely = same.clone()
+    barely[0] += 0.001
+    torch.testing.assert_close(concordance(barely, barely), torch.ones(2), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("label", [0.0, 0.5, -0.25])

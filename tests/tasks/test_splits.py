@@ -7,7 +7,7 @@ import pytest
 
 from affcache.errors import InputError
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import JoinedLabels, group_frames, hold_out, join_labels, stripped_name
+from affcache.tasks.annotations import JoinedLabels, group_frames, hold_out, join_labels, of_videos, stripped_name
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_labels, write_store
 
@@ -40,24 +40,39 @@ def test_persons_of_a_video_are_one_group(joined: tuple[EmbeddingStore, JoinedLa
     assert [names[index] for index in group] == [stripped_name(video) for video in videos]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.99])
-def test_whole_groups_are_held_out_until_the_share_is_reached(
-    joined: tuple[EmbeddingStore, JoinedLabels], share: float
-) -> None:
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 0.999])
+def test_whole_groups_are_held_out(joined: tuple[EmbeddingStore, JoinedLabels], share: float) -> None:
     store, labels = joined
-    rest, held = hold_out(store, labels, share)
+    rest, names = hold_out(store, labels, share)
+    held = of_videos(store, labels, names)
     assert sorted([*rest.rows, *held.rows]) == list(labels.rows)
-    assert not set(group_frames(store, rest)[0]) & set(group_frames(store, held)[0])
+    assert group_frames(store, held)[0] == names
+    assert not set(group_frames(store, rest)[0]) & set(names)
     assert len(rest)
     assert len(held)
     assert (rest.account.used, held.account.used) == (len(rest), len(held))
     expected = dict(zip(labels.rows, labels.labels, strict=True))
     assert all(expected[row] == label for row, label in zip(held.rows, held.labels, strict=True))
-    if share < 0.99:
-        largest = np.bincount(group_frames(store, labels)[1]).max()
-        assert share * len(labels) <= len(held) < share * len(labels) + largest
-    again, _ = hold_out(store, labels, share)
-    assert (again.rows == rest.rows).all(), "the same each time"
+
+
+def held_out_of(folder: Path, names: list[str], share: float) -> list[str]:
+    """Return which videos of a store with a frame of each are held out."""
+    folder.mkdir()
+    store = write_store(folder / "s.h5", {name: range(1, 2) for name in names}, np.zeros((len(names), 4), np.float16))
+    write_labels(folder, "expr", "train", {name: [0] for name in names})
+    return hold_out(store, join_labels(store, folder, TASKS["expr"], "train"), share)[1]
+
+
+def test_a_video_is_held_out_by_its_own_name_alone(tmp_path: Path) -> None:
+    names = sorted(f"{number}-30-640x360" for number in range(200))
+    held = held_out_of(tmp_path / "all", names, 0.2)
+    assert 0.1 < len(held) / 200 < 0.3
+    assert set(held) <= set(held_out_of(tmp_path / "more", names, 0.4)), "a larger share has the smaller one in it"
+    for index, left_out in enumerate(("0-30-640x360", held[0])):
+        fewer = held_out_of(tmp_path / str(index), [name for name in names if name != left_out], 0.2)
+        assert fewer == [name for name in held if name != left_out]
+    persons = held_out_of(tmp_path / "persons", [f"{name}_left" for name in names], 0.2)
+    assert persons == held, "as the videos that they are of"
 
 
 def test_frames_of_one_video_cannot_be_parted(joined: tuple[EmbeddingStore, JoinedLabels]) -> None:

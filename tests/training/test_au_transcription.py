@@ -82,13 +82,13 @@ def class_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def auc_term(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Margin 0.6, power 2, on raw logits, over the units with both signs in the batch."""
+    """Margin 0.6, power 2, on raw logits: the sum over the units with both signs in the batch, by 12 always."""
     units = []
     for unit in range(12):
         present, absent = logits[labels[:, unit] == 1, unit], logits[labels[:, unit] == 0, unit]
         if len(present) and len(absent):
             units.append((torch.relu(0.6 - (present[:, None] - absent[None, :])) ** 2).mean())
-    return torch.stack(units).mean()
+    return torch.stack(units).sum() / 12
 
 
 def transcribed(task: str, start: Values, width: int, risk: Risk, auc_weight: float) -> tuple[Losses, Values]:

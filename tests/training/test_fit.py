@@ -219,6 +219,10 @@ def test_the_tail_counts_all_losses_of_a_batch_and_no_more_than_there_are(learna
     result = fit(task="au", store=store, annotations=annotations, run=tmp_path / "run", **values)
     assert result.tail == 160 * 12 * 0.5
     assert "CVaR at alpha 0.5 averages the worst 960 losses of each batch" in listener.messages
+    few = fit(task="au", store=store, annotations=annotations, run=tmp_path / "few", **values, stride=4)
+    assert few.tail == 40 * 12 * 0.5, "one frame of every four in an epoch"
+    fewer = fit(task="au", store=store, annotations=annotations, run=tmp_path / "fewer", **values, frames_per_epoch=10)
+    assert fewer.tail == 10 * 12 * 0.5
 
 
 def test_videos_in_both_splits_are_warned_of(quick_fit: Fit, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def batch_term(task: Task, recipe: FitSettings, logits: torch.Tensor, labels: to
         pairs = [(recipe.auc_margin - one + absent).clamp(min=0) ** 2 for one in present]
         if pairs and len(absent):
             of_units.append(torch.stack(pairs).mean())
-    return sum(of_units) / len(of_units)
+    return sum(of_units) / task.outputs
 
 
 def by_loops(

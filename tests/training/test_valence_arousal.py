@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parents[2] / "data" / "sample" / "annotations"
 RECIPE: dict[str, Any] = {
     "epochs": 10, "hidden_layers": 1, "hidden_width": 32, "batch_size": 16, "dropout": 0.0, "rho": 0.02, "lr": 0.01
 }  # fmt: skip
-VIDEOS, FRAMES = 6, 40
+VIDEOS, FRAMES = 9, 40
 
 
 class Warnings(Listener):
@@ -106,7 +106,7 @@ def test_a_head_learns_and_the_files_give_the_value_again(data: dict[str, Path],
     fitted = fit(task="va", run=run, **data, **RECIPE)
     assert fitted.metric == "mean_ccc"
     assert fitted.value > 0.8
-    assert fitted.frames == 4 * FRAMES * 9 / 10
+    assert fitted.frames == 6 * FRAMES * 9 / 10
     assert fitted.tail == 16 * 2 * 0.5, "CVaR goes over both values of each frame"
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert fitted.value == max(line["mean_ccc"] for line in history)
@@ -124,7 +124,7 @@ def test_a_head_learns_and_the_files_give_the_value_again(data: dict[str, Path],
     with h5py.File(run / "predictions.h5") as file:
         contents = {name: file[name][:] for name in ("rows", "probabilities", "decided", "labels")}
     outputs = contents["probabilities"]
-    assert (outputs.dtype, outputs.shape) == (np.float32, (72, 2))
+    assert (outputs.dtype, outputs.shape) == (np.float32, (108, 2))
     assert np.abs(outputs).max() <= 1
     assert np.array_equal(contents["decided"], outputs)
     joined = join_labels(EmbeddingStore.open(data["store"]), data["annotations"], VA, "validation")
@@ -183,7 +183,7 @@ def test_the_table_shows_what_continuous_values_have(data: dict[str, Path], tmp_
     value = json.loads((tmp_path / "run" / "scores.json").read_text())["value"]
     assert mean.split()[-3] == "to", "its range stands before the support"
     assert mean.split()[2] == f"{value:.3f}"
-    assert mean.split()[-1] == "72", "72 frames have both values"
+    assert mean.split()[-1] == "108", "108 frames have both values"
     right_edge = mean.index(f"{value:.3f}") + len(f"{value:.3f}")
     assert right_edge == head.index("ccc") + 3, "the mean stands below what it averages"
     assert not re.search("precision|recall|f1|accuracy", shown.stdout)

@@ -97,6 +97,8 @@ def fit(result: Any) -> None:
         "best": f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}",
         "time": f"{result.seconds:.1f} s on {result.device}",
     }
+    if result.ridge is not None:
+        facts["to beat"] = f"{metric} {result.ridge:.3f} of a ridge head on the same frames, solved in a moment"
     out(fact_table(facts), f"next: affcache score {result.run}")
 
 

@@ -26,7 +26,7 @@ from affcache.files import Tensors, write_text
 from affcache.progress import Listener, duration_text
 from affcache.settings import command
 from affcache.tasks.tasks import find_task
-from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, tail_of
+from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, raised_twice, tail_of
 from affcache.training.plain import disagreement
 from affcache.training.run_folder import fit_command
 
@@ -103,6 +103,9 @@ class Ablation:
         if not pending:
             return 0
         self._warn_of_tails()
+        for twice in dict.fromkeys(raised_twice(trial.settings) for trial in pending):
+            if twice:
+                self.listener.warning(twice)
         self._warn_of_plain_steps(pending)
         if self.grid.trials <= MANY:
             self._project(len(pending))

@@ -18,7 +18,7 @@ from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener, Result
-from affcache.settings import RUNS, command, default_store
+from affcache.settings import RUNS, command, default_store, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import (
     SPLIT_FOLDERS,
@@ -35,12 +35,14 @@ from affcache.training.epochs import LOSSES, Epochs
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
-from affcache.training.ridge import Ridge, Run
+from affcache.training.ridge import Ridge, Run, ridge_baseline
 from affcache.training.risk import tail_size
 from affcache.training.run_folder import RunFolder, claim_run, describe_store, require_free, settings_to_json
 from affcache.training.settings import FitSettings
 
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
+RAISE_RARE = {"logit_adjustment": 0.0, "class_weights": "none", "focal_gamma": 0.0}  # and how each is off
+FEW_STEPS = 200
 SMALLEST_TAIL = 5  # losses; below this CVaR's gradient rests on a handful of frames
 
 
@@ -58,6 +60,7 @@ class FitResult(Result):
     frames: int  # training frames
     validation_frames: int
     tail: float  # losses per batch that CVaR averages
+    ridge: float | None  # the metric of a ridge head, solved in a moment: what a trained one has to beat
     seconds: float
     device: str
 
@@ -87,6 +90,8 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
     _say_tail(settings, joined, listener)
+    if twice := raised_twice(settings):
+        listener.warning(twice)
     loaded = joined.load(device, memory, listener)
     listener.message(f"run folder: {folder.path}")
     config = joined.describe_run(settings)
@@ -100,6 +105,10 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     start = time.perf_counter()
     saved.train(loaded.train, loaded.validation, listener)
     (best,) = saved.run.best
+    seconds = time.perf_counter() - start
+    ridge = None
+    if settings.head != "ridge":
+        ridge = ridge_baseline(task, loaded.width, loaded.train, loaded.validation)
     return FitResult(
         run=str(folder.path),
         task=task.name,
@@ -111,7 +120,8 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
         frames=frames,
         validation_frames=len(joined.validation),
         tail=tail_of(settings, joined),
-        seconds=time.perf_counter() - start,
+        ridge=ridge,
+        seconds=seconds,
         device=str(device),
     )
 
@@ -292,15 +302,34 @@ def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> f
     return before or default_memory(device)
 
 
+def frames_of_epoch(settings: FitSettings, joined: JoinedSplits) -> int:
+    """Return how many frames an epoch draws."""
+    videos = torch.from_numpy(joined.store.video_of_rows()[joined.train.rows].astype(np.int64))
+    return epoch_length(videos, stride=settings.stride, frames_per_epoch=settings.frames_per_epoch)
+
+
 def tail_of(settings: FitSettings, joined: JoinedSplits) -> float:
     """Return how many losses of a batch CVaR averages."""
-    videos = torch.from_numpy(joined.store.video_of_rows()[joined.train.rows].astype(np.int64))
-    frames = epoch_length(videos, stride=settings.stride, frames_per_epoch=settings.frames_per_epoch)
-    return tail_size(min(settings.batch_size, frames) * joined.task.losses_per_frame, settings.alpha)
+    frames = min(settings.batch_size, frames_of_epoch(settings, joined))
+    return tail_size(frames * joined.task.losses_per_frame, settings.alpha)
+
+
+def raised_twice(settings: FitSettings) -> str:
+    """Say which setting raises rare and hard frames beside CVaR, which has been measured to do worse; "" if none."""
+    raising = [flag(name) for name, off in RAISE_RARE.items() if getattr(settings, name) != off]
+    if not raising or settings.alpha == 1 or settings.head == "ridge":
+        return ""
+    return (
+        f"{' and '.join(raising)} with --alpha {settings.alpha:g} raises rare and hard frames twice, which did worse "
+        "than either alone on the data it was tried on (docs/recipes.md). Try it with --alpha 1, too."
+    )
 
 
 def _say_tail(settings: FitSettings, joined: JoinedSplits, listener: Listener) -> None:
-    """Say how many losses CVaR averages per step, and warn when they are few."""
+    """Say where there are few steps, and how many losses CVaR averages in each; warn when these are few."""
+    steps = settings.epochs * max(1, frames_of_epoch(settings, joined) // settings.batch_size)
+    if steps < FEW_STEPS and settings.head != "ridge":
+        listener.message(f"{steps:,} steps in all, few for dropout and SAM: --head linear may learn more")
     if settings.alpha == 1 or settings.head == "ridge":
         return
     tail, level = tail_of(settings, joined), f"CVaR at alpha {settings.alpha:g}"

@@ -27,13 +27,14 @@ from affcache.tasks.tasks import Task
 from affcache.training.data import FrameSource
 from affcache.training.epochs import Best, Entry, Epochs, metric_of
 from affcache.training.heads import linear_head
-from affcache.training.learner import predict
+from affcache.training.learner import Tensors, predict
 from affcache.training.objective import ClassCounts
 from affcache.training.settings import FitSettings
 
 # 1e-4 to 1e2 in 13 half-decades: from barely any shrinking to barely any weight left
 STRENGTHS = tuple(10 ** (half_decade / 2) for half_decade in range(-8, 5))
 CONSTANT = 1e-12  # a deviation below this share of the mean is rounding: float32 can't hold a step that small
+MOST_PRODUCTS = 5e11  # of a baseline: 15 seconds on two cores
 SHORTEST = 1e-12  # as torch's normalize: zero embeddings stay zero
 
 
@@ -202,9 +203,14 @@ class Ridge:
 
     def predict_best(self, frames: FrameSource) -> torch.Tensor:
         """Return the logits (1, n, C) of the best strength's head."""
-        head = linear_head(self.width, self.task.outputs)
-        head.load_state_dict(self.best[0].head)
-        return predict([head.to(frames.labels.device)], frames, self.settings.normalize)
+        head = self._head(self.best[0].head, frames.labels.device)
+        return predict([head], frames, self.settings.normalize)
+
+    def _head(self, state: Tensors, device: torch.device) -> nn.Module:
+        with torch.device("meta"):  # no weights are drawn: the caller's random numbers stay his own
+            head = linear_head(self.width, self.task.outputs)
+        head.load_state_dict(state, assign=True)
+        return head.to(device)
 
     def _solve(self, train: FrameSource) -> list[nn.Module]:
         """Return a linear head for each strength, where the frames are."""
@@ -220,10 +226,19 @@ class Ridge:
         heads: list[nn.Module] = []
         for strength in STRENGTHS:
             weight, bias = path.solution(strength)
-            head = linear_head(self.width, self.task.outputs)
-            head.load_state_dict({"output_layer.weight": weight, "output_layer.bias": bias})
-            heads.append(head.to(labels.device))
+            heads.append(self._head({"output_layer.weight": weight, "output_layer.bias": bias}, labels.device))
         return heads
+
+
+def ridge_baseline(task: Task, width: int, train: FrameSource, validation: FrameSource) -> float | None:
+    """Return the metric on validation frames of the best ridge head, balanced between classes: what a head has to beat.
+
+    None where that would take more than some seconds.
+    """
+    if len(train) * width**2 > MOST_PRODUCTS:
+        return None
+    ridge = Ridge(FitSettings(head="ridge", class_weights="balanced" if task.exclusive else "none"), task, width)
+    return max(entry[task.metric] for (entry,) in ridge.run(train, validation))
 
 
 Run: TypeAlias = Epochs | Ridge  # what trains heads in steps that have a metric each

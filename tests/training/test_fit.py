@@ -178,10 +178,37 @@ def test_it_says_the_join_the_tail_and_the_folder(quick_fit: Fit) -> None:
     assert listener.messages == [
         "train: 160 frames of 4 videos; left out: nothing",
         "validation: 80 frames of 2 videos; left out: nothing",
+        "40 steps in all, few for dropout and SAM: --head linear may learn more",
         "CVaR at alpha 0.5 averages the worst 8 losses of each batch",
         f"run folder: {result.run}",
     ]
     assert listener.warnings == []
+
+
+@pytest.mark.parametrize(
+    "raising",
+    [{"logit_adjustment": 1.0}, {"class_weights": "balanced"}, {"focal_gamma": 2.0}],
+    ids=lambda of: next(iter(of)),
+)
+def test_raising_rare_frames_twice_is_warned_of(quick_fit: Fit, tmp_path: Path, raising: dict[str, Any]) -> None:
+    listener = Recorder()
+    quick_fit(str(tmp_path / "twice"), listener=listener, epochs=1, **raising)
+    (warning,) = listener.warnings
+    assert warning.startswith(f"--{next(iter(raising)).replace('_', '-')} with --alpha 0.5 raises rare and hard frames")
+    for once in ({"alpha": 1.0}, {"head": "ridge", "focal_gamma": 0.0, "logit_adjustment": 0.0}):
+        listener = Recorder()
+        quick_fit(str(tmp_path / f"{once}"), listener=listener, **{"epochs": 1, **raising, **once})
+        assert listener.warnings == []
+
+
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
+def test_a_ridge_to_beat_is_that_of_fit(learnable: MakeData, tmp_path: Path, task: str) -> None:
+    store, annotations = learnable(task)
+    given: dict[str, Any] = {"task": task, "store": store, "annotations": annotations}
+    weights = "balanced" if task == "expr" else "none"
+    found = fit(**given, run=tmp_path / "mlp", **QUICK)
+    ridge = fit(**given, run=tmp_path / "ridge", head="ridge", class_weights=weights)
+    assert (found.ridge, ridge.ridge) == (ridge.value, None)
 
 
 def test_a_tail_under_5_is_warned_of(quick_fit: Fit) -> None:

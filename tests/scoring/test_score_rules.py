@@ -15,6 +15,7 @@ import pytest
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import drawing
 from affcache.progress import Listener
+from affcache.reporting.report import report
 from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import DecisionRule, fit_class_biases, fit_temperature, fit_thresholds, smooth
 from affcache.scoring.predict import Predictions, open_runs
@@ -335,3 +336,24 @@ def test_figures_of_one_unit() -> None:
         figures = score_figures(task, scores, labels, labels, np.array([[0.1], [0.8], [0.9], [0.4]]), [])
     assert set(figures) == {"classes", "precision_recall", "reliability"}
     assert figures["precision_recall"].legends[0].get_texts()[0].get_text() == "smile 1.00"
+
+
+def test_the_mean_over_the_classes_present_stands_beside_that_over_all(learnable: MakeData, tmp_path: Path) -> None:
+    data, heard = learnable(videos=12), Heard()
+    for file in (tmp_path / "labels").rglob("*.txt"):
+        file.write_text(file.read_text().replace("7\n", "-1\n"))
+    run = fitted(data, tmp_path / "run", epochs=1)
+    result = score(run=run, listener=heard)
+    found = result.to_json()
+    values = [one["f1"] for one in found["classes"]]
+    assert values[7] == 0
+    assert found["value"] == pytest.approx(np.mean(values))
+    present = found["over_classes_present"]
+    assert present["value"] == pytest.approx(np.mean(values[:7]))
+    assert present["low"] < present["value"] < present["high"]
+    assert "low" not in found
+    assert "macro F1 has no interval: Other in none of the videos, expected each in at least 3" in heard.messages
+    page = tmp_path / "report.html"
+    report(run=run, crops=(), out=page)
+    assert "no interval" in page.read_text()
+    assert f"Over the classes that some frame has: {present['value']:.3f}" in page.read_text()

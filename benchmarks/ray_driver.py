@@ -34,7 +34,11 @@ DESCRIPTION: dict[str, Any] = {"model": "stand-in", "precision": "fp32", "batch_
 class StandInWorker:
     """Answers as a worker does, without crops and without an encoder."""
 
-    def join(self, width: int, recorded: Any) -> Joined:
+    def answer(self) -> bool:
+        """Say that the process has started."""
+        return True
+
+    def join(self, width: int, recorded: Any, answer: bool) -> Joined:
         """Make up a block of embeddings."""
         self._features = np.random.default_rng(0).normal(size=(BLOCK_ROWS, width)).astype(np.float16)
         return Joined(socket.gethostname(), "", "cpu", {**DESCRIPTION, "width": width})

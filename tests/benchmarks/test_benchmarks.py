@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -163,3 +165,11 @@ def test_what_is_out_of_range() -> None:
         BenchFitSettings(rows=9)
     with pytest.raises(ConfigError, match=r"--rows is 0"):
         BenchStoreSettings(rows=0)
+
+
+@pytest.mark.cluster
+def test_the_driver_of_a_cluster_writes_what_stand_ins_make_up() -> None:
+    command = [sys.executable, "-m", "benchmarks.ray_driver", "--rows", "8192", "--actors", "1", "--rounds", "1"]
+    done = subprocess.run([*command, "--width", "8"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "store from Ray: " in done.stdout

@@ -142,7 +142,6 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         predictions_file=str(out.of_split(out.predictions, settings.split)),
         figures=tuple(map(str, figures)),
     )
-    out.path.mkdir(exist_ok=True)
     _write_predictions(Path(result.predictions_file), result, scored)
     write_json(Path(result.scores_file), result.to_json())
     return result
@@ -188,7 +187,7 @@ def score_frames(
 def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
     """Write what is said of every scored frame, with the keys that find it again."""
     given = scored.predictions
-    with written_whole(path) as partial, h5py.File(partial, "w") as file:
+    with written_whole(path, patient=True) as target, h5py.File(target, "w") as file:
         file.attrs["format"] = "affcache-predictions"
         file.attrs["format_version"] = 1
         file.attrs["classes"] = json.dumps(scored.task.classes)

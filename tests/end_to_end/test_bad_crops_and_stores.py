@@ -186,8 +186,9 @@ def test_a_store_of_other_crops(extract: Command, store: Path) -> None:
 
 
 def test_a_store_that_is_being_written(extract: Command, affcache: Command, store: Path) -> None:
-    holder = "import sys\nfrom pathlib import Path\nfrom affcache.store.writing import writing_lock\n"
-    holder += "with writing_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    holder = "import sys\nfrom pathlib import Path\nfrom affcache.progress import Listener\n"
+    holder += "from affcache.store.writing import writing_lock\n"
+    holder += "with writing_lock(Path(sys.argv[1]), Listener()):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(store)],
         cwd=REPOSITORY,

@@ -372,7 +372,10 @@ def test_embeddings_too_large_for_float16_are_an_error(
 
 def test_a_store_in_use_is_refused(settings: ExtractSettings) -> None:
     assert settings.store is not None
-    with writing_lock(settings.store), pytest.raises(StoreError, match=r"is being written by another process"):
+    with (
+        writing_lock(settings.store, Listener()),
+        pytest.raises(StoreError, match=r"is being written by another process"),
+    ):
         extract(settings)
 
 

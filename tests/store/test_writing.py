@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.errors import StoreError
+from affcache.errors import InputError, StoreError
+from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS, ENCODED, UNREADABLE, EmbeddingStore, block_crc
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 from tests.conftest import crop_list
@@ -32,6 +33,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
+from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 from affcache.crops.crop_list import CropList
@@ -53,7 +55,7 @@ features = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float16
 status = np.where(np.arange(rows) % 7 == 3, 2, 1).astype(np.uint8)
 features[status == 2] = 0
 sizes = np.random.default_rng(seed)
-with writing_lock(path):
+with writing_lock(path, Listener()):
     if not path.exists():
         create_store(path, crops, width, {"model": "m"}, "f" * 64)
     with StoreWriter(path) as writer:
@@ -159,8 +161,12 @@ def test_killed_between_the_last_status_and_its_checksum(tmp_path: Path, uninter
         file.write(bytes(4))
     store = EmbeddingStore.open(path)
     assert store.counts["pending"] == 0
-    with pytest.raises(StoreError, match=r"block 1 \(rows 4096 to 4999\) is corrupt"):
-        store.verify()
+    assert not store.summary()["complete"]
+    for check in (store.verify, store.require_complete):
+        with pytest.raises(
+            StoreError, match=r"incomplete: the checksums of 1 of 2 blocks .* the same 'affcache extract'"
+        ):
+            check()
     assert run_writer(path, seed=1) == 0
     EmbeddingStore.open(path).verify()
     assert path.read_bytes() == uninterrupted
@@ -254,8 +260,9 @@ def test_a_reader_sees_what_a_writer_commits(small: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
+from affcache.progress import Listener
 from affcache.store.writing import writing_lock
-with writing_lock(Path(sys.argv[1])):
+with writing_lock(Path(sys.argv[1]), Listener()):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -272,24 +279,24 @@ def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path: Path) -> 
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError) as caught, writing_lock(path):
+        with pytest.raises(StoreError) as caught, writing_lock(path, Listener()):
             pass
         assert str(caught.value) == (
             f"{path} is being written by another process. Wait until that is done, or stop it and run the same command "
             "again: it continues at the last committed row. To extract something else at the same time, choose another "
             "--store FILE."
         )
-        with writing_lock(tmp_path / "new" / "other.h5"):
+        with writing_lock(tmp_path / "new" / "other.h5", Listener()):
             pass
         holder.kill()
-    with writing_lock(path):  # the system lets go of a killed process's lock
+    with writing_lock(path, Listener()):  # the system lets go of a killed process's lock
         pass
 
 
 def test_a_store_below_a_file_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = r"^The store .* can't be written: .* Choose another place with --store FILE.$"
-    with pytest.raises(StoreError, match=message), writing_lock(tmp_path / "file" / "s.h5"):
+    message = r"file can't be written: .* Put that right or choose another place, then run the same command again.$"
+    with pytest.raises(InputError, match=message), writing_lock(tmp_path / "file" / "s.h5", Listener()):
         pytest.fail("nobody can write there")
     with pytest.raises(StoreError, match=r"can't be written: .* Expected a folder that can be written."):
         create_store(tmp_path / "file" / "s.h5", crop_list({"a": [1]}), 3, {}, "f" * 64)
@@ -396,14 +403,14 @@ def test_places_where_no_store_can_be_say_why(tmp_path: Path) -> None:
         (tmp_path / "folder", "is a folder. Expected a store, or a new file's name."),
         (tmp_path / "file" / "s.h5", "can't be written: "),
     ):
-        with pytest.raises(StoreError) as caught, writing_lock(path):
+        with pytest.raises((StoreError, InputError)) as caught, writing_lock(path, Listener()):
             pass
         assert reason in str(caught.value)
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
 def test_a_folder_that_takes_no_files_is_not_taken_for_a_store_in_use() -> None:
-    with pytest.raises(StoreError, match=r"^The store /proc/s.h5 can't be written: "), writing_lock(Path("/proc/s.h5")):
+    with pytest.raises(InputError, match=r"^/proc can't be written: "), writing_lock(Path("/proc/s.h5"), Listener()):
         pass
 
 

@@ -295,7 +295,7 @@ def test_a_line_of_history_too_many_is_dropped(quick_fit: Fit, tmp_path: Path, m
         quick_fit("cut", listener=Recorder(interrupt_after=2))
     with (tmp_path / "cut" / "history.jsonl").open("a") as file:
         file.write(more)
-    (tmp_path / "cut" / "last.safetensors.partial").write_bytes(b"half a file")
+    (tmp_path / "cut" / "last.safetensors.0a1b2c3d.partial").write_bytes(b"half a file")
     quick_fit("cut", resume=True)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     assert not list((tmp_path / "cut").glob("*.partial"))

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from importlib.resources import as_file
@@ -63,88 +63,51 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 class NewFile(io.FileIO):
-    """A file that must not be there yet, be it as a link, to write and to read.
+    """A file that must not be there yet, be it as a link, to write and to read."""
 
-    Args:
-        path: where.
-        patient: whether to keep what the system refuses until the end. HDF5 swallows some of it, and crashes at some.
-    """
-
-    def __init__(self, path: Path, *, patient: bool) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path, "x+")
-        self.patient, self.end = patient, 0
-        self.refused: OSError | None = None
+        self.end = 0
 
     def write(self, data: Any) -> int:
         """Write all bytes."""
         remaining = memoryview(data).cast("B")
         size = len(remaining)
-        while remaining and self.refused is None:
-            remaining = remaining[self._try(super().write, remaining) or 0 :]
+        while remaining:
+            remaining = remaining[super().write(remaining) or 0 :]
         self.end = max(self.end, self.tell())
         return size
 
-    def truncate(self, size: int | None = None) -> int:
-        """Set the size."""
-        return self._try(super().truncate, size) or 0
-
-    def _try(self, work: Callable[[Any], int | None], given: Any) -> int | None:
-        try:
-            return work(given)
-        except OSError as error:
-            if not self.patient:
-                raise
-            self.refused = self.refused or error
-            return None
-
     def settle(self) -> None:
         """Wait until everything is on the disk, and check it."""
-        if self.refused is not None:
-            raise self.refused
         os.fsync(self.fileno())
         if os.fstat(self.fileno()).st_size < self.end:
             raise OSError(errno.EIO, "the file is shorter than what was written to it")
 
 
 @contextmanager
-def whole_file(path: Path, *, patient: bool = False) -> Iterator[NewFile]:
+def whole_file(path: Path) -> Iterator[NewFile]:
     """Give a new file, which takes the name ``path`` once it is whole and on the disk, or is removed.
 
     Raises:
         OSError: the system refuses.
     """
-    with beside(path) as partial, NewFile(partial, patient=patient) as file:
-        try:
-            yield file
-        except Exception:
-            if file.refused is not None:  # the cause
-                raise file.refused from None
-            raise
+    with beside(path) as partial, NewFile(partial) as file:
+        yield file
         file.settle()
 
 
-@contextmanager
-def written_whole(path: Path, *, patient: bool = False) -> Iterator[NewFile]:
-    """Give a file as ``whole_file`` does.
-
-    Raises:
-        InputError: the system refuses.
-    """
-    try:
-        with whole_file(path, patient=patient) as file:
-            yield file
-    except OSError as error:
-        raise cannot_write(path, error) from None
-
-
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file.
 
     Raises:
         InputError: the system refuses.
     """
-    with written_whole(path) as file:
-        file.write(content)
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def remove(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Scoring runs: their heads over a split's frames, the task's metrics with intervals, and predictions per frame."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.files import drawing, save_figures, write_json, written_whole
+from affcache.files import drawing, save_figures, write_bytes, write_json
 from affcache.progress import Listener
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import VideoResamples, video_interval
@@ -187,7 +188,8 @@ def score_frames(
 def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
     """Write what is said of every scored frame, with the keys that find it again."""
     given = scored.predictions
-    with written_whole(path, patient=True) as target, h5py.File(target, "w") as file:
+    written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
+    with h5py.File(written, "w") as file:
         file.attrs["format"] = "affcache-predictions"
         file.attrs["format_version"] = 1
         file.attrs["classes"] = json.dumps(scored.task.classes)
@@ -201,3 +203,4 @@ def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
         file["probabilities"] = scored.probabilities.astype(np.float32)
         file["decided"] = scored.decided
         file["labels"] = scored.joined.labels
+    write_bytes(path, written.getbuffer())

@@ -4,6 +4,7 @@ See reading.py for the format and for why committed rows survive a kill.
 """
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -38,8 +39,60 @@ from affcache.store.reading import (
 )
 
 RESERVE_BYTES = 1 << 24
+PIECE = 1 << 20  # bytes of a sparse file
 CAN_NOT_RESERVE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # said by the file system
 PAGE = 4096  # bytes; datasets start on page borders so that they can be memory-mapped
+
+
+class SparseFile(io.RawIOBase):
+    """A file in memory, whose zeros take none, for HDF5 to write to: that swallows errors of a disk, or crashes."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, bytearray] = {}
+        self._at = self._size = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go somewhere."""
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def _go(self, length: int) -> Iterator[tuple[bytearray, slice, slice]]:
+        """Go on so many bytes; yield each piece met, and which of its and of these bytes are the same."""
+        done = 0
+        while done < length:
+            number, first = divmod(self._at, PIECE)
+            count = min(PIECE - first, length - done)
+            if number not in self._pieces:
+                self._pieces[number] = bytearray(PIECE)
+            yield self._pieces[number], slice(first, first + count), slice(done, done + count)
+            done, self._at = done + count, self._at + count
+
+    def write(self, data: Any) -> int:
+        """Write all bytes."""
+        view = memoryview(data).cast("B")
+        for piece, here, there in self._go(len(view)):
+            piece[here] = view[there]
+        self._size = max(self._size, self._at)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer."""
+        view = memoryview(buffer).cast("B")
+        for piece, here, there in self._go(len(view)):
+            view[there] = piece[here]
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size; HDF5 makes files only longer."""
+        self._size = self._at if size is None else size
+        return self._size
+
+    def copy_to(self, file: NewFile) -> None:
+        """Write everything to a file of zeros."""
+        for number, piece in sorted(self._pieces.items()):
+            file.seek(number * PIECE)
+            file.write(memoryview(piece)[: max(0, self._size - number * PIECE)])
+        file.truncate(self._size)
 
 
 def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, Any], encoder_fingerprint: str) -> None:
@@ -58,10 +111,11 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
     rows = len(crops)
     needed = rows * (width * 2 + 5) + PAGE * 8
     try:
-        with whole_file(path, patient=True) as target:
+        with whole_file(path) as target:
             if needed > shutil.disk_usage(path.parent).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with h5py.File(target, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
+            sparse = SparseFile()
+            with h5py.File(sparse, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
                 file.attrs["format"] = FORMAT
                 file.attrs["format_version"] = FORMAT_VERSION
                 file.attrs["encoder"] = json.dumps(encoder, sort_keys=True, separators=(",", ":"))
@@ -79,6 +133,7 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
                     _allocate(file, name, shapes[name], dtype)
                 file["frame_number"][:] = crops.frame_number
                 file["video_start"][:] = crops.video_start
+            sparse.copy_to(target)
             _reserve(target)
     except OSError as error:
         if error.errno in DISK_IS_FULL:

@@ -221,7 +221,7 @@ def test_a_store_where_none_can_be(extract: Command) -> None:
     write_crops(Path("crops"), {"a": [1]})
     Path("file").touch()
     result = extract("--store", "file/s.h5")
-    check_refusal(result, "The store file/s.h5 can't be written: ")
+    check_refusal(result, "file can't be written: File exists. Expected a folder that can be written, with room.")
 
 
 def test_an_encoder_without_weights(extract: Command) -> None:

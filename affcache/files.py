@@ -75,7 +75,7 @@ class NewFile(io.FileIO):
         size = len(remaining)
         while remaining:
             remaining = remaining[super().write(remaining) or 0 :]
-        self.end = max(self.end, self.tell())
+            self.end = max(self.end, self.tell())
         return size
 
     def settle(self) -> None:

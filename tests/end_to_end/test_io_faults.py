@@ -62,7 +62,7 @@ FAULTS = {  # an errno, or -1 to kill; and whether all that takes room fails fro
 DATA = "--store expr.h5 --annotations labels"
 RECIPE = "--hidden-layers 1 --hidden-width 8 --device cpu"
 COMMANDS = {
-    "extract": "extract --crops crops --store faces.h5 --view flip --device cpu --batch-size 4 --model local-dir:encoder",
+    "extract": "extract --crops crops --store faces.h5 --view flip --device cpu --model local-dir:encoder",
     "fit": f"fit --task expr {DATA} {RECIPE} --epochs 3 --run new",
     "ridge": f"fit --task expr {DATA} --head ridge --device cpu --run new",
     "score": "score run --resamples 100 --device cpu",

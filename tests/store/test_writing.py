@@ -1,12 +1,14 @@
 """Writing a store: what is committed survives a kill at any moment, and the same input gives the same bytes."""
 
 import errno
+import io
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import namedtuple
 from collections.abc import Iterator
 from itertools import pairwise
@@ -19,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import InputError, StoreError
+from affcache.files import whole_file
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS, ENCODED, UNREADABLE, EmbeddingStore, block_crc
-from affcache.store.writing import StoreWriter, create_store, writing_lock
+from affcache.store.writing import SparseFile, StoreWriter, create_store, writing_lock
 from tests.conftest import crop_list
 
 ROWS, WIDTH = 5000, 5  # two blocks
@@ -247,6 +250,45 @@ def test_unreadable_rows_can_be_opened_again(small: Path) -> None:
     store = EmbeddingStore.open(small)
     assert store.counts == {"pending": 0, "encoded": 10, "unreadable": 0}
     store.verify()
+
+
+def test_many_unreadable_rows_are_opened_again_with_two_flushes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, flushes = os.fsync, []
+
+    def counted(file: int) -> None:
+        flushes.append(EmbeddingStore.open(small).status.tolist())
+        flush(file)
+
+    with StoreWriter(small) as writer:
+        writer.commit(0, np.zeros((10, 3), np.float16), np.full(10, UNREADABLE, np.uint8))
+        monkeypatch.setattr(os, "fsync", counted)
+        assert writer.reopen_unreadable() == 10
+    assert flushes == [[UNREADABLE] * 10, [0] * 10], "checksums go first"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=3000)), max_size=8),
+    st.integers(1, 700),
+)
+def test_a_sparse_file_is_a_file(writes: list[tuple[int, bytes]], piece: int) -> None:
+    sparse, plain = SparseFile(), io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr("affcache.store.writing.PIECE", piece)
+        for at, data in writes:
+            for file in (sparse, plain):
+                assert file.seek(at) == at
+                assert file.write(data) == len(data)
+        size = max([0, *(at + len(data) for at, data in writes)])
+        assert sparse.seek(0, os.SEEK_END) == size
+        for at in (0, size // 2):
+            read = bytearray(size)
+            sparse.seek(at)
+            sparse.readinto(read)
+            assert read[: size - at] == plain.getvalue()[at:size]
+        sparse.truncate(size + 10)
+        with whole_file(Path(folder) / "x") as target:
+            sparse.copy_to(target)
+        assert (Path(folder) / "x").read_bytes() == plain.getvalue()[:size].ljust(size + 10, b"\0")
 
 
 def test_a_reader_sees_what_a_writer_commits(small: Path) -> None:

@@ -16,7 +16,7 @@ from glob import escape
 from importlib.resources import as_file
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from affcache.errors import AffcacheError, InputError, StoreError
 from affcache.progress import Listener
@@ -62,39 +62,19 @@ def beside(path: Path) -> Iterator[Path]:
         raise
 
 
-class NewFile(io.FileIO):
-    """A file that must not be there yet, be it as a link, to write and to read."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "x+")
-        self.end = 0
-
-    def write(self, data: Any) -> int:
-        """Write all bytes."""
-        remaining = memoryview(data).cast("B")
-        size = len(remaining)
-        while remaining:
-            remaining = remaining[super().write(remaining) or 0 :]
-            self.end = max(self.end, self.tell())
-        return size
-
-    def settle(self) -> None:
-        """Wait until everything is on the disk, and check it."""
-        os.fsync(self.fileno())
-        if os.fstat(self.fileno()).st_size < self.end:
-            raise OSError(errno.EIO, "the file is shorter than what was written to it")
-
-
 @contextmanager
-def whole_file(path: Path) -> Iterator[NewFile]:
-    """Give a new file, which takes the name ``path`` once it is whole and on the disk, or is removed.
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Give a new file to write and read, which takes the name ``path`` once it is on the disk, or is removed.
 
     Raises:
         OSError: the system refuses.
     """
-    with beside(path) as partial, NewFile(partial) as file:
+    with beside(path) as partial, partial.open("x+b") as file:  # x: what is there, be it a link, isn't opened
         yield file
-        file.settle()
+        file.flush()
+        os.fsync(file.fileno())
+        if os.fstat(file.fileno()).st_size < file.tell():
+            raise OSError(errno.EIO, "the file is shorter than what was written to it")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

@@ -28,7 +28,7 @@ from affcache.exchange.sources import (
     rows_of,
     unpack,
 )
-from affcache.files import beside, whole_file
+from affcache.files import beside, cannot_write, whole_file
 from affcache.progress import Listener, Result
 from affcache.settings import command, default_store
 from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
@@ -304,10 +304,7 @@ def export_embeddings(settings: ExportSettings, listener: Listener) -> ExportRes
             write(partial, store, listener)
             _require_new(out)  # somebody may have made it meanwhile
     except OSError as error:
-        raise InputError(
-            f"{out} can't be written: {error.strerror or error}. Expected a folder that can be written, with room for "
-            f"about {store.features.nbytes / 1e9:.3f} GB. Free some space, or choose another --out."
-        ) from None
+        raise cannot_write(out, error) from None
     return ExportResult(
         out=str(out),
         format=settings.format,

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
-from affcache.files import DISK_IS_FULL, NewFile, discard_partials, existing_parent, locked, whole_file
+from affcache.files import DISK_IS_FULL, discard_partials, existing_parent, locked, whole_file
 from affcache.progress import Listener
 from affcache.store.reading import (
     BLOCK_ROWS,
@@ -39,7 +39,7 @@ from affcache.store.reading import (
 )
 
 RESERVE_BYTES = 1 << 24
-PIECE = 1 << 20  # bytes of a sparse file
+PIECE = 1 << 16  # bytes of a sparse file
 CAN_NOT_RESERVE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # said by the file system
 PAGE = 4096  # bytes; datasets start on page borders so that they can be memory-mapped
 
@@ -52,7 +52,6 @@ class SparseFile(io.RawIOBase):
         self._at = self._size = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go somewhere."""
         self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
@@ -68,7 +67,6 @@ class SparseFile(io.RawIOBase):
             done, self._at = done + count, self._at + count
 
     def write(self, data: Any) -> int:
-        """Write all bytes."""
         view = memoryview(data).cast("B")
         for piece, here, there in self._go(len(view)):
             piece[here] = view[there]
@@ -76,23 +74,21 @@ class SparseFile(io.RawIOBase):
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer."""
         view = memoryview(buffer).cast("B")
         for piece, here, there in self._go(len(view)):
             view[there] = piece[here]
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the size; HDF5 makes files only longer."""
-        self._size = self._at if size is None else size
+        self._size = size or self._at
         return self._size
 
-    def copy_to(self, file: NewFile) -> None:
-        """Write everything to a file of zeros."""
-        for number, piece in sorted(self._pieces.items()):
+    def copy_to(self, file: IO[bytes]) -> None:
+        """Write everything to a new file."""
+        for number, piece in self._pieces.items():
             file.seek(number * PIECE)
-            file.write(memoryview(piece)[: max(0, self._size - number * PIECE)])
-        file.truncate(self._size)
+            file.write(piece)
+        file.seek(file.truncate(self._size))
 
 
 def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, Any], encoder_fingerprint: str) -> None:
@@ -163,8 +159,9 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, properties)
 
 
-def _reserve(file: NewFile) -> None:
+def _reserve(file: IO[bytes]) -> None:
     """Make the file system set every byte aside now, so that a disk fills at the start or not at all."""
+    file.flush()
     size = os.fstat(file.fileno()).st_size
     try:
         os.posix_fallocate(file.fileno(), 0, size)

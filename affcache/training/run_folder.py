@@ -148,15 +148,9 @@ def new_run(task: str) -> RunFolder:
 
 @contextmanager
 def locked_run(run: Path | None, task: str, listener: Listener, *, resume: bool) -> Iterator[tuple[RunFolder, bool]]:
-    """Give a run folder to train in, alone, and whether a run is continued in it; one that stays empty is removed.
+    """Give a run folder to train in alone, a new one for None, and whether a run is continued in it.
 
-    With ``resume``, a run that was killed before its config.json was in place begins anew.
-
-    Args:
-        run: the folder; None for a new one.
-        task: names the new one.
-        listener: is told where there are no locks.
-        resume: whether to continue.
+    A run that was killed before its config.json was in place begins anew. A folder that stays empty is removed.
 
     Raises:
         ConfigError: the folder is taken, or another process trains in it.

@@ -14,6 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define SECTOR 512 /* bytes; a disk writes a sector or doesn't */
+
 static char root[PATH_MAX];
 static long count, position;
 static int fault, lasting;
@@ -63,7 +65,7 @@ OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
 ssize_t write(int file, const void *data, size_t size) {
   REAL(write);
   if (!is_below(file) || !fails(1, 1)) return real(file, data, size);
-  if (fault < 0) real(file, data, size / 2), kill(getpid(), SIGKILL), pause();
+  if (fault < 0) real(file, data, size / 2 / SECTOR * SECTOR), kill(getpid(), SIGKILL), pause();
   return -1;
 }
 

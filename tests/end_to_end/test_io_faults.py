@@ -133,7 +133,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
-        if path.suffix == ".lock" or ".partial" in name or name.startswith("grid/cells/"):
+        if name.endswith(".lock") or ".partial" in name or name.startswith("grid/cells/"):
             continue
         found[name] = path.read_bytes()
         if path.name == "history.jsonl":  # but for what a clock says

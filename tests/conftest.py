@@ -114,6 +114,14 @@ def write_store(
     return EmbeddingStore.open(path)
 
 
+def spoil_features(path: Path) -> None:
+    """Overwrite the middle of a store's features with zeros, as a disk may."""
+    features = EmbeddingStore.open(path).features
+    with path.open("r+b") as file:
+        file.seek(features.offset + features.nbytes // 2)  # type: ignore[attr-defined]
+        file.write(bytes(64))
+
+
 def write_labels(annotations: Path, task: str, split: str, videos: dict[str, Sequence[object]]) -> Path:
     """Write one label file a video; each entry is a line's text or its single value. Returns the annotations folder."""
     folder = annotations / TASKS[task].folders[0] / {"train": "Train_Set", "validation": "Validation_Set"}[split]

@@ -1,10 +1,8 @@
 """An ablation as a whole: a grid read, its missing trials trained, and all of them compared."""
 
 import math
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,7 +10,6 @@ from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from affcache.ablation.figures import write_figures
 from affcache.ablation.grid import Grid, build_grid
@@ -22,7 +19,7 @@ from affcache.ablation.tables import latex, markdown, write_results, write_summa
 from affcache.ablation.train import Group, Trainer, form_of, group_trials, require_asked_for
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
-from affcache.files import Tensors, write_text
+from affcache.files import LOCK, Tensors, locked, remove, write_text
 from affcache.progress import Listener, duration_text
 from affcache.settings import command
 from affcache.tasks.tasks import find_task
@@ -139,7 +136,7 @@ class Ablation:
         kept = wanted and outcome.diverged is None and bool(head)  # a cluster sends what may be kept, and no more
         trial.write(outcome, head if kept else None)
         if keep == "best" and beaten is not None and beaten is not trial:
-            beaten.folder.head.unlink(missing_ok=True)
+            remove(beaten.folder.head)
 
     def _report(self, epochs: int, note: str) -> None:
         done, total = self._epochs
@@ -162,7 +159,7 @@ class Ablation:
         if with_figures:
             figures = write_figures(self.out / "figures", self.grid, rows)
             for other in set((self.out / "figures").glob("*.*")).difference(figures):  # of another grid in this folder
-                other.unlink()
+                remove(other)
             files += figures
         return rows, files
 
@@ -284,7 +281,11 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
             splits[store, task] = joined
-        with _alone_in(out):
+        refusal = ConfigError(
+            f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "
+            "another --out DIR."
+        )
+        with locked(out / LOCK, refusal, listener):
             ablation = Ablation(settings, grid, splits, out, trainer, device, listener)
             trained = ablation.train()
             rows, files = ablation.write(with_figures=True)
@@ -299,26 +300,3 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         best=ablation.best(),
         files=[str(file) for file in files],
     )
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Keep others from training the same grid in the same folder.
-
-    Raises:
-        ConfigError: another process is at work there.
-    """
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except ConfigError:  # refused before anything was done
-        if new and [path.name for path in out.iterdir()] == [".lock"]:
-            shutil.rmtree(out)
-        raise
-    except Timeout:
-        raise ConfigError(
-            f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "
-            "another --out DIR."
-        ) from None

@@ -11,7 +11,7 @@ import torch
 
 from affcache.ablation.grid import NOT_VARIED, Variant
 from affcache.errors import StoreError
-from affcache.files import Tensors, read_tensors, write_json, write_tensors, write_text
+from affcache.files import Tensors, read_tensors, write_json, write_tensors
 from affcache.scoring.intervals import metric_interval
 from affcache.tasks.metrics import Interval, Table
 from affcache.tasks.tasks import Task, find_task
@@ -59,10 +59,9 @@ class Trial:
 
     def write(self, outcome: "Outcome", head: Tensors | None) -> None:
         """Write the run folder, its result last."""
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         config = self.splits.describe_run(self.settings)
         write_json(self.folder.config, config)
-        write_text(self.folder.history, "".join(json.dumps(entry) + "\n" for entry in outcome.history))
+        self.folder.write_history(outcome.history)
         if outcome.statistics is not None:
             sums = {"sums": torch.from_numpy(outcome.statistics)}
             write_tensors(self.folder.path / STATISTICS, sums, {"videos": outcome.videos})

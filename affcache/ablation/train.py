@@ -14,7 +14,7 @@ from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import Outcome, Trial
 from affcache.devices import device_memory, resolve_device, wait_for
 from affcache.errors import ConfigError, StoreError
-from affcache.files import Tensors, read_tensors, write_tensors
+from affcache.files import Tensors, discard_partials, read_tensors, remove, write_tensors
 from affcache.progress import Listener, duration_text
 from affcache.tasks.tasks import Task
 from affcache.training.data import Frames, batches, epoch_length
@@ -132,7 +132,8 @@ class Group:
 
     def discard_checkpoint(self) -> None:
         """Remove what the group would continue from: all its results are written."""
-        self.checkpoint.unlink(missing_ok=True)
+        remove(self.checkpoint)
+        discard_partials(self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,6 @@ def train_group(
         due = time.monotonic() - saved >= SECONDS_BETWEEN_CHECKPOINTS
         if keep_checkpoint and due and isinstance(run, Epochs) and done < run.steps:
             tensors, progress = run.state()
-            group.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(group.checkpoint, tensors, {**progress, "trials": list(group.trials)})
             saved = time.monotonic()
     report(heads * (run.steps - done) if run.unit == "epoch" else 1, _standing(run, splits))

@@ -1,7 +1,6 @@
 """Export as a whole: a complete, sound store written for other tools, to a temporary name first."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from affcache.exchange.sources import (
     rows_of,
     unpack,
 )
+from affcache.files import beside, cannot_write, whole_file
 from affcache.progress import Listener, Result
 from affcache.settings import command, default_store
 from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
@@ -179,10 +179,9 @@ def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
 def write_npy(path: Path, store: EmbeddingStore, listener: Listener) -> None:
     """Write a folder as clip-retrieval lays it out, with one part, and provenance.json."""
     import_pyarrow()  # says that it is missing before anything is written
-    (path / EMBEDDINGS).mkdir(parents=True)
-    (path / METADATA).mkdir()
-    (path / NPY_FILE).write_text(json.dumps(provenance_of(store), indent=2) + "\n", encoding="utf-8")
-    with (path / EMBEDDINGS / f"{EMBEDDINGS}_0.npy").open("wb") as file:
+    with whole_file(path / NPY_FILE) as file:
+        file.write((json.dumps(provenance_of(store), indent=2) + "\n").encode())
+    with whole_file(path / EMBEDDINGS / f"{EMBEDDINGS}_0.npy") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": store.features.shape}
         np.lib.format.write_array_header_1_0(file, header)
         for rows in blocks_of(len(store)):
@@ -202,7 +201,7 @@ def write_safetensors(path: Path, store: EmbeddingStore, listener: Listener) -> 
         offset += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % SAFETENSORS_ALIGNMENT)
-    with path.open("wb") as file:
+    with whole_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
             for rows in blocks_of(len(array)):
@@ -225,8 +224,9 @@ def write_parquet(path: Path, store: EmbeddingStore, listener: Listener, *, embe
     fields = [pyarrow.field(name, kind, nullable=False) for name, kind in kinds.items()]
     schema = pyarrow.schema(fields, metadata={PROVENANCE_KEY: json.dumps(provenance_of(store))})
     video_of_rows = store.video_of_rows()
-    options = {"use_byte_stream_split": ["embedding.list.element"]} if embeddings else {}
-    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=["video"], **options) as writer:
+    options: dict[str, Any] = {"use_byte_stream_split": ["embedding.list.element"]} if embeddings else {}
+    options |= {"compression": "zstd", "use_dictionary": ["video"]}
+    with whole_file(path) as file, pyarrow.parquet.ParquetWriter(file, schema, **options) as writer:
         for rows in blocks_of(len(store)):
             videos = [store.video_names[video] for video in video_of_rows[rows]]
             frames = store.frame_number[rows]
@@ -284,17 +284,11 @@ def export_embeddings(settings: ExportSettings, listener: Listener) -> ExportRes
     _require_new(out)
     store.verify(lambda done, total: listener.progress(done, total, "block", "checking"))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=out.name + ".partial-", dir=out.parent) as folder:
-            partial = Path(folder) / out.name
+        with beside(out) as partial:
             write(partial, store, listener)
             _require_new(out)  # somebody may have made it meanwhile
-            partial.replace(out)
     except OSError as error:
-        raise InputError(
-            f"{out} can't be written: {error.strerror or error}. Expected a folder that can be written, with room for "
-            f"about {store.features.nbytes / 1e9:.3f} GB. Free some space, or choose another --out."
-        ) from None
+        raise cannot_write(out, error) from None
     return ExportResult(
         out=str(out),
         format=settings.format,

@@ -12,7 +12,7 @@ from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_
 from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of, reading
-from affcache.files import written_whole
+from affcache.files import beside
 from affcache.progress import Listener, Result
 from affcache.settings import command, default_store
 from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint
@@ -143,7 +143,7 @@ def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportRes
     rows = SourceRows(source.parts)
     crops = rows.crops
     listener.message(f"{len(crops):,} frames in {len(crops.video_names):,} videos, from {source.imported_from}")
-    with writing_lock(path), _written_store(path) as partial:
+    with writing_lock(path, listener), _written_store(path) as partial:
         _require_new(path)  # another process may have made it while this one waited
         rows.matrices = [part.open(path.parent) for part in rows.parts]
         found = rows.check_float16(listener)
@@ -201,9 +201,9 @@ def _require_new(path: Path) -> None:
 
 @contextmanager
 def _written_store(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write the store to, as ``written_whole``; messages name the store itself."""
+    """Give a temporary name to write the store to, as ``beside``; messages name the store itself."""
     try:
-        with written_whole(path) as partial:
+        with beside(path) as partial:
             yield partial
     except StoreError as error:
         raise StoreError(str(error).replace(str(partial), str(path))) from None

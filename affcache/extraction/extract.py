@@ -18,7 +18,7 @@ from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
 from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
-from affcache.files import write_text
+from affcache.files import remove, write_text
 from affcache.progress import Listener, Result
 from affcache.settings import CROPS, command, default_store
 from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, differing_fields, fingerprint, view_path
@@ -71,7 +71,7 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     engines = import_module(ENGINES[settings.engine])
     device = engines.driver_device(settings)  # says what can't work before crops are listed, which takes a while
     crops = list_crops(settings, listener)
-    with writing_lock(path), on_device(device), ExitStack() as stack:
+    with writing_lock(path, listener), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
             recorded = open_begun(path, crops).encoder  # before the encoder is loaded, which takes a while
@@ -137,8 +137,13 @@ def _encode_pending(
     try:
         if len(pending):
             write_embeddings(writer, encoding, pending, listener)
-    finally:
-        listed = list_unreadable(writer.store, crops, unreadable)
+    except BaseException:
+        try:
+            list_unreadable(writer.store, crops, unreadable)
+        except InputError as error:  # not to hide what went wrong first
+            listener.warning(str(error))
+        raise
+    listed = list_unreadable(writer.store, crops, unreadable)
     seconds = time.perf_counter() - start
     if not writer.store.counts["encoded"]:
         first = next(iter(sorted(unreadable.items())), None)
@@ -271,7 +276,7 @@ def list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, s
     path = store.path.with_name(store.path.name + ".unreadable.txt")
     rows = np.flatnonzero(store.status == UNREADABLE)
     if not len(rows):
-        path.unlink(missing_ok=True)
+        remove(path)
         return None
     known: dict[str, str] = {}  # from the list that an earlier run left
     if path.is_file():

@@ -1,5 +1,6 @@
 """Scoring runs: their heads over a split's frames, the task's metrics with intervals, and predictions per frame."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.files import drawing, save_figures, write_json, written_whole
+from affcache.files import drawing, save_figures, write_bytes, write_json
 from affcache.progress import Listener, metric_name
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import metric_interval, without_interval
@@ -139,7 +140,6 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         predictions_file=str(out.of_split(out.predictions, settings.split)),
         figures=tuple(map(str, figures)),
     )
-    out.path.mkdir(exist_ok=True)
     _write_predictions(Path(result.predictions_file), result, scored)
     write_json(Path(result.scores_file), result.to_json())
     return result
@@ -195,7 +195,8 @@ def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:
 def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
     """Write what is said of every scored frame, with the keys that find it again."""
     given = scored.predictions
-    with written_whole(path) as partial, h5py.File(partial, "w") as file:
+    written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
+    with h5py.File(written, "w") as file:
         file.attrs["format"] = "affcache-predictions"
         file.attrs["format_version"] = 1
         file.attrs["classes"] = json.dumps(scored.task.classes)
@@ -209,3 +210,4 @@ def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
         file["probabilities"] = given.probabilities.astype(np.float32)
         file["decided"] = scored.decided
         file["labels"] = scored.joined.labels
+    write_bytes(path, written.getbuffer())

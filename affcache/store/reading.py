@@ -178,7 +178,7 @@ class EmbeddingStore:
             "videos": len(self.video_names),
             **self.counts,
             "bytes": self.path.stat().st_size,
-            "complete": self.counts["pending"] == 0,
+            "complete": self.counts["pending"] == 0 and bool(self.block_checksum.all()),
             "views": self.views,
             "encoder_fingerprint": self.encoder_fingerprint,
             "encoder": self.encoder,
@@ -217,18 +217,20 @@ class EmbeddingStore:
         return other
 
     def require_complete(self, remark: str = "") -> None:
-        """Raise StoreError unless every row is encoded or known to be unreadable. Reads no features."""
+        """Raise StoreError unless every row is encoded or known to be unreadable, and summed. Reads no features."""
         if (self.status > UNREADABLE).any():
             raise StoreError(
                 f"{self.path} is corrupt: a row has status {self.status.max()}, expected 0, 1 or 2. The disk or a copy "
                 "damaged the file. Delete it and extract again, or restore it from a sound copy."
             )
-        counts = self.counts
-        if counts["pending"]:
+        pending, unsummed = self.counts["pending"], int((self.block_checksum == 0).sum())
+        if pending or unsummed:
+            left = f"{pending:,} of {len(self):,} rows are still to be encoded"
+            if not pending:  # killed between a block's last status and its checksum
+                left = f"the checksums of {unsummed:,} of {len(self.block_checksum):,} blocks are still to be written"
             raise StoreError(
-                f"{self.path} is incomplete: {counts['pending']:,} of {len(self):,} rows are still to be encoded."
-                f"{remark} An extraction is running on it, or one was interrupted: run the same 'affcache extract' "
-                "again and it continues where it stopped."
+                f"{self.path} is incomplete: {left}.{remark} An extraction is running on it, or one was interrupted: "
+                "run the same 'affcache extract' again and it continues where it stopped."
             )
 
     def verify(self, on_block: Callable[[int, int], None] | None = None) -> None:
@@ -254,7 +256,7 @@ class EmbeddingStore:
                         f"{self.path}: block {block} (rows {first} to {last - 1}) is corrupt: {problem}. The disk or a "
                         "copy damaged the file. Delete it and extract again, or restore it from a sound copy."
                     )
-                whole += bool((self.status[first:last] != PENDING).all())
+                whole += bool(checksum and (self.status[first:last] != PENDING).all())
                 if on_block is not None:
                     on_block(block + 1, len(self.block_checksum))
         self.require_complete(f" No damage was found, and {whole:,} of {len(self.block_checksum):,} blocks are whole.")
@@ -308,12 +310,12 @@ def read_rows(file: RawIOBase, features: npt.NDArray[np.float16], first: int, la
 
 
 def problem_of_block(features: npt.NDArray[np.float16], status: npt.NDArray[np.uint8], checksum: int) -> str:
-    """Say what is wrong with a block's rows, or nothing. While rows are pending, its checksum says nothing yet."""
+    """Say what is wrong with a block's rows, or nothing. A checksum of 0 is still to be written, and says nothing."""
     if (status > UNREADABLE).any():
         return f"a row has status {status.max()}, expected 0, 1 or 2"
     if features[status == UNREADABLE].any():
         return "a row that is marked unreadable holds features"
-    if (status != PENDING).all() and block_crc(features) != checksum:
+    if checksum and (status != PENDING).all() and block_crc(features) != checksum:
         return "its features don't match their checksum"
     return ""
 

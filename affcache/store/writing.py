@@ -4,22 +4,23 @@ See reading.py for the format and for why committed rows survive a kill.
 """
 
 import errno
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
-from affcache.files import existing_parent, written_whole
+from affcache.files import DISK_IS_FULL, discard_partials, existing_parent, locked, whole_file
+from affcache.progress import Listener
 from affcache.store.reading import (
     BLOCK_ROWS,
     ENCODED,
@@ -28,17 +29,66 @@ from affcache.store.reading import (
     NUMERIC_DATASETS,
     PENDING,
     UNREADABLE,
+    VIEWS,
     EmbeddingStore,
     block_bounds,
     block_crc,
     index_sha256,
     read_rows,
+    view_path,
 )
 
 RESERVE_BYTES = 1 << 24
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PIECE = 1 << 16  # bytes of a sparse file
 CAN_NOT_RESERVE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # said by the file system
 PAGE = 4096  # bytes; datasets start on page borders so that they can be memory-mapped
+
+
+class SparseFile(io.RawIOBase):
+    """A file in memory, whose zeros take none, for HDF5 to write to: that swallows errors of a disk, or crashes."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, bytearray] = {}
+        self._at = self._size = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def _go(self, length: int) -> Iterator[tuple[bytearray, slice, slice]]:
+        """Go on so many bytes; yield each piece met, and which of its and of these bytes are the same."""
+        done = 0
+        while done < length:
+            number, first = divmod(self._at, PIECE)
+            count = min(PIECE - first, length - done)
+            if number not in self._pieces:
+                self._pieces[number] = bytearray(PIECE)
+            yield self._pieces[number], slice(first, first + count), slice(done, done + count)
+            done, self._at = done + count, self._at + count
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for piece, here, there in self._go(len(view)):
+            piece[here] = view[there]
+        self._size = max(self._size, self._at)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        for piece, here, there in self._go(len(view)):
+            view[there] = piece[here]
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = size or self._at
+        return self._size
+
+    def copy_to(self, file: IO[bytes]) -> None:
+        """Write everything to a new file."""
+        for number, piece in self._pieces.items():
+            file.seek(number * PIECE)
+            file.write(piece)
+        file.seek(file.truncate(self._size))
 
 
 def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, Any], encoder_fingerprint: str) -> None:
@@ -57,12 +107,11 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
     rows = len(crops)
     needed = rows * (width * 2 + 5) + PAGE * 8
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if needed > free:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        with written_whole(path) as partial:
-            with h5py.File(partial, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
+        with whole_file(path) as target:
+            if needed > shutil.disk_usage(path.parent).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sparse = SparseFile()
+            with h5py.File(sparse, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
                 file.attrs["format"] = FORMAT
                 file.attrs["format_version"] = FORMAT_VERSION
                 file.attrs["encoder"] = json.dumps(encoder, sort_keys=True, separators=(",", ":"))
@@ -80,9 +129,10 @@ def create_store(path: Path, crops: CropList, width: int, encoder: Mapping[str, 
                     _allocate(file, name, shapes[name], dtype)
                 file["frame_number"][:] = crops.frame_number
                 file["video_start"][:] = crops.video_start
-            _reserve_and_flush(partial)
+            sparse.copy_to(target)
+            _reserve(target)
     except OSError as error:
-        if error.errno in DISK_IS_FULL or "No space left" in str(error):  # h5py keeps the number in its text only
+        if error.errno in DISK_IS_FULL:
             free = shutil.disk_usage(existing_parent(path)).free
             raise StoreError(
                 f"No space for the store {path}: {rows:,} rows of {width} values need {needed / 1e9:.3f} GB, "
@@ -109,52 +159,43 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, properties)
 
 
-def _reserve_and_flush(path: Path) -> None:
+def _reserve(file: IO[bytes]) -> None:
     """Make the file system set every byte aside now, so that a disk fills at the start or not at all."""
-    with path.open("r+b") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except (AttributeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in CAN_NOT_RESERVE:
-                raise
-            for offset in range(0, size, RESERVE_BYTES):  # can't reserve: write every byte again as it is
-                file.seek(offset)
-                contents = file.read(RESERVE_BYTES)
-                file.seek(offset)
-                file.write(contents)
-        os.fsync(file.fileno())
+    file.flush()
+    size = os.fstat(file.fileno()).st_size
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in CAN_NOT_RESERVE:
+            raise
+        for offset in range(0, size, RESERVE_BYTES):  # can't reserve: write every byte again as it is
+            file.seek(offset)
+            contents = file.read(RESERVE_BYTES)
+            file.seek(offset)
+            file.write(contents)
 
 
 @contextmanager
-def writing_lock(path: Path) -> Iterator[None]:
+def writing_lock(path: Path, listener: Listener) -> Iterator[None]:
     """Hold the right to create or write the store at ``path``; the system lets go of it when the process ends.
 
     Raises:
-        StoreError: another process holds it, or the folder can't be written.
+        StoreError: another process holds it, or it isn't a file.
+        InputError: the folder can't be written.
     """
     if path.exists() and not path.is_file():
         raise StoreError(
             f"{path} is {'a folder' if path.is_dir() else 'no file'}. Expected a store, or a new file's name. Choose "
             "another place with --store FILE."
         )
-    lock = FileLock(path.with_name(path.name + ".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire(timeout=0)
-    except FileExistsError:
-        raise _cannot_write(path, OSError("a folder above it is a file")) from None
-    except Timeout:
-        if not Path(lock.lock_file).exists():  # what the lock takes for another's may be a folder that takes no files
-            raise _cannot_write(path, OSError("its folder takes no new files")) from None
-        raise StoreError(
-            f"{path} is being written by another process. Wait until that is done, or stop it and run the same "
-            "command again: it continues at the last committed row. To extract something else at the same time, "
-            "choose another --store FILE."
-        ) from None
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    with held:
+    refusal = StoreError(
+        f"{path} is being written by another process. Wait until that is done, or stop it and run the same "
+        "command again: it continues at the last committed row. To extract something else at the same time, "
+        "choose another --store FILE."
+    )
+    with locked(path.with_name(path.name + ".lock"), refusal, listener):
+        for one in (path, *(view_path(path, view) for view in VIEWS)):
+            discard_partials(one)
         yield
 
 
@@ -209,10 +250,11 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
     def reopen_unreadable(self) -> int:
         """Mark every unreadable row as pending again, and return how many there were."""
         rows = np.flatnonzero(self.store.status == UNREADABLE)
-        for block in np.unique(rows // BLOCK_ROWS):
-            self._write(self.store.block_checksum, np.zeros(1, "<u4"), int(block))
-        for row in rows:
-            self._write(self.store.status, np.full(1, PENDING, np.uint8), int(row))
+        if len(rows):
+            checksums, status = np.array(self.store.block_checksum), np.array(self.store.status)
+            checksums[rows // BLOCK_ROWS], status[rows] = 0, PENDING
+            self._write(self.store.block_checksum, checksums, 0)
+            self._write(self.store.status, status, 0)
         return len(rows)
 
     def finish_checksums(self) -> None:

@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener, Result
-from affcache.settings import RUNS, command, default_store, flag
+from affcache.settings import command, default_store, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import (
     SPLIT_FOLDERS,
@@ -37,7 +36,7 @@ from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
 from affcache.training.ridge import Ridge, Run, ridge_baseline
 from affcache.training.risk import tail_size
-from affcache.training.run_folder import RunFolder, claim_run, describe_store, require_free, settings_to_json
+from affcache.training.run_folder import RunFolder, claim_run, describe_store, locked_run, settings_to_json
 from affcache.training.settings import FitSettings
 
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
@@ -80,11 +79,13 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     settings.require_fitting(task)
     find_head(settings.head)
     device = resolve_device(settings.device)
-    folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    if not settings.resume:
-        require_free(folder)  # before the labels are read, which takes a while
-    memory = _memory(settings, folder, device)
-    settings = replace(settings, memory=memory)
+    with locked_run(settings.run, task.name, listener, resume=settings.resume) as (folder, resume):
+        settings = replace(settings, memory=_memory(settings, folder, device, resume=resume), resume=resume)
+        return _fit(settings, task, folder, device, listener)
+
+
+def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
+    """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
     joined = JoinedSplits.open(settings.store or default_store(), task, settings.annotations, listener)
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
@@ -92,7 +93,8 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     _say_tail(settings, joined, listener)
     if twice := raised_twice(settings):
         listener.warning(twice)
-    loaded = joined.load(device, memory, listener)
+    assert settings.memory is not None  # resolved
+    loaded = joined.load(device, settings.memory, listener)
     listener.message(f"run folder: {folder.path}")
     config = joined.describe_run(settings)
     claim_run(folder, config, resume=settings.resume)
@@ -266,7 +268,7 @@ class SavedRun:
                     "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
                     f"{self.folder.path}."
                 )
-            self.folder.append_history(entry)
+            self.folder.write_history(best.history)
             own = {name: entry[name] for name in ("epoch", "strength", metric) if name in entry}
             if best.entry is entry:
                 write_tensors(self.folder.head, best.head, {**self.identity, **own})
@@ -280,25 +282,23 @@ class SavedRun:
     def restore(self) -> None:
         """Continue from the last finished epoch, as if there had been no interruption; a ridge begins anew."""
         if not isinstance(self.run, Epochs) or not self.folder.last.exists():  # killed in the first epoch
-            self.folder.keep_history(0)
             return
         tensors, progress = read_tensors(self.folder.last)
         self.run.learner.load_state(tensors)
         self.run.done = progress["epoch"]
-        self.folder.keep_history(self.run.done)
         (best,) = self.run.best
         best.value, best.epoch = progress["best_value"], progress["best_epoch"]
-        best.history = self.folder.read_history()
+        best.history = self.folder.read_history(self.run.done)  # a kill may have left one more
 
 
-def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> float:
+def _memory(settings: FitSettings, folder: RunFolder, device: torch.device, *, resume: bool) -> float:
     """Return the GB of embeddings to hold at a time, resolved: they decide the order of frames when those stream.
 
     Unless it is said, a continued run takes what it began with, whatever machine it is continued on.
     """
     if settings.memory is not None:
         return settings.memory
-    before = folder.read_config()["settings"].get("memory") if settings.resume else None
+    before = folder.read_config()["settings"].get("memory") if resume else None
     return before or default_memory(device)
 
 

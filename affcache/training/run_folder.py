@@ -1,16 +1,20 @@
 """The run folder: what a training run leaves behind, written so that a kill at any moment leaves it usable.
 
-Every file is written under a temporary name and renamed; history.jsonl grows by whole lines. No pickle anywhere.
+Every file is written under a temporary name and renamed. No pickle anywhere.
 """
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.files import write_json, write_text
-from affcache.settings import as_text, build, flag
+from affcache.files import LOCK, cannot_write, discard_partials, locked, remove, write_json, write_text
+from affcache.progress import Listener
+from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.training.settings import FitSettings
 
@@ -54,22 +58,15 @@ class RunFolder:
         """Return where a file of scores goes: the plain name for validation, with the split's name for others."""
         return path if split == "validation" else path.with_name(f"{path.stem}-{split}{path.suffix}")
 
-    def read_history(self) -> list[dict[str, Any]]:
-        """Return the lines of the history, one for each finished epoch."""
+    def read_history(self, epochs: int | None = None) -> list[dict[str, Any]]:
+        """Return the lines of the history, one for each finished epoch, or the first ``epochs`` of them."""
         if not self.history.exists():
             return []
-        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()[:epochs]]
 
-    def append_history(self, entry: dict[str, Any]) -> None:
-        """Add one epoch's line."""
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def keep_history(self, epochs: int) -> None:
-        """Cut the history to its first ``epochs`` lines; a kill may have left one more, or half a line."""
-        if self.history.exists():
-            lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.history, "".join(lines[:epochs]))
+    def write_history(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Write the history anew, a line an epoch."""
+        write_text(self.history, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def newest_run(runs: Path) -> RunFolder:
@@ -128,31 +125,72 @@ def settings_from_json(values: dict[str, Any]) -> FitSettings:
         ) from None
 
 
-def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> None:
-    """Make a run folder with its config.json, or check that the interrupted run in it may be continued.
+def new_run(task: str) -> RunFolder:
+    """Make a folder below runs/ named by task and time, which no other process takes.
 
     Raises:
-        ConfigError: the folder is taken, or the run in it has other settings or labels.
-        StoreError: the store is not the one that the run began with.
-        InputError: there is no run to continue.
+        InputError: it can't be made.
     """
-    if resume:
-        _require_same(folder, folder.read_config(), config)
-        for scores in [*folder.path.glob("scores*.json"), *folder.path.glob("predictions*.h5")]:
-            scores.unlink()  # out of date once the training goes on
+    first = RUNS / f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = first, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return RunFolder(path)
+        except FileExistsError:
+            number += 1
+            path = first.with_name(f"{first.name}-{number}")
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+
+@contextmanager
+def locked_run(run: Path | None, task: str, listener: Listener, *, resume: bool) -> Iterator[tuple[RunFolder, bool]]:
+    """Give a run folder to train in alone, a new one for None, and whether a run is continued in it.
+
+    A run that was killed before its config.json was in place begins anew. A folder that stays empty is removed.
+
+    Raises:
+        ConfigError: the folder is taken, or another process trains in it.
+        InputError: there is no run to continue, or the folder can't be written.
+    """
+    folder = RunFolder(run) if run else new_run(task)
+    if resume and not folder.path.is_dir():
+        folder.read_config()
+    refusal = ConfigError(
+        f"Another 'affcache fit' trains in {folder.path}. Expected to be alone there. Wait for it, or choose another "
+        "--run DIR."
+    )
+    try:
+        with locked(folder.path / LOCK, refusal, listener):
+            for path in (folder.config, folder.history, folder.head, folder.last):
+                discard_partials(path)
+            begun = any(path.name != LOCK for path in folder.path.iterdir())
+            if begun and not resume:
+                raise ConfigError(
+                    f"{folder.path} already holds something. Expected an empty or new folder. Continue an interrupted "
+                    f"run with --run {folder.path} --resume, choose another --run DIR, or delete that folder."
+                )
+            yield folder, begun
+    finally:
+        with suppress(OSError):  # something is in it
+            folder.path.rmdir()
+
+
+def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> None:
+    """Write the config.json of a new run, or check that the interrupted run in the folder may be continued.
+
+    Raises:
+        ConfigError: the run in the folder has other settings or labels.
+        StoreError: the store is not the one that the run began with.
+        InputError: there is no run to continue, or the folder can't be written.
+    """
+    if not resume:
+        write_json(folder.config, config)
         return
-    require_free(folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.config, config)
-
-
-def require_free(folder: RunFolder) -> None:
-    """Raise ConfigError when a run folder already holds something."""
-    if folder.path.exists() and any(folder.path.iterdir()):
-        raise ConfigError(
-            f"{folder.path} already holds something. Expected an empty or new folder. Continue an interrupted run "
-            f"with --run {folder.path} --resume, choose another --run DIR, or delete that folder."
-        )
+    _require_same(folder, folder.read_config(), config)
+    for scores in [*folder.path.glob("scores*.json"), *folder.path.glob("predictions*.h5")]:
+        remove(scores)  # out of date once the training goes on
 
 
 def _require_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 
 import affcache
 from affcache.ablation import ablate as ablating
 from affcache.ablation import train as grouping
 from affcache.ablation.ablate import ablate
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.files import read_tensors
+from affcache.files import locked, read_tensors
+from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
 from affcache.training.learner import build_head
 from affcache.training.settings import FitSettings
@@ -276,7 +276,10 @@ def test_a_store_without_the_tasks_labels_is_named(learnable: MakeData, tmp_path
 def test_two_at_work_in_one_folder_are_one_too_many(learnable: MakeData, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with FileLock(out / ".lock"), pytest.raises(ConfigError, match="Another 'affcache ablate' is at work"):
+    with (
+        locked(out / ".lock", ConfigError(""), Listener()),
+        pytest.raises(ConfigError, match="Another 'affcache ablate' is at work"),
+    ):
         run(learnable(), out, vary=("alpha=1,0.5",))
 
 

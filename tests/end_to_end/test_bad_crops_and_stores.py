@@ -186,8 +186,9 @@ def test_a_store_of_other_crops(extract: Command, store: Path) -> None:
 
 
 def test_a_store_that_is_being_written(extract: Command, affcache: Command, store: Path) -> None:
-    holder = "import sys\nfrom pathlib import Path\nfrom affcache.store.writing import writing_lock\n"
-    holder += "with writing_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    holder = "import sys\nfrom pathlib import Path\nfrom affcache.progress import Listener\n"
+    holder += "from affcache.store.writing import writing_lock\n"
+    holder += "with writing_lock(Path(sys.argv[1]), Listener()):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(store)],
         cwd=REPOSITORY,
@@ -220,7 +221,7 @@ def test_a_store_where_none_can_be(extract: Command) -> None:
     write_crops(Path("crops"), {"a": [1]})
     Path("file").touch()
     result = extract("--store", "file/s.h5")
-    check_refusal(result, "The store file/s.h5 can't be written: ")
+    check_refusal(result, "file can't be written: File exists. Expected a folder that can be written, with room.")
 
 
 def test_an_encoder_without_weights(extract: Command) -> None:

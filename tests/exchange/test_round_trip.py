@@ -174,7 +174,7 @@ def test_an_export_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numpy.lib.format.write_array_header_1_0", full)
-    with pytest.raises(InputError, match=r"No space left on device.*another --out"):
+    with pytest.raises(InputError, match=r"No space left on device.*another place"):
         affcache.export_embeddings(store=store.path, out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 

@@ -372,7 +372,10 @@ def test_embeddings_too_large_for_float16_are_an_error(
 
 def test_a_store_in_use_is_refused(settings: ExtractSettings) -> None:
     assert settings.store is not None
-    with writing_lock(settings.store), pytest.raises(StoreError, match=r"is being written by another process"):
+    with (
+        writing_lock(settings.store, Listener()),
+        pytest.raises(StoreError, match=r"is being written by another process"),
+    ):
         extract(settings)
 
 
@@ -401,3 +404,19 @@ def test_names_go_over_settings(again: Callable[..., ExtractSettings], tmp_path:
     assert result.store == str(tmp_path / "elsewhere.h5")
     with pytest.raises(ConfigError, match=r"Unknown setting 'stor' \(did you mean 'store'\?\)"):
         extract(again(), stor=tmp_path / "s.h5")
+
+
+def test_a_list_of_unreadable_crops_that_can_not_be_written_hides_no_error(
+    again: Callable[..., ExtractSettings], crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(crops)
+    (tmp_path / "s.h5.unreadable.txt").mkdir()
+    heard = Recorder(interrupt_at=ROWS)
+    with pytest.raises(KeyboardInterrupt):
+        extract(again(), listener=heard)
+    assert [text for text in heard.warnings if "s.h5.unreadable.txt can't be written: " in text]
+    with pytest.raises(InputError, match=r"s.h5.unreadable.txt can't be written: "):
+        extract(again())
+    (tmp_path / "s.h5.unreadable.txt").rmdir()
+    assert extract(again()).encoded_now == 0
+    assert (tmp_path / "s.h5.unreadable.txt").is_file()

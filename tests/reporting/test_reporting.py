@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affcache.errors import ConfigError
+from affcache.errors import ConfigError, StoreError
 from affcache.reporting.frames import PER_CLASS, ReportContext, hardest, suspicious, tail_positions
 from affcache.reporting.panels import PANELS
 from affcache.reporting.report import report
 from affcache.scoring.score import score
 from affcache.tasks.tasks import TASKS, Classes, Units, Values
 from affcache.training.fit import fit
-from tests.conftest import Heard, MakeData, write_crops, write_labels, write_store
+from tests.conftest import Heard, MakeData, spoil_features, write_crops, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 8, "batch_size": 16, "rho": 0.05}
 
@@ -224,3 +224,12 @@ def test_rules_and_splits_are_said(learnable: MakeData, tmp_path: Path) -> None:
     assert "EmotiEffNet" not in page.text
     with pytest.raises(ConfigError, match="trained on all training videos"):
         report(run=tmp_path / "run", crops=(), decide="fitted")
+
+
+def test_damaged_embeddings_are_not_reported(learnable: MakeData, tmp_path: Path) -> None:
+    store, annotations = learnable()
+    fit(task="expr", store=store, annotations=annotations, run=tmp_path / "run", **QUICK)
+    spoil_features(store)
+    with pytest.raises(StoreError, match="its features don't match their checksum"):
+        report(run=tmp_path / "run", crops=())
+    assert not (tmp_path / "run" / "report.html").exists()

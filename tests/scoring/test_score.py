@@ -1,5 +1,6 @@
 """Scoring a run: what it writes, that the files give the same value again, and which stores it refuses."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from affcache.training.settings import FitSettings
-from tests.conftest import MakeData, write_labels, write_store
+from tests.conftest import MakeData, spoil_features, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
 
@@ -256,3 +257,23 @@ def test_an_unfinished_run_is_warned_of_and_its_scores_go_when_it_continues(
     listener = Warnings()
     score(run=tmp_path / "run", listener=listener)
     assert [text for text in listener.texts if "unfinished" in text] == []
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["its own store", "a store named"])
+def test_damaged_features_are_not_scored(run: Path, tmp_path: Path, chosen: bool) -> None:
+    spoil_features(tmp_path / "expr.h5")
+    with pytest.raises(StoreError, match=r"block 0 .* is corrupt: its features don't match their checksum"):
+        score(run=run, store=tmp_path / "expr.h5" if chosen else None)
+    assert not (run / "scores.json").exists()
+
+
+def test_predictions_are_written_whole_or_not_at_all(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    score(run=run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(InputError, match=r"predictions.h5 can't be written: Input/output error"):
+        score(run=run, resamples=100)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before

@@ -20,7 +20,7 @@ from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import DecisionRule, fit_class_biases, fit_temperature, fit_thresholds, smooth
 from affcache.scoring.predict import Predictions, open_runs
 from affcache.scoring.score import ScoreResult, score
-from affcache.store.reading import EmbeddingStore, view_path
+from affcache.store.reading import EmbeddingStore, block_crc, view_path
 from affcache.tasks.annotations import hold_out, join_labels, of_videos
 from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.tasks import TASKS
@@ -121,6 +121,8 @@ def mirrored(path: Path) -> EmbeddingStore:
     features = np.memmap(other, "float16", "r+", store.features.offset, store.features.shape)
     features[:, 0] *= -1
     features.flush()
+    checksum = store.block_checksum
+    np.memmap(other, "<u4", "r+", checksum.offset, checksum.shape)[:] = block_crc(features)  # one block
     return store
 
 

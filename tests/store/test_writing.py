@@ -1,12 +1,14 @@
 """Writing a store: what is committed survives a kill at any moment, and the same input gives the same bytes."""
 
 import errno
+import io
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import namedtuple
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,9 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.errors import StoreError
+from affcache.errors import InputError, StoreError
+from affcache.files import whole_file
+from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS, ENCODED, UNREADABLE, EmbeddingStore, block_crc
-from affcache.store.writing import StoreWriter, create_store, writing_lock
+from affcache.store.writing import SparseFile, StoreWriter, create_store, writing_lock
 from tests.conftest import crop_list
 
 ROWS, WIDTH = 5000, 5  # two blocks
@@ -32,6 +36,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
+from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 from affcache.crops.crop_list import CropList
@@ -53,7 +58,7 @@ features = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float16
 status = np.where(np.arange(rows) % 7 == 3, 2, 1).astype(np.uint8)
 features[status == 2] = 0
 sizes = np.random.default_rng(seed)
-with writing_lock(path):
+with writing_lock(path, Listener()):
     if not path.exists():
         create_store(path, crops, width, {"model": "m"}, "f" * 64)
     with StoreWriter(path) as writer:
@@ -159,8 +164,12 @@ def test_killed_between_the_last_status_and_its_checksum(tmp_path: Path, uninter
         file.write(bytes(4))
     store = EmbeddingStore.open(path)
     assert store.counts["pending"] == 0
-    with pytest.raises(StoreError, match=r"block 1 \(rows 4096 to 4999\) is corrupt"):
-        store.verify()
+    assert not store.summary()["complete"]
+    for check in (store.verify, store.require_complete):
+        with pytest.raises(
+            StoreError, match=r"incomplete: the checksums of 1 of 2 blocks .* the same 'affcache extract'"
+        ):
+            check()
     assert run_writer(path, seed=1) == 0
     EmbeddingStore.open(path).verify()
     assert path.read_bytes() == uninterrupted
@@ -243,6 +252,45 @@ def test_unreadable_rows_can_be_opened_again(small: Path) -> None:
     store.verify()
 
 
+def test_many_unreadable_rows_are_opened_again_with_two_flushes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, flushes = os.fsync, []
+
+    def counted(file: int) -> None:
+        flushes.append(EmbeddingStore.open(small).status.tolist())
+        flush(file)
+
+    with StoreWriter(small) as writer:
+        writer.commit(0, np.zeros((10, 3), np.float16), np.full(10, UNREADABLE, np.uint8))
+        monkeypatch.setattr(os, "fsync", counted)
+        assert writer.reopen_unreadable() == 10
+    assert flushes == [[UNREADABLE] * 10, [0] * 10], "checksums go first"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=3000)), max_size=8),
+    st.integers(1, 700),
+)
+def test_a_sparse_file_is_a_file(writes: list[tuple[int, bytes]], piece: int) -> None:
+    sparse, plain = SparseFile(), io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr("affcache.store.writing.PIECE", piece)
+        for at, data in writes:
+            for file in (sparse, plain):
+                assert file.seek(at) == at
+                assert file.write(data) == len(data)
+        size = max([0, *(at + len(data) for at, data in writes)])
+        assert sparse.seek(0, os.SEEK_END) == size
+        for at in (0, size // 2):
+            read = bytearray(size)
+            sparse.seek(at)
+            sparse.readinto(read)
+            assert read[: size - at] == plain.getvalue()[at:size]
+        sparse.truncate(size + 10)
+        with whole_file(Path(folder) / "x") as target:
+            sparse.copy_to(target)
+        assert (Path(folder) / "x").read_bytes() == plain.getvalue()[:size].ljust(size + 10, b"\0")
+
+
 def test_a_reader_sees_what_a_writer_commits(small: Path) -> None:
     reader = EmbeddingStore.open(small)
     with StoreWriter(small) as writer:
@@ -254,8 +302,9 @@ def test_a_reader_sees_what_a_writer_commits(small: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
+from affcache.progress import Listener
 from affcache.store.writing import writing_lock
-with writing_lock(Path(sys.argv[1])):
+with writing_lock(Path(sys.argv[1]), Listener()):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -272,24 +321,24 @@ def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path: Path) -> 
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError) as caught, writing_lock(path):
+        with pytest.raises(StoreError) as caught, writing_lock(path, Listener()):
             pass
         assert str(caught.value) == (
             f"{path} is being written by another process. Wait until that is done, or stop it and run the same command "
             "again: it continues at the last committed row. To extract something else at the same time, choose another "
             "--store FILE."
         )
-        with writing_lock(tmp_path / "new" / "other.h5"):
+        with writing_lock(tmp_path / "new" / "other.h5", Listener()):
             pass
         holder.kill()
-    with writing_lock(path):  # the system lets go of a killed process's lock
+    with writing_lock(path, Listener()):  # the system lets go of a killed process's lock
         pass
 
 
 def test_a_store_below_a_file_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = r"^The store .* can't be written: .* Choose another place with --store FILE.$"
-    with pytest.raises(StoreError, match=message), writing_lock(tmp_path / "file" / "s.h5"):
+    message = r"file can't be written: .* Put that right or choose another place, then run the same command again.$"
+    with pytest.raises(InputError, match=message), writing_lock(tmp_path / "file" / "s.h5", Listener()):
         pytest.fail("nobody can write there")
     with pytest.raises(StoreError, match=r"can't be written: .* Expected a folder that can be written."):
         create_store(tmp_path / "file" / "s.h5", crop_list({"a": [1]}), 3, {}, "f" * 64)
@@ -396,14 +445,14 @@ def test_places_where_no_store_can_be_say_why(tmp_path: Path) -> None:
         (tmp_path / "folder", "is a folder. Expected a store, or a new file's name."),
         (tmp_path / "file" / "s.h5", "can't be written: "),
     ):
-        with pytest.raises(StoreError) as caught, writing_lock(path):
+        with pytest.raises((StoreError, InputError)) as caught, writing_lock(path, Listener()):
             pass
         assert reason in str(caught.value)
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
 def test_a_folder_that_takes_no_files_is_not_taken_for_a_store_in_use() -> None:
-    with pytest.raises(StoreError, match=r"^The store /proc/s.h5 can't be written: "), writing_lock(Path("/proc/s.h5")):
+    with pytest.raises(InputError, match=r"^/proc can't be written: "), writing_lock(Path("/proc/s.h5"), Listener()):
         pass
 
 

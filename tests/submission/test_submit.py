@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from affcache.errors import ConfigError, InputError
+from affcache.errors import ConfigError, InputError, StoreError
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.submission.submit import (
@@ -21,7 +21,7 @@ from affcache.submission.submit import (
 )
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
-from tests.conftest import Heard, MakeData, write_labels, write_store
+from tests.conftest import Heard, MakeData, spoil_features, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 1, "hidden_layers": 1, "hidden_width": 8, "batch_size": 16, "rho": 0.05}
 NAMES = ("1-30-640x360", "1-30-640x360_left", "video7_right", "2", "no crops")
@@ -226,4 +226,14 @@ def test_what_is_missing_is_asked_for(runs: dict[str, Path], tmp_path: Path) -> 
         submit(run=runs["expr"], template=file)
     with pytest.raises(InputError, match="No video of the template has a crop"):
         submit(run=runs["expr"], template=file, store=runs["store"], out=tmp_path / "o.txt")
+    assert not (tmp_path / "o.txt").exists()
+
+
+def test_damaged_embeddings_are_not_submitted(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("2/00007.jpg,")
+    store = tmp_path / "test.h5"
+    store.write_bytes(runs["store"].read_bytes())
+    spoil_features(store)
+    with pytest.raises(StoreError, match="its features don't match their checksum"):
+        submit(run=runs["expr"], template=tmp_path / "t.csv", store=store, out=tmp_path / "o.txt")
     assert not (tmp_path / "o.txt").exists()

@@ -1,7 +1,11 @@
 """Fitting as a whole: a seed decides every bit, a killed run continues to the same bits, bad input is named."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +330,7 @@ def test_a_line_of_history_too_many_is_dropped(quick_fit: Fit, tmp_path: Path, m
         quick_fit("cut", listener=Recorder(interrupt_after=2))
     with (tmp_path / "cut" / "history.jsonl").open("a") as file:
         file.write(more)
-    (tmp_path / "cut" / "last.safetensors.partial").write_bytes(b"half a file")
+    (tmp_path / "cut" / "last.safetensors.0a1b2c3d.partial").write_bytes(b"half a file")
     quick_fit("cut", resume=True)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     assert not list((tmp_path / "cut").glob("*.partial"))
@@ -338,6 +342,79 @@ def test_resuming_a_finished_run_trains_nothing(quick_fit: Fit, tmp_path: Path) 
     again = quick_fit(resume=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert (again.value, again.best_epoch, again.epochs) == (first.value, first.best_epoch, first.epochs)
+
+
+class Elsewhere(Recorder):
+    """Lets another process begin the same command while this one trains."""
+
+    def __init__(self, quick_fit: Fit, **settings: Any) -> None:
+        super().__init__()
+        self.begin = partial(quick_fit, **settings)
+        self.refused: list[str] = []
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        with pytest.raises(ConfigError) as caught:
+            self.begin()
+        self.refused.append(str(caught.value))
+
+
+def test_two_can_not_train_in_one_folder(quick_fit: Fit, tmp_path: Path) -> None:
+    quick_fit("whole")
+    first, second = Elsewhere(quick_fit, epochs=2), Elsewhere(quick_fit, resume=True)
+    quick_fit(listener=first)
+    (tmp_path / "run" / "last.safetensors").unlink()
+    quick_fit(listener=second, resume=True)
+    message = f"Another 'affcache fit' trains in {tmp_path / 'run'}. Expected to be alone there. Wait for it, or choose"
+    assert len(first.refused) == len(second.refused) == 4
+    assert all(text.startswith(message) for text in first.refused + second.refused)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_runs_begun_in_the_same_second_have_folders_of_their_own(
+    quick_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Noon":
+            return cls(2026, 1, 1, 12)
+
+    monkeypatch.setattr("affcache.training.run_folder.datetime", Noon)
+    monkeypatch.chdir(tmp_path)
+    names = [quick_fit(run=None, epochs=1).run for _ in range(3)]
+    assert names == [f"runs/expr-20260101-120000{ending}" for ending in ("", "-2", "-3")]
+
+
+@pytest.mark.parametrize("head", ["mlp", "ridge"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_without_a_config_yet_begins_anew(quick_fit: Fit, tmp_path: Path, head: str, resume: bool) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", "config.json.0a1b2c3d.partial"):  # what a kill leaves
+        (run / name).touch()
+    quick_fit(head=head, resume=resume)
+    assert {path.name for path in run.iterdir()} >= {"config.json", "history.jsonl", "head.safetensors"}
+    assert not any(path.name == ".lock" or path.suffix == ".partial" for path in run.iterdir())
+
+
+def test_a_run_whose_first_write_fails_leaves_no_folder(
+    quick_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(InputError, match=r"config.json can't be written: No space left on device"):
+            quick_fit()
+    assert not (tmp_path / "run").exists()
+    quick_fit()
+
+
+def test_there_is_nothing_to_resume_where_no_folder_is(quick_fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config.json in it"):
+        quick_fit(resume=True)
+    assert not (tmp_path / "run").exists()
 
 
 def interrupted(quick_fit: Fit) -> None:

@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.files import read_tensors, write_json, write_tensors, write_text
+from affcache.files import read_tensors, write_tensors
+from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.training.run_folder import (
     RunFolder,
     claim_run,
     describe_store,
+    locked_run,
     newest_run,
     settings_from_json,
     settings_to_json,
@@ -60,25 +62,12 @@ def test_tensors_of_another_program_or_none_are_a_named_error(tmp_path: Path) ->
         read_tensors(tmp_path / "none.safetensors")
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
-    assert json.loads(path.read_text()) == {"a": 1}
-
-
-def test_history_is_cut_to_whole_epochs(tmp_path: Path) -> None:
+def test_a_history_comes_back_up_to_an_epoch(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.keep_history(3)
-    assert not folder.history.exists(), "nothing to cut, nothing made"
-    for epoch in (1, 2, 3):
-        folder.append_history({"epoch": epoch})
-    folder.history.write_text(folder.history.read_text() + '{"epo')
-    folder.keep_history(2)
+    folder.write_history([{"epoch": 1}, {"epoch": 2}])
     assert folder.history.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
-    folder.keep_history(0)
-    assert folder.history.read_text() == ""
+    folder.history.write_text(folder.history.read_text() + '{"epo')
+    assert folder.read_history(2) == [{"epoch": 1}, {"epoch": 2}]
 
 
 def test_the_newest_run_is_the_one_whose_head_was_saved_last(tmp_path: Path) -> None:
@@ -126,11 +115,18 @@ def test_settings_come_back_from_json() -> None:
 
 
 def test_a_claimed_folder_holds_the_config_and_is_taken(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "runs" / "a")
-    claim_run(folder, {"task": "expr", "settings": {}, "store": {}, "labels": {}}, resume=False)
+    path = tmp_path / "runs" / "a"
+    with locked_run(path, "expr", Listener(), resume=False) as (folder, begun):
+        assert not begun
+        claim_run(folder, {"task": "expr", "settings": {}, "store": {}, "labels": {}}, resume=False)
     assert folder.read_config()["task"] == "expr"
-    with pytest.raises(ConfigError, match="already holds something"):
-        claim_run(folder, {}, resume=False)
+    with (
+        pytest.raises(ConfigError, match="already holds something"),
+        locked_run(path, "expr", Listener(), resume=False),
+    ):
+        pass
+    with locked_run(path, "expr", Listener(), resume=True) as (_, begun):
+        assert begun
 
 
 def test_a_store_is_recognised_by_its_contents(learnable: MakeData) -> None:

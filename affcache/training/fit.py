@@ -321,7 +321,7 @@ def raised_twice(settings: FitSettings) -> str:
         return ""
     return (
         f"{' and '.join(raising)} with --alpha {settings.alpha:g} raises rare and hard frames twice, which did worse "
-        "than either alone on the data it was tried on (docs/recipes.md). Try it with --alpha 1, too."
+        "than with --alpha 1 wherever it was tried (docs/recipes.md). Train that, too."
     )
 
 

@@ -120,7 +120,7 @@ def test_a_jpeg_that_is_closed_too_early_is_damaged(mode: str, options: dict[str
     data = encoded(FACE.convert(mode), "JPEG", **options)
     start = data.index(b"\xff\xda") + 20
     for length in range(start, len(data) - 8, 5):
-        with pytest.raises(UnreadableCropError, match="^damaged: image data is cut short"):
+        with pytest.raises(UnreadableCropError, match=r"^damaged: image data is cut short"):
             decode_crop(data[:length] + b"\xff\xd9")
 
 

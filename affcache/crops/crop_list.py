@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,14 @@ def format_of(before: str, digits: str, suffix: str) -> str:
     before, suffix = (text.replace("{", "{{").replace("}", "}}") for text in (before, suffix))
     padded = digits[0] == "0" or len(digits) >= 5  # 12.jpg may be one of 1.jpg to 99.jpg
     return f"{before}{{:0{len(digits) if padded else 1}d}}{suffix}"
+
+
+def canonical(video: str) -> str:
+    """Return a video's name in the form in which names are compared: an accent may be a character of its own, or not.
+
+    macOS writes names decomposed (NFD), nearly all else composed (NFC); they look the same.
+    """
+    return unicodedata.normalize("NFC", video)
 
 
 def parse_path(path: str) -> tuple[str, str, int]:
@@ -173,7 +182,7 @@ def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:
     frames = _read_frame_list(path)
     kept = np.zeros(len(crops), dtype=bool)
     asked = 0
-    index_of = {name: index for index, name in enumerate(crops.video_names)}
+    index_of = {canonical(name): index for index, name in enumerate(crops.video_names)}
     for video, numbers in frames.items():
         wanted = np.unique(np.frombuffer(numbers, dtype=np.int64))
         asked += len(wanted)
@@ -203,7 +212,7 @@ def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
                     raise InputError(
                         f"{path}, line {number}: {entry!r} names no crop. Expected <video>/00001.jpg. Correct the line."
                     ) from None
-                frames.setdefault(video, array("q")).append(frame)
+                frames.setdefault(canonical(video), array("q")).append(frame)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The list of crops {path} can't be read: {getattr(error, 'strerror', None) or error}. Expected a text "

@@ -19,6 +19,7 @@ from affcache.crops.crop_list import (
     USUAL_NAMING,
     CropList,
     Naming,
+    canonical,
     format_of,
     split_name,
 )
@@ -126,11 +127,11 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
             if files.archive and not files.numbers:  # a folder above the videos
                 continue
             _require_unicode(files.folder.parent, name)
-            if name in seen:
+            if canonical(name) in seen:
                 shadowed.append(files.folder)
             elif files.numbers:
                 videos[name] = files
-            seen.add(name)
+            seen.add(canonical(name))
     if not videos:
         raise InputError(_nothing_found(roots))
     names = sorted(videos)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from affcache.crops.crop_list import CropList, keep_listed
+from affcache.crops.crop_list import CropList, canonical, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
@@ -253,10 +253,11 @@ def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) 
 def require_same_crops(store: EmbeddingStore, crops: CropList) -> None:
     """Raise StoreError when a store was made of other crops, saying what differs."""
     differences = []
-    if store.video_names != crops.video_names:
-        gone = sorted(set(store.video_names) - set(crops.video_names))
-        new = sorted(set(crops.video_names) - set(store.video_names))
+    before, now = (list(map(canonical, one.video_names)) for one in (store, crops))
+    if before != now:
+        gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
         differences += [f"{len(v)} videos {what} (first: {v[0]})" for v, what in ((gone, "gone"), (new, "new")) if v]
+        differences = differences or ["the order of the videos, by the form of accents in their names"]
     elif len(store) != len(crops):
         differences.append(f"{len(store):,} crops in the store, {len(crops):,} now")
     elif (store.frame_number != crops.frame_number).any() or (store.video_start != crops.video_start).any():

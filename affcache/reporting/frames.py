@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from affcache.crops.archives import UnreadableCropError
+from affcache.crops.crop_list import canonical
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.errors import InputError
@@ -142,11 +143,11 @@ def find_pictures(roots: Sequence[Path], given: Predictions, chosen: Sequence[in
         crops = find_crops(there)
     except InputError:  # nothing in it
         return {}
-    video_of = {name: video for video, name in enumerate(crops.video_names)}
+    video_of = {canonical(name): video for video, name in enumerate(crops.video_names)}
     names, videos, numbers = given.store.video_names, given.videos, given.frame_numbers
     pictures = {}
     for position in chosen:
-        video = video_of.get(names[videos[position]])
+        video = video_of.get(canonical(names[videos[position]]))
         if video is None:
             continue
         first, last = int(crops.video_start[video]), int(crops.video_start[video + 1])

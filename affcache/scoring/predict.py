@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from affcache.crops.crop_list import canonical
 from affcache.devices import resolve_device
 from affcache.errors import InputError, StoreError
 from affcache.files import read_tensors
@@ -209,7 +210,8 @@ def require_same_frames(store: EmbeddingStore, other: EmbeddingStore, rows: Rows
     """
     if other.path == store.path:
         return
-    same = len(other) == len(store) and other.video_names == store.video_names
+    names, others = (list(map(canonical, one.video_names)) for one in (store, other))
+    same = len(other) == len(store) and names == others
     same = same and np.array_equal(other.video_of_rows()[rows], store.video_of_rows()[rows])
     if not (same and np.array_equal(other.frame_number[rows], store.frame_number[rows])):
         raise InputError(

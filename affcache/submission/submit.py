@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import parse_path
+from affcache.crops.crop_list import canonical, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import write_text
 from affcache.progress import Listener, Result
@@ -27,7 +27,7 @@ class Template:
     """The frames that a submission is of, in its order."""
 
     locations: list[str]  # as the organisers write them, such as 14-30-1920x1080/00001.jpg
-    videos: list[str]  # (n,)
+    videos: list[str]  # (n,) canonical
     frame_numbers: npt.NDArray[np.int64]  # (n,)
     columns: tuple[str, ...] = ()  # what its header names after the location, if it has one that does
 
@@ -55,7 +55,7 @@ def read_template(path: Path) -> Template:
                 "the first comma, as in the organisers' templates. Correct that line."
             ) from None
         locations.append(location)
-        videos.append(video)
+        videos.append(canonical(video))
         numbers.append(number)
     return _template(path, locations, videos, numbers, columns)
 
@@ -92,7 +92,7 @@ def read_frame_counts(path: Path) -> Template:
             )
         every = range(1, int(count) + 1)
         locations += [f"{video}/{number:05d}.jpg" for number in every]
-        videos += [video] * len(every)
+        videos += [canonical(video)] * len(every)
         numbers += every
     return _template(path, locations, videos, numbers)
 
@@ -196,7 +196,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     if settings.fits_rules:
         on_training = [TrainedRun.open(run.folder, None, settings.device, Listener()) for run in runs]
     rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
-    wanted = np.isin(np.array(store.video_names), list(set(template.videos)))  # (V,)
+    wanted = np.isin([canonical(name) for name in store.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
     if not len(rows):
         raise InputError(
@@ -241,7 +241,7 @@ def fill_gaps(
         whose frames have the mean over all that were predicted.
     """
     videos, starts, counts = np.unique(predictions.videos, return_index=True, return_counts=True)
-    names = [predictions.store.video_names[video] for video in videos]
+    names = [canonical(predictions.store.video_names[video]) for video in videos]
     rows = {name: slice(first, first + count) for name, first, count in zip(names, starts, counts, strict=True)}
     found = np.empty((len(template), probabilities.shape[1]))
     lines: dict[str, list[int]] = {}

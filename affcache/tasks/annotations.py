@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from affcache.crops.crop_list import canonical
 from affcache.errors import InputError
 from affcache.progress import Result
 from affcache.store.reading import ENCODED, EmbeddingStore
@@ -96,7 +97,15 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
 
 
 def _text_files(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob("*.txt")) if not path.name.startswith(".")}
+    """Return the label files of a folder by the canonical name of their video."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.txt")):
+        if not path.name.startswith(".") and files.setdefault(canonical(path.stem), path) != path:
+            raise InputError(
+                f"{folder} holds two label files of the video {path.stem}, whose names differ in the form of their "
+                "accents only. Expected one. Remove the other."
+            )
+    return files
 
 
 def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -173,7 +182,7 @@ def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task, spli
         InputError: label files that can't be read, or none that belongs to a crop of the store.
     """
     files = find_label_files(annotations, task, split)
-    video_index = {name: index for index, name in enumerate(store.video_names)}
+    video_index = {canonical(name): index for index, name in enumerate(store.video_names)}
     rows: list[npt.NDArray[np.int64]] = []
     labels: list[npt.NDArray[Any]] = []
     counts = dict.fromkeys(("used", "no_crop", "no_label", "invalid_label", "unreadable_crop"), 0)
@@ -210,6 +219,7 @@ def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task, spli
 
 def stripped_name(video: str) -> str:
     """Return a video's name without the mark of a person: two crops of one video were filmed together."""
+    video = canonical(video)
     for person in PERSONS:
         video = video.removesuffix(person)
     return video

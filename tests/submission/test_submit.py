@@ -227,3 +227,14 @@ def test_what_is_missing_is_asked_for(runs: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(InputError, match="No video of the template has a crop"):
         submit(run=runs["expr"], template=file, store=runs["store"], out=tmp_path / "o.txt")
     assert not (tmp_path / "o.txt").exists()
+
+
+def test_accents_of_a_template_may_be_characters_of_their_own(runs: dict[str, Path], tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.h5", {"vid\u00e9o": [1, 2]}, np.ones((2, 16), np.float16))
+    for name, content in (("template", "vide\u0301o/00001.jpg\n"), ("frames", "vide\u0301o,2\n")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        result = submit(run=(runs["expr"],), store=store.path, out=tmp_path / f"{name}.out", **{name: tmp_path / name})
+        assert (result.videos_without_crops, result.filled) == ((), 0)
+        assert (
+            (tmp_path / f"{name}.out").read_text(encoding="utf-8").splitlines()[1].startswith("vide\u0301o/00001.jpg,")
+        )

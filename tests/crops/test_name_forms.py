@@ -61,10 +61,10 @@ def test_stores_and_crops_of_either_form_are_the_same(tmp_path: Path, one: str, 
     store, second = (write_store(tmp_path / f"{n}.h5", {v: [1, 2]}, features) for n, v in enumerate((one, other)))
     require_same_frames(store, second, np.arange(2))
     require_same_crops(store, find_crops([write_crops(tmp_path / "crops", {other: [1, 2]})]))
-    # "e" and an accent sorts before "ez", a composed "é" after it
-    two = write_store(tmp_path / "two.h5", {"ez": [1], unicodedata.normalize("NFC", "é"): [1]}, features)
+    # "e" and an accent sorts before "f", a composed "é" after it
+    two = write_store(tmp_path / "two.h5", {"f": [1], unicodedata.normalize("NFC", "é"): [1]}, features)
     with pytest.raises(StoreError, match=r"the order of the videos, by the form of accents"):
-        require_same_crops(two, find_crops([write_crops(tmp_path / "more", {"ez": [1], "e\u0301": [1]})]))
+        require_same_crops(two, find_crops([write_crops(tmp_path / "more", {"f": [1], "e\u0301": [1]})]))
 
 
 def test_a_video_in_both_forms_is_taken_once(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ class Result:
         return dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
 
 
+def counted(number: int, what: str) -> str:
+    """Write a number of things: 0 videos, 1 video, 1,200 videos."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration_text(seconds: float) -> str:
     """Write a duration for people: 40 s, 12 min, 3.4 h, 2.1 days."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):

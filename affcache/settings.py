@@ -206,6 +206,8 @@ def _converted(
     kinds, converted = typing.get_type_hints(settings), {}
     for name, value in given:
         try:
+            if name in ("model", "pretrained") and isinstance(value, str):
+                value = _located(name, value, folder)
             converted[name] = _convert(value, kinds[name], folder)
         except TypeError as error:
             problems.append(f"{name} is {value!r}, expected {error}")
@@ -223,12 +225,27 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
         entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
     if kind is Path and isinstance(value, (str, Path)):
-        return folder / Path(value).expanduser()
+        return _expanded(value, folder)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(_EXPECTED.get(kind, "true or false"))
     return value
+
+
+def _expanded(path: str | Path, folder: Path) -> Path:
+    try:
+        return folder / Path(path).expanduser()
+    except RuntimeError:
+        raise TypeError("a path; ~ names the home folder of a user who isn't there") from None
+
+
+def _located(name: str, text: str, folder: Path) -> str:
+    """Take the path in local-dir:FOLDER, FILE or TAG:FILE as paths are taken; leave a name or a tag as it is."""
+    before, colon, path = text.partition(":") if name == "model" else text.rpartition(":")
+    if before == "local-dir" or (name == "pretrained" and ("/" in path or Path(path).suffix)):
+        return f"{before}{colon}{_expanded(path, folder)}"
+    return text
 
 
 def optional(kind: Any) -> tuple[Any, bool]:

@@ -195,8 +195,17 @@ class Doctor:
         self.encoder = prepare_encoder(self._settings_of_extract(), self.recorded, 0, self.listener)
         return OK, (
             f"{self.settings.model} loads in {time.perf_counter() - start:.1f} s: D = {self.encoder.width}, "
-            f"{self.encoder.precision}, {batch_size_of(self.encoder)} crops a call"
+            f"{self.encoder.precision}{self._why_precision()}, {batch_size_of(self.encoder)} crops a call"
         )
+
+    def _why_precision(self) -> str:
+        """Say why the encoder is in its number format, where a faster one was to be expected."""
+        fast = fast_precisions(self.device)
+        if self.encoder is None or self.settings.precision != "auto" or self.encoder.precision in fast[:1] or not fast:
+            return ""
+        if "precision" in self.recorded:
+            return " (the store was begun in it)"
+        return f" ({fast[0]} agrees with fp32 to a cosine of less than {AGREEMENT} on practice faces)"
 
     def agreement(self) -> tuple[str, str]:
         """How far the embeddings in this precision are from those in fp32."""

@@ -14,6 +14,7 @@ import torch
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder, Weights
 from affcache.encoders.loading import AGREEMENT, check_faces, encoder_of, load_weights, smallest_cosine
+from affcache.encoders.open_clip import RANDOM_WEIGHTS, checkpoint_of
 from affcache.errors import first_line
 from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener
@@ -35,9 +36,17 @@ def prepare_encoder(settings: EncodingSettings, recorded: Mapping[str, Any], row
     Returns:
         The encoder; its description carries ``batch_size`` and ``compiled`` for a store to keep.
     """
-    listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
+    say_loading(settings, listener)
     weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
     return tune_encoder(weights, settings, recorded, rows, listener)
+
+
+def say_loading(settings: EncodingSettings, listener: Listener) -> None:
+    """Say that the encoder is loaded, which takes a while, and longer where its weights have to be fetched."""
+    model, pretrained = settings.model, settings.pretrained
+    here = model.startswith("local-dir:") or pretrained.startswith(RANDOM_WEIGHTS) or checkpoint_of(pretrained)[1]
+    remark = "" if here else "; its weights are fetched if they are not here yet"
+    listener.message(f"loading the encoder {model}{remark}")
 
 
 def tune_encoder(

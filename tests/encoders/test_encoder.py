@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from affcache.devices import resolve_device
 from affcache.encoders.encoder import DTYPES, Encoder
 from affcache.encoders.loading import load_encoder
-from affcache.errors import ConfigError, InputError
+from affcache.errors import InputError
 from affcache.store.reading import differing_fields, fingerprint
 from tests.conftest import TINY_CONFIG, write_tiny_encoder
 
@@ -192,12 +191,3 @@ def test_missing_weights_are_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps(TINY_CONFIG))
     with pytest.raises(InputError, match=r"could not be loaded .*--pretrained FILE .*--model local-dir:FOLDER"):
         load_encoder(f"local-dir:{tmp_path}")
-
-
-def test_devices() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match=r"^Unknown --device 'gpu'. Expected auto, cpu, cuda, or cuda:1 and so on.$"):
-        resolve_device("gpu")
-    with pytest.raises(ConfigError, match=r"^--device cuda:99 is not there: torch sees \d+ CUDA devices."):
-        resolve_device("cuda:99")

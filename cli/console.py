@@ -1,6 +1,7 @@
 """What a person sees: messages and progress on standard error, results on standard output, and the exit code."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -19,10 +20,7 @@ from affcache.progress import Listener
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
 
 INPUT_ERROR, INTERRUPTED = 2, 130
-INTERRUPTED_MESSAGE = (
-    "Interrupted. What was finished is kept: 'affcache extract' and 'affcache ablate' continue with the same command, "
-    "'affcache fit' with --run DIR --resume."
-)
+CONTINUE = ("extract", "ablate")  # with the same command
 
 
 class RateColumn(ProgressColumn):
@@ -109,7 +107,14 @@ def start(app: typer.Typer, name: str) -> None:
         sys.exit(INPUT_ERROR)
 
 
-def run(as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], None]) -> Any:
+def interrupted(name: str, said: str) -> str:
+    """Say what a command that was interrupted leaves, unless it said so itself, and how it is continued."""
+    if name in CONTINUE:
+        said = f"what was finished is kept; this continues: {shlex.join(['affcache', *sys.argv[1:]])}"
+    return f"Interrupted: {said or 'the same command begins anew'}"
+
+
+def run(name: str, as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], None]) -> Any:
     """Do a command's work, print its result and return it; what went wrong becomes a message and an exit code."""
     with ConsoleListener() as listener:
         try:
@@ -117,7 +122,8 @@ def run(as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], No
                 result = work(listener)
         except (AffcacheError, KeyboardInterrupt) as error:
             failed = isinstance(error, AffcacheError)
-            kind, message = (type(error).__name__, str(error)) if failed else ("Interrupted", INTERRUPTED_MESSAGE)
+            kind = type(error).__name__ if failed else "Interrupted"
+            message = str(error) if failed else interrupted(name, str(error))
             listener.message(f"Error: {message}" if failed else message)
             if as_json:
                 print(json.dumps({"error": kind, "message": message}))

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.commands import SETTINGS
+from affcache.commands import SETTINGS, store_of
 from affcache.demonstration import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
+from affcache.progress import Listener
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import SHARED_KEYS, ConfigFile, Settings, build, default_store, find_config, flag, resolve
 from affcache.training.settings import FitSettings
@@ -248,17 +249,17 @@ def test_a_commands_table_wins_over_shared_keys(toml: Toml, tmp_path: Path) -> N
     ],
 )
 def test_the_store_is_the_one_that_extract_would_write(toml: Toml, text: str, store: str) -> None:
-    assert toml(text).store == Path(store)
+    assert store_of(toml(text), Listener()) == Path(store)
 
 
 def test_a_named_store_of_extract_is_taken(toml: Toml, tmp_path: Path) -> None:
-    assert toml("[extract]\nstore = 'x.h5'").store == tmp_path / "x.h5"
+    assert store_of(toml("[extract]\nstore = 'x.h5'"), Listener()) == tmp_path / "x.h5"
 
 
 def test_no_file_is_no_settings(tmp_path: Path) -> None:
     config = ConfigFile()
     assert config.of("fit") == {}
-    assert config.store == Path("data/features/ViT-L-14-openai.h5")
+    assert store_of(config, Listener()) == Path("data/features/ViT-L-14-openai.h5")
     assert resolve(FitSettings, "fit", {}, config) == FitSettings()
 
 

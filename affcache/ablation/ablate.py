@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
@@ -24,7 +24,7 @@ from affcache.devices import default_memory
 from affcache.errors import ConfigError
 from affcache.files import Tensors, write_text
 from affcache.progress import Listener, duration_text
-from affcache.settings import command
+from affcache.settings import command, existing_store
 from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, tail_of
 from affcache.training.plain import disagreement
@@ -266,7 +266,9 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         ConfigError: a setting is unknown or out of range, the grid takes more than a day and ``yes`` isn't given, or
             another process is at work in ``out``.
     """
-    start, grid = time.perf_counter(), build_grid(settings)
+    start = time.perf_counter()
+    settings = replace(settings, store=settings.store or (existing_store(listener),))
+    grid = build_grid(settings)
     if grid.trials <= MANY:  # mistakes show before anything is read
         for variant in grid:
             grid.fit_settings(variant, 0)

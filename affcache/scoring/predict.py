@@ -56,7 +56,7 @@ class TrainedRun:
         if settings.head != "ridge" and folder.finished_epochs() < settings.epochs:
             listener.warning(
                 f"run {folder.path} is unfinished: {folder.finished_epochs()} of {settings.epochs} epochs. Finish it "
-                f"with 'affcache fit --run {folder.path} --resume' and the settings it began with."
+                f"with 'affcache fit --run {folder.path} --resume'."
             )
         return cls(folder, config, task, settings, opened, head.to(where).eval(), epoch, where)
 

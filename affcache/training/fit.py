@@ -2,6 +2,7 @@
 
 import math
 import platform
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ import affcache
 from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors, write_tensors
-from affcache.progress import Listener, Result
-from affcache.settings import RUNS, command, default_store
+from affcache.progress import Listener, Result, counted
+from affcache.settings import RUNS, command, existing_store
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import (
     SPLIT_FOLDERS,
@@ -36,7 +37,7 @@ from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
 from affcache.training.ridge import Ridge, Run
 from affcache.training.risk import tail_size
-from affcache.training.run_folder import RunFolder, claim_run, describe_store, require_free, settings_to_json
+from affcache.training.run_folder import RunFolder, claim_run, continued, describe_store, require_free, settings_to_json
 from affcache.training.settings import FitSettings
 
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
@@ -61,11 +62,13 @@ class FitResult(Result):
     device: str
 
 
-@command(FitSettings)
+@command(FitSettings, continued)
 def fit(settings: FitSettings, listener: Listener) -> FitResult:
     """Train a head on a store and labels, keeping the best epoch by the validation metric.
 
-    A ridge head has no epochs: the strength is chosen as the epoch is otherwise.
+    A ridge head has no epochs: the strength is chosen as the epoch is otherwise. With resume, ``run`` alone is enough:
+    its folder knows store, labels and settings. Those given beside it must be the same; store, annotations and device
+    may be elsewhere. A KeyboardInterrupt says in words what is kept.
 
     Raises:
         InputError: labels that can't be read or that join to no crop.
@@ -79,9 +82,9 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     folder = RunFolder(settings.run or RUNS / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if not settings.resume:
         require_free(folder)  # before the labels are read, which takes a while
-    memory = _memory(settings, folder, device)
+    memory = settings.memory or default_memory(device)  # decides the order of frames when those stream
     settings = replace(settings, memory=memory)
-    joined = JoinedSplits.open(settings.store or default_store(), task, settings.annotations, listener)
+    joined = JoinedSplits.open(settings.store or existing_store(listener), task, settings.annotations, listener)
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
@@ -97,7 +100,13 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     if settings.resume:
         saved.restore()
     start = time.perf_counter()
-    saved.train(loaded.train, loaded.validation, listener)
+    try:
+        saved.train(loaded.train, loaded.validation, listener)
+    except KeyboardInterrupt:
+        done = counted(folder.finished_epochs(), run.unit)
+        command_line = shlex.join(["affcache", "fit", "--run", str(folder.path), "--resume"])
+        kept = f"{done} of {run.steps:,} kept in {folder.path}; this continues: {command_line}"
+        raise KeyboardInterrupt(kept) from None
     (best,) = saved.run.best
     return FitResult(
         run=str(folder.path),
@@ -269,17 +278,6 @@ class SavedRun:
         (best,) = self.run.best
         best.value, best.epoch = progress["best_value"], progress["best_epoch"]
         best.history = self.folder.read_history()
-
-
-def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> float:
-    """Return the GB of embeddings to hold at a time, resolved: they decide the order of frames when those stream.
-
-    Unless it is said, a continued run takes what it began with, whatever machine it is continued on.
-    """
-    if settings.memory is not None:
-        return settings.memory
-    before = folder.read_config()["settings"].get("memory") if settings.resume else None
-    return before or default_memory(device)
 
 
 def tail_of(settings: FitSettings, task: Task, frames: int) -> float:

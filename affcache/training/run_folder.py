@@ -4,7 +4,8 @@ Every file is written under a temporary name and renamed; history.jsonl grows by
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from affcache.files import write_json, write_text
 from affcache.settings import as_text, build, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.training.settings import FitSettings
+
+ELSEWHERE = ("store", "annotations", "device")  # may be said anew for a run that is continued
+MORE_EPOCHS = " Another number of epochs is another run from the start: the learning rate's cosine spans them all."
 
 
 class RunFolder:
@@ -130,11 +134,39 @@ def settings_from_json(values: dict[str, Any]) -> FitSettings:
         ) from None
 
 
+def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
+    """Return the settings, with the store, of the run that is to be continued; without --resume they stay.
+
+    Args:
+        settings: its folder, and what was said beside it.
+        given: the names of the settings that were said.
+
+    Raises:
+        InputError: there is no run to continue.
+        ConfigError: one that was said is another than the run's.
+    """
+    if not settings.resume or settings.run is None:
+        return settings
+    config = RunFolder(settings.run).read_config()
+    began = settings_from_json(config["settings"])
+    same = (name for name in asdict(began) if name in given and name not in (*ELSEWHERE, "run", "resume"))
+    changed = [name for name in same if getattr(began, name) != getattr(settings, name)]
+    if changed:
+        words = [f"{flag(name)} {getattr(began, name)!r} then, {getattr(settings, name)!r} now" for name in changed]
+        more = MORE_EPOCHS if "epochs" in changed else ""
+        raise ConfigError(
+            f"Run {settings.run} can't be continued: {'; '.join(words)}. Expected its own settings.{more} Leave them "
+            "out, since the run's folder knows them, or begin a new run with another --run DIR."
+        )
+    moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
+    return replace(began, **{"store": Path(config["store"]["path"]), **moved}, run=settings.run, resume=True)
+
+
 def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> None:
     """Make a run folder with its config.json, or check that the interrupted run in it may be continued.
 
     Raises:
-        ConfigError: the folder is taken, or the run in it has other settings or labels.
+        ConfigError: the folder is taken, or the run in it has other labels.
         StoreError: the store is not the one that the run began with.
         InputError: there is no run to continue.
     """
@@ -158,23 +190,15 @@ def require_free(folder: RunFolder) -> None:
 
 
 def _require_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to continue a run with another store, other settings or other labels."""
+    """Refuse to continue a run with another store or other labels."""
     if before["store"]["fingerprint"] != now["store"]["fingerprint"]:
         raise StoreError(
             f"The store of run {folder.path} has changed: {now['store']['path']} doesn't hold the embeddings that "
             f"{before['store']['path']} held when the run began. Restore that store, or begin a new run with another "
             "--run DIR."
         )
-    then = {**settings_to_json(FitSettings()), **before["settings"]}  # what it doesn't name came later
-    changed = [
-        f"{flag(name)} {then[name]!r} then, {value!r} now"
-        for name, value in now["settings"].items()
-        if then[name] != value and name not in ("annotations", "device")
-    ]
     if before["labels"] != json.loads(json.dumps(now["labels"])):  # tuples read back as lists
-        changed.append(f"the labels in {now['settings']['annotations']}")
-    if changed:
         raise ConfigError(
-            f"Run {folder.path} can't be continued: {'; '.join(changed)}. Say the same settings again, or begin a new "
-            "run with another --run DIR."
+            f"Run {folder.path} can't be continued: the labels in {now['settings']['annotations']} have changed. "
+            "Restore them, or begin a new run with another --run DIR."
         )

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from affcache.errors import AffcacheError
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
 
@@ -65,7 +65,7 @@ class ConsoleListener(Listener, AbstractContextManager["ConsoleListener"]):
         if not self.console.is_terminal:
             if done == total or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
                 self._last_line = time.monotonic()
-                self.console.print(escape(f"{done:,} of {total:,} {unit}s  {note}"), soft_wrap=True)
+                self.console.print(escape(f"{done:,} of {counted(total, unit)}  {note}"), soft_wrap=True)
             return
         if self._bar is None or (total, unit) != self._shown:
             self._end_bar()

@@ -23,7 +23,7 @@ from affcache.ablation.train import Group, Trainer, form_of, group_trials, requi
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
 from affcache.files import Tensors, write_text
-from affcache.progress import Listener, duration_text
+from affcache.progress import Listener, counted, duration_text
 from affcache.settings import command, existing_store
 from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, tail_of
@@ -89,7 +89,8 @@ class Ablation:
     def train(self) -> int:
         """Train what isn't finished; return how many heads."""
         pending = [trial for trial in self.trials if trial.name not in self.outcomes]
-        words = f"{len(self.variants):,} settings x {self.settings.seeds} seeds: {len(self.trials):,} heads"
+        words = f"{counted(len(self.variants), 'setting')} x {counted(self.settings.seeds, 'seed')}: "
+        words += counted(len(self.trials), "head")
         if self.outcomes:
             words += f", {len(self.outcomes):,} of them finished before"
         self.listener.message(words)
@@ -193,7 +194,9 @@ class Ablation:
         first = self.splits[self.grid[0].store, recipes[0].task]
         seconds = trials * self.trainer.project(alike, self._load(first))
         require_asked_for(trials, seconds, self.settings.yes)
-        self.listener.message(f"{trials:,} heads to train: about {duration_text(seconds)} on {self.trainer.device}")
+        self.listener.message(
+            f"{counted(trials, 'head')} to train: about {duration_text(seconds)} on {self.trainer.device}"
+        )
 
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""
@@ -205,7 +208,7 @@ class Ablation:
         if few:
             self.listener.warning(
                 f"CVaR's tail is fewer than {SMALLEST_TAIL} losses a batch, so that its gradient is noisy, for "
-                f"{len(few)} settings: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
+                f"{counted(len(few), 'setting')}: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
             )
 
     def _warn_of_plain_steps(self, pending: Sequence[Trial]) -> None:

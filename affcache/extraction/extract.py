@@ -19,7 +19,7 @@ from affcache.errors import InputError, StoreError
 from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
 from affcache.files import write_text
-from affcache.progress import Listener, Result
+from affcache.progress import Listener, Result, counted
 from affcache.settings import CROPS, command, default_store
 from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, differing_fields, fingerprint, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
@@ -160,7 +160,7 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
     crops = find_crops(
         roots or settings.crops[:1], lambda done, total, unit: listener.progress(done, total, unit, "listing")
     )
-    listener.message(f"{len(crops):,} crops in {len(crops.video_names):,} videos")
+    listener.message(f"{counted(len(crops), 'crop')} in {counted(len(crops.video_names), 'video')}")
     if crops.ignored_files:
         listener.message(f"{crops.ignored_files:,} other files ignored: not images, or without a frame number")
     if crops.unsafe_members:
@@ -173,7 +173,7 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         crops, missing = keep_listed(crops, settings.crop_list)
         listener.message(f"{len(crops):,} of them are in {settings.crop_list}")
         if missing:
-            listener.warning(f"{missing:,} crops that {settings.crop_list} names were not found")
+            listener.warning(f"{counted(missing, 'crop')} that {settings.crop_list} names were not found")
     return crops
 
 
@@ -256,10 +256,12 @@ def require_same_crops(store: EmbeddingStore, crops: CropList) -> None:
     before, now = (list(map(canonical, one.video_names)) for one in (store, crops))
     if before != now:
         gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
-        differences += [f"{len(v)} videos {what} (first: {v[0]})" for v, what in ((gone, "gone"), (new, "new")) if v]
+        differences += [
+            f"{counted(len(v), 'video')} {what} (first: {v[0]})" for v, what in ((gone, "gone"), (new, "new")) if v
+        ]
         differences = differences or ["the order of the videos, by the form of accents in their names"]
     elif len(store) != len(crops):
-        differences.append(f"{len(store):,} crops in the store, {len(crops):,} now")
+        differences.append(f"{counted(len(store), 'crop')} in the store, {len(crops):,} now")
     elif (store.frame_number != crops.frame_number).any() or (store.video_start != crops.video_start).any():
         differences.append("the frame numbers")
     if differences:

@@ -17,7 +17,7 @@ from affcache.encoders.loading import AGREEMENT, check_faces, encoder_of, load_w
 from affcache.encoders.open_clip import RANDOM_WEIGHTS, checkpoint_of
 from affcache.errors import first_line
 from affcache.extraction.settings import EncodingSettings
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 
 LARGEST_BATCH = 512  # not tuned on a GPU yet: extract-batches of python -m benchmarks gpu compares
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
@@ -62,7 +62,7 @@ def tune_encoder(
         encoder = compile_encoder(encoder, batch_size, listener)
     how = {"batch_size": batch_size, "compiled": encoder.compiled is not None}
     listener.message(
-        f"encoding on {encoder.device} in {encoder.precision}, {batch_size} crops a call"
+        f"encoding on {encoder.device} in {encoder.precision}, {counted(batch_size, 'crop')} a call"
         + (", compiled" if how["compiled"] else "")
     )
     return replace(encoder, description={**encoder.description, **how})

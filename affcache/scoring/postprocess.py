@@ -193,6 +193,13 @@ class DecisionRule(Result):
     fitted_on: str | None = None  # which frames, in words
     optimistic: bool = False  # whether the frames that are reported are among them
 
+    @property
+    def name(self) -> str:
+        """What files of its scores are called by: "" for the task's own rule."""
+        if self.optimistic or self.fitted_on:
+            return "optimistic" if self.optimistic else "fitted"
+        return "smoothed" if self.smooth != "none" and self.width > 1 else ""
+
     def probabilities(self, given: Predictions, task: Task) -> npt.NDArray[Any]:
         """Return the probabilities (n, C), smoothed and with the temperature; untouched where both are off."""
         found = given.probabilities

@@ -14,7 +14,7 @@ from affcache.crops.crop_list import canonical
 from affcache.devices import resolve_device
 from affcache.errors import InputError, StoreError
 from affcache.files import read_tensors
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 from affcache.settings import RUNS
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore, Rows, differing_fields
@@ -55,8 +55,8 @@ class TrainedRun:
         head, epoch = _load_head(folder, settings, opened.width, task)
         if settings.head != "ridge" and folder.finished_epochs() < settings.epochs:
             listener.warning(
-                f"run {folder.path} is unfinished: {folder.finished_epochs()} of {settings.epochs} epochs. Finish it "
-                f"with 'affcache fit --run {folder.path} --resume'."
+                f"run {folder.path} is unfinished: {folder.finished_epochs()} of {counted(settings.epochs, 'epoch')}. "
+                f"Finish it with 'affcache fit --run {folder.path} --resume'."
             )
         return cls(folder, config, task, settings, opened, head.to(where).eval(), epoch, where)
 

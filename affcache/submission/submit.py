@@ -11,7 +11,7 @@ import numpy.typing as npt
 from affcache.crops.crop_list import canonical, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import write_text
-from affcache.progress import Listener, Result
+from affcache.progress import Listener, Result, counted
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs
 from affcache.settings import command
@@ -179,7 +179,8 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     Raises:
         InputError: no run; a template that can't be read; no video of it has crops in the store.
         StoreError: the store is of another encoder, incomplete or damaged.
-        ConfigError: neither or both of template and frames are given, or a rule can't be fitted.
+        ConfigError: neither or both of template and frames are given, the output is there already, or a rule can't be
+            fitted.
     """
     if (settings.template is None) == (settings.frames is None):
         raise ConfigError(
@@ -188,6 +189,11 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         )
     if settings.store is None:
         raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
+    if settings.out.exists() and not settings.overwrite:
+        raise ConfigError(
+            f"{settings.out} is there already. Expected a new file, so that no submission or template is lost. Choose "
+            "another with --out FILE, or say --overwrite."
+        )
     template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
     runs = open_runs(settings.run, settings.store, settings.device, listener)
     task, store = runs[0].task, runs[0].store
@@ -209,8 +215,8 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     filled, count, missing = fill_gaps(template, predictions, probabilities)
     if missing:
         listener.warning(
-            f"{len(missing)} videos of the template have no crop in {store.path}: {', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all other videos."
+            f"The template has {counted(len(missing), 'video')} without a crop in {store.path}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all others."
         )
     write_submission(settings.out, template, rule.decide(filled, task), task)
     check_submission(settings.out, template, task)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from affcache.crops.crop_list import canonical
 from affcache.errors import InputError
-from affcache.progress import Result
+from affcache.progress import Result, counted
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.tasks.tasks import Task
 
@@ -32,18 +32,19 @@ class JoinAccount(Result):
 
     def sentence(self, split: str) -> str:
         """Say the account in one line."""
-        left_out = {
-            "labels without a crop": self.no_crop,
-            "crops without a label": self.no_label,
-            "invalid labels": self.invalid_label,
-            "unreadable crops": self.unreadable_crop,
-        }
-        words = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        left_out = (
+            (self.no_crop, "label", " without a crop"),
+            (self.no_label, "crop", " without a label"),
+            (self.invalid_label, "invalid label", ""),
+            (self.unreadable_crop, "unreadable crop", ""),
+        )
+        words = ", ".join(counted(count, what) + why for count, what, why in left_out if count)
         videos = len(self.videos_without_crops)
         if videos:
-            words += f"{', ' if words else ''}{videos} label files of videos not in the store"
+            words += f"{', ' if words else ''}{counted(videos, 'label file')} of videos not in the store"
             words += f" ({', '.join(self.videos_without_crops[:3])}{', ...' if videos > 3 else ''})"
-        return f"{split}: {self.used:,} frames of {self.label_files - videos} videos; left out: {words or 'nothing'}"
+        used = f"{counted(self.used, 'frame')} of {counted(self.label_files - videos, 'video')}"
+        return f"{split}: {used}; left out: {words or 'nothing'}"
 
 
 @dataclass(frozen=True)

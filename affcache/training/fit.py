@@ -162,7 +162,7 @@ class JoinedSplits:
         train_files, validation_files = (find_label_files(annotations, task, split) for split in SPLIT_FOLDERS)
         if both := sorted(train_files.keys() & validation_files.keys()):
             examples = ", ".join(both[:3])
-            listener.warning(f"{len(both)} videos are in both splits, so validation flatters: {examples}")
+            listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
         train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
         listener.message(train.account.sentence("train"))
         listener.message(validation.account.sentence("validation"))
@@ -180,7 +180,7 @@ class JoinedSplits:
         """
         train, held_out = hold_out(self.store, self.train, share)
         listener.message(
-            f"held out {purpose}: {len(held_out):,} training frames, in whole videos; {len(train):,} are left"
+            f"held out {purpose}: {counted(len(held_out), 'training frame')}, in whole videos; {len(train):,} are left"
         )
         return replace(self, train=train, selection=held_out if select else self.selection)
 

@@ -54,9 +54,10 @@ class RunFolder:
                 "wrote, with config.json in it. Check the path: runs lie under runs/ unless --run said otherwise."
             ) from None
 
-    def of_split(self, path: Path, split: str) -> Path:
-        """Return where a file of scores goes: the plain name for validation, with the split's name for others."""
-        return path if split == "validation" else path.with_name(f"{path.stem}-{split}{path.suffix}")
+    def of_split(self, path: Path, split: str, rule: str = "") -> Path:
+        """Return where a file of scores goes: plain for validation by the task's own rule, else with their names."""
+        words = [path.stem, *([split] if split != "validation" else []), *([rule] if rule else [])]
+        return path.with_name("-".join(words) + path.suffix)
 
     def finished_epochs(self) -> int:
         """Count the epochs in the history."""

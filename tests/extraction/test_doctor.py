@@ -133,7 +133,16 @@ def test_precisions_are_compared(settings: DoctorSettings, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (40.4, "40 s"), (119, "119 s"), (150, "2 min"), (7_300, "2.0 h"), (200_000, "2.3 days")],
+    [
+        (0, "0.0 s"),
+        (1.24, "1.2 s"),
+        (9.96, "10 s"),
+        (40.4, "40 s"),
+        (119, "119 s"),
+        (150, "2 min"),
+        (7_300, "2.0 h"),
+        (200_000, "2.3 days"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

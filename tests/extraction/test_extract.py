@@ -283,9 +283,9 @@ def test_another_encoder_is_refused_and_the_differences_named(
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ("a video more", "1 videos new (first: d)"),
-        ("a video less", "1 videos gone (first: c)"),
-        ("a video renamed", "1 videos gone (first: c); 1 videos new (first: cc)"),
+        ("a video more", "1 video new (first: d)"),
+        ("a video less", "1 video gone (first: c)"),
+        ("a video renamed", "1 video gone (first: c); 1 video new (first: cc)"),
         ("a crop more", "46 crops in the store, 47 now"),
         ("a crop less", "46 crops in the store, 45 now"),
         ("a frame renumbered", "the frame numbers"),

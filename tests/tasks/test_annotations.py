@@ -236,7 +236,7 @@ def test_labels_without_a_crop_and_invalid_and_unreadable_frames_are_counted(tmp
     assert joined.rows.tolist() == [0]
     assert (account.used, account.unreadable_crop, account.no_crop, account.invalid_label) == (1, 1, 1, 2)
     assert account.sentence("train") == (
-        "train: 1 frames of 1 videos; left out: 1 labels without a crop, 2 invalid labels, 1 unreadable crops"
+        "train: 1 frame of 1 video; left out: 1 label without a crop, 2 invalid labels, 1 unreadable crop"
     )
 
 
@@ -263,7 +263,7 @@ def test_no_label_that_belongs_to_a_crop_is_an_error(tmp_path: Path) -> None:
     assert "No train label of task expr belongs to a crop of made-up.h5" in message
     assert "videos like 'a', the crops of videos like 'b'" in message
     assert "Point --store and --annotations at the same data" in message
-    with pytest.raises(InputError, match="1 invalid labels"):
+    with pytest.raises(InputError, match="1 invalid label"):
         join(tmp_path / "invalid", store, {"b": [-1]})
 
 

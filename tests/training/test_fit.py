@@ -227,7 +227,7 @@ def test_videos_in_both_splits_are_warned_of(quick_fit: Fit, tmp_path: Path) -> 
     write_labels(tmp_path / "labels", "expr", "validation", {"0-30-640x360": lines})
     listener = Recorder()
     quick_fit(listener=listener)
-    assert listener.warnings == ["1 videos are in both splits, so validation flatters: 0-30-640x360"]
+    assert listener.warnings == ["1 video in both splits, so validation flatters: 0-30-640x360"]
 
 
 # Killed and resumed

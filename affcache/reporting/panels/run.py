@@ -3,7 +3,7 @@
 import json
 from html import escape
 
-from affcache.progress import metric_name
+from affcache.progress import counted, metric_name
 from affcache.reporting.frames import ReportContext
 
 NOTICE = '<p class="notice">{}</p>'
@@ -13,11 +13,12 @@ def headline(context: ReportContext) -> str:
     """Return the metric with its interval, and what has to be known of it."""
     run, scores, rule = context.run, context.scores, context.scored.rule
     low, high = scores.interval or (scores.value, scores.value)
+    frames = counted(len(context.joined), f"{escape(context.split)} frame")
     words = [
         f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>95 % {low:.3f} to {high:.3f}, '
         "over videos</small></p>",
-        f"<p>{escape(str(run.folder.path))}, epoch {run.epoch}; {len(context.joined):,} {escape(context.split)} frames "
-        f"of {len(context.scored.statistics)} videos.</p>",
+        f"<p>{escape(str(run.folder.path))}, epoch {run.epoch}; {frames} of "
+        f"{counted(len(context.scored.statistics), 'video')}.</p>",
     ]
     if context.split == "validation":
         words.append(NOTICE.format("The epoch was chosen on these frames: the score flatters a little."))

@@ -4,6 +4,7 @@ import errno
 import os
 import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from affcache.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LARGEST_FRAME_NUMBER = 2**31 - 1  # the store keeps frame numbers as int32
+MOST_KINDS = 5  # of ignored files are said
 _MOST_DIGITS = 18  # of a number in 64 bits
 ArchivedFrames = tuple[Archive, npt.NDArray[Any]]  # of one video; (its frames,) of MEMBER_DTYPE, in frame order
 
@@ -53,6 +55,39 @@ def split_name(name: str) -> tuple[str, str, str] | None:
     before = stem.rstrip("0123456789")
     digits = stem[len(before) :]
     return (before, digits, suffix) if 0 < len(digits) <= _MOST_DIGITS else None
+
+
+@dataclass
+class IgnoredFiles:
+    """Files that are no crops, counted by what their names lack, with an example of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        """Take a file that ``split_name`` refused, or whose number is too large."""
+        stem, dot, ending = name.rpartition(".")
+        if not dot or f".{ending.lower()}" not in IMAGE_SUFFIXES:
+            why = f"with the suffix .{ending.lower()}" if dot else "without a suffix"
+        elif stem.rstrip("0123456789") == stem:
+            why = "without digits at the end of the name"
+        else:
+            why = f"with a number above {LARGEST_FRAME_NUMBER:,}"
+        self.counts[why] += 1
+        self.examples.setdefault(why, name)
+
+    def take(self, other: "IgnoredFiles") -> None:
+        """Add others."""
+        self.counts.update(other.counts)
+        self.examples = {**other.examples, **self.examples}
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def __str__(self) -> str:
+        kinds = self.counts.most_common(MOST_KINDS)
+        words = [f"{count:,} {why} ({self.examples[why]})" for why, count in kinds]
+        return "; ".join(words) + "; ..." * (len(self.counts) > MOST_KINDS)
 
 
 def format_of(before: str, digits: str, suffix: str) -> str:
@@ -102,7 +137,7 @@ class CropList:
     frame_number: npt.NDArray[np.int32]  # (N,) the number in the file name
     namings: Mapping[int, Naming] = field(default_factory=dict)  # video -> naming, where it is not NNNNN.jpg
     archived: Mapping[int, ArchivedFrames] = field(default_factory=dict)  # video -> its place in an archive
-    ignored_files: int = 0  # files that are no crops: other suffixes, names without a number
+    ignored_files: IgnoredFiles = field(default_factory=IgnoredFiles)  # other suffixes, names without a number
     unsafe_members: int = 0  # of archives: links, and names that lead out; never followed
     shadowed_folders: tuple[Path, ...] = ()  # folders of a video that an earlier root already has
 

@@ -3,6 +3,7 @@
 import io
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 
 from affcache.crops.archives import UnreadableCropError
+from affcache.errors import InputError
 
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
 LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
@@ -33,6 +35,7 @@ class DecodedCrop:
 
     pixels: npt.NDArray[np.uint8]
     mode: str  # Pillow's name: RGB, L, CMYK, I;16, ...
+    large: bool = False  # whether it may be a whole photo, where that was asked
 
 
 def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop:
@@ -70,6 +73,26 @@ def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -
         raise UnreadableCropError("not an image") from None
     except Exception as error:  # damaged bytes make Pillow's plugins raise nearly anything
         raise UnreadableCropError(f"damaged: {error}") from None
+
+
+def as_pixels(crop: Any) -> npt.NDArray[np.uint8]:
+    """Return a crop as a uint8 array (height, width, 3): an array, a PIL image or the path of a file.
+
+    Raises:
+        InputError: it is none of these, or a file that can't be read.
+    """
+    if isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.ndim == 3 and crop.shape[2] == 3:
+        return crop
+    try:
+        if isinstance(crop, Image.Image):
+            return _turned(np.array(_to_rgb(crop)), _orientation(crop))
+        if isinstance(crop, (str, Path)):
+            return decode_crop(Path(crop).read_bytes()).pixels
+    except (OSError, UnreadableCropError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{crop} can't be read: {reason}. Expected an image of a face.") from None
+    found = f"{crop.dtype} of shape {crop.shape}" if isinstance(crop, np.ndarray) else type(crop).__name__
+    raise InputError(f"A crop is {found}. Expected a uint8 array (height, width, 3) of RGB, a PIL image, or a path.")
 
 
 def _held(large: AbstractContextManager[Any] | None, pixels: int) -> AbstractContextManager[Any]:

@@ -22,7 +22,7 @@ from affcache.encoders.loading import AGREEMENT, check_faces, fast_precisions, s
 from affcache.errors import AffcacheError
 from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
 from affcache.extraction.extract import list_crops
-from affcache.extraction.pipeline import default_workers
+from affcache.extraction.pipeline import PHOTOS, default_workers, is_large
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
 from affcache.files import existing_parent
@@ -158,10 +158,10 @@ class Doctor:
             return OK, ""
         rows = np.unique(np.linspace(0, len(self.crops) - 1, CROPS_TO_DECODE).astype(np.int64))
         start = time.perf_counter()
-        bad = []
+        bad, large = [], 0
         for row in rows.tolist():
             try:
-                decode_crop(self.crops.read(row))
+                large += is_large(decode_crop(self.crops.read(row)).pixels)
             except (OSError, UnreadableCropError):
                 bad.append(row)
         self.decode_seconds = (time.perf_counter() - start) / len(rows)
@@ -171,6 +171,8 @@ class Doctor:
                 f"{len(bad)} of {len(rows)} crops can't be read, such as {self.crops.path(bad[0])}. Expected "
                 "image files. An extraction marks such crops and goes on; mend them first if they are many."
             )
+        if 2 * large > len(rows):
+            return WARNING, PHOTOS
         return OK, f"{counted(len(rows), 'crop')} read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
 
     def look_at_store(self) -> tuple[str, str]:

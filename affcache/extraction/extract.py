@@ -16,7 +16,7 @@ from affcache.crops.crop_list import CropList, canonical, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
-from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats
+from affcache.extraction.pipeline import PHOTOS, Encoded, Encoding, Engine, ExtractionStats
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
 from affcache.files import write_text
 from affcache.progress import Listener, Result, counted
@@ -28,6 +28,7 @@ from affcache.store.writing import StoreWriter, create_store, writing_lock
 ENGINES = {"local": "affcache.extraction.pipeline", "ray": "affcache.cluster.encoding"}
 COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much
 COMMIT_ROWS = 4096
+ENOUGH = 16  # crops, to say what most of them are
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 
 
@@ -161,14 +162,14 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         roots or settings.crops[:1], lambda done, total, unit: listener.progress(done, total, unit, "listing")
     )
     listener.message(f"{counted(len(crops), 'crop')} in {counted(len(crops.video_names), 'video')}")
-    if crops.ignored_files:
-        listener.message(f"{crops.ignored_files:,} other files ignored: not images, or without a frame number")
+    if len(crops.ignored_files):
+        listener.message(f"files ignored: {crops.ignored_files}")
     if crops.unsafe_members:
         listener.warning(
             f"{crops.unsafe_members:,} links, or names that lead out of their archive, are left out: none is followed"
         )
     for folder in crops.shadowed_folders:
-        listener.warning(f"{folder} is left out: an earlier --crops folder has a video of that name")
+        listener.warning(f"{folder} is left out: a video of that name was found before it")
     if settings.crop_list is not None:
         crops, missing = keep_listed(crops, settings.crop_list)
         listener.message(f"{len(crops):,} of them are in {settings.crop_list}")
@@ -180,7 +181,7 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
 def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:
     """Encode the pending rows of a store, rising. What is committed stays, whatever happens to the process."""
     total = len(writer.store)
-    done = total - len(pending)
+    done, stats, warned = total - len(pending), encoding.stats, False
     with warnings.catch_warnings(), ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
         # here: decoding threads that each did this would undo one another's filters
         warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata in files it reads well
@@ -191,6 +192,10 @@ def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, lis
                     background.add(rows, encoded)
                     done += len(rows)
                     listener.progress(done, total, "crop", encoding.note())
+                    read = stats.modes.total()
+                    if not warned and (read >= ENOUGH or done == total) and 2 * stats.large > read:
+                        warned = True
+                        listener.warning(PHOTOS)
         except (KeyboardInterrupt, InputError):  # what is encoded is worth keeping
             background.finish()
             raise

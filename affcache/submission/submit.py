@@ -140,7 +140,8 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}. Expected a text file, a frame or a video a line.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} can't be read: {reason}. Expected a text file, a frame or a video a line.") from None
     return text.rstrip().splitlines() if text.strip() else []
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.crop_list import canonical
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError
 from affcache.progress import Result, counted
 from affcache.store.reading import ENCODED, EmbeddingStore
-from affcache.tasks.tasks import Task
+from affcache.tasks.tasks import Task, find_task
 
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
@@ -72,7 +72,11 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
 
     Raises:
         InputError: no such folder, no label files in it (says where it looked), or those of several releases.
+        ConfigError: there is no such split.
     """
+    if split not in SPLIT_FOLDERS:
+        known = " or ".join(SPLIT_FOLDERS)
+        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
     annotations = Path(annotations)
     tried: list[Path] = []
     for name in task.folders:
@@ -122,7 +126,8 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read as a label file: {error}. Restore it from the download.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} can't be read as a label file: {reason}. Restore it from the download.") from None
     header, *lines = text.splitlines() or [""]
     if [name.strip().lower() for name in header.split(",")] != [name.lower() for name in task.classes]:
         raise InputError(
@@ -174,14 +179,16 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
     )
 
 
-def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task, split: str) -> JoinedLabels:
-    """Join the labels of a split to the rows of a store by (video, frame number).
+def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
+    """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
     Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop.
 
     Raises:
         InputError: label files that can't be read, or none that belongs to a crop of the store.
+        ConfigError: there is no such task or split.
     """
+    task = find_task(task) if isinstance(task, str) else task
     files = find_label_files(annotations, task, split)
     video_index = {canonical(name): index for index, name in enumerate(store.video_names)}
     rows: list[npt.NDArray[np.int64]] = []

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from affcache import ExtractSettings, extract
+from affcache import ExtractSettings, doctor, extract
 from affcache.crops.folders import find_crops
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.extraction.pipeline import PHOTOS
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import writing_lock
@@ -325,9 +326,9 @@ def test_what_is_ignored_or_left_out_is_said(
     assert result.rows == ROWS + 2
     assert recorder.messages[:2] == [
         "48 crops in 4 videos",
-        "2 other files ignored: not images, or without a frame number",
+        "files ignored: 1 without digits at the end of the name (cover.jpg); 1 with the suffix .txt (notes.txt)",
     ]
-    assert recorder.warnings == [f"{second / 'a'} is left out: an earlier --crops folder has a video of that name"]
+    assert recorder.warnings == [f"{second / 'a'} is left out: a video of that name was found before it"]
 
 
 class FolderGoes(Recorder):
@@ -401,3 +402,17 @@ def test_names_go_over_settings(again: Callable[..., ExtractSettings], tmp_path:
     assert result.store == str(tmp_path / "elsewhere.h5")
     with pytest.raises(ConfigError, match=r"Unknown setting 'stor' \(did you mean 'store'\?\)"):
         extract(again(), stor=tmp_path / "s.h5")
+
+
+def test_whole_photos_are_warned_of_once(tmp_path: Path, tiny_encoder: str) -> None:
+    words = {"model": tiny_encoder, "device": "cpu", "batch_size": 2}
+    for name, videos in (("photos", {"a": range(1, 22)}), ("few", {"a": [1]})):
+        root, heard = write_crops(tmp_path / name, videos, size=(520, 30)), Recorder()
+        extract(crops=(root,), store=tmp_path / f"{name}.h5", listener=heard, **words)
+        assert [text for text in heard.warnings if "Most images are more than 512 pixels" in text] == [PHOTOS]
+        checks = doctor(crops=(root,), model=tiny_encoder, device="cpu").checks
+        assert [check.state for check in checks if check.finding == PHOTOS] == ["warning"]
+    write_crops(root, {"a": [2]}, size=(512, 512))
+    heard = Recorder()
+    extract(crops=(root,), store=tmp_path / "half.h5", listener=heard, **words)
+    assert heard.warnings == []

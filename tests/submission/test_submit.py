@@ -229,6 +229,12 @@ def test_what_is_missing_is_asked_for(runs: dict[str, Path], tmp_path: Path) -> 
     assert not (tmp_path / "o.txt").exists()
 
 
+def test_a_folder_is_no_list(tmp_path: Path) -> None:
+    for read in (read_template, read_frame_counts):
+        with pytest.raises(InputError, match=rf"^{tmp_path} can't be read: Is a directory\. Expected a text file"):
+            read(tmp_path)
+
+
 def test_a_file_that_is_there_is_written_over_only_when_told(runs: dict[str, Path], tmp_path: Path) -> None:
     template = tmp_path / "template.txt"
     template.write_text("2/00007.jpg\n")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError
 from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels, read_label_file
 from affcache.tasks.tasks import TASKS, Task
@@ -211,6 +211,16 @@ def test_no_labels_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
 
 def join(tmp_path: Path, store: EmbeddingStore, lines: dict[str, Sequence[object]], task: str = "expr") -> JoinedLabels:
     return join_labels(store, write_labels(tmp_path, task, "train", lines), TASKS[task], "train")
+
+
+def test_a_task_may_be_named_and_a_split_must_be_there(tmp_path: Path) -> None:
+    store = store_in_memory({"a": [1, 2]})
+    expected = join(tmp_path, store, {"a": [3, 4]})
+    assert join_labels(store, tmp_path, "expr", "train").labels.tolist() == expected.labels.tolist() == [3, 4]
+    with pytest.raises(ConfigError, match=r"^There is no split 'test'. Expected train or validation; "):
+        join_labels(store, tmp_path, "expr", "test")
+    with pytest.raises(ConfigError, match=r"'exp' is unknown.*did you mean 'expr'"):
+        join_labels(store, tmp_path, "exp", "train")
 
 
 def test_the_join_goes_by_frame_number_and_never_by_position(tmp_path: Path) -> None:

@@ -124,9 +124,8 @@ def _about_encoding(device: str, precision: str, waiting: float) -> str:
     if device.startswith("cuda"):
         faster = "--precision bf16" if precision == "fp32" else "a smaller --model, or a faster GPU"
     else:
-        faster = (
-            "--device cuda" if precision != "fp32" else "--device cuda, or --precision bf16 where it is exact enough"
-        )
+        faster = "--device cuda" if torch.cuda.is_available() else "a machine with a GPU, or a smaller --model"
+        faster += ", or --precision bf16 where it is exact enough" if precision == "fp32" else ""
     limit = "the encoder is the limit" if waiting < 0.1 else f"the encoder takes longest, though it waits {waiting:.0%}"
     return f"{limit}; what makes it faster is {faster}"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -12,7 +13,7 @@ from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.progress import Listener
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
-from affcache.settings import ConfigFile, Settings, resolve
+from affcache.settings import MODEL, PRETRAINED, ConfigFile, Settings, default_store, existing_store, resolve
 from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 
@@ -42,6 +43,17 @@ COMMANDS: Mapping[str, Command] = {
 SETTINGS: Mapping[str, type[Settings]] = {name: command.settings for name, command in COMMANDS.items()}
 
 
+def store_of(config: ConfigFile, listener: Listener) -> Path:
+    """Return the store to read unless told otherwise: the one that extract would write, or the only one there.
+
+    Raises:
+        ConfigError: the former isn't there, and there are several others.
+    """
+    extract = config.of("extract")
+    usual = default_store(extract.get("model", MODEL), extract.get("pretrained", PRETRAINED))
+    return extract.get("store") or existing_store(listener, usual)
+
+
 def call(name: str, given: Mapping[str, Any], config: ConfigFile, listener: Listener) -> Any:
     """Do a command with the flags that were given, then what affcache.toml says, then the defaults.
 
@@ -49,8 +61,11 @@ def call(name: str, given: Mapping[str, Any], config: ConfigFile, listener: List
         AffcacheError: whatever the command's function raises.
     """
     command = COMMANDS[name]
-    store = {"store": config.store} if command.reads_store else {}
+    if given.get("resume"):  # the run's folder knows the rest
+        return resolve_name(command.function)(**given, listener=listener)
+    if command.reads_store and "store" not in {**config.of(name), **given}:
+        given = {**given, "store": store_of(config, listener)}
     known = [declared.name for declared in fields(command.settings)]  # type: ignore[arg-type]  # it is a dataclass
     like = {key: value for key, value in config.of(command.like).items() if key in known}  # engine is none of doctor's
-    values = {**store, **like, **config.of(name), **given}
+    values = {**like, **config.of(name), **given}
     return resolve_name(command.function)(resolve(command.settings, name, values, config), listener=listener)

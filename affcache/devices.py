@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from affcache import __version__
 from affcache.errors import ConfigError
+from affcache.progress import counted
 
 SHARE = 0.5  # of the memory is for embeddings unless said otherwise; heads, labels and other programs need some too
 GIGABYTE = 10**9
@@ -29,16 +31,12 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"Unknown --device {name!r}. Expected auto, cpu, cuda, or cuda:1 and so on.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use --device cpu or "
-            "auto, or check the driver with nvidia-smi."
-        )
-    return device
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name == "cpu" or name in gpus or (name == "cuda" and gpus):
+        return torch.device(name)
+    known = re.fullmatch(r"cuda(:\d+)?", name)
+    problem = f"is not there: torch sees {counted(len(gpus), 'GPU')}" if known else "is none that affcache computes on"
+    raise ConfigError(f"--device {name} {problem}. Expected {', '.join(['auto', 'cpu', *gpus])}.")
 
 
 def wait_for(device: torch.device) -> None:

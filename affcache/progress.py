@@ -32,12 +32,17 @@ class Result:
         return dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
 
 
+def counted(number: int, what: str) -> str:
+    """Write a number of things: 0 videos, 1 video, 1,200 videos."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration_text(seconds: float) -> str:
-    """Write a duration for people: 40 s, 12 min, 3.4 h, 2.1 days."""
+    """Write a duration for people: 1.2 s, 40 s, 12 min, 3.4 h, 2.1 days."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}" if length > 60 else f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
 
 
 def metric_name(metric: str) -> str:

@@ -6,7 +6,7 @@ import operator
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -90,7 +90,20 @@ def default_store(model: str = MODEL, pretrained: str = PRETRAINED) -> Path:
     return FEATURES / f"{name}.h5"
 
 
+def existing_store(listener: Listener, path: Path | None = None) -> Path:
+    """Return a default store; where it isn't there, the only one beside it. Raises ConfigError if there are several."""
+    path = path or default_store()
+    every = [] if path.exists() else sorted(path.parent.glob("*.h5"))
+    beside = [str(one) for one in every if one.suffixes[-2:-1] != [".flip"]]  # a view lies beside its store
+    if len(beside) > 1:
+        raise ConfigError(f"There is no {path}, but {', '.join(beside)}. Expected one. Say which with --store FILE.")
+    if beside:
+        listener.message(f"store: {beside[0]}, the only one there; {path.name} isn't")
+    return Path(beside[0]) if beside else path  # of which whoever opens it says that it isn't there
+
+
 AnySettings = TypeVar("AnySettings", bound=Settings)
+Complete = Callable[[AnySettings, Collection[str]], AnySettings]
 R = TypeVar("R")
 Commands = Mapping[str, type[Settings]]
 
@@ -105,13 +118,6 @@ class ConfigFile:
     def of(self, command: str) -> Mapping[str, Any]:
         """Return what the file sets for one command."""
         return self.values.get(command, {})
-
-    @property
-    def store(self) -> Path:
-        """The store that ``fit`` reads when none is named: the one ``extract`` would write with these settings."""
-        extract = self.of("extract")
-        named: Path | None = extract.get("store")
-        return named or default_store(extract.get("model", MODEL), extract.get("pretrained", PRETRAINED))
 
 
 def find_config(start: Path, commands: Commands) -> ConfigFile:
@@ -212,6 +218,8 @@ def _converted(
     kinds, converted = typing.get_type_hints(settings), {}
     for name, value in given:
         try:
+            if name in ("model", "pretrained") and isinstance(value, str):
+                value = _located(name, value, folder)
             converted[name] = _convert(value, kinds[name], folder)
         except TypeError as error:
             problems.append(f"{name} is {value!r}, expected {error}")
@@ -229,12 +237,27 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
         entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
     if kind is Path and isinstance(value, (str, Path)):
-        return folder / Path(value).expanduser()
+        return _expanded(value, folder)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(_EXPECTED[kind])
     return value
+
+
+def _expanded(path: str | Path, folder: Path) -> Path:
+    try:
+        return folder / Path(path).expanduser()
+    except RuntimeError:
+        raise TypeError("a path; ~ names the home folder of a user who isn't there") from None
+
+
+def _located(name: str, text: str, folder: Path) -> str:
+    """Take the path in local-dir:FOLDER, FILE or TAG:FILE as paths are taken; leave a name or a tag as it is."""
+    before, colon, path = text.partition(":") if name == "model" else text.rpartition(":")
+    if before == "local-dir" or (name == "pretrained" and ("/" in path or Path(path).suffix)):
+        return f"{before}{colon}{_expanded(path, folder)}"
+    return text
 
 
 def optional(kind: Any) -> tuple[Any, bool]:
@@ -295,19 +318,25 @@ class EngineSettings(Settings):
                 yield f"{name} is {value}, which is of use to --engine ray only. Give that too, or leave it out."
 
 
-def command(kind: type[AnySettings]) -> Callable[[Callable[[AnySettings, Listener], R]], Callable[..., R]]:
+def command(
+    kind: type[AnySettings], complete: Complete[AnySettings] = lambda settings, given: settings
+) -> Callable[[Callable[[AnySettings, Listener], R]], Callable[..., R]]:
     """Let a function of a command's settings and a listener be called with settings by name, or with none.
 
-    ``fit(task="au", store=path)`` is ``fit(FitSettings(task="au", store=path))``, and what isn't said is the default.
+    ``fit(task="au", store=path)`` is ``fit(FitSettings(task="au", store=path))``, and what isn't said is the default,
+    or what ``complete`` makes of the settings and the names of those that were given.
     """
 
     def decorate(function: Callable[[AnySettings, Listener], R]) -> Callable[..., R]:
         @wraps(function)
         def call(settings: AnySettings | None = None, /, *, listener: Listener | None = None, **values: Any) -> R:
-            return function(build(kind, values, over=settings), listener or Listener())
+            own = [name for name in usual if settings and getattr(settings, name) != usual[name]]
+            given = [*own, *(name for name, value in values.items() if value is not None)]
+            return function(complete(build(kind, values, over=settings), given), listener or Listener())
 
         keyword = inspect.Parameter.KEYWORD_ONLY
-        defaults = {"listener": None, **{f.name: f.default for f in dataclasses.fields(kind)}}  # type: ignore[arg-type]
+        usual = {f.name: f.default for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        defaults = {"listener": None, **usual}
         named = [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]
         first = inspect.Parameter("settings", inspect.Parameter.POSITIONAL_ONLY, default=None)
         call.__signature__ = inspect.Signature([first, *named])  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ def handler_of(benchmark: Benchmark) -> Handler:
     """Return what a benchmark's command does with its flags; affcache.toml has no say in a measurement."""
 
     def handle(given: dict[str, Any], as_json: bool) -> None:
-        run(as_json, lambda listener: benchmark.measure(listener=listener, **given), benchmark.show)
+        run("", as_json, lambda listener: benchmark.measure(listener=listener, **given), benchmark.show)
 
     return handle
 

@@ -16,7 +16,7 @@ if {"fit", "ablate"}.intersection(sys.argv[1:2]):  # but waking them costs more 
 import typer
 
 import affcache
-from affcache.commands import COMMANDS, SETTINGS, call
+from affcache.commands import COMMANDS, SETTINGS, call, store_of
 from affcache.progress import Listener
 from affcache.settings import find_config
 
@@ -92,8 +92,8 @@ PAGES = {
         first=("template", "frames", "store", "out"),
         positional=("run",),
     ),
-    "info": Page("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json"),
-    "verify": Page("data/features/ViT-L-14-openai.h5", "my/faces.h5 --json"),
+    "info": Page("", "my/faces.h5 --json"),
+    "verify": Page("", "my/faces.h5 --json"),
     "demo": Page("", "--out demo-clip --model ViT-B-32 --pretrained openai"),
     "import": Page(
         "train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai",
@@ -130,10 +130,12 @@ def handler_of(name: str) -> Handler:
 
     def work(given: dict[str, Any], listener: Listener) -> Any:
         config = find_config(Path.cwd(), SETTINGS)
-        return OF_STORES[name](given["store"], listener) if name in OF_STORES else call(name, given, config, listener)
+        if name in OF_STORES:
+            return OF_STORES[name](given.get("store") or store_of(config, listener), listener)
+        return call(name, given, config, listener)
 
     def handle(given: dict[str, Any], as_json: bool) -> None:
-        result = run(as_json, partial(work, given), SHOW[name])
+        result = run(name, as_json, partial(work, given), SHOW[name])
         if not getattr(result, "healthy", True):  # the doctor's
             raise typer.Exit(INPUT_ERROR)
 
@@ -142,7 +144,7 @@ def handler_of(name: str) -> Handler:
 
 for name, page in PAGES.items():
     help_of = COMMANDS[name].settings if name in COMMANDS else OF_STORES[name]
-    parameters = [argument("store", "The embedding store.")]
+    parameters = [argument("store", "The embedding store. [default: the one that fit reads]")]
     if name in COMMANDS:
         parameters = parameters_of(COMMANDS[name].settings, page.positional, page.first)
     examples = [f"affcache {name} {words}".rstrip() for words in (page.example, page.another)]

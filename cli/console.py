@@ -1,6 +1,7 @@
 """What a person sees: messages and progress on standard error, results on standard output, and the exit code."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -14,15 +15,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from affcache.errors import AffcacheError
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
 
 INPUT_ERROR, INTERRUPTED = 2, 130
-INTERRUPTED_MESSAGE = (
-    "Interrupted. What was finished is kept: 'affcache extract' and 'affcache ablate' continue with the same command, "
-    "'affcache fit' with --run DIR --resume."
-)
+CONTINUE = ("extract", "ablate")  # with the same command
 
 
 class RateColumn(ProgressColumn):
@@ -67,7 +65,7 @@ class ConsoleListener(Listener, AbstractContextManager["ConsoleListener"]):
         if not self.console.is_terminal:
             if done == total or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
                 self._last_line = time.monotonic()
-                self.console.print(escape(f"{done:,} of {total:,} {unit}s  {note}"), soft_wrap=True)
+                self.console.print(escape(f"{done:,} of {counted(total, unit)}  {note}"), soft_wrap=True)
             return
         if self._bar is None or (total, unit) != self._shown:
             self._end_bar()
@@ -109,7 +107,14 @@ def start(app: typer.Typer, name: str) -> None:
         sys.exit(INPUT_ERROR)
 
 
-def run(as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], None]) -> Any:
+def interrupted(name: str, said: str) -> str:
+    """Say what a command that was interrupted leaves, unless it said so itself, and how it is continued."""
+    if name in CONTINUE:
+        said = f"what was finished is kept; this continues: {shlex.join(['affcache', *sys.argv[1:]])}"
+    return f"Interrupted: {said or 'the same command begins anew'}"
+
+
+def run(name: str, as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], None]) -> Any:
     """Do a command's work, print its result and return it; what went wrong becomes a message and an exit code."""
     with ConsoleListener() as listener:
         try:
@@ -117,7 +122,8 @@ def run(as_json: bool, work: Callable[[Listener], Any], show: Callable[[Any], No
                 result = work(listener)
         except (AffcacheError, KeyboardInterrupt) as error:
             failed = isinstance(error, AffcacheError)
-            kind, message = (type(error).__name__, str(error)) if failed else ("Interrupted", INTERRUPTED_MESSAGE)
+            kind = type(error).__name__ if failed else "Interrupted"
+            message = str(error) if failed else interrupted(name, str(error))
             listener.message(f"Error: {message}" if failed else message)
             if as_json:
                 print(json.dumps({"error": kind, "message": message}))

@@ -51,8 +51,9 @@ def add(
 
 
 def argument(name: str, sentence: str) -> inspect.Parameter:
-    """Return a required positional parameter."""
-    return _keyword(name, typer.Argument(..., help=sentence, show_default=False, metavar=name.upper()), Path)
+    """Return a positional parameter for a path that may be left out."""
+    option = typer.Argument(None, help=sentence, show_default=False, metavar=f"[{name.upper()}]")
+    return _keyword(name, option, typing.Optional[Path])  # noqa: UP045
 
 
 def _parameter(declared: "dataclasses.Field[Any]", kind: Any, *, positional: bool) -> inspect.Parameter:

@@ -1,6 +1,6 @@
 """What each command prints of its result, for people."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 import affcache
-from affcache.progress import metric_name
+from affcache.progress import counted, duration_text, metric_name
 
 from .console import out, rate_text
 
@@ -28,7 +28,7 @@ def extract(result: Any) -> None:
         facts["cluster"] = f"workers: {result.actors}, nodes: {result.nodes}"
     if result.encoded_now:
         rate = rate_text(result.rate, "crop")
-        facts["this run"] = f"{result.encoded_now:,} crops in {result.seconds:.1f} s, {rate}"
+        facts["this run"] = f"{counted(result.encoded_now, 'crop')} in {duration_text(result.seconds)}, {rate}"
         facts["time"] = ", ".join(f"{stage} {share:.0%}" for stage, share in result.shares.items())
         facts["bottleneck"] = result.bottleneck
     else:
@@ -77,7 +77,7 @@ def info(result: dict[str, Any]) -> None:
 def verify(result: dict[str, Any]) -> None:
     """Print that a store is sound."""
     views = f", in view {', '.join(result['views'])} too" if result["views"] else ""
-    out(f"{result['store']} is sound: {result['rows']:,} rows, every block matches its checksum{views}")
+    out(f"{result['store']} is sound: {counted(result['rows'], 'row')}, every block matches its checksum{views}")
 
 
 def doctor(result: Any) -> None:
@@ -95,7 +95,7 @@ def fit(result: Any) -> None:
     facts = {
         "run": result.run,
         "best": f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}",
-        "time": f"{result.seconds:.1f} s on {result.device}",
+        "time": f"{duration_text(result.seconds)} on {result.device}",
     }
     if result.ridge is not None:
         facts["to beat"] = f"{metric} {result.ridge:.3f} of a ridge head on the same frames, solved in a moment"
@@ -104,7 +104,7 @@ def fit(result: Any) -> None:
 
 def score(result: Any) -> None:
     """Print the scores of all classes, and what they rest on."""
-    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {result.frames:,} frames"
+    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {counted(result.frames, 'frame')}"
     losses = f"loss {result.loss:.3f}"
     if result.alpha < 1:
         losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
@@ -113,7 +113,8 @@ def score(result: Any) -> None:
     out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
     if result.rule.fitted_on:
         note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
-        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule)}")
+        names = affcache.TASKS[result.task].classes
+        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule, names)}")
     if result.against:
         of = result.against["difference"]
         interval = "" if of["low"] is None else f", 95 % {of['low']:+.3f} to {of['high']:+.3f}"
@@ -134,7 +135,8 @@ def ablate(result: Any) -> None:
         style = "dim" if row.is_base else "bold" if row.differs else None
         table.add_row(*columns_of(row, result.heldout), style=style)
     facts = {
-        "heads": f"{result.cells:,}, {result.trained:,} trained now in {result.seconds:.0f} s on {result.device}",
+        "heads": f"{result.cells:,}, {result.trained:,} trained now in "
+        f"{duration_text(result.seconds)} on {result.device}",
         "epochs chosen on": "held-out training videos" if result.heldout else "validation itself, which flatters",
         "written": f"{result.out}: results.csv, summary.csv, .md and .tex, figures/",
     }
@@ -151,8 +153,9 @@ def report(result: Any) -> None:
     """Print where the report lies, and what it shows."""
     facts = {
         "out": f"{result.out} ({result.bytes / 1e6:,.1f} MB); open it in a browser",
-        "shows": f"{result.frames:,} frames, the hardest {result.hardest}, {result.suspicious} doubtful labels",
-        "pictures": f"{result.pictures} crops",
+        "shows": f"{counted(result.frames, 'frame')}, the hardest {result.hardest}, "
+        + counted(result.suspicious, "doubtful label"),
+        "pictures": f"{counted(result.pictures, 'crop')}",
     }
     out(fact_table(facts))
 
@@ -161,13 +164,13 @@ def submit(result: Any) -> None:
     """Print what a submission holds."""
     facts = {
         "out": result.out,
-        "lines": f"{result.lines:,} of {result.videos:,} videos, all that were asked for; read back and checked",
-        "filled": f"{result.filled:,} frames without a crop, from their neighbours",
+        "lines": f"{result.lines:,} of {counted(result.videos, 'video')}, all asked for; read back and checked",
+        "filled": f"{counted(result.filled, 'frame')} without a crop, from their neighbours",
     }
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
     if result.rule.fitted_on or result.rule.smooth != "none":
-        facts["rule"] = rule_text(result.rule)
+        facts["rule"] = rule_text(result.rule, affcache.TASKS[result.task].classes)
     out(fact_table(facts))
 
 
@@ -175,7 +178,7 @@ def demo(result: Any) -> None:
     """Print the scores of all tasks, and what they don't show."""
     for task, scored in result.scores.items():
         out(
-            f"{task}: {scored.frames:,} validation frames of the sample",
+            f"{task}: {counted(scored.frames, 'validation frame')} of the sample",
             score_table(scored.scores, affcache.TASKS[task]),
         )
     out(Text(result.notice, style="yellow"), f"written: {result.out}")
@@ -216,15 +219,16 @@ def _range(bounds: tuple[float, float] | None) -> str:
     return "{:.3f} to {:.3f}".format(*bounds) if bounds else ""
 
 
-def rule_text(rule: "DecisionRule") -> str:
-    """Say what a fitted rule does."""
+def rule_text(rule: "DecisionRule", names: Sequence[str]) -> str:
+    """Say what a fitted rule does; ``names`` are the task's."""
     parts = []
     if rule.smooth != "none":
-        parts.append(f"{rule.smooth} over {rule.width} frame numbers")
+        parts.append(f"{rule.smooth} over {counted(rule.width, 'frame number')}")
     if rule.temperature != 1:
         parts.append(f"temperature {rule.temperature:.2f}")
     if rule.offsets:
-        parts.append("offsets " + ", ".join(f"{offset:.2f}" for offset in rule.offsets))
+        each = ", ".join(f"{name} {offset:.2f}" for name, offset in zip(names, rule.offsets, strict=True))
+        parts.append(f"offsets {each}")
     return "; ".join(parts)
 
 

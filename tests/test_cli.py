@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import affcache
 from affcache.cli.app import app
-from affcache.cli.console import ConsoleListener, out, rate_text, run
+from affcache.cli.console import ConsoleListener, interrupted, out, rate_text, run
 from affcache.cli.show import fact_table
 from affcache.commands import SETTINGS
 from affcache.settings import flag
@@ -115,7 +115,9 @@ def test_version() -> None:
     assert call("--version").stdout == f"affcache {affcache.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["fits"], ["fit", "--epoch", "3"], ["fit", "--epochs", "many"], ["info"]])
+@pytest.mark.parametrize(
+    "arguments", [["fits"], ["fit", "--epoch", "3"], ["fit", "--epochs", "many"], ["info", "a", "b"]]
+)
 def test_what_cannot_be_parsed_exits_2(arguments: list[str]) -> None:
     result = call(*arguments, code=2)
     assert "Usage: affcache" in result.stderr
@@ -157,10 +159,31 @@ def test_a_bare_fit_in_a_folder_below_finds_the_file_above(workplace: Path, monk
 
 def test_fit_reads_the_store_that_extract_would_write(workplace: Path) -> None:
     (workplace / "data/features/ViT-L-14-openai.h5").rename(workplace / "data/features/ViT-B-32-openai.h5")
-    message = call("fit", code=2).stderr
-    assert "no embedding store at data/features/ViT-L-14-openai.h5" in message
     (workplace / "affcache.toml").write_text("model = 'ViT-B-32'\n[fit]\nepochs = 1\nhidden_width = 8\n")
     call("fit")
+
+
+def test_the_only_store_there_is_taken_and_said_and_of_several_none(workplace: Path) -> None:
+    features = workplace / "data/features"
+    (features / "ViT-L-14-openai.h5").rename(features / "ViT-B-32-openai.h5")
+    (features / "another.flip.h5").touch()
+    said = "store: data/features/ViT-B-32-openai.h5, the only one there; ViT-L-14-openai.h5 isn't"
+    commands = (
+        ["fit"],
+        ["info"],
+        ["verify"],
+        ["export"],
+        ["ablate", "--vary", "rho=0,0.1", "--seeds", "1", "--epochs", "1"],
+    )
+    for words in commands:
+        assert said in call(*words).stderr, words
+    assert affcache.fit(run="runs/python", epochs=1, hidden_width=8).frames == 90
+    (features / "more.h5").touch()
+    for words in commands:
+        message = call(*words, code=2).stderr
+        assert "There is no data/features/ViT-L-14-openai.h5, but data/features/ViT-B-32-openai.h5, " in message
+        assert "data/features/more.h5. Expected one. Say which with --store FILE." in message
+    assert "no embedding store at none.h5" in call("fit", "--store", "none.h5", code=2).stderr
 
 
 def test_a_flag_wins_over_the_file(workplace: Path) -> None:
@@ -272,8 +295,22 @@ def test_interrupted_exits_130_and_resume_finishes(workplace: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(ConsoleListener, "progress", interrupt)
         result = call("fit", "--run", "runs/a", code=130)
-    assert "Interrupted. What was finished is kept" in result.stderr
+    kept = "1 epoch of 2 kept in runs/a; this continues: affcache fit --run runs/a --resume"
+    assert f"Interrupted: {kept}" in result.stderr
+    (workplace / "affcache.toml").write_text("[fit]\nepochs = 9\nstore = 'elsewhere.h5'\n")  # the folder knows the rest
     assert json_of(call("fit", "--run", "runs/a", "--resume", "--json"))["epochs"] == 2
+    assert "--epochs 2 then, 3 now" in call("fit", "--run", "runs/a", "--resume", "--epochs", "3", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("extract", "this continues: affcache extract --store 'a b.h5'"), ("score", "the same command begins anew")],
+)
+def test_what_continues_an_interrupted_command_is_said(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["affcache", name, "--store", "a b.h5"])
+    assert interrupted(name, "").endswith(message)
 
 
 def test_a_bug_shows_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +386,7 @@ def test_what_a_library_prints_does_not_reach_standard_output(capsys: pytest.Cap
         print("a worker died")
         return {"rows": 1}
 
-    run(True, work, lambda result: None)
+    run("fit", True, work, lambda result: None)
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"rows": 1}
     assert "a worker died" in printed.err

@@ -1,4 +1,4 @@
-"""How much memory a device has: the machine's, or what a container is allowed."""
+"""Which devices are taken, and how much memory one has: the machine's, or what a container is allowed."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from affcache import devices as memory
-from affcache.devices import default_memory, device_memory
+from affcache.devices import default_memory, device_memory, resolve_device
+from affcache.encoders import loading
+from affcache.errors import ConfigError
 
 CPU = torch.device("cpu")
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -51,3 +53,27 @@ def test_a_gpus_memory_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties())
     assert default_memory(torch.device("cuda:1")) == 40
+
+
+NONE_SUCH = ("mps", "xpu", "meta", "gpu", "", "cpu:1", "cuda:", "cuda:-1", "cuda:x", "CUDA")
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_only_devices_that_are_there_are_taken_and_advised(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    there = ["cpu", *(f"cuda:{index}" for index in range(gpus))]
+    assert [str(resolve_device(name)) for name in there] == there
+    assert str(resolve_device("auto")) == ("cuda" if gpus else "cpu")
+    missing = ["cuda:2", "cuda:999999", *(["cuda"] if not gpus else [])]
+    for name in (*NONE_SUCH, *missing):
+        with pytest.raises(ConfigError) as caught:
+            resolve_device(name)
+        assert str(caught.value).endswith(f". Expected {', '.join(['auto', *there])}.")
+        assert ("is not there: torch sees" in str(caught.value)) == (name in missing)
+
+
+def test_a_device_that_is_not_there_is_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(ConfigError, match="--device mps is none that affcache computes on"):
+        loading.load_encoder("ViT-B-32", "openai", device="mps")

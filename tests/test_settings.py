@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affcache.commands import SETTINGS
+from affcache.commands import SETTINGS, store_of
 from affcache.demonstration import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
+from affcache.progress import Listener
 from affcache.scoring.settings import ScoreSettings
 from affcache.settings import SHARED_KEYS, ConfigFile, Settings, build, default_store, find_config, flag, resolve
 from affcache.training.settings import FitSettings
@@ -187,6 +188,35 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     assert resolve(ExtractSettings, "extract", {}, config).crops == (tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("model", "local-dir:enc", "local-dir:{folder}/enc"),
+        ("model", "local-dir:~/enc", "local-dir:{home}/enc"),
+        ("model", "hf-hub:a/b", "hf-hub:a/b"),
+        ("model", "ViT-B-32", "ViT-B-32"),
+        ("pretrained", "weights.pt", "{folder}/weights.pt"),
+        ("pretrained", "~/in/weights", "{home}/in/weights"),
+        ("pretrained", "openai:a/weights.pt", "openai:{folder}/a/weights.pt"),
+        ("pretrained", "laion2b_s34b_b79k", "laion2b_s34b_b79k"),
+        ("pretrained", "random:0", "random:0"),
+    ],
+)
+def test_paths_in_model_and_pretrained_are_taken_as_paths_are(
+    toml: Toml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = resolve(ExtractSettings, "extract", {}, toml(f"{name} = '{text}'"))
+    assert getattr(found, name) == expected.format(folder=tmp_path, home=tmp_path / "home")
+    given = build(ExtractSettings, {name: text})
+    assert getattr(given, name) == expected.format(folder=".", home=tmp_path / "home").replace("./", "")
+
+
+@pytest.mark.parametrize("text", ["crops = ['~nosuchuser/x']", "model = 'local-dir:~nosuchuser/x'"])
+def test_a_home_folder_that_is_not_there_is_a_named_error(toml: Toml, text: str) -> None:
+    assert "expected a path; ~ names the home folder of a user who isn't there" in refused(toml, text)
+
+
 def test_shared_keys_count_for_every_command_that_has_them(toml: Toml, tmp_path: Path) -> None:
     config = toml(
         "crops = 'c'\nannotations = 'l'\nstore = 's.h5'\nmodel = 'ViT-B-32'\npretrained = 'openai'\n"
@@ -220,17 +250,17 @@ def test_a_commands_table_wins_over_shared_keys(toml: Toml, tmp_path: Path) -> N
     ],
 )
 def test_the_store_is_the_one_that_extract_would_write(toml: Toml, text: str, store: str) -> None:
-    assert toml(text).store == Path(store)
+    assert store_of(toml(text), Listener()) == Path(store)
 
 
 def test_a_named_store_of_extract_is_taken(toml: Toml, tmp_path: Path) -> None:
-    assert toml("[extract]\nstore = 'x.h5'").store == tmp_path / "x.h5"
+    assert store_of(toml("[extract]\nstore = 'x.h5'"), Listener()) == tmp_path / "x.h5"
 
 
 def test_no_file_is_no_settings(tmp_path: Path) -> None:
     config = ConfigFile()
     assert config.of("fit") == {}
-    assert config.store == Path("data/features/ViT-L-14-openai.h5")
+    assert store_of(config, Listener()) == Path("data/features/ViT-L-14-openai.h5")
     assert resolve(FitSettings, "fit", {}, config) == FitSettings()
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,8 +20,8 @@ from affcache.ablation.train import Group, Trainer, form_of, group_trials, requi
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
 from affcache.files import LOCK, Tensors, locked, remove, write_text
-from affcache.progress import Listener, duration_text
-from affcache.settings import command
+from affcache.progress import Listener, counted, duration_text
+from affcache.settings import command, existing_store
 from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, raised_twice, tail_of
 from affcache.training.plain import disagreement
@@ -85,7 +85,8 @@ class Ablation:
     def train(self) -> int:
         """Train what isn't finished; return how many heads."""
         pending = [trial for trial in self.trials if trial.name not in self.outcomes]
-        words = f"{len(self.variants):,} settings x {self.settings.seeds} seeds: {len(self.trials):,} heads"
+        words = f"{counted(len(self.variants), 'setting')} x {counted(self.settings.seeds, 'seed')}: "
+        words += counted(len(self.trials), "head")
         if self.outcomes:
             words += f", {len(self.outcomes):,} of them finished before"
         self.listener.message(words)
@@ -192,7 +193,9 @@ class Ablation:
         first = self.splits[self.grid[0].store, recipes[0].task]
         seconds = trials * self.trainer.project(alike, self._load(first))
         require_asked_for(trials, seconds, self.settings.yes)
-        self.listener.message(f"{trials:,} heads to train: about {duration_text(seconds)} on {self.trainer.device}")
+        self.listener.message(
+            f"{counted(trials, 'head')} to train: about {duration_text(seconds)} on {self.trainer.device}"
+        )
 
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""
@@ -204,7 +207,7 @@ class Ablation:
         if few:
             self.listener.warning(
                 f"CVaR's tail is fewer than {SMALLEST_TAIL} losses a batch, so that its gradient is noisy, for "
-                f"{len(few)} settings: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
+                f"{counted(len(few), 'setting')}: {', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
             )
 
     def _warn_of_plain_steps(self, pending: Sequence[Trial]) -> None:
@@ -265,7 +268,9 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         ConfigError: a setting is unknown or out of range, the grid takes more than a day and ``yes`` isn't given, or
             another process is at work in ``out``.
     """
-    start, grid = time.perf_counter(), build_grid(settings)
+    start = time.perf_counter()
+    settings = replace(settings, store=settings.store or (existing_store(listener),))
+    grid = build_grid(settings)
     if grid.trials <= MANY:  # mistakes show before anything is read
         for variant in grid:
             grid.fit_settings(variant, 0)

@@ -127,4 +127,6 @@ def _points(rows: Sequence[Summary]) -> "Figure":
 def _metric(rows: Sequence[Summary]) -> str:
     metric = rows[0].metric
     counts = {row.count for row in rows}
-    return f"{metric_name(metric)} on validation, {'/'.join(map(str, sorted(counts)))} seeds"
+    return (
+        f"{metric_name(metric)} on validation, {'/'.join(map(str, sorted(counts)))} seed{'' if counts == {1} else 's'}"
+    )

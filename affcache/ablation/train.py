@@ -15,7 +15,7 @@ from affcache.ablation.summary import Outcome, Trial
 from affcache.devices import device_memory, resolve_device, wait_for
 from affcache.errors import ConfigError, StoreError
 from affcache.files import Tensors, discard_partials, read_tensors, remove, write_tensors
-from affcache.progress import Listener, duration_text
+from affcache.progress import Listener, counted, duration_text
 from affcache.tasks.tasks import Task
 from affcache.training.data import Frames, batches, epoch_length
 from affcache.training.epochs import Epochs
@@ -111,8 +111,9 @@ def require_asked_for(trials: int, seconds: float, asked: bool) -> None:
     """
     if seconds > LONGEST and not asked:
         raise ConfigError(
-            f"The grid has {trials:,} heads to train: about {duration_text(seconds)}. Expected at most a day unless "
-            "--yes is given. Say it, or vary less, or with fewer --seeds or --epochs, --stride or --frames-per-epoch."
+            f"The grid has {counted(trials, 'head')} to train: about {duration_text(seconds)}. Expected at most a day "
+            "unless --yes is given. Say it, or vary less, or with fewer --seeds or --epochs, --stride or "
+            "--frames-per-epoch."
         )
 
 
@@ -168,7 +169,8 @@ def train_group(
 
 
 def _standing(run: Run, splits: LoadedSplits) -> str:
-    return f"best {splits.task.metric} of this group's {len(run.best)} heads {max(one.value for one in run.best):.3f}"
+    best = max(one.value for one in run.best)
+    return f"best {splits.task.metric} of this group's {counted(len(run.best), 'head')} {best:.3f}"
 
 
 def _restore(run: Epochs, group: Group) -> int:

@@ -191,6 +191,15 @@ def living_nodes(ray: ModuleType) -> list[Node]:
     return nodes
 
 
+def require_handed_out(device: str) -> None:
+    """Refuse a --device that isn't auto, cpu or cuda."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"--device is {device}; expected auto, cpu or cuda with --engine ray, which gives each worker a GPU of its "
+            "own. Limit them with --actors."
+        )
+
+
 def worker_size(nodes: Sequence[Node], device: str, actors: int | None, workers: int | None) -> WorkerSize:
     """Return what each worker takes: a GPU where there are some, else a share of the cores.
 
@@ -203,11 +212,7 @@ def worker_size(nodes: Sequence[Node], device: str, actors: int | None, workers:
     Raises:
         ConfigError: no machine can take a worker, or the device is not one that Ray hands out.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(
-            f"--device is {device}; expected auto, cpu or cuda with --engine ray, which gives each worker a GPU of its "
-            "own. Limit them with --actors."
-        )
+    require_handed_out(device)
     with_gpus = [node for node in nodes if node.gpus >= 1]
     if device == "cuda" and not with_gpus:
         raise ConfigError("--device is cuda, but no machine of the cluster has a GPU. Expected one, or --device cpu.")
@@ -231,8 +236,3 @@ def largest_share(cpus: Sequence[float], actors: int) -> float:
 
 def _fit(cpus: float, share: float) -> int:
     return math.floor(cpus / share + 1e-9)
-
-
-def counted(number: int, what: str) -> str:
-    """Write a number of things: 1 worker, 2 workers."""
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -17,8 +17,8 @@ from affcache.cluster.connection import (
     Travelling,
     WorkerSize,
     connected,
-    counted,
     living_nodes,
+    require_handed_out,
     require_ray,
     result_or_loss,
     worker_size,
@@ -31,7 +31,8 @@ from affcache.encoders.loading import load_weights
 from affcache.errors import AffcacheError, ConfigError, InputError, first_line
 from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats, bottleneck, consecutive_batches
 from affcache.extraction.settings import ExtractSettings
-from affcache.progress import Listener
+from affcache.extraction.tuning import say_loading
+from affcache.progress import Listener, counted
 from affcache.store.reading import BLOCK_ROWS, Rows
 
 SECONDS_A_SHARD = 10.0  # what a lost worker costs, at most about twice this: it has two
@@ -191,8 +192,9 @@ def driver_device(settings: ExtractSettings) -> torch.device:
     """Return the device of the driver, which encodes nothing.
 
     Raises:
-        ConfigError: Ray isn't installed, or nothing listens at the address.
+        ConfigError: Ray hands out no such device or isn't installed, or nothing listens at the address.
     """
+    require_handed_out(settings.device)
     require_ray(settings.ray_address)
     return torch.device("cpu")
 
@@ -207,7 +209,7 @@ def opened_engine(
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a worker.
         InputError: a machine doesn't see the crops, or the weights can't be loaded.
     """
-    listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
+    say_loading(settings, listener)
     weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
     crops = crops.absolute()
     held = sum(tensor.nbytes for tensor in chain(weights.tower.parameters(), weights.tower.buffers()))

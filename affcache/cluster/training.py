@@ -17,14 +17,13 @@ from affcache.cluster.connection import (
     Travelling,
     WorkerSize,
     connected,
-    counted,
     living_nodes,
     result_or_loss,
     worker_size,
 )
 from affcache.devices import GIGABYTE, default_memory
 from affcache.errors import AffcacheError, ConfigError, InputError
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 from affcache.training.data import Frames, FrameSource
 from affcache.training.fit import LoadedSplits
 from affcache.training.settings import FitSettings

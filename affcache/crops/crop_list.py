@@ -2,7 +2,9 @@
 
 import errno
 import os
+import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from affcache.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LARGEST_FRAME_NUMBER = 2**31 - 1  # the store keeps frame numbers as int32
+MOST_KINDS = 5  # of ignored files are said
 _MOST_DIGITS = 18  # of a number in 64 bits
 ArchivedFrames = tuple[Archive, npt.NDArray[Any]]  # of one video; (its frames,) of MEMBER_DTYPE, in frame order
 
@@ -54,11 +57,52 @@ def split_name(name: str) -> tuple[str, str, str] | None:
     return (before, digits, suffix) if 0 < len(digits) <= _MOST_DIGITS else None
 
 
+@dataclass
+class IgnoredFiles:
+    """Files that are no crops, counted by what their names lack, with an example of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        """Take a file that ``split_name`` refused, or whose number is too large."""
+        stem, dot, ending = name.rpartition(".")
+        if not dot or f".{ending.lower()}" not in IMAGE_SUFFIXES:
+            why = f"with the suffix .{ending.lower()}" if dot else "without a suffix"
+        elif stem.rstrip("0123456789") == stem:
+            why = "without digits at the end of the name"
+        else:
+            why = f"with a number above {LARGEST_FRAME_NUMBER:,}"
+        self.counts[why] += 1
+        self.examples.setdefault(why, name)
+
+    def take(self, other: "IgnoredFiles") -> None:
+        """Add others."""
+        self.counts.update(other.counts)
+        self.examples = {**other.examples, **self.examples}
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def __str__(self) -> str:
+        kinds = self.counts.most_common(MOST_KINDS)
+        words = [f"{count:,} {why} ({self.examples[why]})" for why, count in kinds]
+        return "; ".join(words) + "; ..." * (len(self.counts) > MOST_KINDS)
+
+
 def format_of(before: str, digits: str, suffix: str) -> str:
     """Return the format of names such as one that ``split_name`` took apart."""
     before, suffix = (text.replace("{", "{{").replace("}", "}}") for text in (before, suffix))
     padded = digits[0] == "0" or len(digits) >= 5  # 12.jpg may be one of 1.jpg to 99.jpg
     return f"{before}{{:0{len(digits) if padded else 1}d}}{suffix}"
+
+
+def canonical(video: str) -> str:
+    """Return a video's name in the form in which names are compared: an accent may be a character of its own, or not.
+
+    macOS writes names decomposed (NFD), nearly all else composed (NFC); they look the same.
+    """
+    return unicodedata.normalize("NFC", video)
 
 
 def parse_path(path: str) -> tuple[str, str, int]:
@@ -93,7 +137,7 @@ class CropList:
     frame_number: npt.NDArray[np.int32]  # (N,) the number in the file name
     namings: Mapping[int, Naming] = field(default_factory=dict)  # video -> naming, where it is not NNNNN.jpg
     archived: Mapping[int, ArchivedFrames] = field(default_factory=dict)  # video -> its place in an archive
-    ignored_files: int = 0  # files that are no crops: other suffixes, names without a number
+    ignored_files: IgnoredFiles = field(default_factory=IgnoredFiles)  # other suffixes, names without a number
     unsafe_members: int = 0  # of archives: links, and names that lead out; never followed
     shadowed_folders: tuple[Path, ...] = ()  # folders of a video that an earlier root already has
 
@@ -173,7 +217,7 @@ def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:
     frames = _read_frame_list(path)
     kept = np.zeros(len(crops), dtype=bool)
     asked = 0
-    index_of = {name: index for index, name in enumerate(crops.video_names)}
+    index_of = {canonical(name): index for index, name in enumerate(crops.video_names)}
     for video, numbers in frames.items():
         wanted = np.unique(np.frombuffer(numbers, dtype=np.int64))
         asked += len(wanted)
@@ -203,7 +247,7 @@ def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
                     raise InputError(
                         f"{path}, line {number}: {entry!r} names no crop. Expected <video>/00001.jpg. Correct the line."
                     ) from None
-                frames.setdefault(video, array("q")).append(frame)
+                frames.setdefault(canonical(video), array("q")).append(frame)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The list of crops {path} can't be read: {getattr(error, 'strerror', None) or error}. Expected a text "

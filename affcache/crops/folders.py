@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,7 +19,9 @@ from affcache.crops.crop_list import (
     LARGEST_FRAME_NUMBER,
     USUAL_NAMING,
     CropList,
+    IgnoredFiles,
     Naming,
+    canonical,
     format_of,
     split_name,
 )
@@ -28,6 +31,7 @@ from affcache.errors import InputError
 # by the suffix of its name, what opens a file of crops; a further kind is a subclass of Archive and a line here
 SOURCES: Mapping[str, Callable[[Path], Archive]] = {".zip": ZipArchive, ".tar": TarArchive}
 OTHER_ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+MOST_LOOKED_AT = 10_000  # files, to guess what was meant
 LISTING_THREADS = 8  # hide a network file system's latency
 _MEMBER = struct.Struct("<qqqIB")  # one entry of MEMBER_DTYPE
 # the machine's fault, or the network's, whatever file they are met at
@@ -51,14 +55,14 @@ class FrameFiles:
     exceptions: dict[int, str] = field(default_factory=dict)
     numbers: "array[int]" = field(default_factory=lambda: array("i"))
     members: bytearray = field(default_factory=bytearray)
-    ignored: int = 0
+    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
     unsafe: int = 0
 
     def add(self, name: str, member: Member | None = None) -> None:
         """Take one file, or count it as ignored when it is no crop."""
         parts = split_name(name)
         if parts is None or not parts[2] or (number := int(parts[1])) > LARGEST_FRAME_NUMBER:
-            self.ignored += 1
+            self.ignored.add(name)
             return
         if not self.format:
             self.format = format_of(*parts)
@@ -115,10 +119,10 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
     videos: dict[str, FrameFiles] = {}
     seen: set[str] = set()
     shadowed: list[Path] = []
-    ignored = unsafe = 0
+    ignored, unsafe = IgnoredFiles(), 0
     for root in roots:
         for files in _videos_of(root, on_listed or (lambda done, total, unit: None)):
-            ignored += files.ignored
+            ignored.take(files.ignored)
             unsafe += files.unsafe
             name = files.folder.name
             if files.archive and files.folder == files.archive.path:  # crops at the top of an archive
@@ -126,13 +130,13 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
             if files.archive and not files.numbers:  # a folder above the videos
                 continue
             _require_unicode(files.folder.parent, name)
-            if name in seen:
+            if canonical(name) in seen:
                 shadowed.append(files.folder)
             elif files.numbers:
                 videos[name] = files
-            seen.add(name)
+            seen.add(canonical(name))
     if not videos:
-        raise InputError(_nothing_found(roots))
+        raise InputError(_nothing_found(roots, ignored))
     names = sorted(videos)
     found = [videos[name] for name in names]
     frames = [files.in_order() for files in found]
@@ -158,8 +162,9 @@ def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:
     if root.is_file() and root.suffix.lower() in OTHER_ARCHIVES:
         open_archive(root)  # says why it can't be read in place
     if not root.is_dir():
+        what = "is a file" if root.is_file() else "does not exist or is not a folder"
         raise InputError(
-            f"The crops folder {root} does not exist or is not a folder. Expected a folder that holds one folder "
+            f"The crops folder {root} {what}. Expected a folder that holds one folder "
             "of crops per video, or a .zip or .tar archive of one. Say where it is with --crops DIR, or with "
             "crops = [...] in affcache.toml."
         )
@@ -218,8 +223,8 @@ def _require_unicode(root: Path, name: str) -> None:
         ) from None
 
 
-def _nothing_found(roots: Sequence[Path]) -> str:
-    """Say where crops were looked for, and guess what was meant."""
+def _nothing_found(roots: Sequence[Path], ignored: IgnoredFiles) -> str:
+    """Say where crops were looked for and what was passed over, and guess what was meant."""
     looked = ", ".join(str(root) for root in roots)
     for root in roots:
         if root.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.iterdir()):
@@ -228,9 +233,14 @@ def _nothing_found(roots: Sequence[Path]) -> str:
         if (root / "cropped_aligned").is_dir():
             hint = f"Did you mean --crops {root / 'cropped_aligned'}?"
             break
+        deeper = (path for path in islice(root.glob("*/*/*"), MOST_LOOKED_AT) if path.suffix.lower() in IMAGE_SUFFIXES)
+        if root.is_dir() and (found := next(deeper, None)):
+            hint = f"{found} lies one folder too deep: pass the folder above its video, {found.parents[1]}."
+            break
     else:
         hint = "Say where the crops are with --crops DIR, or with crops = [...] in affcache.toml."
-    return f"No crops found in {looked}. Expected files like <folder>/<video>/00001.jpg. {hint}"
+    passed = f" Ignored: {ignored}." if len(ignored) else ""
+    return f"No crops found in {looked}.{passed} Expected files like <folder>/<video>/00001.jpg. {hint}"
 
 
 def is_archive(path: Path) -> bool:

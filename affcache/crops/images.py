@@ -1,8 +1,9 @@
 """Bytes to pixels: decoding one crop, and resizing a batch exactly as open_clip's own transform would."""
 
 import io
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy.typing as npt
 import simplejpeg
 import torch
 import torchvision.transforms.functional as torchvision_functional
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 
 from affcache.crops.archives import UnreadableCropError
+from affcache.errors import InputError
 
 SMALLEST_SIDE = 8  # pixels; below this a file is damage or a placeholder, not a face
 LARGEST_SIDE = 8_000  # pixels; no face crop is larger, and a damaged header must not ask for gigabytes
@@ -21,6 +23,10 @@ LARGE_PIXELS = 4_000_000
 JPEG_START = b"\xff\xd8\xff"
 JPEG_MODES = {"YCbCr": "RGB", "Gray": "L"}  # colours in the file -> Pillow's name for what it decodes to
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not all of Pillow's: some run other programs
+# what libjpeg says where a scan ends before the picture does, without or with restart markers
+CUT_SHORT = ("premature end of data segment", "found marker 0xd9")
+MARKS_OF_ORIENTATION = (b"Exif\0", b"tiff:Orientation")  # a JPEG has one of these, or is upright
+LARGEST_SAMPLE = 65_535  # of 16-bit pictures
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,13 @@ class DecodedCrop:
 
     pixels: npt.NDArray[np.uint8]
     mode: str  # Pillow's name: RGB, L, CMYK, I;16, ...
+    large: bool = False  # whether it may be a whole photo, where that was asked
 
 
 def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop:
-    """Decode one image file's bytes as RGB. Grey, CMYK, palette, alpha and 16-bit images are converted.
+    """Decode one image file's bytes as RGB, upright. Grey, CMYK, palette, alpha and 16-bit images are converted.
+
+    An image is turned as its EXIF orientation says, to the pixels of Pillow's ``exif_transpose``.
 
     Args:
         data: the file.
@@ -49,8 +58,15 @@ def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -
         if crop is not None:
             return crop
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image, _held(large, *image.size):
-            return DecodedCrop(np.array(_to_rgb(image)), image.mode)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+                raise UnreadableCropError(
+                    f"{width}x{height} pixels; a face crop has {SMALLEST_SIDE} to {LARGEST_SIDE} on a side"
+                )
+            with _held(large, width * height):
+                mode, pixels = image.mode, np.array(_to_rgb(image))
+                return DecodedCrop(_turned(pixels, _orientation(image)), mode)
     except (UnreadableCropError, MemoryError):  # want of memory is no fault of the crop
         raise
     except UnidentifiedImageError:
@@ -59,28 +75,73 @@ def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -
         raise UnreadableCropError(f"damaged: {error}") from None
 
 
-def _held(large: AbstractContextManager[Any] | None, width: int, height: int) -> AbstractContextManager[Any]:
-    """Return what to hold while an image is decoded; UnreadableCropError for a size that no face crop has."""
-    if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
-        raise UnreadableCropError(
-            f"{width}x{height} pixels; a face crop has {SMALLEST_SIDE} to {LARGEST_SIDE} on a side"
-        )
-    return large if large is not None and width * height > LARGE_PIXELS else nullcontext()
+def as_pixels(crop: Any) -> npt.NDArray[np.uint8]:
+    """Return a crop as a uint8 array (height, width, 3): an array, a PIL image or the path of a file.
+
+    Raises:
+        InputError: it is none of these, or a file that can't be read.
+    """
+    if isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.ndim == 3 and crop.shape[2] == 3:
+        return crop
+    try:
+        if isinstance(crop, Image.Image):
+            return _turned(np.array(_to_rgb(crop)), _orientation(crop))
+        if isinstance(crop, (str, Path)):
+            return decode_crop(Path(crop).read_bytes()).pixels
+    except (OSError, UnreadableCropError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{crop} can't be read: {reason}. Expected an image of a face.") from None
+    found = f"{crop.dtype} of shape {crop.shape}" if isinstance(crop, np.ndarray) else type(crop).__name__
+    raise InputError(f"A crop is {found}. Expected a uint8 array (height, width, 3) of RGB, a PIL image, or a path.")
+
+
+def _held(large: AbstractContextManager[Any] | None, pixels: int) -> AbstractContextManager[Any]:
+    return large if large is not None and pixels > LARGE_PIXELS else nullcontext()
 
 
 def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop | None:
     """Decode a flawless grey or colour JPEG: to Pillow's pixels in half its time, and beside other threads.
 
-    Anything else, and anything that libjpeg so much as warns of, is Pillow's to judge.
+    Anything else, and nearly anything that libjpeg warns of, is Pillow's to judge.
+
+    Raises:
+        UnreadableCropError: the file is closed before the picture is whole, of which Pillow doesn't speak.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in JPEG_MODES:
+        if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
             return None
-        with _held(large, width, height):
-            return DecodedCrop(simplejpeg.decode_jpeg(data, "RGB"), JPEG_MODES[colours])
-    except (ValueError, UnreadableCropError):
+        with _held(large, width * height):
+            pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        if any(words in str(error) for words in CUT_SHORT):
+            raise UnreadableCropError(f"damaged: image data is cut short ({error})") from None
         return None
+    if colours not in JPEG_MODES:
+        return None
+    if any(mark in data for mark in MARKS_OF_ORIENTATION):
+        with suppress(OSError), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            pixels = _turned(pixels, _orientation(image))
+    return DecodedCrop(pixels, JPEG_MODES[colours])
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1 is upright, and stands for none and for damaged EXIF data too."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged bytes make Pillow raise nearly anything
+        return 1
+
+
+def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Return an image (height, width, 3), stored in an EXIF orientation, upright."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def mirrored(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -89,9 +150,18 @@ def mirrored(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB. Pillow would clip 16-bit samples at 255, so those are scaled first."""
+    """Convert to 8-bit RGB. Pillow would clip 16-bit samples at 255, so those are scaled first.
+
+    Raises:
+        UnreadableCropError: samples of which the file doesn't say what black and white are.
+    """
+    if image.mode == "F":
+        raise UnreadableCropError("float samples, whose range isn't known; expected 8 or 16 bits a sample")
     if image.mode.startswith("I"):  # 16-bit grey, which some Pillow versions open as 32-bit integers
-        samples = np.asarray(image).astype(np.float64) / 257.0  # 65535 / 255
+        samples = np.asarray(image).astype(np.float64)
+        if samples.min() < 0 or samples.max() > LARGEST_SAMPLE:
+            raise UnreadableCropError("samples of more than 16 bits; expected 8 or 16 bits a sample")
+        samples = samples / 257.0  # 65535 / 255
         return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")

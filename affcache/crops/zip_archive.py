@@ -115,8 +115,11 @@ def _find_end(tail: bytes) -> int:
 
 
 def _decode(name: bytes, flags: int) -> str:
-    utf8 = flags & _UTF8 or name.isascii()
-    return name.decode("utf-8", "surrogateescape") if utf8 else name.decode("cp437")
+    """Return a member's name: in UTF-8 where it is flagged or reads as such, as zip -r and macOS leave the flag out."""
+    try:
+        return name.decode("utf-8", "surrogateescape" if flags & _UTF8 else "strict")
+    except UnicodeDecodeError:
+        return name.decode("cp437")
 
 
 def _from_64_bits(extra: bytes, *numbers: int) -> list[int]:

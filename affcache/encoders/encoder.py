@@ -9,13 +9,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
-from affcache.crops.images import Normalise, Preprocessing
+from affcache.crops.images import Normalise, Preprocessing, as_pixels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Crops = Sequence[npt.NDArray[np.uint8]]  # B arrays (height, width, 3), RGB; sizes may differ
@@ -129,16 +131,25 @@ class Encoder:
         """fp32, bf16 or fp16."""
         return str(self.description["precision"])
 
-    def encode(self, crops: Crops) -> torch.Tensor:
+    def __repr__(self) -> str:
+        name = f"{self.description['model']} {self.description['pretrained']}".strip()
+        return f"<Encoder {name}: D = {self.width}, {self.precision} on {self.device}>"
+
+    def encode(self, crops: "Sequence[npt.NDArray[np.uint8] | Image.Image | Path | str]") -> torch.Tensor:
         """Encode a batch of RGB crops, and wait for it.
 
         Args:
-            crops: B uint8 arrays of shape (height, width, 3); sizes may differ.
+            crops: B of them, of any sizes: uint8 arrays (height, width, 3), PIL images, or paths of files.
 
         Returns:
             float32 tensor (B, D) on the CPU: raw ``encode_image`` output, not normalised.
+
+        Raises:
+            InputError: one is none of these, or a file that can't be read.
         """
-        return torch.from_numpy(self.submit(crops).wait())
+        if isinstance(crops, (str, Path, Image.Image)):  # a single one
+            crops = [crops]
+        return torch.from_numpy(self.submit([as_pixels(crop) for crop in crops]).wait())
 
     @torch.inference_mode()
     def submit(self, crops: Crops) -> DeviceBatch:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.crops.images import decode_crop
-from affcache.devices import processor_facts
+from affcache.devices import processor_facts, resolve_device
 from affcache.encoders import open_clip
 from affcache.encoders.encoder import Encoder, ImageTower, Weights
 from affcache.errors import ConfigError
@@ -37,19 +37,22 @@ def load_encoder(
 
     Args:
         model: an open_clip model name, ``hf-hub:owner/name`` or ``local-dir:path``.
-        pretrained: a pretrained tag of that model, the path of a checkpoint file, or ``random:SEED`` for seeded random
-            weights. Tags and files are not looked at for hf-hub: and local-dir:, which bring their own.
+        pretrained: a pretrained tag of that model; the path of a checkpoint file, or ``TAG:FILE`` for one that is
+            prepared as the weights of a tag are; or ``random:SEED`` for seeded random weights. Tags and files are not
+            looked at for hf-hub: and local-dir:, which bring their own.
         activation: ``quick_gelu`` or ``gelu``; ``auto`` takes what the tag or the model's own configuration says, and
             is refused for a checkpoint file whose activation can't be known.
         precision: ``fp32``, ``bf16``, ``fp16``; ``auto`` takes the fastest one of this device that agrees with fp32
             on a few faces.
-        device: where to run.
+        device: where to run: auto, cpu, cuda, cuda:1, ...
 
     Raises:
-        ConfigError: unknown model or tag, an activation that has to be said, or a device with too little memory.
+        ConfigError: unknown model, tag or device; an activation or a preprocessing that has to be said; or a device
+            with too little memory.
         InputError: the weights can't be loaded.
     """
-    return encoder_of(load_weights(model, pretrained, activation=activation), precision=precision, device=device)
+    there = resolve_device(str(device))  # before weights are loaded, which takes a while
+    return encoder_of(load_weights(model, pretrained, activation=activation), precision=precision, device=there)
 
 
 def load_weights(model: str, pretrained: str = "", *, activation: str = "auto") -> Weights:

@@ -17,6 +17,8 @@ from affcache.encoders.encoder import Weights
 from affcache.errors import ConfigError, InputError, did_you_mean, first_line
 
 RANDOM_WEIGHTS = "random:"  # --pretrained random:SEED
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's table of weights says of images
+LONGEST_LINE, MOST_LINES = 200, 5  # of torch's list of what in a checkpoint doesn't fit
 OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # models that bring their weights with them
 
 
@@ -51,6 +53,10 @@ def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.n
 
     Returns:
         The network, and its model configuration with ``quick_gelu`` as it was built.
+
+    Raises:
+        ConfigError: unknown model or tag, or an activation or a preprocessing that has to be said.
+        InputError: the weights can't be loaded.
     """
     options: dict[str, Any] = {}
     if model.startswith("local-dir:") and not (Path(model.partition(":")[2]) / "open_clip_config.json").is_file():
@@ -58,13 +64,23 @@ def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.n
             f"There is no open_clip_config.json in the folder of --model {model}. Expected an open_clip model folder: "
             "that file and the weights. Check the path."
         )
+    tag, file = checkpoint_of(pretrained)
     if not model.startswith(OWN_WEIGHTS):
-        options["quick_gelu"] = _needs_quick_gelu(model, pretrained, activation)
+        options["quick_gelu"] = _needs_quick_gelu(model, tag or pretrained, activation)
     elif activation != "auto":
         options["quick_gelu"] = activation == "quick_gelu"
-    network = _build(model, pretrained, options)
+    prepared = {"force_preprocess_cfg": _preprocessing_of_file(model, tag, file, **options)} if file else {}
+    network = _build(model, file or pretrained, {**options, **prepared})
     config = {"quick_gelu": False, **open_clip.get_model_config(model), **options}
     return network, config
+
+
+def checkpoint_of(pretrained: str) -> tuple[str, str]:
+    """Return the tag, or "", and the checkpoint file of FILE or TAG:FILE; no file where there is none of that name."""
+    if Path(pretrained).is_file():
+        return "", pretrained
+    tag, _, file = pretrained.partition(":")
+    return (tag, file) if Path(file).is_file() else ("", "")
 
 
 def preprocessing_of(network: torch.nn.Module) -> Preprocessing:
@@ -124,39 +140,87 @@ def _needs_quick_gelu(model: str, pretrained: str, activation: str) -> bool:
 
 def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Module:
     """Build the network and load its weights, or explain why that failed."""
-    if pretrained.startswith(RANDOM_WEIGHTS):
-        seed = pretrained.removeprefix(RANDOM_WEIGHTS)
-        if not seed.isdecimal() or int(seed) >= 2**63:
-            raise ConfigError(
-                f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example "
-                "random:0."
-            )
-        with torch.random.fork_rng(devices=[]), _quiet():
-            torch.default_generator.manual_seed(int(seed))  # the CPU's alone
-            return open_clip.create_model(model, load_weights=False, pretrained_text=False, **options)
-    if pretrained and Path(pretrained).is_file():
-        options = {**options, "force_preprocess_cfg": _common_preprocessing(model)}
+    seed = pretrained.removeprefix(RANDOM_WEIGHTS) if pretrained.startswith(RANDOM_WEIGHTS) else None
+    if seed is not None and (not seed.isdecimal() or int(seed) >= 2**63):
+        raise ConfigError(
+            f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example random:0."
+        )
     try:
+        if seed is not None:
+            with torch.random.fork_rng(devices=[]), _quiet():
+                torch.default_generator.manual_seed(int(seed))  # the CPU's alone
+                return open_clip.create_model(model, load_weights=False, pretrained_text=False, **options)
         with _quiet():
             return open_clip.create_model(
                 model, pretrained or None, pretrained_text=False, require_pretrained=True, **options
             )
     except Exception as error:  # a download, a file format or a shape: open_clip raises nearly anything here
-        what = f"{model} / {pretrained}" if pretrained else model
-        raise InputError(
-            f"The weights of {what} could not be loaded ({type(error).__name__}: {first_line(error)}). Expected a "
-            "connection to the model hub, or weights on disk. Without a network, fetch the weights elsewhere and say "
-            "--pretrained FILE with an open_clip checkpoint, or --model local-dir:FOLDER with open_clip_config.json "
-            "and the weights in it."
-        ) from error
+        raise InputError(_why_not_built(model, pretrained, error)) from error
 
 
-def _common_preprocessing(model: str) -> dict[str, Any] | None:
-    """Return the preprocessing that all published weights of a model share; a checkpoint file doesn't carry it."""
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    configs = [{k: open_clip.get_pretrained_cfg(model, tag).get(k) for k in keys} for tag in tags]
-    return configs[0] if configs and all(config == configs[0] for config in configs) else None
+def _why_not_built(model: str, pretrained: str, error: Exception) -> str:
+    """Say why there is no network, what was expected, and what to do."""
+    what, reason = f"{model} / {pretrained}" if pretrained else model, f"{type(error).__name__}: {first_line(error)}"
+    if "transformers" in str(error):
+        return (
+            f"{model} can't be built: its text half is of the package transformers, and open_clip builds both halves "
+            "or none. Expected that package here. Install it with 'pip install transformers', or take another --model."
+        )
+    if pretrained.startswith(RANDOM_WEIGHTS):
+        return f"{what} can't be built ({reason}). Expected a model that open_clip builds. Take another --model."
+    if Path(pretrained).is_file():
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        details = "; ".join(line[:LONGEST_LINE] + " ..." * (len(line) > LONGEST_LINE) for line in lines[:MOST_LINES])
+        more = f"; and {len(lines) - MOST_LINES:,} lines more" if len(lines) > MOST_LINES else ""
+        return (
+            f"The checkpoint {pretrained} doesn't fit {model} ({type(error).__name__}: {details}{more}). Expected a "
+            "file of open_clip weights of that very model. Check --model and --pretrained."
+        )
+    return (
+        f"The weights of {what} could not be loaded ({reason}). Expected a "
+        "connection to the model hub, or weights on disk. Without a network, fetch the weights elsewhere and say "
+        "--pretrained FILE with an open_clip checkpoint, or --model local-dir:FOLDER with open_clip_config.json "
+        "and the weights in it."
+    )
+
+
+def _preprocessing_of_file(model: str, tag: str, file: str, quick_gelu: bool = False) -> dict[str, Any] | None:
+    """Return how images are prepared for a checkpoint file, which doesn't say: as for the published weights like it.
+
+    Args:
+        model: open_clip's name.
+        tag: of the published weights that the file is like; "" where it wasn't said.
+        file: the checkpoint.
+        quick_gelu: its activation. Published weights with the other one don't count, if there are some with this.
+
+    Returns:
+        A part of open_clip's preprocessing configuration; None where the model has no published weights.
+
+    Raises:
+        ConfigError: the published weights differ in it.
+    """
+    every = {name: open_clip.get_pretrained_cfg(model, name) for name in open_clip.list_pretrained_tags_by_model(model)}
+    if tag and tag not in every:
+        raise ConfigError(
+            f"--pretrained {tag}:{file}: {model} has no pretrained tag {tag!r}{did_you_mean(tag, every)}. Expected "
+            "FILE, or TAG:FILE with a tag of that model."
+        )
+    alike = {name: config for name, config in every.items() if bool(config.get("quick_gelu", False)) == quick_gelu}
+    chosen = {tag: every[tag]} if tag else alike or every
+    ways: dict[str, dict[str, Any]] = {}  # by the first tag of each
+    for name, config in chosen.items():
+        way = {key: config.get(key) for key in PREPROCESSING}
+        if way not in ways.values():
+            ways[name] = way
+    if len(ways) > 1:
+        keys = [key for key in PREPROCESSING if len({str(way[key]) for way in ways.values()}) > 1]
+        words = "; ".join(f"{name} has {', '.join(f'{k} {way[k]}' for k in keys)}" for name, way in ways.items())
+        raise ConfigError(
+            f"The checkpoint {file} doesn't say how images are prepared for it, and published weights of {model} "
+            f"differ there: {words}. The wrong one gives wrong embeddings without an error. Say the published tag that "
+            f"it is, or was trained from, with --pretrained TAG:{file}."
+        )
+    return next(iter(ways.values()), None)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from affcache.exchange.sources import (
 )
 from affcache.files import beside, cannot_write, whole_file
 from affcache.progress import Listener, Result
-from affcache.settings import command, default_store
+from affcache.settings import command, existing_store
 from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
 
 IMPORTED_FROM = "affcache export"
@@ -278,7 +278,7 @@ def export_embeddings(settings: ExportSettings, listener: Listener) -> ExportRes
         ConfigError: a setting is unknown or out of range, or pyarrow isn't installed.
     """
     start = time.perf_counter()
-    store = EmbeddingStore.open(settings.store or default_store())
+    store = EmbeddingStore.open(settings.store or existing_store(listener))
     ending, write = WRITERS[settings.format]
     out = settings.out or store.path.with_name(store.path.stem + ending)
     _require_new(out)

@@ -13,7 +13,7 @@ from affcache.exchange.layouts import open_clip_retrieval, open_published_code, 
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of, reading
 from affcache.files import beside
-from affcache.progress import Listener, Result
+from affcache.progress import Listener, Result, counted
 from affcache.settings import command, default_store
 from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint
 from affcache.store.writing import StoreWriter, create_store, writing_lock
@@ -142,7 +142,9 @@ def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportRes
     _require_new(path)
     rows = SourceRows(source.parts)
     crops = rows.crops
-    listener.message(f"{len(crops):,} frames in {len(crops.video_names):,} videos, from {source.imported_from}")
+    listener.message(
+        f"{counted(len(crops), 'frame')} in {counted(len(crops.video_names), 'video')}, from {source.imported_from}"
+    )
     with writing_lock(path, listener), _written_store(path) as partial:
         _require_new(path)  # another process may have made it while this one waited
         rows.matrices = [part.open(path.parent) for part in rows.parts]

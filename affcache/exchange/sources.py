@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, parse_path
+from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, canonical, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, EmbeddingStore, Rows
@@ -160,8 +160,10 @@ class SourceRows:
         self.status = np.frombuffer(b"".join(part.keys.status for part in parts), dtype=np.uint8)  # (N,) as they come
         self.matrices: Sequence[Matrix] = ()  # (n, D) each, once they are open
         self._starts = np.cumsum([0, *map(len, parts)])
-        names = sorted({name for part in parts for name in part.keys.index})
-        rank = {name: position for position, name in enumerate(names)}
+        every = {name for part in parts for name in part.keys.index}
+        names = sorted({canonical(name): name for name in sorted(every)}.values())  # one form of each
+        found = {canonical(name): position for position, name in enumerate(names)}
+        rank = {name: found[canonical(name)] for name in every}
         ranks = [np.fromiter(map(rank.__getitem__, p.keys.index), np.int64)[np.array(p.keys.video)] for p in parts]
         video, frame = np.concatenate(ranks), np.concatenate([part.keys.frame for part in parts]).astype(np.int32)
         self.order: Rows = np.lexsort((frame, video)).astype(np.int64)  # (N,) which of these a row of the store is

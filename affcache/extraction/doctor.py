@@ -22,11 +22,11 @@ from affcache.encoders.loading import AGREEMENT, check_faces, fast_precisions, s
 from affcache.errors import AffcacheError
 from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
 from affcache.extraction.extract import list_crops
-from affcache.extraction.pipeline import default_workers
+from affcache.extraction.pipeline import PHOTOS, default_workers, is_large
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
 from affcache.files import existing_parent
-from affcache.progress import Listener, Result, duration_text
+from affcache.progress import Listener, Result, counted, duration_text
 from affcache.settings import command, default_store
 from affcache.store.reading import EmbeddingStore
 
@@ -129,7 +129,7 @@ class Doctor:
             name = torch.cuda.get_device_name(self.device)
             return OK, f"{self.device}: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         machine = describe_machine(self.device)
-        finding = f"cpu: {machine['processor']}, {machine['cores']} cores"
+        finding = f"cpu: {machine['processor']}, {counted(machine['cores'], 'core')}"
         if self.settings.device == "auto":
             return WARNING, f"{finding}; torch sees no GPU, which would be far faster"
         return OK, finding
@@ -147,7 +147,7 @@ class Doctor:
         self.crops = list_crops(self.settings, Listener())
         self.pending = len(self.crops)
         seconds = time.perf_counter() - start
-        return OK, f"{len(self.crops):,} in {len(self.crops.video_names):,} videos, listed in {seconds:.1f} s"
+        return OK, f"{len(self.crops):,} in {counted(len(self.crops.video_names), 'video')}, listed in {seconds:.1f} s"
 
     def decode(self) -> tuple[str, str]:
         """Whether some crops, spread over all, can be read, and how fast."""
@@ -155,10 +155,10 @@ class Doctor:
             return OK, ""
         rows = np.unique(np.linspace(0, len(self.crops) - 1, CROPS_TO_DECODE).astype(np.int64))
         start = time.perf_counter()
-        bad = []
+        bad, large = [], 0
         for row in rows.tolist():
             try:
-                decode_crop(self.crops.read(row))
+                large += is_large(decode_crop(self.crops.read(row)).pixels)
             except (OSError, UnreadableCropError):
                 bad.append(row)
         self.decode_seconds = (time.perf_counter() - start) / len(rows)
@@ -168,7 +168,9 @@ class Doctor:
                 f"{len(bad)} of {len(rows)} crops can't be read, such as {self.crops.path(bad[0])}. Expected "
                 "image files. An extraction marks such crops and goes on; mend them first if they are many."
             )
-        return OK, f"{len(rows)} crops read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
+        if 2 * large > len(rows):
+            return WARNING, PHOTOS
+        return OK, f"{counted(len(rows), 'crop')} read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
 
     def look_at_store(self) -> tuple[str, str]:
         """What an extraction would continue, or where it would begin."""
@@ -192,8 +194,17 @@ class Doctor:
         self.encoder = prepare_encoder(self._settings_of_extract(), self.recorded, 0, self.listener)
         return OK, (
             f"{self.settings.model} loads in {time.perf_counter() - start:.1f} s: D = {self.encoder.width}, "
-            f"{self.encoder.precision}, {batch_size_of(self.encoder)} crops a call"
+            f"{self.encoder.precision}{self._why_precision()}, {counted(batch_size_of(self.encoder), 'crop')} a call"
         )
+
+    def _why_precision(self) -> str:
+        """Say why the encoder is in its number format, where a faster one was to be expected."""
+        fast = fast_precisions(self.device)
+        if self.encoder is None or self.settings.precision != "auto" or self.encoder.precision in fast[:1] or not fast:
+            return ""
+        if "precision" in self.recorded:
+            return " (the store was begun in it)"
+        return f" ({fast[0]} agrees with fp32 to a cosine of less than {AGREEMENT} on practice faces)"
 
     def agreement(self) -> tuple[str, str]:
         """How far the embeddings in this precision are from those in fp32."""
@@ -232,8 +243,8 @@ class Doctor:
         self.projected_seconds = self.pending * slower
         limit = "the encoder" if encode >= decode else "decoding; raise --workers"
         return OK, (
-            f"about {duration_text(self.projected_seconds)} for {self.pending:,} crops at {1 / slower:,.1f} crops/s; "
-            f"the limit is {limit}"
+            f"about {duration_text(self.projected_seconds)} for {counted(self.pending, 'crop')} at {1 / slower:,.1f} "
+            f"crops/s; the limit is {limit}"
         )
 
     def _settings_of_extract(self) -> EncodingSettings:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from affcache.crops.crop_list import CropList, keep_listed
+from affcache.crops.crop_list import CropList, canonical, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
-from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats
+from affcache.extraction.pipeline import PHOTOS, Encoded, Encoding, Engine, ExtractionStats
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
 from affcache.files import remove, write_text
-from affcache.progress import Listener, Result
+from affcache.progress import Listener, Result, counted
 from affcache.settings import CROPS, command, default_store
 from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, differing_fields, fingerprint, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
@@ -28,6 +28,7 @@ from affcache.store.writing import StoreWriter, create_store, writing_lock
 ENGINES = {"local": "affcache.extraction.pipeline", "ray": "affcache.cluster.encoding"}
 COMMIT_SECONDS = 10.0  # work that a kill may cost, at most about this much
 COMMIT_ROWS = 4096
+ENOUGH = 16  # crops, to say what most of them are
 FORWARD = "Choose another --store FILE for these, or delete that store to make it anew."
 
 
@@ -162,27 +163,27 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
     crops = find_crops(
         roots or settings.crops[:1], lambda done, total, unit: listener.progress(done, total, unit, "listing")
     )
-    listener.message(f"{len(crops):,} crops in {len(crops.video_names):,} videos")
-    if crops.ignored_files:
-        listener.message(f"{crops.ignored_files:,} other files ignored: not images, or without a frame number")
+    listener.message(f"{counted(len(crops), 'crop')} in {counted(len(crops.video_names), 'video')}")
+    if len(crops.ignored_files):
+        listener.message(f"files ignored: {crops.ignored_files}")
     if crops.unsafe_members:
         listener.warning(
             f"{crops.unsafe_members:,} links, or names that lead out of their archive, are left out: none is followed"
         )
     for folder in crops.shadowed_folders:
-        listener.warning(f"{folder} is left out: an earlier --crops folder has a video of that name")
+        listener.warning(f"{folder} is left out: a video of that name was found before it")
     if settings.crop_list is not None:
         crops, missing = keep_listed(crops, settings.crop_list)
         listener.message(f"{len(crops):,} of them are in {settings.crop_list}")
         if missing:
-            listener.warning(f"{missing:,} crops that {settings.crop_list} names were not found")
+            listener.warning(f"{counted(missing, 'crop')} that {settings.crop_list} names were not found")
     return crops
 
 
 def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:
     """Encode the pending rows of a store, rising. What is committed stays, whatever happens to the process."""
     total = len(writer.store)
-    done = total - len(pending)
+    done, stats, warned = total - len(pending), encoding.stats, False
     with warnings.catch_warnings(), ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
         # here: decoding threads that each did this would undo one another's filters
         warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata in files it reads well
@@ -193,6 +194,10 @@ def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, lis
                     background.add(rows, encoded)
                     done += len(rows)
                     listener.progress(done, total, "crop", encoding.note())
+                    read = stats.modes.total()
+                    if not warned and (read >= ENOUGH or done == total) and 2 * stats.large > read:
+                        warned = True
+                        listener.warning(PHOTOS)
         except (KeyboardInterrupt, InputError):  # what is encoded is worth keeping
             background.finish()
             raise
@@ -256,12 +261,15 @@ def open_begun(path: Path, crops: CropList) -> EmbeddingStore:
     """Open a store to continue it; raise StoreError when it was made of other crops, saying what differs."""
     store = EmbeddingStore.open(path)
     differences = []
-    if store.video_names != crops.video_names:
-        gone = sorted(set(store.video_names) - set(crops.video_names))
-        new = sorted(set(crops.video_names) - set(store.video_names))
-        differences += [f"{len(v)} videos {what} (first: {v[0]})" for v, what in ((gone, "gone"), (new, "new")) if v]
+    before, now = (list(map(canonical, one.video_names)) for one in (store, crops))
+    if before != now:
+        gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+        differences += [
+            f"{counted(len(v), 'video')} {what} (first: {v[0]})" for v, what in ((gone, "gone"), (new, "new")) if v
+        ]
+        differences = differences or ["the order of the videos, by the form of accents in their names"]
     elif len(store) != len(crops):
-        differences.append(f"{len(store):,} crops in the store, {len(crops):,} now")
+        differences.append(f"{counted(len(store), 'crop')} in the store, {len(crops):,} now")
     elif (store.frame_number != crops.frame_number).any() or (store.video_start != crops.video_start).any():
         differences.append("the frame numbers")
     if differences:

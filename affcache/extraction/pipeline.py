@@ -32,6 +32,11 @@ from affcache.extraction.tuning import prepare_encoder
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, UNREADABLE, Rows
 
+PHOTO_SIDE = 512  # pixels; crops of faces are seldom larger, and Aff-Wild2's have 112
+PHOTOS = (
+    f"Most images are more than {PHOTO_SIDE} pixels on a side. Expected crops of faces: an encoder sees an image as a "
+    "whole, and little of a face in a photo. Cut out and align the faces first, unless these are large crops."
+)
 STAGES = ("decode", "copy", "encode", "write")
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once
 CROPS_A_TASK = 16  # decoded by one thread in one go: handing over each crop alone would cost as much as decoding it
@@ -51,6 +56,7 @@ class ExtractionStats:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     unreadable: dict[int, str] = field(default_factory=dict)  # row -> why its crop can't be read
     modes: Counter[str] = field(default_factory=Counter)  # crops read, by Pillow's mode
+    large: int = 0  # crops read that are as large as photos
 
     def divide(self, seconds: float, parts: Mapping[str, float]) -> None:
         """Charge seconds to several stages, in proportion to ``parts``."""
@@ -69,6 +75,12 @@ class ExtractionStats:
             self.seconds[stage] += seconds
         self.unreadable |= other.unreadable
         self.modes.update(other.modes)
+        self.large += other.large
+
+
+def is_large(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Say whether an image (height, width, 3) is so large that it may be a whole photo."""
+    return max(pixels.shape) > PHOTO_SIDE
 
 
 def shares_text(shares: Mapping[str, float]) -> str:
@@ -108,9 +120,8 @@ def _about_encoding(device: str, precision: str, waiting: float) -> str:
     if device.startswith("cuda"):
         faster = "--precision bf16" if precision == "fp32" else "a smaller --model, or a faster GPU"
     else:
-        faster = (
-            "--device cuda" if precision != "fp32" else "--device cuda, or --precision bf16 where it is exact enough"
-        )
+        faster = "--device cuda" if torch.cuda.is_available() else "a machine with a GPU, or a smaller --model"
+        faster += ", or --precision bf16 where it is exact enough" if precision == "fp32" else ""
     limit = "the encoder is the limit" if waiting < 0.1 else f"the encoder takes longest, though it waits {waiting:.0%}"
     return f"{limit}; what makes it faster is {faster}"
 
@@ -214,7 +225,7 @@ class Pipeline(Encoding):
         except UnreadableCropError as error:
             return str(error)
         pixels = mirrored(crop.pixels) if self.mirror else crop.pixels
-        return DecodedCrop(self.encoder.preprocessing.resize_large(pixels), crop.mode)
+        return DecodedCrop(self.encoder.preprocessing.resize_large(pixels), crop.mode, is_large(pixels))
 
     def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> Callable[[], tuple[Rows, Encoded]]:
         """Keep account of a batch's crops, and hand the readable ones to the encoder; return what waits for them."""
@@ -226,6 +237,7 @@ class Pipeline(Encoding):
                 self.stats.unreadable[int(rows[index])] = crop
             else:
                 self.stats.modes[crop.mode] += 1
+                self.stats.large += crop.large
                 status[index] = ENCODED
                 pixels.append(crop.pixels)
         return partial(self._finish, rows, status, calls.begin(pixels), time.perf_counter() - start)

@@ -23,7 +23,9 @@ class EncodingSettings(Settings):
     )
     store: Path | None = setting(None, "The embedding store to make or to continue.", default_text=STORE_TEXT)
     model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
-    pretrained: str = setting(PRETRAINED, "Pretrained tag, checkpoint file, or random:SEED for seeded random weights.")
+    pretrained: str = setting(
+        PRETRAINED, "Pretrained tag, checkpoint FILE or TAG:FILE, or random:SEED for random weights."
+    )
     activation: str = setting(
         "auto", "Activation the weights were trained with.", choices=("auto", "quick_gelu", "gelu")
     )

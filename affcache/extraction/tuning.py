@@ -14,9 +14,10 @@ import torch
 from affcache.devices import resolve_device
 from affcache.encoders.encoder import Encoder, Weights
 from affcache.encoders.loading import AGREEMENT, check_faces, encoder_of, load_weights, smallest_cosine
+from affcache.encoders.open_clip import RANDOM_WEIGHTS, checkpoint_of
 from affcache.errors import first_line
 from affcache.extraction.settings import EncodingSettings
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 
 LARGEST_BATCH = 512  # not tuned on a GPU yet: extract-batches of python -m benchmarks gpu compares
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
@@ -35,9 +36,17 @@ def prepare_encoder(settings: EncodingSettings, recorded: Mapping[str, Any], row
     Returns:
         The encoder; its description carries ``batch_size`` and ``compiled`` for a store to keep.
     """
-    listener.message(f"loading the encoder {settings.model}; its weights are fetched if they are not here yet")
+    say_loading(settings, listener)
     weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
     return tune_encoder(weights, settings, recorded, rows, listener)
+
+
+def say_loading(settings: EncodingSettings, listener: Listener) -> None:
+    """Say that the encoder is loaded, which takes a while, and longer where its weights have to be fetched."""
+    model, pretrained = settings.model, settings.pretrained
+    here = model.startswith("local-dir:") or pretrained.startswith(RANDOM_WEIGHTS) or checkpoint_of(pretrained)[1]
+    remark = "" if here else "; its weights are fetched if they are not here yet"
+    listener.message(f"loading the encoder {model}{remark}")
 
 
 def tune_encoder(
@@ -53,7 +62,7 @@ def tune_encoder(
         encoder = compile_encoder(encoder, batch_size, listener)
     how = {"batch_size": batch_size, "compiled": encoder.compiled is not None}
     listener.message(
-        f"encoding on {encoder.device} in {encoder.precision}, {batch_size} crops a call"
+        f"encoding on {encoder.device} in {encoder.precision}, {counted(batch_size, 'crop')} a call"
         + (", compiled" if how["compiled"] else "")
     )
     return replace(encoder, description={**encoder.description, **how})

@@ -10,7 +10,7 @@ const readout = document.getElementById("readout");
 const colour = (row) => data.colours[row % data.colours.length];
 let video = null, first = 0, span = 1, cursor = -1; // first and span in frame numbers, cursor an index into all frames
 
-data.videos.forEach((one, index) => chooser.add(new Option(`${one.name} (${one.count} frames)`, index)));
+data.videos.forEach((one, index) => chooser.add(new Option(`${one.name} (${one.count} ${one.count === 1 ? "frame" : "frames"})`, index)));
 
 function lastNumber() { return numbers[video.start + video.count - 1]; }
 function show(index, position = -1) {
@@ -143,7 +143,7 @@ if (filter) filter.addEventListener("change", () => {
     button.hidden = filter.value !== "" && !button.dataset.classes.split("|").includes(filter.value);
     shown += button.hidden ? 0 : 1;
   }
-  document.getElementById("shown").textContent = `${shown} frames`;
+  document.getElementById("shown").textContent = `${shown} ${shown === 1 ? "frame" : "frames"}`;
 });
 window.addEventListener("resize", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

@@ -41,7 +41,9 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
     context = ReportContext(run, settings.split, joined, scored, losses, settings.crops)
     if not context.pictures:
-        listener.warning("No crops were found to show beside the frames. Say where they are with --crops DIR.")
+        looked = ", ".join(f"{root}{'' if root.exists() else ' (not there)'}" for root in settings.crops)
+        words = f"No crops were found to show beside the frames; looked in {looked or 'no folder'}."
+        listener.warning(f"{words} Say where they are with --crops DIR.")
     sections = {heading: html for heading, panel in PANELS.items() if (html := panel(context))}
     folder = run.folder.path
     out = settings.out or folder / "report.html"

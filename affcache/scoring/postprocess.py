@@ -183,6 +183,13 @@ class DecisionRule(Result):
     fitted_on: str | None = None  # which frames, in words
     optimistic: bool = False  # whether the frames that are reported are among them
 
+    @property
+    def name(self) -> str:
+        """What files of its scores are called by: "" for the task's own rule."""
+        if self.optimistic or self.fitted_on:
+            return "optimistic" if self.optimistic else "fitted"
+        return "smoothed" if self.smooth != "none" and self.width > 1 else ""
+
     def apply(self, given: Predictions, task: Task) -> Predictions:
         """Return predictions smoothed over the frames given, and with the temperature; as they are where both are off.
 

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from affcache.crops.crop_list import canonical
 from affcache.devices import resolve_device
 from affcache.errors import InputError, StoreError
 from affcache.files import read_tensors
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 from affcache.settings import RUNS
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import ENCODED, EmbeddingStore, Rows, differing_fields
@@ -54,8 +55,8 @@ class TrainedRun:
         head, epoch = _load_head(folder, settings, opened.width, task)
         if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
             listener.warning(
-                f"run {folder.path} is unfinished: {done} of {settings.epochs} epochs. Finish it "
-                f"with 'affcache fit --run {folder.path} --resume' and the settings it began with."
+                f"run {folder.path} is unfinished: {done} of {counted(settings.epochs, 'epoch')}. "
+                f"Finish it with 'affcache fit --run {folder.path} --resume'."
             )
         return cls(folder, config, task, settings, opened, head.to(where).eval(), epoch, where)
 
@@ -225,7 +226,8 @@ def require_same_frames(store: EmbeddingStore, other: EmbeddingStore, rows: Rows
     """
     if other.path == store.path:
         return
-    same = len(other) == len(store) and other.video_names == store.video_names
+    names, others = (list(map(canonical, one.video_names)) for one in (store, other))
+    same = len(other) == len(store) and names == others
     same = same and np.array_equal(other.video_of_rows()[rows], store.video_of_rows()[rows])
     if not (same and np.array_equal(other.frame_number[rows], store.frame_number[rows])):
         raise InputError(

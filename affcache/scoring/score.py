@@ -136,8 +136,8 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         rule=scored.rule,
         calibration_error=reliability(probabilities, joined.labels).error if task.has_classes else None,
         against=against,
-        scores_file=str(out.of_split(out.scores, settings.split)),
-        predictions_file=str(out.of_split(out.predictions, settings.split)),
+        scores_file=str(out.of_split(out.scores, settings.split, scored.rule.name)),
+        predictions_file=str(out.of_split(out.predictions, settings.split, scored.rule.name)),
         figures=tuple(map(str, figures)),
     )
     _write_predictions(Path(result.predictions_file), result, scored)

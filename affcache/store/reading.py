@@ -145,6 +145,11 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return len(self.status)
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
+        videos, model = len(self.video_names), self.encoder.get("model", "unknown")
+        return f"<EmbeddingStore {self.path}: {counts} of {len(self):,} x {self.width}, videos: {videos:,}, by {model}>"
+
     @property
     def width(self) -> int:
         """D, the number of values in one embedding."""

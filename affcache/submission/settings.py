@@ -18,3 +18,4 @@ class SubmitSettings(PredictionSettings):
     frames: Path | None = setting(None, "Instead of a template: a list of videos, video,count.", default_text="none")
     store: Path | None = setting(None, "The embeddings of the test videos.", default_text="none; it is needed")
     out: Path = setting(Path("predictions.txt"), "File to write.")
+    overwrite: bool = setting(False, "Write over a file that is there.")

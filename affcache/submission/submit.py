@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import parse_path
+from affcache.crops.crop_list import canonical, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import write_text
-from affcache.progress import Listener, Result
+from affcache.progress import Listener, Result, counted
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs
 from affcache.settings import command
@@ -29,7 +29,7 @@ class Template:
     """The frames that a submission is of, in its order."""
 
     locations: list[str]  # as the organisers write them, such as 14-30-1920x1080/00001.jpg
-    videos: list[str]  # (n,)
+    videos: list[str]  # (n,) canonical
     frame_numbers: npt.NDArray[np.int64]  # (n,)
     columns: tuple[str, ...] = ()  # what its header names after the location, if it has one that does
 
@@ -56,7 +56,7 @@ def read_template(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
                 "the first comma, as in the organisers' templates. Correct that line."
             ) from None
-        frames.append((location, video, number))
+        frames.append((location, canonical(video), number))
     return _template(path, frames, columns)
 
 
@@ -90,7 +90,8 @@ def read_frame_counts(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
                 "Correct that line."
             )
-        frames += [(f"{video}/{number:05d}.jpg", video, number) for number in range(1, int(count) + 1)]
+        every = range(1, int(count) + 1)
+        frames += [(f"{video}/{number:05d}.jpg", canonical(video), number) for number in every]
     return _template(path, frames)
 
 
@@ -135,8 +136,9 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}. Expected a text file, a frame or a video a line.") from None
-    return text.rstrip().splitlines()
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} can't be read: {reason}. Expected a text file, a frame or a video a line.") from None
+    return text.rstrip().splitlines() if text.strip() else []
 
 
 def _template(path: Path, frames: Sequence[Frame], columns: tuple[str, ...] = ()) -> Template:
@@ -173,7 +175,8 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     Raises:
         InputError: no run; a template that can't be read; no video of it has crops in the store.
         StoreError: the store is of another encoder, incomplete or damaged.
-        ConfigError: neither or both of template and frames are given, or a rule can't be fitted.
+        ConfigError: neither or both of template and frames are given, the output is there already, or a rule can't be
+            fitted.
     """
     if (settings.template is None) == (settings.frames is None):
         raise ConfigError(
@@ -182,6 +185,11 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         )
     if settings.store is None:
         raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
+    if settings.out.exists() and not settings.overwrite:
+        raise ConfigError(
+            f"{settings.out} is there already. Expected a new file, so that no submission or template is lost. Choose "
+            "another with --out FILE, or say --overwrite."
+        )
     template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
     runs = open_runs(settings.run, settings.store, settings.device, listener)
     task, store = runs[0].task, runs[0].store
@@ -190,7 +198,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     if settings.fits_rules:
         on_training = [TrainedRun.open(run.folder, None, settings.device, Listener()) for run in runs]
     rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
-    wanted = np.isin(np.array(store.video_names), list(set(template.videos)))  # (V,)
+    wanted = np.isin([canonical(name) for name in store.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
     if not len(rows):
         raise InputError(
@@ -202,8 +210,8 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     filled, count, missing = fill_gaps(template, rule.apply(predictions, task))
     if missing:
         listener.warning(
-            f"{len(missing)} videos of the template have no crop in {store.path}: {', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all other videos."
+            f"The template has {counted(len(missing), 'video')} without a crop in {store.path}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all others."
         )
     write_submission(settings.out, template, rule.decide(filled, task), task)
     check_submission(settings.out, template, task)
@@ -231,7 +239,7 @@ def fill_gaps(template: Template, predictions: Predictions) -> tuple[npt.NDArray
         whose frames have the mean over all that were predicted.
     """
     videos, starts, counts = np.unique(predictions.videos, return_index=True, return_counts=True)
-    names = [predictions.store.video_names[video] for video in videos]
+    names = [canonical(predictions.store.video_names[video]) for video in videos]
     rows = {name: slice(first, first + count) for name, first, count in zip(names, starts, counts, strict=True)}
     probabilities, frame_numbers = predictions.probabilities, predictions.frame_numbers
     found = np.empty((len(template), probabilities.shape[1]))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.errors import InputError
-from affcache.progress import Result
+from affcache.crops.crop_list import canonical
+from affcache.errors import ConfigError, InputError
+from affcache.progress import Result, counted
 from affcache.store.reading import ENCODED, EmbeddingStore
-from affcache.tasks.tasks import Task
+from affcache.tasks.tasks import Task, find_task
 
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
@@ -32,18 +33,19 @@ class JoinAccount(Result):
 
     def sentence(self, split: str) -> str:
         """Say the account in one line."""
-        left_out = {
-            "labels without a crop": self.no_crop,
-            "crops without a label": self.no_label,
-            "invalid labels": self.invalid_label,
-            "unreadable crops": self.unreadable_crop,
-        }
-        words = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        left_out = (
+            (self.no_crop, "label", " without a crop"),
+            (self.no_label, "crop", " without a label"),
+            (self.invalid_label, "invalid label", ""),
+            (self.unreadable_crop, "unreadable crop", ""),
+        )
+        words = ", ".join(counted(count, what) + why for count, what, why in left_out if count)
         videos = len(self.videos_without_crops)
         if videos:
-            words += f"{', ' if words else ''}{videos} label files of videos not in the store"
+            words += f"{', ' if words else ''}{counted(videos, 'label file')} of videos not in the store"
             words += f" ({', '.join(self.videos_without_crops[:3])}{', ...' if videos > 3 else ''})"
-        return f"{split}: {self.used:,} frames of {self.label_files - videos} videos; left out: {words or 'nothing'}"
+        used = f"{counted(self.used, 'frame')} of {counted(self.label_files - videos, 'video')}"
+        return f"{split}: {used}; left out: {words or 'nothing'}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,11 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
 
     Raises:
         InputError: no such folder, no label files in it (says where it looked), or those of several releases.
+        ConfigError: there is no such split.
     """
+    if split not in SPLIT_FOLDERS:
+        known = " or ".join(SPLIT_FOLDERS)
+        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
     annotations = Path(annotations)
     tried: list[Path] = []
     for name in task.folders:
@@ -97,7 +103,15 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
 
 
 def _text_files(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob("*.txt")) if not path.name.startswith(".")}
+    """Return the label files of a folder by the canonical name of their video."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.txt")):
+        if not path.name.startswith(".") and files.setdefault(canonical(path.stem), path) != path:
+            raise InputError(
+                f"{folder} holds two label files of the video {path.stem}, whose names differ in the form of their "
+                "accents only. Expected one. Remove the other."
+            )
+    return files
 
 
 def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -113,7 +127,8 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read as a label file: {error}. Restore it from the download.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} can't be read as a label file: {reason}. Restore it from the download.") from None
     header, *lines = text.splitlines() or [""]
     if [name.strip().lower() for name in header.split(",")] != [name.lower() for name in task.classes]:
         raise InputError(
@@ -165,16 +180,18 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
     )
 
 
-def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task, split: str) -> JoinedLabels:
-    """Join the labels of a split to the rows of a store by (video, frame number).
+def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
+    """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
     Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop.
 
     Raises:
         InputError: label files that can't be read, or none that belongs to a crop of the store.
+        ConfigError: there is no such task or split.
     """
+    task = find_task(task) if isinstance(task, str) else task
     files = find_label_files(annotations, task, split)
-    video_index = {name: index for index, name in enumerate(store.video_names)}
+    video_index = {canonical(name): index for index, name in enumerate(store.video_names)}
     rows: list[npt.NDArray[np.int64]] = []
     labels: list[npt.NDArray[Any]] = []
     counts = dict.fromkeys(("used", "no_crop", "no_label", "invalid_label", "unreadable_crop"), 0)
@@ -211,6 +228,7 @@ def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task, spli
 
 def stripped_name(video: str) -> str:
     """Return a video's name without the mark of a person: two crops of one video were filmed together."""
+    video = canonical(video)
     for person in PERSONS:
         video = video.removesuffix(person)
     return video

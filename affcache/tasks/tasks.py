@@ -52,6 +52,10 @@ class Task(ABC):
     invalid_value: ClassVar[float] = -1  # marks a frame without a label
     batch_term_weight: ClassVar[str] = ""  # the setting that is the share of ``batch_term`` in the loss; "" for none
 
+    def __repr__(self) -> str:
+        """Say what it predicts; what its files are called stands in ``folders``."""
+        return f"<task {self.name}: {self.kind} {', '.join(self.classes)}; {self.metric}>"
+
     @property
     def outputs(self) -> int:
         """C, the number of logits."""
@@ -246,7 +250,7 @@ class Units(Labelled):
         return torch.randint(2, (count, self.outputs), generator=generator)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Values(Task):
     """C values in a range, by the mean of their CCC; sums over videos are moments. Labels are float32 (n, C)."""
 

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,8 @@ import affcache
 from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors, write_tensors
-from affcache.progress import Listener, Result
-from affcache.settings import command, default_store, flag
+from affcache.progress import Listener, Result, counted
+from affcache.settings import command, existing_store, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import (
     SPLIT_FOLDERS,
@@ -36,7 +37,14 @@ from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
 from affcache.training.ridge import Ridge, Run, ridge_baseline
 from affcache.training.risk import tail_size
-from affcache.training.run_folder import RunFolder, claim_run, describe_store, locked_run, settings_to_json
+from affcache.training.run_folder import (
+    RunFolder,
+    claim_run,
+    continued,
+    describe_store,
+    locked_run,
+    settings_to_json,
+)
 from affcache.training.settings import FitSettings
 
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
@@ -64,11 +72,13 @@ class FitResult(Result):
     device: str
 
 
-@command(FitSettings)
+@command(FitSettings, continued)
 def fit(settings: FitSettings, listener: Listener) -> FitResult:
     """Train a head on a store and labels, keeping the best epoch by the validation metric.
 
-    A ridge head has no epochs: the strength is chosen as the epoch is otherwise.
+    A ridge head has no epochs: the strength is chosen as the epoch is otherwise. With resume, ``run`` alone is enough:
+    its folder knows store, labels and settings. Those given beside it must be the same; store, annotations and device
+    may be elsewhere. A KeyboardInterrupt says in words what is kept.
 
     Raises:
         InputError: labels that can't be read or that join to no crop.
@@ -80,13 +90,13 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     find_head(settings.head)
     device = resolve_device(settings.device)
     with locked_run(settings.run, task.name, listener, resume=settings.resume) as (folder, resume):
-        settings = replace(settings, memory=_memory(settings, folder, device, resume=resume), resume=resume)
+        settings = replace(settings, memory=settings.memory or default_memory(device), resume=resume)
         return _fit(settings, task, folder, device, listener)
 
 
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
     """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
-    joined = JoinedSplits.open(settings.store or default_store(), task, settings.annotations, listener)
+    joined = JoinedSplits.open(settings.store or existing_store(listener), task, settings.annotations, listener)
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
@@ -105,7 +115,13 @@ def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.dev
     if settings.resume:
         saved.restore()
     start = time.perf_counter()
-    saved.train(loaded.train, loaded.validation, listener)
+    try:
+        saved.train(loaded.train, loaded.validation, listener)
+    except KeyboardInterrupt:
+        done = counted(len(folder.read_history()), run.unit)
+        command_line = shlex.join(["affcache", "fit", "--run", str(folder.path), "--resume"])
+        kept = f"{done} of {run.steps:,} kept in {folder.path}; this continues: {command_line}"
+        raise KeyboardInterrupt(kept) from None
     (best,) = saved.run.best
     seconds = time.perf_counter() - start
     ridge = None
@@ -167,7 +183,7 @@ class JoinedSplits:
         train_files, validation_files = (find_label_files(annotations, task, split) for split in SPLIT_FOLDERS)
         if both := sorted(train_files.keys() & validation_files.keys()):
             examples = ", ".join(both[:3])
-            listener.warning(f"{len(both)} videos are in both splits, so validation flatters: {examples}")
+            listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
         train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
         listener.message(train.account.sentence("train"))
         listener.message(validation.account.sentence("validation"))
@@ -186,7 +202,8 @@ class JoinedSplits:
         train, names = hold_out(self.store, self.train, share)
         held_out = of_videos(self.store, self.train, names)
         listener.message(
-            f"held out {purpose}: {len(held_out):,} training frames of {len(names)} videos; {len(train):,} are left"
+            f"held out {purpose}: {counted(len(held_out), 'training frame')} of {counted(len(names), 'video')}; "
+            f"{len(train):,} are left"
         )
         if abs(len(held_out) / len(self.train) - share) > share / 2:
             listener.warning(
@@ -289,17 +306,6 @@ class SavedRun:
         (best,) = self.run.best
         best.value, best.epoch = progress["best_value"], progress["best_epoch"]
         best.history = self.folder.read_history(self.run.done)  # a kill may have left one more
-
-
-def _memory(settings: FitSettings, folder: RunFolder, device: torch.device, *, resume: bool) -> float:
-    """Return the GB of embeddings to hold at a time, resolved: they decide the order of frames when those stream.
-
-    Unless it is said, a continued run takes what it began with, whatever machine it is continued on.
-    """
-    if settings.memory is not None:
-        return settings.memory
-    before = folder.read_config()["settings"].get("memory") if resume else None
-    return before or default_memory(device)
 
 
 def frames_of_epoch(settings: FitSettings, joined: JoinedSplits) -> int:

@@ -49,7 +49,7 @@ class PlainLearner(BaseLearner):
         self.optimisers = []
         for head, one in zip(self.heads, self.recipes, strict=True):
             base = torch.optim.AdamW(head.parameters(), one.lr, weight_decay=one.weight_decay)
-            self.optimisers.append(SAM(base, one.rho, adaptive=one.adaptive))
+            self.optimisers.append(SAM(base, rho=one.rho, adaptive=one.adaptive))
         self._drawn = [generator(one.seed, "dropout", self.device).get_state() for one in self.recipes]
 
     def _set_rates(self, rates: Sequence[float]) -> None:

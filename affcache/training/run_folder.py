@@ -4,9 +4,9 @@ Every file is written under a temporary name and renamed. No pickle anywhere.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.training.settings import FitSettings
+
+ELSEWHERE = ("store", "annotations", "device")  # may be said anew for a run that is continued
+MORE_EPOCHS = " Another number of epochs is another run from the start: the learning rate's cosine spans them all."
 
 
 class RunFolder:
@@ -54,9 +57,10 @@ class RunFolder:
                 "wrote, with config.json in it. Check the path: runs lie under runs/ unless --run said otherwise."
             ) from None
 
-    def of_split(self, path: Path, split: str) -> Path:
-        """Return where a file of scores goes: the plain name for validation, with the split's name for others."""
-        return path if split == "validation" else path.with_name(f"{path.stem}-{split}{path.suffix}")
+    def of_split(self, path: Path, split: str, rule: str = "") -> Path:
+        """Return where a file of scores goes: plain for validation by the task's own rule, else with their names."""
+        words = [path.stem, *([split] if split != "validation" else []), *([rule] if rule else [])]
+        return path.with_name("-".join(words) + path.suffix)
 
     def read_history(self, epochs: int | None = None) -> list[dict[str, Any]]:
         """Return the lines of the history, one for each finished epoch, or the first ``epochs`` of them."""
@@ -123,6 +127,37 @@ def settings_from_json(values: dict[str, Any]) -> FitSettings:
         raise ConfigError(
             f"The run's config.json is of another affcache, or of one with losses of its own: {error} Use that one."
         ) from None
+
+
+def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
+    """Return the settings, with the store, of the run that is to be continued; without --resume they stay.
+
+    Args:
+        settings: its folder, and what was said beside it.
+        given: the names of the settings that were said.
+
+    Raises:
+        InputError: there is no run to continue.
+        ConfigError: one that was said is another than the run's.
+    """
+    if not settings.resume or settings.run is None:
+        return settings
+    folder = RunFolder(settings.run)
+    if folder.path.is_dir() and not folder.config.exists() and set(given) - {"run", "resume"}:
+        return settings  # of a run that was killed before it was in place: it begins anew
+    config = folder.read_config()
+    began = settings_from_json(config["settings"])
+    same = (name for name in asdict(began) if name in given and name not in (*ELSEWHERE, "run", "resume"))
+    changed = [name for name in same if getattr(began, name) != getattr(settings, name)]
+    if changed:
+        words = [f"{flag(name)} {getattr(began, name)!r} then, {getattr(settings, name)!r} now" for name in changed]
+        more = MORE_EPOCHS if "epochs" in changed else ""
+        raise ConfigError(
+            f"Run {settings.run} can't be continued: {'; '.join(words)}. Expected its own settings.{more} Leave them "
+            "out, since the run's folder knows them, or begin a new run with another --run DIR."
+        )
+    moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
+    return replace(began, **{"store": Path(config["store"]["path"]), **moved}, run=settings.run, resume=True)
 
 
 def new_run(task: str) -> RunFolder:
@@ -194,23 +229,15 @@ def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> Non
 
 
 def _require_same(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to continue a run with another store, other settings or other labels."""
+    """Refuse to continue a run with another store or other labels."""
     if before["store"]["fingerprint"] != now["store"]["fingerprint"]:
         raise StoreError(
             f"The store of run {folder.path} has changed: {now['store']['path']} doesn't hold the embeddings that "
             f"{before['store']['path']} held when the run began. Restore that store, or begin a new run with another "
             "--run DIR."
         )
-    then = {**settings_to_json(FitSettings()), **before["settings"]}  # what it doesn't name came later
-    changed = [
-        f"{flag(name)} {then[name]!r} then, {value!r} now"
-        for name, value in now["settings"].items()
-        if then[name] != value and name not in ("annotations", "device")
-    ]
     if before["labels"] != json.loads(json.dumps(now["labels"])):  # tuples read back as lists
-        changed.append(f"the labels in {now['settings']['annotations']}")
-    if changed:
         raise ConfigError(
-            f"Run {folder.path} can't be continued: {'; '.join(changed)}. Say the same settings again, or begin a new "
-            "run with another --run DIR."
+            f"Run {folder.path} can't be continued: the labels in {now['settings']['annotations']} have changed. "
+            "Restore them, or begin a new run with another --run DIR."
         )

@@ -4,7 +4,7 @@ SAM: Foret, Kleiner, Mobahi and Neyshabur, Sharpness-Aware Minimization for Effi
 ASAM: Kwon, Kim, Park and Choi, ASAM: Adaptive Sharpness-Aware Minimization, 2021.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,23 +32,32 @@ class SAM(Optimizer):
     base optimiser's own, so learning-rate schedulers work on either; each has its ``rho``. ``state_dict`` is complete.
 
     Args:
-        base: the optimiser that updates the parameters.
+        base: the optimiser that updates the parameters; or parameters, as other implementations take them.
+        kind: with parameters, the class of that optimiser, as in ``SAM(parameters, AdamW, rho=0.05, lr=1e-3)``.
         rho: radius of the perturbation, at least 0. With 0 leave ``perturbed`` out: the rest is the base optimiser.
         adaptive: whether to scale the perturbation by the size of each parameter (ASAM); rho is then larger, 0.5 to 2.
+        options: with a class, what it takes.
 
     Raises:
         ValueError: rho below 0, or not a number.
+        TypeError: neither an optimiser nor parameters with a class of optimisers.
     """
 
     def __init__(
         self,
-        base: Optimizer,
-        rho: float = 0.5,
+        base: Optimizer | Iterable[Any],
+        kind: type[Optimizer] | None = None,
         *,
+        rho: float = 0.5,
         adaptive: bool = False,
+        **options: Any,
     ) -> None:
         if not rho >= 0:
             raise ValueError(f"rho is {rho}; expected at least 0")
+        if isinstance(kind, type) and not isinstance(base, Optimizer):
+            base = kind(base, **options)
+        elif kind is not None or options or not isinstance(base, Optimizer):
+            raise TypeError("expected SAM(optimiser, rho=...) or SAM(parameters, class of optimiser, rho=..., ...)")
         self.base = base
         self.rho = rho
         self.adaptive = adaptive
@@ -62,6 +71,14 @@ class SAM(Optimizer):
         self.state = self.base.state
         for group in self.param_groups:
             group.setdefault("rho", self.rho)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base; without a ``rho`` of its own it gets the one that was given."""
+        if any(param_group is group for group in self.base.param_groups):  # while this is built
+            super().add_param_group(param_group)
+            return
+        self.base.add_param_group(param_group)
+        self._share_with_base()
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:

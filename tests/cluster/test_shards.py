@@ -180,6 +180,11 @@ def test_without_ray_one_sentence_says_how_to_install_it(tmp_path: Path, monkeyp
     assert not (tmp_path / "s.h5").exists()
 
 
+def test_a_device_that_ray_does_not_hand_out_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--device is mps; expected auto, cpu or cuda with --engine ray"):
+        extract(crops=(tmp_path,), store=tmp_path / "s.h5", engine="ray", device="mps")
+
+
 def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but it doesn't listen

@@ -37,7 +37,7 @@ def test_gaps_are_kept(tmp_path: Path) -> None:
     assert crops.frame_number.tolist() == [1, 2, 7, 12345]
     assert crops.frame_number.dtype == np.int32
     assert len(crops) == 4
-    assert crops.ignored_files == 0
+    assert len(crops.ignored_files) == 0
     assert not crops.namings
 
 
@@ -75,13 +75,13 @@ def test_what_is_no_crop_is_counted_and_what_is_hidden_is_not(tmp_path: Path) ->
     crops = find_crops([tmp_path])
     assert crops.video_names == ("v",)
     assert crops.frame_number.tolist() == [1]
-    assert crops.ignored_files == 4
+    assert len(crops.ignored_files) == 4
 
 
 def test_digits_of_other_scripts_are_no_frame_number(tmp_path: Path) -> None:
     touch(tmp_path / "v" / "00001.jpg", tmp_path / "v" / "\u0661\u0662.jpg")
     crops = find_crops([tmp_path])
-    assert (crops.frame_number.tolist(), crops.ignored_files) == ([1], 1)
+    assert (crops.frame_number.tolist(), len(crops.ignored_files)) == ([1], 1)
 
 
 def test_videos_without_crops_have_no_rows(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_videos_without_crops_have_no_rows(tmp_path: Path) -> None:
     crops = find_crops([tmp_path])
     assert crops.video_names == ("b",)
     assert crops.video_start.tolist() == [0, 1]
-    assert crops.ignored_files == 1
+    assert len(crops.ignored_files) == 1
 
 
 def test_two_files_of_one_frame(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_a_root_that_is_no_folder(tmp_path: Path, kind: str) -> None:
     with pytest.raises(InputError) as caught:
         find_crops([tmp_path / "sound", root])
     assert str(caught.value) == (
-        f"The crops folder {root} does not exist or is not a folder. Expected a folder that holds one folder of crops "
-        "per video, or a .zip or .tar archive of one. Say where it is with --crops DIR, or with crops = [...] in "
-        "affcache.toml."
+        f"The crops folder {root} {'is a file' if kind == 'a file' else 'does not exist or is not a folder'}. Expected "
+        "a folder that holds one folder of crops per video, or a .zip or .tar archive of one. Say where it is with "
+        "--crops DIR, or with crops = [...] in affcache.toml."
     )
 
 
@@ -143,6 +143,35 @@ def test_nothing_found(tmp_path: Path) -> None:
         f"No crops found in {tmp_path}. Expected files like <folder>/<video>/00001.jpg. "
         "Say where the crops are with --crops DIR, or with crops = [...] in affcache.toml."
     )
+
+
+IGNORED = [
+    ("DSC.jpg", "1 without digits at the end of the name (DSC.jpg)"),
+    ("0-f1-su-ph.jpg", "1 without digits at the end of the name (0-f1-su-ph.jpg)"),
+    ("00001.HEIC", "1 with the suffix .heic (00001.HEIC)"),
+    ("00001.jfif", "1 with the suffix .jfif (00001.jfif)"),
+    ("1700000000123.jpg", "1 with a number above 2,147,483,647 (1700000000123.jpg)"),
+    ("1" * 30 + ".jpg", f"1 with a number above 2,147,483,647 ({'1' * 30}.jpg)"),
+    ("more/00001.jpg", "1 without a suffix (more)"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), IGNORED)
+def test_what_was_ignored_and_why_is_said_where_nothing_is_found(tmp_path: Path, name: str, said: str) -> None:
+    touch(tmp_path / "v" / name)
+    with pytest.raises(InputError) as caught:
+        find_crops([tmp_path])
+    assert f"No crops found in {tmp_path}. Ignored: {said}. Expected files like" in str(caught.value)
+    too_deep = f"{tmp_path / 'v' / name} lies one folder too deep: pass the folder above its video, {tmp_path / 'v'}."
+    assert ("/" in name) == (too_deep in str(caught.value))
+
+
+def test_kinds_of_ignored_files_are_counted_the_most_frequent_first(tmp_path: Path) -> None:
+    for suffix, count in zip("abcdefg", range(9, 2, -1), strict=True):
+        touch(*(tmp_path / "v" / f"{number}.{suffix}" for number in range(count)))
+    touch(tmp_path / "v" / "1.jpg")
+    said = str(find_crops([tmp_path]).ignored_files)
+    assert re.fullmatch(r"9 with the suffix \.a \(\d\.a\); 8 .*; 5 with the suffix \.e \(\d\.e\); \.\.\.", said)
 
 
 def test_images_directly_in_the_root(tmp_path: Path) -> None:
@@ -201,4 +230,4 @@ def test_rows_are_exactly_the_files_in_order(roots: list[dict[str, dict[int, str
         assert all(crops.path(row).is_file() for row in range(len(crops)))
         assert crops.video_start[-1] == len(crops) == len(expected)
         assert (np.diff(crops.video_start) > 0).all()
-        assert crops.ignored_files == 0
+        assert len(crops.ignored_files) == 0

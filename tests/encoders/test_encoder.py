@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from affcache.devices import resolve_device
 from affcache.encoders.encoder import DTYPES, Encoder
 from affcache.encoders.loading import load_encoder
-from affcache.errors import ConfigError, InputError
+from affcache.errors import InputError
 from affcache.store.reading import differing_fields, fingerprint
-from tests.conftest import TINY_CONFIG, write_tiny_encoder
+from affcache.tasks.tasks import TASKS
+from tests.conftest import TINY_CONFIG, write_store, write_tiny_encoder
 
 SIZES = [(40, 40), (32, 32), (112, 112), (50, 40), (40, 50), (40, 40), (33, 90), (112, 112)]
 
@@ -194,10 +194,34 @@ def test_missing_weights_are_an_input_error(tmp_path: Path) -> None:
         load_encoder(f"local-dir:{tmp_path}")
 
 
-def test_devices() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match=r"^Unknown --device 'gpu'. Expected auto, cpu, cuda, or cuda:1 and so on.$"):
-        resolve_device("gpu")
-    with pytest.raises(ConfigError, match=r"^--device cuda:99 is not there: torch sees \d+ CUDA devices."):
-        resolve_device("cuda:99")
+def test_paths_and_pil_images_are_encoded_as_their_pixels(tiny_encoder: str, tmp_path: Path) -> None:
+    encoder = load_encoder(tiny_encoder)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "lying.png", exif=exif)
+    expected = encoder.encode([pixels, pixels[::-1].swapaxes(0, 1).copy()])
+    found = encoder.encode([image, Image.open(tmp_path / "lying.png")])
+    assert found.equal(expected)
+    assert encoder.encode([tmp_path / "a.png", str(tmp_path / "lying.png")]).equal(expected)
+    for single in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert torch.allclose(encoder.encode(single), expected[:1], atol=1e-5)
+    (tmp_path / "no.png").touch()
+    for wrong, message in (
+        (tmp_path / "none.png", "none.png can't be read: No such file"),
+        (tmp_path / "no.png", r"no.png can't be read: the file is empty \(0 bytes\)"),
+        (pixels.astype(np.float32), r"A crop is float32 of shape \(40, 30, 3\). Expected a uint8 array"),
+        (3, "A crop is int. Expected a uint8 array"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder.encode([wrong])
+
+
+def test_what_is_shown_of_stores_encoders_and_tasks_is_readable(tiny_encoder: str, tmp_path: Path) -> None:
+    assert repr(load_encoder(tiny_encoder, precision="fp32")) == f"<Encoder {tiny_encoder}: D = 24, fp32 on cpu>"
+    store = write_store(tmp_path / "s.h5", {"a": [1, 2], "b": [1]}, np.ones((3, 4), np.float16), unreadable=[1])
+    counts = "2 encoded, 1 unreadable of 3 x 4"
+    assert repr(store) == f"<EmbeddingStore {tmp_path / 's.h5'}: {counts}, videos: 2, by made-up>"
+    assert repr(TASKS["va"]) == "<task va: values valence, arousal; mean_ccc>"
+    assert len(repr(TASKS)) < 500

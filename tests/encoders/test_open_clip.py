@@ -124,14 +124,94 @@ def test_a_checkpoint_file_is_loaded(tiny_name: str, tmp_path: Path) -> None:
 
 def test_a_checkpoint_file_that_is_none(tiny_name: str, tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=rf"The weights of {TINY_NAME} / .*weights.pt could not be loaded \("):
+    with pytest.raises(InputError, match=rf"^The checkpoint .*weights.pt doesn't fit {TINY_NAME} \("):
         build_network(tiny_name, str(tmp_path / "weights.pt"), "auto")
 
 
-def test_a_checkpoint_file_of_another_model(tiny_name: str, tmp_path: Path) -> None:
-    torch.save({"visual.proj": torch.zeros(3, 3)}, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"could not be loaded \(RuntimeError: Error"):
+def test_a_checkpoint_file_of_another_model_says_which_keys_and_shapes(tiny_name: str, tmp_path: Path) -> None:
+    network, _ = build_network(tiny_name, "random:5", "auto")
+    weights = network.state_dict()
+    weights["visual.proj"] = torch.zeros(3, 3)
+    weights["visual.more"] = torch.zeros(1)
+    del weights["logit_scale"]
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(InputError) as caught:
         build_network(tiny_name, str(tmp_path / "weights.pt"), "auto")
+    message = str(caught.value)
+    for part in ('Missing key(s) in state_dict: "logit_scale"', '"visual.more"', "visual.proj: ", "[3, 3]", "[64, 24]"):
+        assert part in message
+    assert message.endswith("Expected a file of open_clip weights of that very model. Check --model and --pretrained.")
+    assert "hub" not in message
+
+
+DIFFERENT = [
+    (
+        "ViT-L-14",
+        "gelu",
+        "laion400m_e31 has mean (0.48145466, 0.4578275, 0.40821073), std ",
+        "laion2b_s32b_b82k has mean",
+    ),
+    ("ViT-H-14", "quick_gelu", "metaclip_fullcc has resize_mode shortest", "dfn5b has resize_mode squash"),
+    ("ViT-H-14-quickgelu", "auto", "metaclip_fullcc has resize_mode shortest", "dfn5b has resize_mode squash"),
+]
+
+
+@pytest.mark.parametrize(("model", "activation", "one", "other"), DIFFERENT)
+def test_a_checkpoint_file_of_a_model_whose_weights_differ_in_preprocessing_must_say(
+    tmp_path: Path, model: str, activation: str, one: str, other: str
+) -> None:
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(ConfigError) as caught:
+        build_network(model, str(tmp_path / "weights.pt"), activation)
+    message = str(caught.value)
+    assert one in message
+    assert other in message
+    assert message.endswith(f"or was trained from, with --pretrained TAG:{tmp_path / 'weights.pt'}.")
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "activation", "expected"),
+    [
+        ("ViT-L-14", "laion2b_s32b_b82k:", "auto", {"mean": (0.5, 0.5, 0.5), "quick_gelu": False}),
+        ("ViT-L-14", "openai:", "auto", {"mean": (0.48145466, 0.4578275, 0.40821073), "quick_gelu": True}),
+        ("ViT-L-14", "", "quick_gelu", {"mean": (0.48145466, 0.4578275, 0.40821073), "quick_gelu": True}),
+        ("ViT-H-14", "dfn5b:", "auto", {"resize_mode": "squash", "quick_gelu": True}),
+        ("ViT-H-14", "", "gelu", {"resize_mode": "shortest", "quick_gelu": False}),
+    ],
+)
+def test_a_tag_beside_a_checkpoint_file_says_what_the_file_does_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    pretrained: str,
+    activation: str,
+    expected: dict[str, Any],
+) -> None:
+    (tmp_path / "weights.pt").touch()
+    asked: list[Any] = []
+
+    def build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Module:
+        asked.extend((pretrained, {**options, **options["force_preprocess_cfg"]}))
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(open_clip_models, "_build", build)
+    build_network(model, f"{pretrained}{tmp_path / 'weights.pt'}", activation)
+    assert asked[0] == str(tmp_path / "weights.pt")
+    assert expected.items() <= asked[1].items()
+    with pytest.raises(ConfigError, match=r"has no pretrained tag 'dfn5|neither a pretrained tag"):
+        build_network(model, f"dfn5:{tmp_path / 'weights.pt'}", activation)
+
+
+@pytest.mark.parametrize("pretrained", ["random:0", ""])
+def test_a_text_half_that_lacks_its_package(
+    tiny_name: str, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch, pretrained: str
+) -> None:
+    def lacks(*_: Any, **options: Any) -> None:
+        raise RuntimeError("Please `pip install transformers` to use pre-trained HuggingFace models")
+
+    monkeypatch.setattr(open_clip_models.open_clip, "create_model", lacks)
+    with pytest.raises(InputError, match=r"package transformers.*Install it with 'pip install transformers'"):
+        build_network(tiny_name if pretrained else tiny_encoder, pretrained, "auto")
 
 
 def test_a_seed_decides_the_weights(tiny_name: str) -> None:

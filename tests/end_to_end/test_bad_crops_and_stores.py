@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -132,7 +133,7 @@ def test_some_bad_crops_do_not_stop_the_others(extract: Command) -> None:
     assert "8: 7 encoded, 1 unreadable" in result.stdout
     assert "listed in s.h5.unreadable.txt" in result.stdout
     assert "next: affcache fit --task expr --store s.h5" in result.stdout
-    assert "8 crops in 1 videos" in result.stderr
+    assert "8 crops in 1 video" in result.stderr
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_a_store_from_another_encoder(extract: Command, store: Path, tmp_path: P
 
 def test_a_store_of_other_crops(extract: Command, store: Path) -> None:
     put("c/00001.jpg", JPEG)
-    message = "s.h5 was made of other crops. Expected the same ones; these differ: 1 videos new (first: c)."
+    message = "s.h5 was made of other crops. Expected the same ones; these differ: 1 video new (first: c)."
     check_refusal(extract(), message)
 
 
@@ -303,8 +304,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(
         stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert stdout == ""
-    continues = "'affcache extract' and 'affcache ablate' continue with the same command"
-    assert f"Interrupted. What was finished is kept: {continues}" in stderr
+    continues = f"what was finished is kept; this continues: {shlex.join(['affcache', *words])}"
+    assert f"Interrupted: {continues}" in stderr
     assert "Traceback" not in stderr
     counts = EmbeddingStore.open(tmp_path / "s.h5").counts
     assert counts["unreadable"] == 0

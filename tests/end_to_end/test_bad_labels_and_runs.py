@@ -46,7 +46,7 @@ def test_labels_of_other_videos_only(data: tuple[Path, Path], tmp_path: Path) ->
         write_labels(tmp_path / "others", "expr", split, {f"other-{split}": [1, 2, 3]})
     message = refusal(*fit_arguments((data[0], tmp_path / "others")))
     assert f"No train label of task expr belongs to a crop of {data[0]}" in message
-    assert "1 label files of videos not in the store (other-train)" in message
+    assert "1 label file of videos not in the store (other-train)" in message
     assert "videos like 'other-train', the crops of videos like '0-30-640x360': expected the same names" in message
     assert "Point --store and --annotations at the same data." in message
     assert not (tmp_path / "run").exists()

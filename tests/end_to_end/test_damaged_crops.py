@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from PIL import Image
 
 from affcache import EmbeddingStore, extract
@@ -107,7 +108,7 @@ DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [
 
 
 def readable_by_pillow(data: bytes) -> bool:
-    """Pillow's own verdict, without anything of affcache's."""
+    """Pillow's own verdict, without anything of affcache's; libjpeg's where data end early, which Pillow hides."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if min(image.size) < SMALLEST_SIDE or max(image.size) > LARGEST_SIDE:
@@ -115,6 +116,10 @@ def readable_by_pillow(data: bytes) -> bool:
             image.convert("RGB")
     except Exception:
         return False
+    try:
+        simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        return not ("premature end of data" in str(error) or "marker 0xd9 instead" in str(error))
     return True
 
 

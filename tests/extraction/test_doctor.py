@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from affcache import DoctorResult, DoctorSettings, ExtractSettings, doctor, extract
 from affcache.cli.app import app
+from affcache.encoders import loading
+from affcache.extraction import doctor as doctor_module
 from affcache.progress import duration_text
 from tests.conftest import write_crops, write_tiny_encoder
 
@@ -76,9 +78,18 @@ def test_a_store_that_is_half_done(settings: DoctorSettings, tmp_path: Path) -> 
     assert result.pending == 0
     assert result.projected_seconds == 0
     assert "0 of 40 rows are still to be encoded" in finding(result, "store")
-    assert "fp16, 3 crops a call" in finding(result, "model")
+    assert "fp16, 3 crops a call" in finding(result, "model").replace(" (the store was begun in it)", "")
     assert finding(result, "agreement").startswith("fp16 agrees with fp32 to a cosine of ")
     assert "disk" not in states(result)
+
+
+def test_it_says_why_a_faster_format_is_not_taken(settings: DoctorSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (doctor_module, loading):
+        monkeypatch.setattr(module, "fast_precisions", lambda device: ("bf16",))
+    monkeypatch.setattr(loading, "smallest_cosine", lambda *_: 0.9)
+    assert "fp32 (bf16 agrees with fp32 to a cosine of less than 0.999 on " in finding(doctor(settings), "model")
+    extract(ExtractSettings(**vars(settings)), precision="fp32")
+    assert "fp32 (the store was begun in it), 16 crops" in finding(doctor(settings), "model")
 
 
 def test_a_disk_that_is_too_small(settings: DoctorSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +133,16 @@ def test_precisions_are_compared(settings: DoctorSettings, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (40.4, "40 s"), (119, "119 s"), (150, "2 min"), (7_300, "2.0 h"), (200_000, "2.3 days")],
+    [
+        (0, "0.0 s"),
+        (1.24, "1.2 s"),
+        (9.96, "10 s"),
+        (40.4, "40 s"),
+        (119, "119 s"),
+        (150, "2 min"),
+        (7_300, "2.0 h"),
+        (200_000, "2.3 days"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

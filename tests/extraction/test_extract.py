@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from affcache import ExtractSettings, extract
+from affcache import ExtractSettings, doctor, extract
 from affcache.crops.folders import find_crops
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.extraction.pipeline import PHOTOS
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import writing_lock
@@ -100,7 +101,7 @@ def test_a_run_and_what_it_says(settings: ExtractSettings, tiny_encoder: str) ->
     assert store.video_names == ("a", "b_left", "c")
     assert store.frame_number[:6].tolist() == [1, 2, 3, 5, 8, 13]
     assert store.encoder["model"] == tiny_encoder
-    loading = f"loading the encoder {tiny_encoder}; its weights are fetched if they are not here yet"
+    loading = f"loading the encoder {tiny_encoder}"  # on the disk already: nothing is fetched
     chosen = "encoding on cpu in fp32, 4 crops a call"
     assert recorder.messages == ["46 crops in 3 videos", loading, chosen]
     assert recorder.warnings == []
@@ -283,9 +284,9 @@ def test_another_encoder_is_refused_and_the_differences_named(
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ("a video more", "1 videos new (first: d)"),
-        ("a video less", "1 videos gone (first: c)"),
-        ("a video renamed", "1 videos gone (first: c); 1 videos new (first: cc)"),
+        ("a video more", "1 video new (first: d)"),
+        ("a video less", "1 video gone (first: c)"),
+        ("a video renamed", "1 video gone (first: c); 1 video new (first: cc)"),
         ("a crop more", "46 crops in the store, 47 now"),
         ("a crop less", "46 crops in the store, 45 now"),
         ("a frame renumbered", "the frame numbers"),
@@ -325,9 +326,9 @@ def test_what_is_ignored_or_left_out_is_said(
     assert result.rows == ROWS + 2
     assert recorder.messages[:2] == [
         "48 crops in 4 videos",
-        "2 other files ignored: not images, or without a frame number",
+        "files ignored: 1 without digits at the end of the name (cover.jpg); 1 with the suffix .txt (notes.txt)",
     ]
-    assert recorder.warnings == [f"{second / 'a'} is left out: an earlier --crops folder has a video of that name"]
+    assert recorder.warnings == [f"{second / 'a'} is left out: a video of that name was found before it"]
 
 
 class FolderGoes(Recorder):
@@ -420,3 +421,17 @@ def test_a_list_of_unreadable_crops_that_can_not_be_written_hides_no_error(
     (tmp_path / "s.h5.unreadable.txt").rmdir()
     assert extract(again()).encoded_now == 0
     assert (tmp_path / "s.h5.unreadable.txt").is_file()
+
+
+def test_whole_photos_are_warned_of_once(tmp_path: Path, tiny_encoder: str) -> None:
+    words = {"model": tiny_encoder, "device": "cpu", "batch_size": 2}
+    for name, videos in (("photos", {"a": range(1, 22)}), ("few", {"a": [1]})):
+        root, heard = write_crops(tmp_path / name, videos, size=(520, 30)), Recorder()
+        extract(crops=(root,), store=tmp_path / f"{name}.h5", listener=heard, **words)
+        assert [text for text in heard.warnings if "Most images are more than 512 pixels" in text] == [PHOTOS]
+        checks = doctor(crops=(root,), model=tiny_encoder, device="cpu").checks
+        assert [check.state for check in checks if check.finding == PHOTOS] == ["warning"]
+    write_crops(root, {"a": [2]}, size=(512, 512))
+    heard = Recorder()
+    extract(crops=(root,), store=tmp_path / "half.h5", listener=heard, **words)
+    assert heard.warnings == []

@@ -1,6 +1,7 @@
 """Shares of time, and the sentence that names the bottleneck."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +49,8 @@ def test_the_sentence_names_the_stage_and_the_flag() -> None:
     alone = {"decode": 0.02, "copy": 0.0, "encode": 0.97, "write": 0.01}
     assert "the encoder is the limit;" in bottleneck(alone, workers=1, cores=2, device="cpu", precision="fp32")
     assert sentence("encode", precision="fp32").endswith("--precision bf16")
-    assert "--device cuda" in sentence("encode", device="cpu")
+    faster = "--device cuda" if torch.cuda.is_available() else "a machine with a GPU"  # what is there
+    assert faster in sentence("encode", device="cpu")
     assert "where it is exact enough" in sentence("encode", device="cpu", precision="fp32")
 
 

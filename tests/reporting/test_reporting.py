@@ -217,7 +217,9 @@ def test_rules_and_splits_are_said(learnable: MakeData, tmp_path: Path) -> None:
     result = report(run=tmp_path / "run", crops=(), decide="fitted", fit_on="validation", listener=heard)
     page = Elements(Path(result.out).read_text())
     assert "fitted on validation optimistic: the frames that are scored are among them" in page.text
-    assert any("No crops were found" in text for text in heard.warnings)
+    assert any("No crops were found to show beside the frames; looked in no folder." in text for text in heard.warnings)
+    report(run=tmp_path / "run", crops=(tmp_path / "none", tmp_path), listener=heard)
+    assert f"looked in {tmp_path / 'none'} (not there), {tmp_path}. Say where" in heard.warnings[-1]
     assert "EmotiEffNet" not in page.text, "published figures are not shown beside other data"
     on_train = report(run=tmp_path / "run", crops=(), split="train", out=tmp_path / "t.html")
     page = Elements(Path(on_train.out).read_text())

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from affcache.cli.show import rule_text
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import drawing
 from affcache.progress import Listener
@@ -264,6 +265,33 @@ def test_fitted_on_what_is_reported_it_says_optimistic(learnable: MakeData, tmp_
     assert result.scores.value > plain.scores.value, "where it was fitted it never loses"
     elsewhere = score(run=run, decide="fitted", fit_on="validation", split="train")
     assert not elsewhere.rule.optimistic
+
+
+def test_scores_by_another_rule_leave_the_plain_ones_alone(learnable: MakeData, tmp_path: Path) -> None:
+    store, annotations = learnable()
+    run = tmp_path / "run"
+    fit(store=store, annotations=annotations, run=run, epochs=1, hidden_width=8, hidden_layers=1, held_out=0.3)
+    plain = score(run=run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    words: dict[str, dict[str, Any]] = {
+        "optimistic": {"decide": "fitted", "fit_on": "validation"},
+        "fitted": {"calibrate": True},
+        "smoothed": {"smooth": "mean", "smooth_width": 5},
+        "train-fitted": {"decide": "fitted", "split": "train"},
+    }
+    for name, settings in words.items():
+        result = score(run=run, **settings)
+        assert result.scores_file == str(run / f"scores-{name}.json")
+        assert result.predictions_file == str(run / f"predictions-{name}.h5")
+        assert Path(result.predictions_file).is_file()
+    assert all((run / name).read_bytes() == content for name, content in before.items())
+    assert plain.scores_file == str(run / "scores.json")
+
+
+def test_rules_are_printed_with_the_names_of_classes() -> None:
+    rule = DecisionRule("mean", 1, offsets=(0.5, -0.25), fitted_on="validation")
+    assert rule_text(rule, ("AU1", "AU2")) == "mean over 1 frame number; offsets AU1 0.50, AU2 -0.25"
+    assert rule_text(DecisionRule("median", 5), ()) == "median over 5 frame numbers"
 
 
 def test_the_chosen_width_is_the_best_where_it_was_chosen(learnable: MakeData, tmp_path: Path) -> None:

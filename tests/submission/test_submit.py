@@ -80,7 +80,7 @@ def test_every_line_of_any_template_is_filled_in_order(
     text, locations = template
     file, out = tmp_path / "template.txt", tmp_path / "predictions.txt"
     file.write_bytes(text.encode())
-    result = submit(run=runs[task], template=file, store=runs["store"], out=out)
+    result = submit(run=runs[task], template=file, store=runs["store"], out=out, overwrite=True)
     header, *lines = out.read_text().splitlines()
     assert header == "image_location," + ",".join(TASKS[task].classes)
     assert [line.partition(",")[0] for line in lines] == locations
@@ -99,7 +99,7 @@ def predictions_of(
 ) -> list[list[str]]:
     file = tmp_path / "template.txt"
     file.write_text("\n".join(f"{video}/{n:05d}.jpg," for video, numbers in frames.items() for n in numbers))
-    submit(run=run, template=file, store=runs["store"], out=tmp_path / "out.txt", **more)
+    submit(run=run, template=file, store=runs["store"], out=tmp_path / "out.txt", **more, overwrite=True)
     return [line.split(",")[1:] for line in (tmp_path / "out.txt").read_text().splitlines()[1:]]
 
 
@@ -142,7 +142,7 @@ def test_what_is_filled_and_missing_is_said(runs: dict[str, Path], tmp_path: Pat
     file.write_text("2/00007.jpg,\n2/00009.jpg,\nno crops/00001.jpg,\n1-30-640x360/00004.jpg,\n")
     result = submit(run=runs["expr"], template=file, store=runs["store"], out=tmp_path / "o.txt", listener=heard)
     assert (result.filled, result.videos, result.videos_without_crops) == (2, 3, ("no crops",))
-    assert any("1 videos of the template have no crop" in text and "no crops" in text for text in heard.warnings)
+    assert any("The template has 1 video without a crop" in text and "no crops" in text for text in heard.warnings)
 
 
 def test_smoothing_and_averages_go_into_a_submission(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -211,10 +211,10 @@ def test_a_template_of_another_task_is_refused(runs: dict[str, Path], tmp_path: 
     file = tmp_path / "t.txt"
     for task in ("expr", "au", "va"):
         file.write_text(f"image_location,{TASKS[task].header}\n2/00007.jpg,\n")
-        submit(run=runs[task], template=file, store=runs["store"], out=tmp_path / "o.txt")
+        submit(run=runs[task], template=file, store=runs["store"], out=tmp_path / "o.txt", overwrite=True)
         other = {"expr": "au", "au": "va", "va": "expr"}[task]
         with pytest.raises(InputError, match=f"The template's header names .*, but the run is of {other}"):
-            submit(run=runs[other], template=file, store=runs["store"], out=tmp_path / "o.txt")
+            submit(run=runs[other], template=file, store=runs["store"], out=tmp_path / "o.txt", overwrite=True)
 
 
 def test_what_is_missing_is_asked_for(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_what_is_missing_is_asked_for(runs: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="Expected --store FILE"):
         submit(run=runs["expr"], template=file)
     with pytest.raises(InputError, match="No video of the template has a crop"):
-        submit(run=runs["expr"], template=file, store=runs["store"], out=tmp_path / "o.txt")
+        submit(run=runs["expr"], template=file, store=runs["store"], out=tmp_path / "o.txt", overwrite=True)
     assert not (tmp_path / "o.txt").exists()
 
 
@@ -237,3 +237,31 @@ def test_damaged_embeddings_are_not_submitted(runs: dict[str, Path], tmp_path: P
     with pytest.raises(StoreError, match="its features don't match their checksum"):
         submit(run=runs["expr"], template=tmp_path / "t.csv", store=store, out=tmp_path / "o.txt")
     assert not (tmp_path / "o.txt").exists()
+
+
+def test_a_folder_is_no_list(tmp_path: Path) -> None:
+    for read in (read_template, read_frame_counts):
+        with pytest.raises(InputError, match=rf"^{tmp_path} can't be read: Is a directory\. Expected a text file"):
+            read(tmp_path)
+
+
+def test_a_file_that_is_there_is_written_over_only_when_told(runs: dict[str, Path], tmp_path: Path) -> None:
+    template = tmp_path / "template.txt"
+    template.write_text("2/00007.jpg\n")
+    words: dict[str, Any] = {"run": (runs["expr"],), "store": runs["store"], "template": template}
+    with pytest.raises(ConfigError, match=r"template.txt is there already.*--out FILE, or say --overwrite"):
+        submit(**words, out=template)
+    assert template.read_text() == "2/00007.jpg\n"
+    for overwrite in (False, True):
+        assert submit(**words, out=tmp_path / "out.txt", overwrite=overwrite).lines == 1
+
+
+def test_accents_of_a_template_may_be_characters_of_their_own(runs: dict[str, Path], tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.h5", {"vid\u00e9o": [1, 2]}, np.ones((2, 16), np.float16))
+    for name, content in (("template", "vide\u0301o/00001.jpg\n"), ("frames", "vide\u0301o,2\n")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        result = submit(run=(runs["expr"],), store=store.path, out=tmp_path / f"{name}.out", **{name: tmp_path / name})
+        assert (result.videos_without_crops, result.filled) == ((), 0)
+        assert (
+            (tmp_path / f"{name}.out").read_text(encoding="utf-8").splitlines()[1].startswith("vide\u0301o/00001.jpg,")
+        )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError
 from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels, read_label_file
 from affcache.tasks.tasks import TASKS, Task
@@ -213,6 +213,16 @@ def join(tmp_path: Path, store: EmbeddingStore, lines: dict[str, Sequence[object
     return join_labels(store, write_labels(tmp_path, task, "train", lines), TASKS[task], "train")
 
 
+def test_a_task_may_be_named_and_a_split_must_be_there(tmp_path: Path) -> None:
+    store = store_in_memory({"a": [1, 2]})
+    expected = join(tmp_path, store, {"a": [3, 4]})
+    assert join_labels(store, tmp_path, "expr", "train").labels.tolist() == expected.labels.tolist() == [3, 4]
+    with pytest.raises(ConfigError, match=r"^There is no split 'test'. Expected train or validation; "):
+        join_labels(store, tmp_path, "expr", "test")
+    with pytest.raises(ConfigError, match=r"'exp' is unknown.*did you mean 'expr'"):
+        join_labels(store, tmp_path, "exp", "train")
+
+
 def test_the_join_goes_by_frame_number_and_never_by_position(tmp_path: Path) -> None:
     store = store_in_memory({"a": [2, 5, 6]})
     joined = join(tmp_path, store, {"a": [0, 1, 2, 3, 4, 5]})
@@ -236,7 +246,7 @@ def test_labels_without_a_crop_and_invalid_and_unreadable_frames_are_counted(tmp
     assert joined.rows.tolist() == [0]
     assert (account.used, account.unreadable_crop, account.no_crop, account.invalid_label) == (1, 1, 1, 2)
     assert account.sentence("train") == (
-        "train: 1 frames of 1 videos; left out: 1 labels without a crop, 2 invalid labels, 1 unreadable crops"
+        "train: 1 frame of 1 video; left out: 1 label without a crop, 2 invalid labels, 1 unreadable crop"
     )
 
 
@@ -263,7 +273,7 @@ def test_no_label_that_belongs_to_a_crop_is_an_error(tmp_path: Path) -> None:
     assert "No train label of task expr belongs to a crop of made-up.h5" in message
     assert "videos like 'a', the crops of videos like 'b'" in message
     assert "Point --store and --annotations at the same data" in message
-    with pytest.raises(InputError, match="1 invalid labels"):
+    with pytest.raises(InputError, match="1 invalid label"):
         join(tmp_path / "invalid", store, {"b": [-1]})
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -261,7 +262,7 @@ def test_videos_in_both_splits_are_warned_of(quick_fit: Fit, tmp_path: Path) -> 
     write_labels(tmp_path / "labels", "expr", "validation", {"0-30-640x360": lines})
     listener = Recorder()
     quick_fit(listener=listener)
-    assert listener.warnings == ["1 videos are in both splits, so validation flatters: 0-30-640x360"]
+    assert listener.warnings == ["1 video in both splits, so validation flatters: 0-30-640x360"]
 
 
 # Killed and resumed
@@ -427,9 +428,29 @@ def test_resume_with_other_settings_names_them(quick_fit: Fit) -> None:
     with pytest.raises(ConfigError) as caught:
         quick_fit(resume=True, alpha=0.3, hidden_width=8)
     message = str(caught.value)
-    assert "can't be continued: --alpha 0.5 then, 0.3 now; --hidden-width 16 then, 8 now. Say" in message
+    assert "can't be continued: --alpha 0.5 then, 0.3 now; --hidden-width 16 then, 8 now. Expected" in message
     assert "begin a new run with another --run DIR" in message
     assert "dropout" not in message
+    assert "cosine" not in message
+    with pytest.raises(ConfigError, match=r"--epochs 4 then, 8 now\. .* the learning rate's cosine spans them all"):
+        quick_fit(resume=True, epochs=8)
+
+
+def test_a_run_is_continued_by_its_folder_alone(learnable: MakeData, tmp_path: Path) -> None:
+    store, annotations = learnable("au")
+    words = {"task": "au", "store": store, "annotations": annotations, **QUICK, "auc_weight": 0.2, "memory": 0.5}
+    fit(**words, run=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(**words, run=tmp_path / "a cut", listener=Recorder(interrupt_after=2))
+    kept, _, command = str(caught.value).partition("; this continues: ")
+    assert kept == f"2 epochs of 4 kept in {tmp_path / 'a cut'}"
+    assert shlex.split(command) == ["affcache", "fit", "--run", str(tmp_path / "a cut"), "--resume"]
+    assert fit(run=tmp_path / "a cut", resume=True).task == "au"
+    assert_same_run(tmp_path / "a cut", tmp_path / "whole")
+    assert fit(run=tmp_path / "a cut", resume=True, device="cpu", store=store).epochs == 4
+    for given in ({"task": "expr"}, {"memory": 0.25}, {"rho": 0.5}):  # one of them as by default
+        with pytest.raises(ConfigError, match=f"can't be continued: --{next(iter(given))} "):
+            fit(run=tmp_path / "a cut", resume=True, **given)
 
 
 def test_resume_with_another_store_is_refused(quick_fit: Fit, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def make(seed: int = 0, rho: float = 0.05, dropout: float = 0.3) -> Parts:
     """A small head with BatchNorm and dropout, AdamW inside SAM, and frames to learn."""
     torch.manual_seed(seed)
     head = MLPHead(5, 3, hidden_layers=2, hidden_width=8, dropout=dropout)
-    optimiser = SAM(AdamW(head.parameters(), lr=0.01, weight_decay=0.1), rho)
+    optimiser = SAM(AdamW(head.parameters(), lr=0.01, weight_decay=0.1), rho=rho)
     return head, optimiser, torch.randn(24, 5), torch.randint(3, (24,))
 
 
@@ -91,7 +92,7 @@ def test_parameters_come_back_to_the_bit_and_moved_by_rho(values: list[float], s
     before = parameter.detach().clone()
     gradient = torch.tensor(slopes[: len(values)])
     parameter.grad = gradient.clone()
-    optimiser = SAM(SGD([parameter], lr=0.1), rho)
+    optimiser = SAM(SGD([parameter], lr=0.1), rho=rho)
     with optimiser.perturbed():
         moved = parameter.detach().double() - before.double()
         # rounding of the sum in float32 is relative to the parameter
@@ -222,7 +223,7 @@ def test_a_schedule_down_to_zero_stops_the_parameters() -> None:
 @pytest.mark.parametrize("rho", [-0.1, float("nan")])
 def test_a_radius_below_zero_is_refused(rho: float) -> None:
     with pytest.raises(ValueError, match=r"rho is .*; expected at least 0"):
-        SAM(SGD([nn.Parameter(torch.ones(1))], lr=0.1), rho)
+        SAM(SGD([nn.Parameter(torch.ones(1))], lr=0.1), rho=rho)
 
 
 # BatchNorm in the second pass
@@ -255,3 +256,51 @@ def test_layers_that_never_track_are_left_alone() -> None:
     with frozen_batch_norm(layer):
         layer(torch.randn(3, 4))
     assert layer.track_running_stats is False
+
+
+def test_parameters_with_a_class_are_what_an_optimiser_of_them_is() -> None:
+    found = []
+    for wrapped in (True, False):
+        torch.manual_seed(0)
+        head, options = nn.Linear(3, 2), {"lr": 0.01, "weight_decay": 0.1}
+        if wrapped:
+            optimiser = SAM(AdamW(head.parameters(), **options), rho=0.05, adaptive=True)
+        else:
+            optimiser = SAM(head.parameters(), AdamW, rho=0.05, adaptive=True, **options)
+        inputs = torch.randn(8, 3)
+
+        def closure(head: nn.Module = head, optimiser: SAM = optimiser, inputs: torch.Tensor = inputs) -> torch.Tensor:
+            optimiser.zero_grad()
+            loss = head(inputs).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimiser.step(closure)
+        found.append(head.weight.detach())
+    assert found[0].equal(found[1])
+
+
+def test_a_group_that_is_added_is_perturbed_and_stepped_too() -> None:
+    x, y, z = (nn.Parameter(torch.tensor([value])) for value in (3.0, 4.0, 0.0))
+    optimiser = SAM(SGD([x], lr=0.1), rho=0.5)
+    optimiser.add_param_group({"params": [y], "lr": 0.2})
+    optimiser.add_param_group({"params": [z], "rho": 0.0})
+    assert [group["rho"] for group in optimiser.param_groups] == [0.5, 0.5, 0.0]
+    assert optimiser.param_groups is optimiser.base.param_groups
+    (x.square() / 2 + y.square() / 2 + z).sum().backward()
+    norm = (9 + 16 + 1) ** 0.5
+    with optimiser.perturbed():
+        assert [p.item() for p in (x, y, z)] == pytest.approx([3 + 0.5 * 3 / norm, 4 + 0.5 * 4 / norm, 0])
+        (x.square() / 2 + y.square() / 2 + z).sum().backward()
+    optimiser.step()
+    assert [p.item() for p in (x, y, z)] == pytest.approx([3 - 0.1 * (3 + 1.5 / norm), 4 - 0.2 * (4 + 2 / norm), -0.1])
+
+
+@pytest.mark.parametrize("wrong", [(0.5,), (AdamW,), (SGD, "lr")])
+def test_what_is_no_optimiser_is_said(wrong: tuple[Any, ...]) -> None:
+    base = SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(TypeError, match=r"expected SAM\(optimiser, rho=...\) or SAM\(parameters, class"):
+        SAM(base, wrong[0], **dict.fromkeys(wrong[1:], 0.1))
+    with pytest.raises(TypeError, match="expected SAM"):
+        SAM([nn.Parameter(torch.ones(1))])

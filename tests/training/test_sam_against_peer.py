@@ -207,7 +207,7 @@ def test_heads_side_by_side_step_as_heads_apart(
     together = nn.Parameter(stacked_parameters())
     apart = [[nn.Parameter(p.clone()) for p in layers_of(together.detach()[[head]])] for head in range(HEADS)]
     stacked = base([together], **options)
-    single = [SAM(base(p, **options), rho, adaptive=adaptive) for p, rho in zip(apart, rhos, strict=True)]
+    single = [SAM(base(p, **options), rho=rho, adaptive=adaptive) for p, rho in zip(apart, rhos, strict=True)]
     for step in range(STEPS):
         stacked_step(together, stacked, torch.tensor(rhos, dtype=torch.float64), adaptive, inputs_of(step))
         for head in range(HEADS):

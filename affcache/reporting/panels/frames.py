@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from affcache.progress import counted
 from affcache.reporting.frames import ReportContext, classes_of
 from affcache.tasks.tasks import Task
 
@@ -13,8 +14,8 @@ def hardest_frames(context: ReportContext) -> str:
     shown = context.hardest
     return (
         f"<p>CVaR at the run's alpha {context.run.settings.alpha:g} is the mean loss of the hardest "
-        f"{len(context.tail):,} frames. Shown are {len(shown)} of them, so many of each label that all can be looked "
-        "at, the hardest first. A click shows the timeline there.</p>"
+        f"{counted(len(context.tail), 'frame')}. Shown are {len(shown)} of them, so many of each label that all can be "
+        "looked at, the hardest first. A click shows the timeline there.</p>"
         + _class_filter(context.task, len(shown))
         + _buttons(context, "hardest", shown)
     )
@@ -31,9 +32,10 @@ def suspicious_frames(context: ReportContext) -> str | None:
 def _class_filter(task: Task, count: int) -> str:
     names = task.classes if task.exclusive or not task.has_classes else (*task.classes, "none")
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
+    frames = counted(count, "frame")
     return (
         '<p class="tools"><label for="class">Label</label><select id="class"><option value="">all</option>'
-        f'{options}</select><span id="shown" role="status">{count} frames</span></p>'
+        f'{options}</select><span id="shown" role="status">{frames}</span></p>'
     )
 
 

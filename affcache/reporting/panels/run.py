@@ -3,7 +3,7 @@
 import json
 from html import escape
 
-from affcache.progress import metric_name
+from affcache.progress import counted, metric_name
 from affcache.reporting.frames import ReportContext
 from affcache.scoring.intervals import without_interval
 
@@ -15,10 +15,11 @@ def headline(context: ReportContext) -> str:
     run, scores, rule = context.run, context.scored.scores, context.scored.rule
     few = without_interval(run.task, context.scored.statistics)
     interval = "95 % {:.3f} to {:.3f}, over videos".format(*scores.interval) if scores.interval else "no interval"
+    frames = counted(len(context.joined), f"{escape(context.split)} frame")
     words = [
         f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>{interval}</small></p>',
-        f"<p>{escape(str(run.folder.path))}, epoch {run.epoch}; {len(context.joined):,} {escape(context.split)} frames "
-        f"of {len(context.scored.statistics)} videos.</p>",
+        f"<p>{escape(str(run.folder.path))}, epoch {run.epoch}; {frames} of "
+        f"{counted(len(context.scored.statistics), 'video')}.</p>",
     ]
     if few:
         words.append(NOTICE.format(f"No interval of {metric_name(scores.metric)}: {escape(few)}."))

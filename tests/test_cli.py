@@ -21,7 +21,7 @@ from affcache.commands import SETTINGS
 from affcache.settings import flag
 from affcache.store.writing import create_store
 from affcache.tasks.tasks import TASKS
-from tests.conftest import MakeData, crop_list, write_labels, write_store
+from tests.conftest import NAMED_ONLY, MakeData, crop_list, write_labels, write_store
 
 
 def leaves() -> dict[str, Any]:
@@ -242,7 +242,7 @@ def test_info_and_verify(workplace: Path) -> None:
 
 
 def test_verify_refuses_a_store_in_the_making(tmp_path: Path) -> None:
-    create_store(tmp_path / "x.h5", crop_list({"a": [1, 2]}), 4, {"model": "made-up"}, "f" * 64)
+    create_store(tmp_path / "x.h5", crop_list({"a": [1, 2]}), 4, {"model": "made-up"}, NAMED_ONLY)
     assert "2 of 2 rows are still to be encoded" in call("verify", tmp_path / "x.h5", code=2).stderr
 
 

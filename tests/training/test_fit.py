@@ -19,7 +19,7 @@ from affcache.store.writing import create_store
 from affcache.training.fit import FitResult, fit
 from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
-from tests.conftest import MakeData, crop_list, write_labels, write_store
+from tests.conftest import NAMED_ONLY, MakeData, crop_list, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 4, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
 Fit = Callable[..., FitResult]
@@ -388,7 +388,7 @@ def test_an_empty_run_folder_is_fine(quick_fit: Fit, tmp_path: Path) -> None:
 
 def test_an_incomplete_store_is_refused(quick_fit: Fit, tmp_path: Path) -> None:
     path = tmp_path / "pending.h5"
-    create_store(path, crop_list({"0-30-640x360": range(1, 9)}), 16, {"model": "made-up"}, "f" * 64)
+    create_store(path, crop_list({"0-30-640x360": range(1, 9)}), 16, {"model": "made-up"}, NAMED_ONLY)
     with pytest.raises(StoreError, match=r"is incomplete: 8 of 8 rows .* run the same 'affcache extract' again"):
         quick_fit(store=path)
     assert not (tmp_path / "run").exists()

@@ -1,15 +1,18 @@
-"""Files: written whole or not at all, tensors with a header, figures, and what ships with affcache.
+"""Files: read within bounds, written whole or not at all, tensors with a header, figures, what ships with affcache.
 
 torch and matplotlib are imported where they are needed: the command line and the settings don't wait for them.
 """
 
+import errno
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources import as_file
 from importlib.resources import files as resources
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,96 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")  # of figures
 
+LARGEST_LINE = 2**16  # bytes
+LARGEST_JSON = 2**24  # bytes
+_READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # doesn't wait for a pipe
+
 Tensors = dict[str, "torch.Tensor"]
+
+
+def open_descriptor(path: Path | str, most: int | None = None) -> int:
+    """Open a user's file for reading, if it is one: not a pipe or a device, nor larger than its kind can be.
+
+    Args:
+        path: the file, or a link to it.
+        most: bytes.
+
+    Raises:
+        OSError: it is missing, no file, or too large; nothing was read.
+    """
+    try:
+        descriptor = os.open(path, _READING)
+    except ValueError:
+        raise OSError(errno.EINVAL, "no file has such a name") from None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, of which at most {most:,} are read")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_regular(path: Path | str, most: int | None = None) -> FileIO:
+    """Open a user's file as ``open_descriptor`` does."""
+    return FileIO(open_descriptor(path, most))
+
+
+def read_bytes(path: Path | str, most: int) -> bytes:
+    """Read a whole file of at most so many bytes; raises as ``open_descriptor``."""
+    with open_regular(path, most) as file:
+        return file.readall()
+
+
+def read_lines(path: Path, most: int, errors: str = "strict") -> Iterator[str]:
+    """Yield the lines of a text file in UTF-8, with or without a byte order mark.
+
+    Lines end at \\n or \\r\\n and nowhere else: other characters that Unicode counts as line ends would shift the rest.
+
+    Raises:
+        OSError: as ``open_descriptor``, or a line is longer than any that is meant.
+        UnicodeDecodeError: it isn't UTF-8.
+    """
+    with open_regular(path, most) as raw, BufferedReader(raw) as file:
+        first = True
+        while line := file.readline(LARGEST_LINE + 1):
+            if len(line) > LARGEST_LINE:
+                raise OSError(errno.EFBIG, f"a line of it has more than {LARGEST_LINE:,} bytes")
+            text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if first else "utf-8", errors)
+            first = False
+            yield text
+
+
+def written_by_others(path: Path) -> bool:
+    """Say whether another user than the caller and root may have written a file, or a link to it."""
+    with suppress(OSError, AttributeError):  # a link that leads nowhere, which reading says; a system without users
+        found = path.stat()
+        return found.st_mode & stat.S_IWOTH != 0 or not {found.st_uid, path.lstat().st_uid} <= {os.getuid(), 0}
+    return False
+
+
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        OSError: as ``open_descriptor``.
+        ValueError: it is none.
+    """
+    return parse_json(read_bytes(path, most))
+
+
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """Return one JSON object; raises ValueError where it is none, however deep it goes."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    return found
 
 
 @contextmanager
@@ -73,10 +165,11 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["affcache"])
+            metadata = parse_json((file.metadata() or {})["affcache"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise StoreError(
             f"{path} can't be read ({type(error).__name__}: {error}). Expected a file that 'affcache fit' wrote. "
             "Train again with 'affcache fit'."

@@ -2,16 +2,18 @@
 
 import dataclasses
 import inspect
+import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 from affcache.errors import ConfigError, did_you_mean
+from affcache.files import read_bytes, written_by_others
 from affcache.progress import Listener
 
 CROPS = (Path("data/Aff-Wild2/cropped_aligned"), Path("data/Aff-Wild2/cropped_aligned_new_50_vids"))
@@ -24,6 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 CONFIG_NAME = "affcache.toml"
+LARGEST_TOML = 2**20  # bytes
 SHARED_KEYS = ("crops", "annotations", "store", "model", "pretrained", "device", "seed")
 NOT_SHARED = {
     "score": ("store", "annotations"),  # a run is scored on what it was trained on, unless said for score itself
@@ -41,7 +44,10 @@ def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), defau
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raises OSError or ValueError where that can't be done."""
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(read_bytes(path, LARGEST_TOML).decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 class Settings:
@@ -95,6 +101,7 @@ class ConfigFile:
 
     path: Path | None = None
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    foreign: tuple[Path, ...] = ()  # nearer ones that aren't read, since others could have written them
 
     def of(self, command: str) -> Mapping[str, Any]:
         """Return what the file sets for one command."""
@@ -111,6 +118,9 @@ class ConfigFile:
 def find_config(start: Path, commands: Commands) -> ConfigFile:
     """Read the nearest affcache.toml in ``start`` or a folder above it; an empty one where there is none.
 
+    The search ends at the user's home, and at the root of a repository. A file that belongs to another user than the
+    caller or root, or that everybody may write, isn't read: it could say what to overwrite.
+
     A table per command ([extract], [fit], ...) holds that command's settings; a shared key before the first table
     (crops, annotations, store, model, pretrained, device, seed) counts for every command that has it. Relative paths
     are relative to the file.
@@ -120,13 +130,18 @@ def find_config(start: Path, commands: Commands) -> ConfigFile:
         commands: every command with its settings class, as in ``affcache.commands``.
 
     Raises:
-        ConfigError: not TOML, or unknown keys or values of the wrong type: all of them at once.
+        ConfigError: it can't be read, isn't TOML, or has unknown keys or values of the wrong type: all at once.
     """
+    foreign: list[Path] = []
     for folder in (start.absolute(), *start.absolute().parents):
         path = folder / CONFIG_NAME
-        if path.is_file():
-            return _read_config(path, commands)
-    return ConfigFile()
+        if os.path.lexists(path):
+            if not written_by_others(path):
+                return replace(_read_config(path, commands), foreign=tuple(foreign))
+            foreign.append(path)
+        if folder == Path("~").expanduser() or os.path.lexists(folder / ".git"):
+            break
+    return ConfigFile(foreign=tuple(foreign))
 
 
 def resolve(settings: type[AnySettings], command: str, given: Mapping[str, Any], config: ConfigFile) -> AnySettings:
@@ -170,6 +185,11 @@ def _read_config(path: Path, commands: Commands) -> ConfigFile:
         content = read_toml(path)
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct that line.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} can't be read: {error.strerror}. Expected a TOML file of at most {LARGEST_TOML:,} bytes. Give "
+            "yourself the right to read it, or remove it."
+        ) from None
     shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     problems = [_misplaced(key, value, commands) for key, value in shared.items() if key not in SHARED_KEYS]
@@ -222,7 +242,7 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
             value = [f"{name}={','.join(map(as_text, of))}" for name, of in value.items()]
         entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
-    if kind is Path and isinstance(value, (str, Path)):
+    if kind is Path and isinstance(value, (str, Path)) and "\0" not in str(value):
         return folder / Path(value).expanduser()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -17,6 +17,7 @@ import typer
 
 import affcache
 from affcache.commands import COMMANDS, SETTINGS, call
+from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.settings import find_config
 
@@ -45,6 +46,17 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
     if version:
         print(f"affcache {affcache.__version__}")
         raise typer.Exit
+
+
+def working_folder() -> Path:
+    """Return the working folder; raises ConfigError where it was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        raise ConfigError(
+            "The working folder doesn't exist any more. Expected one that does: change to another with 'cd DIR', then "
+            "run the command again."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,12 @@ def handler_of(name: str) -> Handler:
     """Return what a command does with the flags that were given."""
 
     def work(given: dict[str, Any], listener: Listener) -> Any:
-        config = find_config(Path.cwd(), SETTINGS)
+        folder = working_folder()
+        config = find_config(folder, SETTINGS)
+        for path in config.foreign:
+            listener.warning(f"{path} is not read: another user could have written it")
+        if config.path and config.path.parent != folder:
+            listener.message(f"settings from {config.path}")
         return OF_STORES[name](given["store"], listener) if name in OF_STORES else call(name, given, config, listener)
 
     def handle(given: dict[str, Any], as_json: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from affcache.ablation.grid import Variant
 from affcache.errors import StoreError
-from affcache.files import Tensors, read_tensors, write_json, write_tensors, write_text
+from affcache.files import Tensors, read_json, read_tensors, write_json, write_tensors, write_text
 from affcache.scoring.intervals import Interval, VideoResamples, seed_and_video_interval
 from affcache.tasks.metrics import Table
 from affcache.tasks.tasks import find_task
@@ -80,7 +80,7 @@ class Trial:
             StoreError: it is damaged.
         """
         try:
-            found = json.loads(self.result.read_text(encoding="utf-8"))
+            found = read_json(self.result)
             history = self.folder.read_history()
             value, selected, best_epoch, diverged = (found[name] for name in RESULT)
         except (OSError, ValueError, KeyError, TypeError) as error:

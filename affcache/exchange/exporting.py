@@ -15,6 +15,7 @@ from affcache.errors import InputError
 from affcache.exchange.layouts import EMBEDDINGS, METADATA, matching_parts, npy_part
 from affcache.exchange.settings import ExportSettings
 from affcache.exchange.sources import (
+    WIDEST,
     FrameKeys,
     ImportSource,
     Matrix,
@@ -29,9 +30,10 @@ from affcache.exchange.sources import (
     rows_of,
     unpack,
 )
+from affcache.files import LARGEST_JSON, open_regular, parse_json, read_bytes
 from affcache.progress import Listener, Result
 from affcache.settings import command, default_store
-from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
+from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore, fingerprint
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")
@@ -47,7 +49,7 @@ SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
 def open_npy_export(folder: Path) -> ImportSource:
     """Open an exported folder: img_emb/, metadata/ and provenance.json."""
     try:
-        provenance = read_provenance(folder / NPY_FILE, (folder / NPY_FILE).read_bytes())
+        provenance = read_provenance(folder / NPY_FILE, read_bytes(folder / NPY_FILE, LARGEST_JSON))
     except OSError as error:
         raise cannot_read(folder / NPY_FILE, error) from None
     ((embeddings, metadata),) = matching_parts(folder)[:1]
@@ -66,8 +68,8 @@ def open_parquet_export(path: Path) -> ImportSource:
         kind = getattr(file.schema_arrow.field("embedding").type, "value_type", None)
         if str(kind) != "float":
             raise cannot_read(path, TypeError(f"embedding is a {kind or 'single value'}, not a list of float"))
-    keys, width = _keys_of(path, rows_of(path, KEY_COLUMNS)), int(provenance.get("width", 0))
-    if not (keys and width):
+    keys, width = _keys_of(path, rows_of(path, KEY_COLUMNS)), provenance.get("width")
+    if not keys or not isinstance(width, int) or not 0 < width <= WIDEST:
         raise cannot_read(path, ValueError("no rows, or embeddings of no width"))
 
     def matrix(folder: Path) -> Matrix:
@@ -90,10 +92,12 @@ def open_safetensors_export(path: Path) -> ImportSource:
                 raise ValueError(f"{name} is {entry['dtype']}")
             start, shape = first + entry["data_offsets"][0], tuple(entry["shape"])
             maps[name] = np.memmap(path, dtype=_DTYPES[kind], mode="r", offset=start, shape=shape)
+        if maps["video_start"][-1] != len(maps["features"]):
+            raise ValueError("its tensors differ in length")
         videos = np.repeat(names, np.diff(maps["video_start"]))
         if len({len(videos), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
             raise ValueError("its tensors differ in length")
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OSError, RecursionError, AttributeError) as error:
         raise cannot_read(path, error) from None
     keys = _keys_of(path, zip(videos, maps["frame_number"].tolist(), maps["status"].tolist(), strict=True))
     part = Part(path, keys, maps["features"].shape[1], lambda folder: maps["features"])
@@ -105,11 +109,9 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy"):
-            pass  # checks sizes and offsets
-        with path.open("rb") as file:
+        with open_regular(path) as file, safe_open(path, framework="numpy"):  # which checks sizes and offsets
             length = int.from_bytes(file.read(8), "little")
-            return json.loads(file.read(length)), 8 + length
+            return parse_json(file.read(length)), 8 + length
     except (OSError, SafetensorError, ValueError) as error:
         raise cannot_read(path, error) from None
 
@@ -167,12 +169,14 @@ def provenance_of(store: EmbeddingStore) -> dict[str, Any]:
 def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
     """Parse the provenance that was found in ``path``."""
     try:
-        found = json.loads(text or "null")
+        found = parse_json(text or "null")
         if found["format"] != EXPORT_FORMAT or found["format_version"] != EXPORT_VERSION:
             raise ValueError(f"{found['format']!r} version {found['format_version']}")
         wanted: dict[str, type] = {"encoder": dict, "encoder_fingerprint": str, "store_fingerprint": str}
         if not all(isinstance(found[name], kind) for name, kind in wanted.items()):
             raise TypeError("a field of another type")
+        if fingerprint(found["encoder"]) != found["encoder_fingerprint"]:
+            raise ValueError("the encoder is not the one that its fingerprint is of")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} doesn't say how its embeddings were made ({type(error).__name__}: {error}). Expected the "

@@ -12,7 +12,7 @@ from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_
 from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, cannot_read, facts_of
-from affcache.files import written_whole
+from affcache.files import open_regular, written_whole
 from affcache.progress import Listener, Result
 from affcache.settings import command, default_store
 from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint
@@ -62,8 +62,8 @@ def _magic(path: Path) -> bytes:
     if path.is_dir():
         return b""
     try:
-        with path.open("rb") as file:
-            return file.read(len(HDF5_MAGIC))
+        with open_regular(path) as file:
+            return file.read(len(HDF5_MAGIC)) or b""
     except OSError as error:
         raise cannot_read(path, error) from None
 

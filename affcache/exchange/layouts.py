@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from affcache.crops.crop_list import LARGEST_LIST
 from affcache.errors import InputError
 from affcache.exchange.sources import (
     FrameKeys,
@@ -22,6 +23,7 @@ from affcache.exchange.sources import (
     rows_of,
     unpack,
 )
+from affcache.files import open_regular, read_lines
 from affcache.store.reading import FORMAT
 
 EMBEDDINGS, METADATA = "img_emb", "metadata"
@@ -57,6 +59,7 @@ def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
 def npy_part(path: Path, metadata: Path, keys: FrameKeys) -> Part:
     """Return a .npy file of embeddings, float (n, D), whose rows the metadata name."""
     try:
+        open_regular(path).close()
         array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise cannot_read(path, error) from None
@@ -115,20 +118,19 @@ def _read_listing(path: Path) -> FrameKeys:
     keys = FrameKeys()
     blank = 0  # the first of a run of blank lines, which may end the file
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    blank = blank or number
-                    continue
-                if blank:
-                    raise _malformed(path, blank, "is blank, with more lines after it")
-                crop, tab, label = line.rstrip("\n").rpartition("\t")
-                if not tab or not _LABEL.fullmatch(label.strip()):
-                    raise _malformed(path, number, f"is {line.rstrip()!r}")
-                try:
-                    keys.add_path(crop.strip())
-                except ValueError as error:
-                    raise _malformed(path, number, str(error)) from None
+        for number, line in enumerate(read_lines(path, LARGEST_LIST), start=1):
+            if not line.strip():
+                blank = blank or number
+                continue
+            if blank:
+                raise _malformed(path, blank, "is blank, with more lines after it")
+            crop, tab, label = line.rpartition("\t")
+            if not tab or not _LABEL.fullmatch(label.strip()):
+                raise _malformed(path, number, f"is {line.rstrip()[:80]!r}")
+            try:
+                keys.add_path(crop.strip())
+            except ValueError as error:
+                raise _malformed(path, number, str(error)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise cannot_read(path, error) from None
     return keys

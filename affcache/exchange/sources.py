@@ -17,11 +17,13 @@ import numpy.typing as npt
 
 from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, parse_path
 from affcache.errors import ConfigError, InputError
+from affcache.files import open_regular
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, EmbeddingStore, Rows
 
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
+WIDEST = 2**16  # values of an embedding
 NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
@@ -98,7 +100,7 @@ class ImportSource:
 
 def require_floats(file: Path, what: str, array: Any) -> None:
     """Refuse what isn't a matrix of floating-point numbers with at least one row and one column."""
-    if array.dtype.name not in FLOATS or len(array.shape) != 2 or 0 in array.shape:
+    if array.dtype.name not in FLOATS or len(array.shape) != 2 or 0 in array.shape or array.shape[1] > WIDEST:
         raise InputError(
             f"{what} of {file} is {array.dtype} of shape {array.shape}. Expected one row of {', '.join(FLOATS)} per "
             "frame, shape (n, D). Name the file that holds the image embeddings."
@@ -282,6 +284,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow
 
     try:
+        open_regular(path).close()
         with parquet.ParquetFile(path) as file:
             yield file
     except (OSError, pyarrow.ArrowException) as error:

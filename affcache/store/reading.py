@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import StoreError
+from affcache.files import open_regular
 from affcache.store.hdf5 import TEXT, StoreFile
 
 FORMAT = "affcache-embeddings"
@@ -52,7 +53,7 @@ def mapped_fields(path: Path) -> dict[str, Any]:
             'it is with --store FILE or with store = "..." in affcache.toml.'
         )
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             found = StoreFile(file)
             _check_format(path, found.attributes)
             places = {name: found.dataset(name) for name in NUMERIC_DATASETS}

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError
+from affcache.files import read_lines
 from affcache.progress import Result
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.tasks.tasks import Task
 
+LARGEST_LABEL_FILE = 2**24  # bytes; of 24 hours of video at 30 frames a second a few million
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
 
@@ -110,10 +112,11 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
         InputError: a wrong header, a wrong count of values, a value that is no number or out of range; names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig").rstrip()
+        header, *lines = list(read_lines(path, LARGEST_LABEL_FILE)) or [""]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as a label file: {error}. Restore it from the download.") from None
-    header, *lines = text.splitlines() or [""]
+    while lines and not lines[-1].strip():
+        lines.pop()
     if [name.strip().lower() for name in header.split(",")] != [name.lower() for name in task.classes]:
         raise InputError(
             f"{path}, line 1: the header is {header[:80]!r}, expected {task.header!r}. Is this a label file of task "
@@ -122,6 +125,8 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     exact = np.float64 if np.dtype(task.label_dtype).kind == "f" else task.label_dtype  # float32 rounds into the range
     values = np.empty((0, task.values_per_line), dtype=exact)
     if lines:
+        if not set().union(*lines) <= _signs_of(task):  # older numpy reads 2.5 as the integer 2
+            raise InputError(_first_bad_line(path, lines, task))
         try:
             values = np.loadtxt(lines, dtype=exact, delimiter=",", comments=None, ndmin=2)
         except ValueError:
@@ -133,6 +138,11 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
         raise InputError(_first_bad_line(path, lines, task))
     values = values.astype(task.label_dtype, copy=False)
     return values[:, 0] if task.exclusive else values, ~invalid
+
+
+def _signs_of(task: Task) -> frozenset[str]:
+    """Return the characters that a line of labels is made of."""
+    return frozenset("0123456789+-, \t" if np.dtype(task.label_dtype).kind == "i" else "0123456789+-, \t.eE")
 
 
 def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
@@ -151,7 +161,8 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
             values = [convert(field) for field in fields]
         except ValueError:
             values = []
-        if not values or "_" in line or not line.isascii():  # Python reads 1_0 and other scripts' digits, labels don't
+        # Python reads 1_0 and other scripts' digits, labels don't
+        if not values or not _signs_of(task).issuperset(line):
             problem = "not a number"
             break
         if task.invalid_value not in values and not all(low <= value <= high for value in values):

@@ -91,7 +91,7 @@ class Epochs:
         return tensors, {"epoch": self.done, "best": progress}
 
     def load_state(self, tensors: Tensors, progress: dict[str, Any]) -> None:
-        """Take up what ``state`` returned."""
+        """Take up what ``state`` returned; raises ValueError where its tensors are damaged."""
         self.learner.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("best.")})
         self.done = progress["epoch"]
         for head, (best, of) in enumerate(zip(self.best, progress["best"], strict=True)):

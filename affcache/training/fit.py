@@ -15,7 +15,7 @@ import torch
 
 import affcache
 from affcache.devices import GIGABYTE, default_memory, resolve_device
-from affcache.errors import ConfigError, InputError
+from affcache.errors import ConfigError, InputError, StoreError, first_line
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener, Result
 from affcache.settings import RUNS, command, default_store
@@ -263,12 +263,20 @@ class SavedRun:
             self.folder.keep_history(0)
             return
         tensors, progress = read_tensors(self.folder.last)
-        self.run.learner.load_state(tensors)
-        self.run.done = progress["epoch"]
-        self.folder.keep_history(self.run.done)
-        (best,) = self.run.best
-        best.value, best.epoch = progress["best_value"], progress["best_epoch"]
-        best.history = self.folder.read_history()
+        (best,), history = self.run.best, self.folder.read_history()
+        try:
+            done, best.epoch = int(progress["epoch"]), int(progress["best_epoch"])
+            best.value = float(progress["best_value"])
+            if not 0 <= best.epoch <= done <= min(len(history), self.run.steps):
+                raise ValueError(f"it is of epoch {done}, the history has {len(history)}")
+            self.run.learner.load_state(tensors)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(
+                f"{self.folder.last} can't be continued from ({first_line(error)}). Expected the file as "
+                "'affcache fit' wrote it. Restore it from a sound copy, or begin a new run with another --run DIR."
+            ) from None
+        self.run.done, best.history = done, history[:done]
+        self.folder.keep_history(done)
 
 
 def _memory(settings: FitSettings, folder: RunFolder, device: torch.device) -> float:

@@ -122,18 +122,23 @@ class BaseLearner(ABC):
         return tensors
 
     def load_state(self, tensors: Tensors) -> None:
-        """Take up what ``state`` returned.
+        """Take up what ``state`` returned. Names, shapes and dtypes are compared first: torch would write beyond them.
 
         Raises:
             ConfigError: it is of heads that trained in another way, plain or stacked.
+            ValueError: it is damaged.
         """
-        try:
-            self._load_own_state(tensors)
-        except KeyError:
+        own = self.state()
+        if any(name.startswith("plain.") for name in own) != any(name.startswith("plain.") for name in tensors):
             raise ConfigError(
                 "The run began with the step that heads.py, losses.py, risk.py and sam.py define, or without it, and "
                 "would go on the other way. Undo the change to these files, or begin a new run with another --run DIR."
-            ) from None
+            )
+        for name, tensor in own.items():
+            found = _like(tensor, tensors, name)
+            if "generator." in name or name.endswith(".random"):
+                _require_state(name, found)
+        self._load_own_state(tensors)
         for head in range(len(self.recipes)):
             self.load_head(head, with_prefix(tensors, "head." if len(self.recipes) == 1 else f"head.{head}."))
             self._orders[head].set_state(tensors[f"generator.order.{head}"].cpu())
@@ -321,6 +326,23 @@ def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def _like(tensor: torch.Tensor, others: Tensors, name: str) -> torch.Tensor:
+    """Return the tensor of a name; raises ValueError unless it has another one's shape and dtype."""
+    found = others.get(name)
+    if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+        words = "missing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+        raise ValueError(f"{name} is {words}, expected {tensor.dtype} of shape {tuple(tensor.shape)}")
+    return found
+
+
+def _require_state(name: str, found: torch.Tensor) -> None:
+    """Refuse what can't be the state of a generator, before any of it is taken up."""
+    try:
+        torch.Generator().set_state(found.cpu())
+    except RuntimeError:
+        raise ValueError(f"{name} is no state of a generator") from None
+
+
 def moments_of(optimiser: torch.optim.Optimizer) -> Tensors:
     """Return what an optimiser remembers of each parameter: ``<parameter>.<name>``."""
     states = optimiser.state_dict()["state"]
@@ -328,9 +350,9 @@ def moments_of(optimiser: torch.optim.Optimizer) -> Tensors:
 
 
 def load_moments(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Take up what ``moments_of`` returned."""
+    """Take up what ``moments_of`` returned of an optimiser that made a step; raises ValueError where it is damaged."""
     states: dict[int, Tensors] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = tensor
+    for number, parameter in enumerate(parameter for group in optimiser.param_groups for parameter in group["params"]):
+        likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+        states[number] = {name: _like(like, tensors, f"{number}.{name}") for name, like in likes.items()}
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -4,15 +4,28 @@ Every file is written under a temporary name and renamed; history.jsonl grows by
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from affcache.errors import ConfigError, InputError, StoreError
-from affcache.files import write_json, write_text
+from affcache.errors import ConfigError, InputError, StoreError, first_line
+from affcache.files import LARGEST_JSON, parse_json, read_bytes, read_json, write_json, write_text
 from affcache.settings import as_text, build, flag
 from affcache.store.reading import EmbeddingStore
 from affcache.training.settings import FitSettings
+
+CONFIG: dict[str, type] = {  # what readers of config.json take from it, and its type
+    "task": str, "settings": dict, "settings.annotations": str, "labels": dict, "store": dict, "store.path": str,
+    "store.fingerprint": str, "store.encoder": dict, "store.encoder_fingerprint": str,
+}  # fmt: skip
+
+
+def _within(config: Mapping[str, Any], name: str) -> Any:
+    """Return what config.json says under a name such as store.path."""
+    table, _, key = name.rpartition(".")
+    inner = config.get(table) if table else config
+    return inner.get(key) if isinstance(inner, dict) else None
 
 
 class RunFolder:
@@ -38,12 +51,12 @@ class RunFolder:
             InputError: this is no run folder, or its config.json is damaged.
         """
         try:
-            config = json.loads(self.config.read_text(encoding="utf-8"))
-            missing = {"task", "settings", "store", "labels"}.difference(config)
+            config = read_json(self.config)
+            missing = [name for name, kind in CONFIG.items() if not isinstance(_within(config, name), kind)]
             if missing:  # other programs write a config.json too
-                raise ValueError(f"config.json doesn't have {', '.join(sorted(missing))}")
-            return dict(config)
-        except (OSError, ValueError, TypeError) as error:
+                raise ValueError(f"config.json doesn't have {', '.join(missing)}")
+            return config
+        except (OSError, ValueError) as error:
             reason = "no config.json in it" if isinstance(error, FileNotFoundError) else error
             raise InputError(
                 f"{self.path} is no run folder that can be read ({reason}). Expected a folder that 'affcache fit' "
@@ -55,12 +68,27 @@ class RunFolder:
         return path if split == "validation" else path.with_name(f"{path.stem}-{split}{path.suffix}")
 
     def finished_epochs(self) -> int:
-        """Count the epochs in the history."""
-        return len(self.history.read_text(encoding="utf-8").splitlines()) if self.history.exists() else 0
+        """Count the epochs in the history; raises as ``read_history``."""
+        return len(self.read_history()) if self.history.exists() else 0
 
     def read_history(self) -> list[dict[str, Any]]:
-        """Return the lines of the history."""
-        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()]
+        """Return the lines of the history but for a last one that a kill left without its end.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        try:
+            *lines, _ = read_bytes(self.history, LARGEST_JSON).split(b"\n")
+            entries = [parse_json(line) for line in lines]
+            values = [value for entry in entries for value in entry.values()]
+            if not all(isinstance(value, (int, float)) and not abs(value) > 2**63 for value in values):
+                raise ValueError("a value is no number")
+            return entries
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.history} can't be read ({first_line(error)}). Expected a line of JSON for each epoch, as "
+                "'affcache fit' wrote it. Restore it from a sound copy, or train again with 'affcache fit'."
+            ) from None
 
     def append_history(self, entry: dict[str, Any]) -> None:
         """Add one epoch's line."""
@@ -70,8 +98,7 @@ class RunFolder:
     def keep_history(self, epochs: int) -> None:
         """Cut the history to its first ``epochs`` lines; a kill may have left one more, or half a line."""
         if self.history.exists():
-            lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.history, "".join(lines[:epochs]))
+            write_text(self.history, "".join(json.dumps(entry) + "\n" for entry in self.read_history()[:epochs]))
 
 
 def newest_run(runs: Path) -> RunFolder:

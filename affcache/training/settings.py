@@ -85,6 +85,8 @@ class TrainingSettings(Settings):
         yield from self.at_least("lr_half_period", 0, excluded=True)
         for name in ("lr_minimum", "weight_decay", "rho", "hidden_layers"):
             yield from self.at_least(name, 0)
+        if self.hidden_layers > 1000:
+            yield f"--hidden-layers is {self.hidden_layers}; expected at most 1,000."
         if not 0 < self.alpha <= 1:
             yield f"--alpha is {self.alpha}; expected more than 0 and at most 1."
         if not 0 <= self.dropout < 1:

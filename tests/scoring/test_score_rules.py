@@ -17,7 +17,7 @@ from affcache.files import drawing
 from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import smooth
 from affcache.scoring.score import ScoreResult, score
-from affcache.store.reading import EmbeddingStore, view_path
+from affcache.store.reading import EmbeddingStore, fingerprint, view_path
 from affcache.tasks.annotations import hold_out, join_labels
 from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.tasks import TASKS
@@ -111,8 +111,8 @@ def mirrored(path: Path) -> EmbeddingStore:
     other = view_path(path, "flip")
     other.write_bytes(path.read_bytes())
     with h5py.File(other, "r+") as file:
-        encoder = json.loads(file.attrs["encoder"])
-        file.attrs["encoder"] = json.dumps({**encoder, "view": "flip"})
+        encoder = {**json.loads(file.attrs["encoder"]), "view": "flip"}
+        file.attrs["encoder"], file.attrs["encoder_fingerprint"] = json.dumps(encoder), fingerprint(encoder)
     store = EmbeddingStore.open(other)
     features = np.memmap(other, "float16", "r+", store.features.offset, store.features.shape)
     features[:, 0] *= -1

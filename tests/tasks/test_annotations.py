@@ -125,7 +125,7 @@ def test_a_header_alone_is_a_file_without_labels(tmp_path: Path, task: Task) -> 
         pytest.param(EXPR, lines_of(EXPR, -2, 7), 2, "a value out of range in '-2'", id="too small, EXPR"),
         pytest.param(AU, lines_of(AU, ABSENT, "2" + ",0" * 11), 3, "a value out of range in '2", id="2 in AU"),
         pytest.param(VA, lines_of(VA, "0,0", "0.5,1.01"), 3, "a value out of range", id="too large, VA"),
-        pytest.param(VA, lines_of(VA, "0,nan"), 2, "a value out of range", id="nan, VA"),
+        pytest.param(VA, lines_of(VA, "0,nan"), 2, "not a number", id="nan, VA"),
         pytest.param(VA, lines_of(VA, "0,0", "1.00000001,0"), 3, "a value out of range", id="1 in float32 alone, VA"),
         pytest.param(VA, lines_of(VA, "0,-5.0000001", "0,0"), 2, "a value out of range", id="-5 in float32 alone, VA"),
         pytest.param(VA, lines_of(VA, "0.5 -0.5"), 2, "1 values in '0.5 -0.5'", id="a blank for a comma, VA"),

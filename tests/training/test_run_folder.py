@@ -127,7 +127,9 @@ def test_settings_come_back_from_json() -> None:
 
 def test_a_claimed_folder_holds_the_config_and_is_taken(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "a")
-    claim_run(folder, {"task": "expr", "settings": {}, "store": {}, "labels": {}}, resume=False)
+    store = {"path": "s.h5", "fingerprint": "0", "encoder": {}, "encoder_fingerprint": "1"}
+    config = {"task": "expr", "settings": {"annotations": "labels"}, "store": store, "labels": {}}
+    claim_run(folder, config, resume=False)
     assert folder.read_config()["task"] == "expr"
     with pytest.raises(ConfigError, match="already holds something"):
         claim_run(folder, {}, resume=False)

@@ -98,11 +98,11 @@ class ImportSource:
     labels: int = 0  # labels met on the way, which are not used
 
 
-def require_floats(file: Path, what: str, array: Any) -> None:
+def require_floats(file: Path, what: str, dtype: str, shape: Sequence[int]) -> None:
     """Refuse what isn't a matrix of floating-point numbers with at least one row and one column."""
-    if array.dtype.name not in FLOATS or len(array.shape) != 2 or 0 in array.shape or array.shape[1] > WIDEST:
+    if dtype not in FLOATS or len(shape) != 2 or 0 in shape or shape[1] > WIDEST:
         raise InputError(
-            f"{what} of {file} is {array.dtype} of shape {array.shape}. Expected one row of {', '.join(FLOATS)} per "
+            f"{what} of {file} is {dtype} of shape {tuple(shape)}. Expected one row of {', '.join(FLOATS)} per "
             "frame, shape (n, D). Name the file that holds the image embeddings."
         )
 

@@ -227,3 +227,17 @@ def test_what_is_missing_is_asked_for(runs: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(InputError, match="No video of the template has a crop"):
         submit(run=runs["expr"], template=file, store=runs["store"], out=tmp_path / "o.txt")
     assert not (tmp_path / "o.txt").exists()
+
+
+@pytest.mark.parametrize("count", ["2000000000", "1" * 20, "9" * 5000, "10000001"])
+def test_more_frames_than_any_video_has(tmp_path: Path, count: str) -> None:
+    (tmp_path / "videos.csv").write_text(f"a,{count}\n")
+    with pytest.raises(InputError, match=r"line 1: 'a,\d+' makes more than 10,000,000 frames"):
+        read_frame_counts(tmp_path / "videos.csv")
+
+
+@pytest.mark.parametrize("number", ["2147483648", "1" * 20, "9" * 5000])
+def test_a_frame_number_that_no_frame_has(tmp_path: Path, number: str) -> None:
+    (tmp_path / "template.txt").write_text(f"a/00001.jpg,\nb/{number}.jpg,\n")
+    with pytest.raises(InputError, match=r"line 2: 'b/\d+.* names no frame"):
+        read_template(tmp_path / "template.txt")

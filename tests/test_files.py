@@ -12,7 +12,7 @@ import pytest
 from affcache.crops.crop_list import keep_listed
 from affcache.errors import AffcacheError
 from affcache.exchange.exporting import open_npy_export, open_safetensors_export
-from affcache.exchange.layouts import open_published_code
+from affcache.exchange.layouts import _read_listing
 from affcache.exchange.sources import parquet_file
 from affcache.files import LARGEST_LINE, read_bytes, read_json, read_lines, read_tensors, written_by_others
 from affcache.settings import read_toml
@@ -48,10 +48,6 @@ def open_parquet(path: Path) -> None:
         pass
 
 
-def open_listing(path: Path) -> None:
-    open_published_code(path, path)
-
-
 READERS: dict[str, Callable[[Path], object]] = {
     "label file": lambda path: read_label_file(path, TASKS["expr"]),
     "crop list": lambda path: keep_listed(crop_list({"a": [1]}), path),
@@ -60,7 +56,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "store": EmbeddingStore.open,
     "parquet": open_parquet,
     "safetensors": open_safetensors_export,
-    "listing": open_listing,
+    "listing": _read_listing,
     "tensors": read_tensors,
     "config.json": lambda path: RunFolder(path.rename(path.with_name("config.json")).parent).read_config(),
     "history.jsonl": lambda path: RunFolder(path.rename(path.with_name("history.jsonl")).parent).read_history(),

@@ -24,6 +24,7 @@ from affcache.exchange.sources import (
     cannot_read,
     facts_of,
     gather,
+    groups_of,
     parquet_file,
     pyarrow_parquet,
     require_columns,
@@ -133,7 +134,7 @@ def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:
     """Yield the embeddings of each row group as float16 (n, D)."""
     first = 0
     with parquet_file(path) as file:
-        for group in range(file.num_row_groups):
+        for group in groups_of(path, file):
             column = file.read_row_group(group, columns=["embedding"]).column("embedding")
             rows = len(column)
             values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])

@@ -59,7 +59,9 @@ def npy_part(path: Path, metadata: Path, keys: FrameKeys) -> Part:
     try:
         open_regular(path).close()
         array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header, which is Python, makes numpy raise nearly anything
         raise cannot_read(path, error) from None
     require_floats(path, "The array", array.dtype.name, array.shape)
     require_same_length(path, len(array), metadata, len(keys))

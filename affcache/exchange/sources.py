@@ -24,6 +24,7 @@ from affcache.store.reading import ENCODED, EmbeddingStore, Rows
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
 WIDEST = 2**16  # values of an embedding
+LARGEST_GROUP = 2**24  # rows of a Parquet file that are read at once
 NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
@@ -287,7 +288,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
         open_regular(path).close()
         with parquet.ParquetFile(path) as file:
             yield file
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise cannot_read(path, error) from None
 
 
@@ -301,10 +302,19 @@ def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
         )
 
 
+def groups_of(path: Path, file: Any) -> range:
+    """Return the numbers of a Parquet file's row groups; refuse what unpacks to more than a group should hold."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if group.num_rows > LARGEST_GROUP or group.total_byte_size > LARGEST_GROUP * 128:
+            raise cannot_read(path, ValueError(f"row group {number} has {group.num_rows:,} rows in one piece"))
+    return range(file.num_row_groups)
+
+
 def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     """Yield the values of some columns row by row, a row group in memory at a time."""
     with parquet_file(path) as file:
         require_columns(path, file, columns)
-        for group in range(file.num_row_groups):
+        for group in groups_of(path, file):
             table = file.read_row_group(group, columns=list(columns))
             yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)

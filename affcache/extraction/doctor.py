@@ -19,7 +19,7 @@ from affcache.crops.images import decode_crop
 from affcache.devices import describe_machine, on_device, resolve_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import AGREEMENT, check_faces, fast_precisions, smallest_cosine
-from affcache.errors import AffcacheError
+from affcache.errors import AffcacheError, first_line
 from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
 from affcache.extraction.extract import list_crops
 from affcache.extraction.pipeline import default_workers
@@ -114,7 +114,7 @@ class Doctor:
         try:
             state, finding = check()
         except AffcacheError as error:
-            state, finding = PROBLEM, str(error).splitlines()[0]
+            state, finding = PROBLEM, first_line(error)
         if finding:
             self.found.append(Check(name, state, finding))
             self.listener.progress(len(self.found), len(self.checks()), "check", name)

@@ -25,6 +25,8 @@ from affcache.training.stacked_parts import (
     RecordedStep,
     StackedAdamW,
     clip_stacked_gradients,
+    like,
+    require_generator_state,
     write_stacked_worst_point,
 )
 
@@ -135,9 +137,9 @@ class BaseLearner(ABC):
                 "would go on the other way. Undo the change to these files, or begin a new run with another --run DIR."
             )
         for name, tensor in own.items():
-            found = _like(tensor, tensors, name)
+            found = like(tensor, tensors, name)
             if "generator." in name or name.endswith(".random"):
-                _require_state(name, found)
+                require_generator_state(name, found)
         self._load_own_state(tensors)
         for head in range(len(self.recipes)):
             self.load_head(head, with_prefix(tensors, "head." if len(self.recipes) == 1 else f"head.{head}."))
@@ -204,7 +206,7 @@ class Learner(BaseLearner):
         if self.factored:
             return self.heads.worst_point(self.rho)
         if self._nearby is None:
-            self._nearby = torch.empty_like(self.heads.parameters)
+            self._nearby = torch.emptylike(self.heads.parameters)
             self._near = self.heads.point(self._nearby)
         parameters, gradients, pieces = self.heads.parameters, self.heads.gradients, self.heads.shape.lengths
         adaptive = self.settings.adaptive
@@ -326,23 +328,6 @@ def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _like(tensor: torch.Tensor, others: Tensors, name: str) -> torch.Tensor:
-    """Return the tensor of a name; raises ValueError unless it has another one's shape and dtype."""
-    found = others.get(name)
-    if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
-        words = "missing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
-        raise ValueError(f"{name} is {words}, expected {tensor.dtype} of shape {tuple(tensor.shape)}")
-    return found
-
-
-def _require_state(name: str, found: torch.Tensor) -> None:
-    """Refuse what can't be the state of a generator, before any of it is taken up."""
-    try:
-        torch.Generator().set_state(found.cpu())
-    except RuntimeError:
-        raise ValueError(f"{name} is no state of a generator") from None
-
-
 def moments_of(optimiser: torch.optim.Optimizer) -> Tensors:
     """Return what an optimiser remembers of each parameter: ``<parameter>.<name>``."""
     states = optimiser.state_dict()["state"]
@@ -354,5 +339,5 @@ def load_moments(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
     states: dict[int, Tensors] = {}
     for number, parameter in enumerate(parameter for group in optimiser.param_groups for parameter in group["params"]):
         likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-        states[number] = {name: _like(like, tensors, f"{number}.{name}") for name, like in likes.items()}
+        states[number] = {name: like(like, tensors, f"{number}.{name}") for name, like in likes.items()}
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

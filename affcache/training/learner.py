@@ -206,7 +206,7 @@ class Learner(BaseLearner):
         if self.factored:
             return self.heads.worst_point(self.rho)
         if self._nearby is None:
-            self._nearby = torch.emptylike(self.heads.parameters)
+            self._nearby = torch.empty_like(self.heads.parameters)
             self._near = self.heads.point(self._nearby)
         parameters, gradients, pieces = self.heads.parameters, self.heads.gradients, self.heads.shape.lengths
         adaptive = self.settings.adaptive

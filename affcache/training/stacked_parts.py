@@ -307,7 +307,7 @@ def like(tensor: torch.Tensor, others: Mapping[str, torch.Tensor], name: str) ->
 
 
 def require_generator_state(name: str, found: torch.Tensor) -> None:
-    """Refuse what can't be the state of a CPU's generator, before any of it is taken up; a GPU's is a seed, of any bits."""
+    """Refuse what can't be the state of a CPU's generator, before any of it is taken up; a GPU's may be any bits."""
     own = torch.Generator()
     try:
         if found.shape == own.get_state().shape:

@@ -339,5 +339,5 @@ def load_moments(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
     states: dict[int, Tensors] = {}
     for number, parameter in enumerate(parameter for group in optimiser.param_groups for parameter in group["params"]):
         likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-        states[number] = {name: like(like, tensors, f"{number}.{name}") for name, like in likes.items()}
+        states[number] = {name: like(own, tensors, f"{number}.{name}") for name, own in likes.items()}
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -133,13 +133,14 @@ def find_config(start: Path, commands: Commands) -> ConfigFile:
         ConfigError: it can't be read, isn't TOML, or has unknown keys or values of the wrong type: all at once.
     """
     foreign: list[Path] = []
+    home = os.path.expanduser("~")  # noqa: PTH111  # pathlib fails for a user without one
     for folder in (start.absolute(), *start.absolute().parents):
         path = folder / CONFIG_NAME
         if os.path.lexists(path):
             if not written_by_others(path):
                 return replace(_read_config(path, commands), foreign=tuple(foreign))
             foreign.append(path)
-        if folder == Path("~").expanduser() or os.path.lexists(folder / ".git"):
+        if str(folder) == home or os.path.lexists(folder / ".git"):
             break
     return ConfigFile(foreign=tuple(foreign))
 

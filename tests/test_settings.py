@@ -377,3 +377,12 @@ def test_what_can_not_be_read_is_a_named_error(tmp_path: Path) -> None:
 def test_a_path_with_a_zero_byte_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a path"):
         find_config(config_of(tmp_path, b'store = "a\\u0000b"'), SETTINGS)
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert find_config(config_of(tmp_path), SETTINGS).of("fit")["seed"] == 7

@@ -112,8 +112,9 @@ def keep_token_private() -> None:
     """
     if os.environ.get("RAY_AUTH_MODE") != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return
-    path = Path.home() / ".ray" / "auth_token"
+    path = Path("~/.ray/auth_token")
     try:
+        path = path.expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             suppress(FileExistsError),
@@ -121,8 +122,8 @@ def keep_token_private() -> None:
         ):
             file.write(secrets.token_hex(32))
         path.chmod(0o600)
-    except OSError as error:
-        raise _no_cluster(LOCAL, f"the token in {path} can't be kept from others: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # a user without a home
+        raise _no_cluster(LOCAL, f"the token in {path} can't be kept from others: {first_line(error)}") from None
 
 
 def _require_loopback(ray: ModuleType, listener: Listener) -> None:

@@ -54,8 +54,10 @@ class FrameKeys:
         self.frame.append(frame)
         self.status.append(status)
 
-    def add_path(self, path: str) -> None:
+    def add_path(self, path: object) -> None:
         """Take the key of the next row from the path of its crop; raises as ``add``."""
+        if not isinstance(path, str):  # a column may hold anything
+            raise ValueError(f"has the path {path!r}, which is no text")
         self.add(*parse_path(path)[1:])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet
 import pytest
 
 import affcache
@@ -482,3 +483,10 @@ def test_a_store_needs_no_import(tmp_path: Path) -> None:
     write_store(tmp_path / "s.h5", {"a": [1, 2]}, np.ones((2, 3), np.float16))
     with pytest.raises(InputError, match=r"s\.h5 is an embedding store of affcache already\..* with --store "):
         affcache.import_embeddings(sources=(tmp_path / "s.h5",), store=tmp_path / "new.h5")
+
+
+def test_paths_that_are_no_texts(tmp_path: Path) -> None:
+    folder = write_clip_retrieval(tmp_path / "clip", {"0": (matrix(1), ["a/1.jpg"])})
+    table = pyarrow.table({"image_path": [b"a/1.jpg"]})
+    pyarrow.parquet.write_table(table, folder / "metadata" / "metadata_0.parquet")
+    assert "row 0 (counted from 0) has the path b'a/1.jpg', which is no text" in refused(tmp_path, sources=folder)

@@ -7,13 +7,14 @@ from pkgutil import resolve_name
 from typing import Any
 
 from affcache.ablation.settings import AblateSettings
+from affcache.config import ConfigFile, resolve
 from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.progress import Listener
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
-from affcache.settings import MODEL, PRETRAINED, ConfigFile, Settings, default_store, existing_store, resolve
+from affcache.settings import MODEL, PRETRAINED, Settings, default_store, existing_store
 from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 

@@ -31,7 +31,7 @@ class ConfigError(AffcacheError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error of another library says, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

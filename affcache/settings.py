@@ -1,4 +1,4 @@
-"""Settings: what their classes are made of, and where a value comes from: flag, affcache.toml, or default."""
+"""Settings: what their classes are made of, and how values become theirs."""
 
 import dataclasses
 import inspect
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from affcache.errors import ConfigError, did_you_mean
+from affcache.files import read_bytes
 from affcache.progress import Listener
 
 CROPS = (Path("data/Aff-Wild2/cropped_aligned"), Path("data/Aff-Wild2/cropped_aligned_new_50_vids"))
@@ -26,14 +27,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-CONFIG_NAME = "affcache.toml"
-SHARED_KEYS = ("crops", "annotations", "store", "model", "pretrained", "device", "seed")
-NOT_SHARED = {
-    "score": ("store", "annotations"),  # a run is scored on what it was trained on, unless said for score itself
-    "report": ("store", "annotations"),
-    "submit": ("store",),  # the test videos' store is another than that of training
-    "demo": SHARED_KEYS,  # brings its own data and encoder
-}
+LARGEST_TOML = 2**20  # bytes
 _LIMITS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
 _EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -45,7 +39,10 @@ def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), defau
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raises OSError or ValueError where that can't be done."""
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(read_bytes(path, LARGEST_TOML).decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 class Settings:
@@ -105,50 +102,6 @@ def existing_store(listener: Listener, path: Path | None = None) -> Path:
 AnySettings = TypeVar("AnySettings", bound=Settings)
 Complete = Callable[[AnySettings, Collection[str]], AnySettings]
 R = TypeVar("R")
-Commands = Mapping[str, type[Settings]]
-
-
-@dataclass(frozen=True)
-class ConfigFile:
-    """The checked contents of an affcache.toml: values per command; shared keys already spread over the commands."""
-
-    path: Path | None = None
-    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def of(self, command: str) -> Mapping[str, Any]:
-        """Return what the file sets for one command."""
-        return self.values.get(command, {})
-
-
-def find_config(start: Path, commands: Commands) -> ConfigFile:
-    """Read the nearest affcache.toml in ``start`` or a folder above it; an empty one where there is none.
-
-    A table per command ([extract], [fit], ...) holds that command's settings; a shared key before the first table
-    (crops, annotations, store, model, pretrained, device, seed) counts for every command that has it. Relative paths
-    are relative to the file.
-
-    Args:
-        start: where to begin looking.
-        commands: every command with its settings class, as in ``affcache.commands``.
-
-    Raises:
-        ConfigError: not TOML, or unknown keys or values of the wrong type: all of them at once.
-    """
-    for folder in (start.absolute(), *start.absolute().parents):
-        path = folder / CONFIG_NAME
-        if path.is_file():
-            return _read_config(path, commands)
-    return ConfigFile()
-
-
-def resolve(settings: type[AnySettings], command: str, given: Mapping[str, Any], config: ConfigFile) -> AnySettings:
-    """Build a command's settings from the flags that were given (not None), then the file, then the defaults.
-
-    Raises:
-        ConfigError: unknown names or values out of range, all of them at once.
-    """
-    named = {name: value for name, value in given.items() if value is not None}
-    return build(settings, {**config.of(command), **named})
 
 
 def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySettings | None = None) -> AnySettings:
@@ -171,47 +124,13 @@ def build(settings: type[AnySettings], values: Mapping[str, Any], *, over: AnySe
     if unknown:
         raise ConfigError("\n".join([*unknown, f"Expected some of: {', '.join(known)}."]))
     problems: list[str] = []
-    converted = _converted(settings, values.items(), Path(), problems)
+    found = converted(settings, values.items(), Path(), problems)
     if problems:
         raise ConfigError("\n".join(f"{problem}." for problem in problems))
-    return settings(**converted)
+    return settings(**found)
 
 
-def _read_config(path: Path, commands: Commands) -> ConfigFile:
-    try:
-        content = read_toml(path)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}. Correct that line.") from None
-    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    problems = [_misplaced(key, value, commands) for key, value in shared.items() if key not in SHARED_KEYS]
-    values = {}
-    for command, settings in commands.items():
-        known, table = typing.get_type_hints(settings), tables.get(command, {})
-        unknown = [name for name in table if name not in known]
-        problems += [f"unknown key {name!r} in [{command}]{did_you_mean(name, known)}" for name in unknown]
-        own = {key: shared[key] for key in shared if key in SHARED_KEYS and key not in NOT_SHARED.get(command, ())}
-        given = [(name, value) for name, value in (*own.items(), *table.items()) if name in known]  # a table wins
-        values[command] = _converted(settings, given, path.parent, problems)
-    problems += [f"unknown table [{name}]{did_you_mean(name, commands)}" for name in tables if name not in commands]
-    if problems:
-        raise ConfigError(
-            f"{path}: {'; '.join(dict.fromkeys(problems))}. Expected tables {', '.join(f'[{c}]' for c in commands)} "
-            f"with the settings that 'affcache COMMAND --help' lists, or {', '.join(SHARED_KEYS)} before them."
-        )
-    return ConfigFile(path, values)
-
-
-def _misplaced(key: str, value: Any, commands: Commands) -> str:
-    """Say what is wrong with a key before the first table."""
-    if key in commands:
-        return f"{key} is {value!r}, expected a table [{key}]"
-    tables = [f"[{command}]" for command, settings in commands.items() if key in typing.get_type_hints(settings)]
-    hint = f" (it belongs in {' or '.join(tables)})" if tables else did_you_mean(key, [*SHARED_KEYS, *commands])
-    return f"unknown key {key!r}{hint}"
-
-
-def _converted(
+def converted(
     settings: type[Settings], given: Iterable[tuple[str, Any]], folder: Path, problems: list[str]
 ) -> dict[str, Any]:
     """Return values in the types of their settings, the last one of each; what is wrong with some goes to problems."""
@@ -236,7 +155,7 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
             value = [f"{name}={','.join(map(as_text, of))}" for name, of in value.items()]
         entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
-    if kind is Path and isinstance(value, (str, Path)):
+    if kind is Path and isinstance(value, (str, Path)) and "\0" not in str(value):
         return _expanded(value, folder)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -24,7 +24,7 @@ from affcache.cluster.worker import Joined, Reply
 from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Encoded, ExtractionStats
 from affcache.progress import Listener
-from affcache.store.reading import BLOCK_ROWS, Rows
+from affcache.store.reading import BLOCK_ROWS, Rows, fingerprint
 from affcache.store.writing import StoreWriter, create_store
 from benchmarks.shared import one_video, script_parser, seconds_of, temporary_folder
 
@@ -96,7 +96,7 @@ def main() -> None:
             for name, source in (("store from memory", FromMemory(given.width)), ("store from Ray", encoding)):
                 with temporary_folder(given.folder) as folder:
                     path = Path(folder) / "store.h5"
-                    create_store(path, crops, given.width, DESCRIPTION, "f" * 64)
+                    create_store(path, crops, given.width, DESCRIPTION, fingerprint(DESCRIPTION))
                     with StoreWriter(path) as writer:
                         pending = writer.pending_rows()
                         seconds[name].append(seconds_of(partial(write_embeddings, writer, source, pending, Listener())))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
-from affcache.store.reading import BLOCK_ROWS, ENCODED
+from affcache.store.reading import BLOCK_ROWS, ENCODED, fingerprint
 from affcache.store.writing import StoreWriter, create_store
 
 Features = npt.NDArray[np.float16]
@@ -48,7 +48,7 @@ def random_blocks(rows: int, width: int) -> Iterator[Features]:
 
 def write_store(path: Path, rows: int, width: int, blocks: Iterable[Features]) -> None:
     """Write a store of one video from blocks of its embeddings, each committed by itself."""
-    create_store(path, one_video(rows), width, {"model": "none"}, "0" * 64)
+    create_store(path, one_video(rows), width, {"model": "none"}, fingerprint({"model": "none"}))
     first = 0
     with StoreWriter(path) as writer:
         for block in blocks:

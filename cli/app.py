@@ -17,8 +17,9 @@ import typer
 
 import affcache
 from affcache.commands import COMMANDS, SETTINGS, call, store_of
+from affcache.config import find_config
+from affcache.errors import ConfigError
 from affcache.progress import Listener
-from affcache.settings import find_config
 
 from .console import INPUT_ERROR, run, start
 from .options import Handler, add, argument, parameters_of
@@ -44,6 +45,17 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
     if version:
         print(f"affcache {affcache.__version__}")
         raise typer.Exit
+
+
+def working_folder() -> Path:
+    """Return the working folder; raises ConfigError where it was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        raise ConfigError(
+            "The working folder doesn't exist any more. Expected one that does: change to another with 'cd DIR', then "
+            "run the command again."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,12 @@ def handler_of(name: str) -> Handler:
     """Return what a command does with the flags that were given."""
 
     def work(given: dict[str, Any], listener: Listener) -> Any:
-        config = find_config(Path.cwd(), SETTINGS)
+        folder = working_folder()
+        config = find_config(folder, SETTINGS)
+        for path in config.foreign:
+            listener.warning(f"{path} is not read: another user could have written it")
+        if config.path and config.path.parent != folder:
+            listener.message(f"settings from {config.path}")
         if name in OF_STORES:
             return OF_STORES[name](given.get("store") or store_of(config, listener), listener)
         return call(name, given, config, listener)

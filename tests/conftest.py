@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from affcache.crops.crop_list import CropList
 from affcache.progress import Listener
-from affcache.store.reading import ENCODED, EmbeddingStore
+from affcache.store.reading import ENCODED, EmbeddingStore, fingerprint
 from affcache.store.writing import StoreWriter, create_store
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
@@ -33,6 +33,7 @@ from affcache.training.data import Frames
 from affcache.training.learner import Learner
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
+NAMED_ONLY = fingerprint({})  # of an encoder of which nothing but names is said
 SET_ASIDE = "slow or browser or cluster or kill or real"
 MOST_PROCESSES = 8  # each imports torch: 0.4 GB
 TINY_CONFIG = {
@@ -106,7 +107,7 @@ def write_store(
 ) -> EmbeddingStore:
     """Write a complete store with the given features (N, D), without an encoder; some rows may be unreadable."""
     encoder = {"model": "made-up", "pretrained": "", "weights_sha256": "0" * 64, "precision": "fp32"}
-    create_store(path, crop_list(videos), features.shape[1], encoder, "f" * 64)
+    create_store(path, crop_list(videos), features.shape[1], encoder, fingerprint(encoder))
     status = np.full(len(features), ENCODED, dtype=np.uint8)
     status[list(unreadable)] = 2
     with StoreWriter(path) as writer:

@@ -21,7 +21,7 @@ from affcache.commands import SETTINGS
 from affcache.settings import flag
 from affcache.store.writing import create_store
 from affcache.tasks.tasks import TASKS
-from tests.conftest import MakeData, crop_list, write_labels, write_store
+from tests.conftest import NAMED_ONLY, MakeData, crop_list, write_labels, write_store
 
 
 def leaves() -> dict[str, Any]:
@@ -265,7 +265,7 @@ def test_info_and_verify(workplace: Path) -> None:
 
 
 def test_verify_refuses_a_store_in_the_making(tmp_path: Path) -> None:
-    create_store(tmp_path / "x.h5", crop_list({"a": [1, 2]}), 4, {"model": "made-up"}, "f" * 64)
+    create_store(tmp_path / "x.h5", crop_list({"a": [1, 2]}), 4, {"model": "made-up"}, NAMED_ONLY)
     assert "2 of 2 rows are still to be encoded" in call("verify", tmp_path / "x.h5", code=2).stderr
 
 
@@ -421,3 +421,22 @@ def test_ablate_names_what_is_wrong(workplace: Path) -> None:
     assert "Nothing is varied" in found["message"]
     (workplace / "affcache.toml").write_text('[ablate]\nvary = ["alpha=0.5,1"]\nalpa = 1\n')
     assert "unknown key 'alpa' in [ablate] (did you mean 'alpha'?)" in call("ablate", code=2).stderr
+
+
+def test_a_file_of_settings_above_the_working_folder_is_said(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workplace / "inner").mkdir()
+    monkeypatch.chdir(workplace / "inner")
+    store = workplace / "data/features/ViT-L-14-openai.h5"
+    said = f"settings from {workplace / 'affcache.toml'}\n"
+    assert CliRunner().invoke(app, ["info", str(store)]).stderr == said
+    monkeypatch.chdir(workplace)
+    assert CliRunner().invoke(app, ["info", str(store)]).stderr == ""
+
+
+def test_a_working_folder_that_was_deleted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    result = CliRunner().invoke(app, ["fit"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: The working folder doesn't exist any more.")

@@ -31,7 +31,8 @@ def test_few_modules_lie_flat_and_none_is_crowded() -> None:
 
 
 def test_the_library_does_not_grow_unnoticed() -> None:
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 14_500
+    # 14,500 once all was moved; since then, what is read is distrusted, and what is written checked
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 16_000
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))

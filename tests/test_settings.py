@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from affcache.commands import SETTINGS, store_of
+from affcache.config import SHARED_KEYS, ConfigFile, find_config, resolve
 from affcache.demonstration import DemoSettings
 from affcache.errors import ConfigError
 from affcache.extraction.settings import ExtractSettings
 from affcache.progress import Listener
 from affcache.scoring.settings import ScoreSettings
-from affcache.settings import SHARED_KEYS, ConfigFile, Settings, build, default_store, find_config, flag, resolve
+from affcache.settings import Settings, build, default_store, flag
 from affcache.training.settings import FitSettings
 
 # settings classes
@@ -357,3 +358,63 @@ def test_settings_objects_take_paths_as_text_and_nothing_else_is_taken_for_setti
 def test_a_key_that_belongs_in_a_table_is_told_so(toml: Toml) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'epochs' \(it belongs in \[fit\] or \[ablate\]\)"):
         toml("epochs = 3\n")
+
+
+def config_of(folder: Path, contents: bytes = b"seed = 7") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "affcache.toml").write_bytes(contents)
+    return folder
+
+
+def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
+    assert find_config(config_of(tmp_path, b"\xef\xbb\xbfseed = 7\r\n"), SETTINGS).of("fit")["seed"] == 7
+
+
+@pytest.mark.parametrize("border", [".git", "home"])
+def test_the_search_ends_at_a_repository_and_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, border: str
+) -> None:
+    config_of(tmp_path)
+    inner = tmp_path / "project" / "deep"
+    inner.mkdir(parents=True)
+    assert find_config(inner, SETTINGS).path == tmp_path / "affcache.toml"
+    if border == "home":
+        monkeypatch.setenv("HOME", str(tmp_path / "project"))
+    else:
+        (tmp_path / "project" / ".git").mkdir()
+    assert find_config(inner, SETTINGS) == ConfigFile()
+    config_of(tmp_path / "project")
+    assert find_config(inner, SETTINGS).path == tmp_path / "project" / "affcache.toml", "that folder counts"
+
+
+def test_a_file_that_others_could_write_is_passed_over_and_named(tmp_path: Path) -> None:
+    inner = config_of(tmp_path / "inner")
+    config_of(tmp_path, b"seed = 8")
+    (inner / "affcache.toml").chmod(0o666)
+    config = find_config(inner, SETTINGS)
+    assert config.of("fit")["seed"] == 8
+    assert config.foreign == (inner / "affcache.toml",)
+
+
+def test_what_can_not_be_read_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "affcache.toml").symlink_to("affcache.toml")
+    with pytest.raises(ConfigError, match=r"affcache\.toml can't be read: Too many levels"):
+        find_config(tmp_path, SETTINGS)
+    (tmp_path / "affcache.toml").unlink()
+    config_of(tmp_path, b"#" * 2**21)
+    with pytest.raises(ConfigError, match="of which at most 1,048,576 are read"):
+        find_config(tmp_path, SETTINGS)
+
+
+def test_a_path_with_a_zero_byte_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a path"):
+        find_config(config_of(tmp_path, b'store = "a\\u0000b"'), SETTINGS)
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert find_config(config_of(tmp_path), SETTINGS).of("fit")["seed"] == 7

@@ -9,7 +9,7 @@ import numpy as np
 
 from affcache.ablation.grid import Grid
 from affcache.ablation.summary import Summary
-from affcache.files import drawing, save_figures, single_axes
+from affcache.figures import drawing, save_figures, single_axes
 from affcache.progress import metric_name
 from affcache.settings import as_text
 

@@ -11,7 +11,7 @@ import torch
 
 from affcache.ablation.grid import NOT_VARIED, Variant
 from affcache.errors import StoreError
-from affcache.files import Tensors, read_tensors, write_json, write_tensors
+from affcache.files import Tensors, read_json, read_tensors, write_json, write_tensors
 from affcache.scoring.intervals import metric_interval
 from affcache.tasks.metrics import Interval, Table
 from affcache.tasks.tasks import Task, find_task
@@ -77,18 +77,24 @@ class Trial:
             StoreError: it is damaged.
         """
         try:
-            found = json.loads(self.result.read_text(encoding="utf-8"))
+            found = read_json(self.result)
             history = self.folder.read_history()
             value, selected, best_epoch, diverged = (found[name] for name in RESULT)
+            numbers = (best_epoch, value, selected) if diverged is None else (best_epoch, diverged)
+            if not all(isinstance(number, (int, float)) for number in numbers):
+                raise ValueError(f"{numbers} are not all numbers")
+            if diverged is not None:
+                return Outcome(None, None, best_epoch, diverged, history, None, [])
+            tensors, header = read_tensors(self.folder.path / STATISTICS)
+            sums, videos = tensors["sums"].numpy(), [str(name) for name in header["videos"]]
+            if sums.ndim != 3 or len(sums) != len(videos):
+                raise ValueError(f"{len(videos)} videos, sums of shape {sums.shape}")
+            return Outcome(value, selected, best_epoch, None, history, sums, videos)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"The result in {self.folder.path} can't be read ({error}). Expected what 'affcache ablate' wrote. "
                 "Delete that folder and call again: the cell is trained anew."
             ) from None
-        if diverged is not None:
-            return Outcome(None, None, best_epoch, diverged, history, None, [])
-        tensors, header = read_tensors(self.folder.path / STATISTICS)
-        return Outcome(value, selected, best_epoch, None, history, tensors["sums"].numpy(), header["videos"])
 
 
 @dataclass(frozen=True)

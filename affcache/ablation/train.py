@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -179,9 +179,9 @@ def _restore(run: Epochs, group: Group) -> int:
         tensors, progress = read_tensors(group.checkpoint)
     except StoreError:  # none, or none that can be read: its work is made again
         return 0
-    if progress.get("trials") != list(group.trials):
-        return 0
-    run.load_state(tensors, progress)
+    if progress.get("trials") == list(group.trials):
+        with suppress(ValueError):  # damaged: its work is made again
+            run.load_state(tensors, progress)
     return run.done
 
 

@@ -3,14 +3,16 @@
 import logging
 import math
 import os
+import secrets
 import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, count
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -74,6 +76,7 @@ def connected(address: str | None, shared_bytes: int, listener: Listener) -> Ite
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     if address == LOCAL:
         _prefer_loopback()
+        keep_token_private()
     import ray
 
     if ray.is_initialized():  # a Python program that connected by itself
@@ -99,6 +102,28 @@ def _prefer_loopback() -> None:
         os.environ.setdefault(LOOPBACK_ONLY, "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # others on this machine reach loopback; Ray makes a token
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def keep_token_private() -> None:
+    """Write the token that Ray would write, and leave to the umask, as a file that nobody else may read.
+
+    Raises:
+        ConfigError: it can't be written, or belongs to another user.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    path = Path("~/.ray/auth_token")
+    try:
+        path = path.expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            suppress(FileExistsError),
+            os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file,
+        ):
+            file.write(secrets.token_hex(32))
+        path.chmod(0o600)
+    except (OSError, RuntimeError) as error:  # a user without a home
+        raise _no_cluster(LOCAL, f"the token in {path} can't be kept from others: {first_line(error)}") from None
 
 
 def _require_loopback(ray: ModuleType, listener: Listener) -> None:

@@ -1,5 +1,6 @@
 """Archives read in place: what all kinds have in common, safe names and bounded reads from many threads, and tar."""
 
+import errno
 import os
 import re
 import shlex
@@ -8,16 +9,19 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 import numpy as np
 
 from affcache.errors import InputError
+from affcache.files import open_descriptor, open_regular
 
 LARGEST_FILE = 64 * 2**20  # bytes; no face crop is larger, and a damaged size must not ask for gigabytes
 MEMBER_DTYPE = np.dtype([("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "u1")])
 _REPORT_EVERY = 20_000  # members
+_KEPT_OPEN = threading.BoundedSemaphore(64)  # archives; of more, each read opens its own for itself
 _DRIVE = re.compile("[A-Za-z]:")
 _LARGEST_TAR_HEADER = 2**17  # bytes; even many attributes and long names take less
 _COMPRESSED = (  # the program that undoes it, the first bytes, the suffixes
@@ -49,21 +53,32 @@ class Archive(ABC):
         self.path = path
         self.left_out = 0  # members the last listing left out: names absolute or with "..", links, special files, ...
         self._lock = threading.Lock()
+        self._resting = False
         try:
-            if not path.is_file():  # also keeps from waiting for a pipe
+            if not path.is_file():
                 raise FileNotFoundError("it does not exist or is not a file")
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._descriptor = open_descriptor(path)
             self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-            self._bytes = os.fstat(self._descriptor).st_size
+            self._opened = os.fstat(self._descriptor)
+            self._bytes = self._opened.st_size
         except OSError as error:
             raise InputError(
                 f"The archive {path} can't be opened: {error.strerror or error}. Expected a .zip or .tar file of "
                 "crops. Check the path and its permissions, then run the same command again."
             ) from None
 
-    def __reduce__(self) -> tuple[type["Archive"], tuple[Path]]:
+    def __reduce__(self) -> tuple[Callable[..., "Archive"], tuple[type["Archive"], Path]]:
         """Travel by path: another process opens the archive for itself."""
-        return type(self), (self.path.absolute(),)
+        return _arrived, (type(self), self.path.absolute())
+
+    def rest(self) -> "Archive":
+        """Leave the file open only where few archives are; else each read opens it for itself. Return the archive."""
+        if not self._resting and _KEPT_OPEN.acquire(blocking=False):
+            weakref.finalize(self, _KEPT_OPEN.release)
+        else:
+            self._resting = True
+            self._finalizer()
+        return self
 
     def entries(self, on_bytes: Callable[[int, int], None] | None = None) -> Iterator[tuple[str, Member]]:
         """List the regular files in the archive's order, by names like ``video/00001.jpg``.
@@ -114,30 +129,46 @@ class Archive(ABC):
 
     def close(self) -> None:
         """Close the file; reading raises OSError from then on. Happens by itself once the archive is dropped."""
-        self._descriptor = -1  # the system soon gives the old number to another file
+        self._descriptor, self._resting = -1, False  # the system soon gives the old number to another file
         self._finalizer()
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        """Give a descriptor of the file, the one that is kept or one for this read."""
+        if not self._resting:
+            yield self._descriptor
+            return
+        with open_regular(self.path) as file:
+            if not os.path.samestat(os.fstat(file.fileno()), self._opened):
+                raise OSError(errno.ESTALE, "another file has its name now")
+            yield file.fileno()
 
     def _read_at(self, offset: int, count: int) -> bytes:
         """Return ``count`` bytes, fewer where the file ends. No memory map: a lost network file would be fatal."""
         count = min(count, self._bytes - offset)
         parts = []
-        while count > 0:
-            if hasattr(os, "pread"):
-                part = os.pread(self._descriptor, count, offset)
-            else:
-                with self._lock:
-                    os.lseek(self._descriptor, offset, os.SEEK_SET)
-                    part = os.read(self._descriptor, count)
-            if not part:
-                break
-            parts.append(part)
-            offset, count = offset + len(part), count - len(part)
+        with self._held() as descriptor:
+            while count > 0:
+                if hasattr(os, "pread"):
+                    part = os.pread(descriptor, count, offset)
+                else:
+                    with self._lock:
+                        os.lseek(descriptor, offset, os.SEEK_SET)
+                        part = os.read(descriptor, count)
+                if not part:
+                    break
+                parts.append(part)
+                offset, count = offset + len(part), count - len(part)
         return b"".join(parts)
 
     def broken(self, what: str, remedy: str = "Copy or download it again, then run the same command.") -> InputError:
         """Return the error for an archive that is damaged or cut short."""
         kind = self.path.suffix.lower()
         return InputError(f"The archive {self.path} can't be read: {what}. Expected a whole {kind} file. {remedy}")
+
+
+def _arrived(kind: type[Archive], path: Path) -> Archive:
+    return kind(path).rest()
 
 
 def _safe_name(name: str) -> str | None:
@@ -157,6 +188,8 @@ class TarArchive(Archive):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        if not self._bytes:  # Python 3.10's tarfile raises OSError
+            raise self.broken("no tar header at byte 0 (it is empty)")
         refuse_compressed(path, self._read_at(0, 8))
         self._open()
 

@@ -1,6 +1,5 @@
 """The list of crops that a store is made of: which video, which frame by its path, and where its bytes lie."""
 
-import errno
 import os
 import unicodedata
 from array import array
@@ -15,10 +14,12 @@ import numpy.typing as npt
 
 from affcache.crops.archives import LARGEST_FILE, Archive, Member
 from affcache.errors import InputError
+from affcache.files import read_bytes, read_lines
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LARGEST_FRAME_NUMBER = 2**31 - 1  # the store keeps frame numbers as int32
 MOST_KINDS = 5  # of ignored files are said
+LARGEST_LIST = 2**30  # bytes; three million crops take a tenth of it
 _MOST_DIGITS = 18  # of a number in 64 bits
 ArchivedFrames = tuple[Archive, npt.NDArray[Any]]  # of one video; (its frames,) of MEMBER_DTYPE, in frame order
 
@@ -121,7 +122,9 @@ def parse_path(path: str) -> tuple[str, str, int]:
     parts = split_name(name)
     if parts is None:
         raise ValueError(f"has the path {path!r}, which doesn't end in a frame number and the suffix of an image")
-    return folder, video, int(parts[1])
+    if (frame := int(parts[1])) > LARGEST_FRAME_NUMBER:
+        raise ValueError(f"has the frame number {frame}, outside 0 to {LARGEST_FRAME_NUMBER}")
+    return folder, video, frame
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class CropList:
     ignored_files: IgnoredFiles = field(default_factory=IgnoredFiles)  # other suffixes, names without a number
     unsafe_members: int = 0  # of archives: links, and names that lead out; never followed
     shadowed_folders: tuple[Path, ...] = ()  # folders of a video that an earlier root already has
+    lost_links: tuple[Path, ...] = ()  # links beside the videos that lead nowhere
 
     def __len__(self) -> int:
         return len(self.frame_number)
@@ -156,7 +160,7 @@ class CropList:
         """Read the file of one row. Safe to call from several threads.
 
         Raises:
-            OSError: the file can't be read, or is larger than 64 MiB, which no crop is.
+            OSError: the file can't be read, is no file, or is larger than any crop.
             UnreadableCropError: the archive's member is damaged.
         """
         video = self.video(row)
@@ -164,10 +168,7 @@ class CropList:
             archive, members = self.archived[video]
             return archive.read(Member(*members[row - int(self.video_start[video])].tolist()))
         path = os.path.join(self.folders[video], self._file_name(row, video))  # noqa: PTH118  # a Path takes as long
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # as reading the file
-            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
-                raise OSError(errno.EFBIG, f"the file is larger than {LARGEST_FILE >> 20} MiB, which no face crop is")
-            return file.readall()
+        return read_bytes(path, LARGEST_FILE)
 
     def _file_name(self, row: int, video: int) -> str:
         return self.namings.get(video, USUAL_NAMING).file_name(int(self.frame_number[row]))
@@ -236,18 +237,18 @@ def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
     """Return the frame numbers that a list names, by video."""
     frames: dict[str, array[int]] = {}
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                entry = line.partition(",")[0].partition("\t")[0].strip()
-                if not entry or (number == 1 and entry == "image"):
-                    continue
-                try:
-                    _, video, frame = parse_path(entry)
-                except ValueError:
-                    raise InputError(
-                        f"{path}, line {number}: {entry!r} names no crop. Expected <video>/00001.jpg. Correct the line."
-                    ) from None
-                frames.setdefault(canonical(video), array("q")).append(frame)
+        for number, line in enumerate(read_lines(path, LARGEST_LIST), start=1):
+            entry = line.partition(",")[0].partition("\t")[0].strip()
+            if not entry or (number == 1 and entry == "image"):
+                continue
+            try:
+                _, video, frame = parse_path(entry)
+            except ValueError:
+                raise InputError(
+                    f"{path}, line {number}: {entry[:80]!r} names no crop. Expected <video>/00001.jpg. Correct the "
+                    "line."
+                ) from None
+            frames.setdefault(canonical(video), array("q")).append(frame)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The list of crops {path} can't be read: {getattr(error, 'strerror', None) or error}. Expected a text "

@@ -57,6 +57,7 @@ class FrameFiles:
     members: bytearray = field(default_factory=bytearray)
     ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
     unsafe: int = 0
+    leads_nowhere: bool = False  # a link to what isn't there, or to itself
 
     def add(self, name: str, member: Member | None = None) -> None:
         """Take one file, or count it as ignored when it is no crop."""
@@ -119,12 +120,16 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
     videos: dict[str, FrameFiles] = {}
     seen: set[str] = set()
     shadowed: list[Path] = []
+    lost: list[Path] = []
     ignored, unsafe = IgnoredFiles(), 0
     for root in roots:
         for files in _videos_of(root, on_listed or (lambda done, total, unit: None)):
             ignored.take(files.ignored)
             unsafe += files.unsafe
             name = files.folder.name
+            if files.leads_nowhere:
+                lost.append(files.folder)
+                continue
             if files.archive and files.folder == files.archive.path:  # crops at the top of an archive
                 name = files.folder.stem
             if files.archive and not files.numbers:  # a folder above the videos
@@ -136,7 +141,7 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
                 videos[name] = files
             seen.add(canonical(name))
     if not videos:
-        raise InputError(_nothing_found(roots, ignored))
+        raise InputError(_nothing_found(roots, ignored, lost))
     names = sorted(videos)
     found = [videos[name] for name in names]
     frames = [files.in_order() for files in found]
@@ -151,6 +156,7 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
         ignored_files=ignored,
         unsafe_members=unsafe,
         shadowed_folders=tuple(shadowed),
+        lost_links=tuple(lost),
     )
 
 
@@ -168,15 +174,19 @@ def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:
             "of crops per video, or a .zip or .tar archive of one. Say where it is with --crops DIR, or with "
             "crops = [...] in affcache.toml."
         )
-    with os.scandir(root) as entries:
-        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    try:
+        visible = sorted((name, (root / name).is_dir()) for name in os.listdir(root) if not name.startswith("."))  # noqa: PTH208  # as below
+    except OSError as error:
+        raise _can_not_list(root, error) from None
     folders = [root / name for name, is_folder in visible if is_folder]
     with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="list") as pool:
         for done, files in enumerate(pool.map(_video_of_folder, folders), start=1):
             on_listed(done, len(folders), "video")
             yield files
     for name, is_folder in visible:
-        if not is_folder and is_archive(root / name):
+        if not is_folder and not (root / name).exists():
+            yield FrameFiles(root / name, leads_nowhere=True)
+        elif not is_folder and is_archive(root / name):
             yield from _videos_of_archive(root / name, on_listed)
 
 
@@ -185,14 +195,18 @@ def _video_of_folder(folder: Path) -> FrameFiles:
     try:
         names = os.listdir(folder)  # noqa: PTH208  # a Path for each of millions of names takes minutes
     except OSError as error:
-        raise InputError(
-            f"The folder {folder} can't be listed: {error.strerror}. Expected a folder of crops that may be read. Give "
-            "yourself the right to read it, or reconnect its disk, then run the same command again."
-        ) from None
+        raise _can_not_list(folder, error) from None
     for name in names:
         if not name.startswith("."):
             files.add(name)
     return files
+
+
+def _can_not_list(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"The folder {folder} can't be listed: {error.strerror}. Expected a folder of crops that may be read. Give "
+        "yourself the right to read it, or reconnect its disk, then run the same command again."
+    )
 
 
 def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
@@ -207,6 +221,7 @@ def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
         if files is None:
             files = folders[folder] = FrameFiles(path / PurePosixPath(folder) if folder else path, archive)
         files.add(name, member)
+    archive.rest()
     videos = [folders[folder] for folder in sorted(folders)]
     if videos:
         videos[0].unsafe = archive.left_out
@@ -223,8 +238,10 @@ def _require_unicode(root: Path, name: str) -> None:
         ) from None
 
 
-def _nothing_found(roots: Sequence[Path], ignored: IgnoredFiles) -> str:
+def _nothing_found(roots: Sequence[Path], ignored: IgnoredFiles, lost: Sequence[Path]) -> str:
     """Say where crops were looked for and what was passed over, and guess what was meant."""
+    if lost:
+        return f"No crops found: {lost[0]} is a link that leads nowhere. Connect the disk that it leads to, or mend it."
     looked = ", ".join(str(root) for root in roots)
     for root in roots:
         if root.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.iterdir()):

@@ -14,6 +14,7 @@ from affcache.errors import InputError
 from affcache.exchange.layouts import EMBEDDINGS, METADATA, matching_parts, npy_part
 from affcache.exchange.settings import ExportSettings
 from affcache.exchange.sources import (
+    WIDEST,
     FrameKeys,
     ImportSource,
     Matrix,
@@ -22,6 +23,7 @@ from affcache.exchange.sources import (
     cannot_read,
     facts_of,
     gather,
+    groups_of,
     import_pyarrow,
     parquet_file,
     reading,
@@ -29,10 +31,10 @@ from affcache.exchange.sources import (
     rows_of,
     unpack,
 )
-from affcache.files import beside, cannot_write, whole_file
+from affcache.files import LARGEST_JSON, beside, cannot_write, open_regular, parse_json, read_bytes, whole_file
 from affcache.progress import Listener, Result
 from affcache.settings import command, existing_store
-from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
+from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore, fingerprint
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")
@@ -47,7 +49,7 @@ SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded with spaces up to it
 def open_npy_export(folder: Path) -> ImportSource:
     """Open an exported folder: img_emb/, metadata/ and provenance.json."""
     with reading(folder / NPY_FILE):
-        provenance = read_provenance(folder / NPY_FILE, (folder / NPY_FILE).read_bytes())
+        provenance = read_provenance(folder / NPY_FILE, read_bytes(folder / NPY_FILE, LARGEST_JSON))
     ((embeddings, metadata),) = matching_parts(folder)[:1]
     part = npy_part(embeddings, metadata, _keys_of(metadata, rows_of(metadata, KEY_COLUMNS)))
     dtype = part.open(folder).dtype
@@ -64,8 +66,8 @@ def open_parquet_export(path: Path) -> ImportSource:
         kind = getattr(file.schema_arrow.field("embedding").type, "value_type", None)
         if str(kind) != "float":
             raise cannot_read(path, TypeError(f"embedding is a {kind or 'single value'}, not a list of float"))
-    keys, width = _keys_of(path, rows_of(path, KEY_COLUMNS)), int(provenance.get("width", 0))
-    if not (keys and width):
+    keys, width = _keys_of(path, rows_of(path, KEY_COLUMNS)), provenance.get("width")
+    if not keys or not isinstance(width, int) or not 0 < width <= WIDEST:
         raise cannot_read(path, ValueError("no rows, or embeddings of no width"))
 
     def matrix(folder: Path) -> Matrix:
@@ -80,7 +82,7 @@ def open_safetensors_export(path: Path) -> ImportSource:
     described = header.get("__metadata__", {})
     provenance = read_provenance(path, described.get(PROVENANCE_KEY))
     maps: dict[str, Matrix] = {}
-    with reading(path, KeyError, TypeError, ValueError):
+    with reading(path, KeyError, IndexError, TypeError, ValueError, RecursionError, AttributeError):
         names = np.array([str(name) for name in json.loads(described["video_name"])], dtype=object)
         for name, kind in TENSORS.items():
             entry = header[name]
@@ -88,6 +90,8 @@ def open_safetensors_export(path: Path) -> ImportSource:
                 raise ValueError(f"{name} is {entry['dtype']}")
             start, shape = first + entry["data_offsets"][0], tuple(entry["shape"])
             maps[name] = np.memmap(path, dtype=_DTYPES[kind], mode="r", offset=start, shape=shape)
+        if maps["video_start"][-1] != len(maps["features"]):
+            raise ValueError("its tensors differ in length")
         videos = np.repeat(names, np.diff(maps["video_start"]))
         if len({len(videos), *(len(maps[name]) for name in ("features", "status", "frame_number"))}) != 1:
             raise ValueError("its tensors differ in length")
@@ -100,12 +104,11 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header, checked by the safetensors library against the file, and where the data begin."""
     from safetensors import SafetensorError, safe_open
 
-    with reading(path, SafetensorError, ValueError):
+    with reading(path, SafetensorError, ValueError), open_regular(path) as file:
         with safe_open(path, framework="numpy"):
             pass  # checks sizes and offsets
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            return json.loads(file.read(length)), 8 + length
+        length = int.from_bytes(file.read(8), "little")
+        return parse_json(file.read(length)), 8 + length
 
 
 def _keys_of(path: Path, rows: Iterable[tuple[Any, ...]]) -> FrameKeys:
@@ -125,7 +128,7 @@ def _unpacked_groups(path: Path, width: int) -> Iterator[Matrix]:
     """Yield the embeddings of each row group as float16 (n, D)."""
     first = 0
     with parquet_file(path) as file:
-        for group in range(file.num_row_groups):
+        for group in groups_of(path, file):
             column = file.read_row_group(group, columns=["embedding"]).column("embedding")
             rows = len(column)
             values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
@@ -161,12 +164,14 @@ def provenance_of(store: EmbeddingStore) -> dict[str, Any]:
 def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
     """Parse the provenance that was found in ``path``."""
     try:
-        found = json.loads(text or "null")
+        found = parse_json(text or "null")
         if found["format"] != EXPORT_FORMAT or found["format_version"] != EXPORT_VERSION:
             raise ValueError(f"{found['format']!r} version {found['format_version']}")
         wanted: dict[str, type] = {"encoder": dict, "encoder_fingerprint": str, "store_fingerprint": str}
         if not all(isinstance(found[name], kind) for name, kind in wanted.items()):
             raise TypeError("a field of another type")
+        if fingerprint(found["encoder"]) != found["encoder_fingerprint"]:
+            raise ValueError("the encoder is not the one that its fingerprint is of")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} doesn't say how its embeddings were made ({type(error).__name__}: {error}). Expected the "

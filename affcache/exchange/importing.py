@@ -12,7 +12,7 @@ from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_
 from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of, reading
-from affcache.files import beside
+from affcache.files import beside, open_regular
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, default_store
 from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint
@@ -61,8 +61,8 @@ def _magic(path: Path) -> bytes:
     """Return the first bytes of a file, none of a folder."""
     if path.is_dir():
         return b""
-    with reading(path), path.open("rb") as file:
-        return file.read(len(HDF5_MAGIC))
+    with reading(path), open_regular(path) as file:
+        return file.read(len(HDF5_MAGIC)) or b""
 
 
 def _open_other(path: Path) -> ImportSource:

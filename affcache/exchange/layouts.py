@@ -1,27 +1,28 @@
 """Embeddings as others lay them out: clip-retrieval's folders, and the HDF5 file of arXiv 2403.09915's code."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 
+from affcache.crops.crop_list import LARGEST_LIST
 from affcache.errors import InputError
+from affcache.exchange import foreign_hdf5
 from affcache.exchange.sources import (
     FrameKeys,
     ImportSource,
     Matrix,
     Part,
-    blocks_of,
+    cannot_read,
     gather,
     reading,
     require_floats,
     require_same_length,
     rows_of,
-    unpack,
 )
+from affcache.files import open_regular, read_lines
 from affcache.store.reading import FORMAT
 
 EMBEDDINGS, METADATA = "img_emb", "metadata"
@@ -56,9 +57,14 @@ def matching_parts(folder: Path) -> list[tuple[Path, Path]]:
 
 def npy_part(path: Path, metadata: Path, keys: FrameKeys) -> Part:
     """Return a .npy file of embeddings, float (n, D), whose rows the metadata name."""
-    with reading(path, ValueError, EOFError):
+    try:
+        open_regular(path).close()
         array = np.lib.format.open_memmap(path, mode="r")
-    require_floats(path, "The array", array)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header, which is Python, makes numpy raise nearly anything
+        raise cannot_read(path, error) from None
+    require_floats(path, "The array", array.dtype.name, array.shape)
     require_same_length(path, len(array), metadata, len(keys))
     return Part(path, keys, array.shape[1], lambda folder: array)
 
@@ -92,18 +98,20 @@ def open_published_code(features: Path, listing: Path) -> ImportSource:
         features: HDF5, with the dataset ``train_features`` or ``val_features``, float (n, D).
         listing: text, n lines ``path<TAB>label`` in the order of the features.
     """
-    with _features_of(features) as dataset:
-        rows, width = dataset.shape
+    name, dtype, (rows, width), offset = _features_of(features)
     keys = _read_listing(listing)
     require_same_length(features, rows, listing, len(keys))
 
     def matrix(folder: Path) -> Matrix:
-        """Map a contiguous dataset into memory; unpack a chunked or compressed one block by block."""
-        with _features_of(features) as dataset:
-            offset = dataset.id.get_offset()
+        """Map a contiguous dataset into memory; unpack a chunked or compressed one first."""
+        try:
             if offset is not None:
-                return np.memmap(features, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-            return unpack(folder, (dataset[rows] for rows in blocks_of(len(dataset))), dataset.dtype, dataset.shape)
+                return np.memmap(features, dtype=dtype, mode="r", offset=offset, shape=(rows, width))
+            with tempfile.TemporaryFile(dir=folder) as file:
+                foreign_hdf5.unpack(features, name, file)
+                return np.memmap(file, dtype=dtype, mode="r", shape=(rows, width))
+        except (OSError, ValueError) as error:
+            raise cannot_read(features, error) from None
 
     return ImportSource(features, [Part(features, keys, width, matrix, listing)], "published code", labels=len(keys))
 
@@ -112,16 +120,16 @@ def _read_listing(path: Path) -> FrameKeys:
     """Read the frames of a list. Its labels are checked for their form alone: they show when a line is malformed."""
     keys = FrameKeys()
     blank = 0  # the first of a run of blank lines, which may end the file
-    with reading(path, UnicodeDecodeError), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+    with reading(path, UnicodeDecodeError):
+        for number, line in enumerate(read_lines(path, LARGEST_LIST), start=1):
             if not line.strip():
                 blank = blank or number
                 continue
             if blank:
                 raise _malformed(path, blank, "is blank, with more lines after it")
-            crop, tab, label = line.rstrip("\n").rpartition("\t")
+            crop, tab, label = line.rpartition("\t")
             if not tab or not _LABEL.fullmatch(label.strip()):
-                raise _malformed(path, number, f"is {line.rstrip()!r}")
+                raise _malformed(path, number, f"is {line.rstrip()[:80]!r}")
             try:
                 keys.add_path(crop.strip())
             except ValueError as error:
@@ -139,9 +147,8 @@ def _malformed(path: Path, number: int, problem: str) -> InputError:
 def refuse_store(path: Path) -> None:
     """Raise InputError when an HDF5 file is an embedding store already; what can't be read is judged later."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            is_store = file.attrs.get("format") == FORMAT
-    except (OSError, RuntimeError, KeyError):
+        is_store = foreign_hdf5.described(path)["format"] == FORMAT
+    except (OSError, ValueError):
         return
     if is_store:
         raise InputError(
@@ -150,17 +157,20 @@ def refuse_store(path: Path) -> None:
         )
 
 
-@contextmanager
-def _features_of(path: Path) -> Iterator[h5py.Dataset]:
-    """Open the features in an HDF5 file; what fails while it is open counts as damage."""
-    with reading(path, RuntimeError, KeyError, ValueError), h5py.File(path, "r", locking=False) as file:
-        found = [name for name in DATASETS if isinstance(file.get(name), h5py.Dataset)]
-        if len(found) != 1:
-            raise InputError(
-                f"{path} holds {' and '.join(found) or 'neither ' + ' nor '.join(DATASETS)} (it has "
-                f"{', '.join(sorted(file)) or 'nothing'}). Expected one of the datasets {' and '.join(DATASETS)} "
-                "in a file. Name the file that holds one of them, or split this one."
-            )
-        dataset = file[found[0]]
-        require_floats(path, f"The dataset {found[0]}", dataset)
-        yield dataset
+def _features_of(path: Path) -> tuple[str, np.dtype[Any], tuple[int, int], int | None]:
+    """Return name, dtype, shape and offset of the features in an HDF5 file, without offset where they are packed."""
+    with reading(path, ValueError):
+        held = foreign_hdf5.described(path)
+    found = [name for name in DATASETS if name in held["datasets"]]
+    if len(found) != 1:
+        raise InputError(
+            f"{path} holds {' and '.join(found) or 'neither ' + ' nor '.join(DATASETS)} (it has "
+            f"{', '.join(held['names']) or 'nothing'}). Expected one of the datasets {' and '.join(DATASETS)} "
+            "in a file. Name the file that holds one of them, or split this one."
+        )
+    features = held["datasets"][found[0]]
+    require_floats(path, f"The dataset {found[0]}", features["dtype"], features["shape"])
+    if not features["readable"]:
+        raise cannot_read(path, ValueError(f"{found[0]} lies in other files, or in chunks of no sensible size"))
+    rows, width = features["shape"]
+    return found[0], np.dtype(features["bytes"]), (rows, width), features["offset"]

@@ -17,11 +17,14 @@ import numpy.typing as npt
 
 from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, canonical, parse_path
 from affcache.errors import ConfigError, InputError
+from affcache.files import open_regular
 from affcache.progress import Listener
 from affcache.store.reading import ENCODED, EmbeddingStore, Rows
 
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
+WIDEST = 2**16  # values of an embedding
+LARGEST_GROUP = 2**24  # rows of a Parquet file that are read at once
 NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
@@ -51,8 +54,10 @@ class FrameKeys:
         self.frame.append(frame)
         self.status.append(status)
 
-    def add_path(self, path: str) -> None:
+    def add_path(self, path: object) -> None:
         """Take the key of the next row from the path of its crop; raises as ``add``."""
+        if not isinstance(path, str):  # a column may hold anything
+            raise ValueError(f"has the path {path!r}, which is no text")
         self.add(*parse_path(path)[1:])
 
 
@@ -96,11 +101,11 @@ class ImportSource:
     labels: int = 0  # labels met on the way, which are not used
 
 
-def require_floats(file: Path, what: str, array: Any) -> None:
+def require_floats(file: Path, what: str, dtype: str, shape: Sequence[int]) -> None:
     """Refuse what isn't a matrix of floating-point numbers with at least one row and one column."""
-    if array.dtype.name not in FLOATS or len(array.shape) != 2 or 0 in array.shape:
+    if dtype not in FLOATS or len(shape) != 2 or 0 in shape or shape[1] > WIDEST:
         raise InputError(
-            f"{what} of {file} is {array.dtype} of shape {array.shape}. Expected one row of {', '.join(FLOATS)} per "
+            f"{what} of {file} is {dtype} of shape {tuple(shape)}. Expected one row of {', '.join(FLOATS)} per "
             "frame, shape (n, D). Name the file that holds the image embeddings."
         )
 
@@ -291,8 +296,10 @@ def import_pyarrow() -> Any:
 def parquet_file(path: Path) -> Iterator[Any]:
     """Open a Parquet file, a ``pyarrow.parquet.ParquetFile``; what fails while it is open counts as damage."""
     pyarrow = import_pyarrow()
-    with reading(path, pyarrow.ArrowException), pyarrow.parquet.ParquetFile(path) as file:
-        yield file
+    with reading(path, ValueError, pyarrow.ArrowException):
+        open_regular(path).close()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
 
 
 def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
@@ -305,10 +312,19 @@ def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
         )
 
 
+def groups_of(path: Path, file: Any) -> range:
+    """Return the numbers of a Parquet file's row groups; refuse what unpacks to more than a group should hold."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if group.num_rows > LARGEST_GROUP or group.total_byte_size > LARGEST_GROUP * 128:
+            raise cannot_read(path, ValueError(f"row group {number} has {group.num_rows:,} rows in one piece"))
+    return range(file.num_row_groups)
+
+
 def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     """Yield the values of some columns row by row, a row group in memory at a time."""
     with parquet_file(path) as file:
         require_columns(path, file, columns)
-        for group in range(file.num_row_groups):
+        for group in groups_of(path, file):
             table = file.read_row_group(group, columns=list(columns))
             yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from affcache.crops.crop_list import CropList, canonical, keep_listed
+from affcache.crops.crop_list import LARGEST_LIST, CropList, canonical, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
 from affcache.extraction.pipeline import PHOTOS, Encoded, Encoding, Engine, ExtractionStats
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
-from affcache.files import remove, write_text
+from affcache.files import read_lines, remove, write_text
 from affcache.progress import Listener, Result, counted
 from affcache.settings import CROPS, command, default_store
 from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, differing_fields, fingerprint, view_path
@@ -172,6 +172,8 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         )
     for folder in crops.shadowed_folders:
         listener.warning(f"{folder} is left out: a video of that name was found before it")
+    for link in crops.lost_links:
+        listener.warning(f"{link} is left out: it is a link that leads nowhere")
     if settings.crop_list is not None:
         crops, missing = keep_listed(crops, settings.crop_list)
         listener.message(f"{len(crops):,} of them are in {settings.crop_list}")
@@ -287,8 +289,8 @@ def list_unreadable(store: EmbeddingStore, crops: CropList, reasons: dict[int, s
         remove(path)
         return None
     known: dict[str, str] = {}  # from the list that an earlier run left
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    with suppress(OSError):  # none, or none that can be read
+        lines = read_lines(path, LARGEST_LIST, errors="surrogateescape")
         known = dict(line.split("\t", 1) for line in lines if "\t" in line)
     named = [(str(crops.path(int(row))), reasons.get(int(row))) for row in rows]
     text = "".join(f"{crop}\t{reason or known.get(crop, 'unreadable')}\n" for crop, reason in named)

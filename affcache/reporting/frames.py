@@ -16,7 +16,7 @@ from affcache.crops.archives import UnreadableCropError
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.errors import InputError
-from affcache.files import drawing
+from affcache.figures import drawing
 from affcache.reporting.page import inline_figure
 from affcache.scoring.figures import score_figures
 from affcache.scoring.predict import TrainedRun

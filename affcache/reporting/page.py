@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from affcache.files import drawing
+from affcache.figures import drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

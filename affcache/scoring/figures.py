@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from affcache.files import single_axes
+from affcache.figures import single_axes
 from affcache.progress import metric_name
 from affcache.scoring.postprocess import reliability
 from affcache.tasks.metrics import Scores
@@ -46,7 +46,8 @@ def score_figures(
     figures = {"classes": _classes(task.class_metric, scores)}
     if task.exclusive:
         figures["confusion"] = _confusion(labels, decided, task.classes)
-    if len(history) > 1 and "train_loss" in history[0]:
+    drawn = {"epoch", "train_loss", "validation_loss", task.metric}
+    if len(history) > 1 and all(drawn <= entry.keys() for entry in history):
         figures["learning"] = _learning(history, task.metric)
     if task.has_classes:
         present = labels[:, None] == np.arange(task.outputs) if task.exclusive else labels == 1

@@ -145,15 +145,19 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -
             f"--keep says. Train it again with '{fit_command(fitted)}'."
         )
     tensors, best = read_tensors(folder.head)
-    head = build_head(fitted, width, task)
     try:
+        with torch.device("meta"):  # shapes alone: settings that were changed may ask for any memory
+            expected = build_head(fitted, width, task).state_dict()
+        if any(name not in tensors or tensors[name].shape != like.shape for name, like in expected.items()):
+            raise ValueError("other layers")
+        head, epoch = build_head(fitted, width, task), int(best["epoch"])
         head.load_state_dict(tensors)
-    except RuntimeError:
+    except (RuntimeError, ValueError, TypeError, KeyError, OverflowError):
         raise StoreError(
             f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
             "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
         ) from None
-    return head, int(best["epoch"])
+    return head, epoch
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.files import drawing, save_figures, write_bytes, write_json
+from affcache.figures import drawing, save_figures
+from affcache.files import write_bytes, write_json
 from affcache.progress import Listener, metric_name
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import metric_interval, without_interval

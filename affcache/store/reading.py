@@ -7,6 +7,7 @@ writes just once, into a temporary file that is renamed when it is whole.
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import StoreError
+from affcache.files import open_regular
+from affcache.store.hdf5 import TEXT, StoreFile
 
 FORMAT = "affcache-embeddings"
 FORMAT_VERSION = 1
@@ -48,40 +50,36 @@ def mapped_fields(path: Path) -> dict[str, Any]:
             'it is with --store FILE or with store = "..." in affcache.toml.'
         )
     try:
-        # no HDF5 lock: a store may be looked at while it is written
-        with h5py.File(path, "r", locking=False) as file:
-            _check_format(path, file)
-            places = {name: _place(file[name], dtype) for name, dtype in NUMERIC_DATASETS.items()}
-            fields = {
-                "video_names": tuple(file["video_name"].asstr()[:]),
-                "encoder": json.loads(file.attrs["encoder"]),
-                "encoder_fingerprint": str(file.attrs["encoder_fingerprint"]),
-                "index_sha256": str(file.attrs.get("index_sha256", "")),
-            }
+        with open_regular(path) as file:
+            found = StoreFile(file)
+            _check_format(path, found.attributes)
+            places = {name: found.dataset(name) for name in NUMERIC_DATASETS}
+            names = found.texts(found.dataset("video_name"))
+            _check_shapes({name: (place.kind, place.shape) for name, place in places.items()}, len(names))
+        encoder, sha256 = found.attributes["encoder"], found.attributes["encoder_fingerprint"]
+        index = found.attributes.get("index_sha256", "")  # the oldest stores lack it
+        fields = {"video_names": names, "encoder": json.loads(str(encoder)), "encoder_fingerprint": str(sha256)}
+        if not isinstance(fields["encoder"], dict) or (index and fingerprint(fields["encoder"]) != sha256):
+            raise ValueError("the description of its encoder doesn't match its fingerprint")
     except PermissionError as error:
         raise StoreError(
             f"The store {path} can't be opened: {error.strerror}. Expected a file that may be read. Give yourself the "
             "right to read it, or name another with --store FILE."
         ) from None
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, KeyError, IndexError, ValueError, TypeError, RecursionError, struct.error) as error:
         raise StoreError(
-            f"{path} can't be read as an embedding store: it is cut short, damaged or no HDF5 file at all "
+            f"{path} can't be read as an embedding store: it is cut short, damaged or no store at all "
             f"({type(error).__name__}: {error}). Check the path. Restore the store from a sound copy, or delete it and "
             "extract again."
         ) from None
-    needed = max(offset + dtype.itemsize * int(np.prod(shape)) for dtype, offset, shape in places.values())
-    size = path.stat().st_size
-    if size < needed:
-        raise StoreError(
-            f"{path} is cut short: {size:,} bytes, expected at least {needed:,}. A copy or download broke off. "
-            "Copy it again, or delete it and extract again."
-        )
-    maps = {name: np.memmap(path, dtype, "r", offset, shape) for name, (dtype, offset, shape) in places.items()}
-    return {**maps, **fields}
+    maps = {
+        name: np.memmap(path, NUMERIC_DATASETS[name], "r", place.offset, place.shape) for name, place in places.items()
+    }
+    return {**maps, **fields, "index_sha256": str(index)}
 
 
-def _check_format(path: Path, file: h5py.File) -> None:
-    found, version = file.attrs.get("format"), file.attrs.get("format_version")
+def _check_format(path: Path, attributes: Mapping[str, object]) -> None:
+    found, version = attributes.get("format"), attributes.get("format_version")
     if found != FORMAT:
         raise StoreError(
             f"{path} is an HDF5 file but no embedding store: its attribute 'format' is {found!r}, expected "
@@ -94,12 +92,19 @@ def _check_format(path: Path, file: h5py.File) -> None:
         )
 
 
-def _place(dataset: h5py.Dataset, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int, tuple[int, ...]]:
-    """Return the dtype of a dataset, the offset of its bytes in the file, and its shape."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.dtype != dtype:
-        raise ValueError(f"{dataset.name} is {dataset.dtype} and not one contiguous {dtype}")
-    return dtype, int(offset), tuple(dataset.shape)
+def _check_shapes(found: Mapping[str, tuple[str, tuple[int, ...]]], videos: int) -> None:
+    """Raise ValueError unless the datasets are of the format's types, and of lengths that belong together."""
+    rows = found["status"][1][0]
+    lengths = {
+        "status": rows,
+        "frame_number": rows,
+        "video_start": videos + 1,
+        "block_checksum": -(-rows // BLOCK_ROWS),
+    }
+    for name, (kind, shape) in found.items():
+        expected = shape == (lengths[name],) if name in lengths else len(shape) == 2 and shape[0] == rows
+        if np.dtype(kind if kind != TEXT else "O") != NUMERIC_DATASETS[name] or not expected:
+            raise ValueError(f"{name} is {kind} of shape {shape}, for {rows:,} rows and {videos:,} videos")
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from affcache.crops.crop_list import canonical, parse_path
 from affcache.errors import ConfigError, InputError
-from affcache.files import write_text
+from affcache.files import read_lines, write_text
 from affcache.progress import Listener, Result, counted
 from affcache.scoring.postprocess import DecisionRule, find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs
@@ -22,6 +22,8 @@ from affcache.tasks.tasks import Task
 
 LOCATION = "image_location"
 Frame = tuple[str, str, int]  # where it lies, its video, and its number there
+LARGEST_TEMPLATE = 2**28  # bytes
+MOST_FRAMES, MOST_DIGITS = 10_000_000, 9  # of a template: four days of video
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ def read_frame_counts(path: Path) -> Template:
                 f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
                 "Correct that line."
             )
-        every = range(1, int(count) + 1)
+        if len(count) > MOST_DIGITS or (every := range(1, int(count) + 1)).stop + len(frames) > MOST_FRAMES:
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r} makes more than {MOST_FRAMES:,} frames. Expected the "
+                "number of frames that the video has. Correct that line."
+            )
         frames += [(f"{video}/{number:05d}.jpg", canonical(video), number) for number in every]
     return _template(path, frames)
 
@@ -134,11 +140,13 @@ def check_submission(path: Path, template: Template, task: Task) -> None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = list(read_lines(path, LARGEST_TEMPLATE))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} can't be read: {reason}. Expected a text file, a frame or a video a line.") from None
-    return text.rstrip().splitlines() if text.strip() else []
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 def _template(path: Path, frames: Sequence[Frame], columns: tuple[str, ...] = ()) -> Template:

@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from affcache.crops.crop_list import canonical
 from affcache.errors import ConfigError, InputError
+from affcache.files import read_lines
 from affcache.progress import Result, counted
 from affcache.store.reading import ENCODED, EmbeddingStore
 from affcache.tasks.tasks import Task, find_task
 
+LARGEST_LABEL_FILE = 2**24  # bytes; of 24 hours of video at 30 frames a second a few million
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
 
@@ -125,11 +127,12 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
         InputError: a wrong header, a wrong count of values, a value that is no number or out of range; names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig").rstrip()
+        header, *lines = list(read_lines(path, LARGEST_LABEL_FILE)) or [""]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} can't be read as a label file: {reason}. Restore it from the download.") from None
-    header, *lines = text.splitlines() or [""]
+    while lines and not lines[-1].strip():
+        lines.pop()
     if [name.strip().lower() for name in header.split(",")] != [name.lower() for name in task.classes]:
         raise InputError(
             f"{path}, line 1: the header is {header[:80]!r}, expected {task.header!r}. Is this a label file of task "
@@ -138,6 +141,8 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
     exact = np.float64 if np.dtype(task.label_dtype).kind == "f" else task.label_dtype  # float32 rounds into the range
     values = np.empty((0, task.values_per_line), dtype=exact)
     if lines:
+        if not set().union(*lines) <= _signs_of(task):  # older numpy reads 2.5 as the integer 2
+            raise InputError(_first_bad_line(path, lines, task))
         try:
             values = np.loadtxt(lines, dtype=exact, delimiter=",", comments=None, ndmin=2)
         except ValueError:
@@ -149,6 +154,11 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
         raise InputError(_first_bad_line(path, lines, task))
     values = values.astype(task.label_dtype, copy=False)
     return values[:, 0] if task.exclusive else values, ~invalid
+
+
+def _signs_of(task: Task) -> frozenset[str]:
+    """Return the characters that a line of labels is made of."""
+    return frozenset("0123456789+-, \t" if np.dtype(task.label_dtype).kind == "i" else "0123456789+-, \t.eE")
 
 
 def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
@@ -167,7 +177,8 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
             values = [convert(field) for field in fields]
         except ValueError:
             values = []
-        if not values or "_" in line or not line.isascii():  # Python reads 1_0 and other scripts' digits, labels don't
+        # Python reads 1_0 and other scripts' digits, labels don't
+        if not values or not _signs_of(task).issuperset(line):
             problem = "not a number"
             break
         if task.invalid_value not in values and not all(low <= value <= high for value in values):

@@ -1,17 +1,24 @@
-"""The epoch loop: H heads trained, evaluated and remembered epoch by epoch. Knows no files but by ``state``."""
+"""The epoch loop: H heads trained, evaluated and remembered epoch by epoch; and one head's run saved as it goes."""
 
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from affcache.tasks.tasks import Task
+from affcache.errors import ConfigError, StoreError, first_line
+from affcache.files import read_tensors, write_tensors
+from affcache.progress import Listener
+from affcache.tasks.tasks import TASKS, Task
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
 from affcache.training.risk import cvar
+from affcache.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from affcache.training.ridge import Run
 
 Entry = dict[str, Any]  # a line of history
 LOSSES = ("train_loss", "validation_loss")
@@ -91,7 +98,7 @@ class Epochs:
         return tensors, {"epoch": self.done, "best": progress}
 
     def load_state(self, tensors: Tensors, progress: dict[str, Any]) -> None:
-        """Take up what ``state`` returned."""
+        """Take up what ``state`` returned; raises ValueError where its tensors are damaged."""
         self.learner.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("best.")})
         self.done = progress["epoch"]
         for head, (best, of) in enumerate(zip(self.best, progress["best"], strict=True)):
@@ -101,6 +108,60 @@ class Epochs:
             best.value = -math.inf if of["value"] is None else of["value"]
             prefix = f"best.{head}."
             best.head = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run of one head in its folder, saved step by step: a kill costs the step that is under way."""
+
+    run: "Run"
+    folder: RunFolder  # claimed
+    identity: dict[str, Any]  # goes into the header of every saved head: what ``HEADER`` names
+
+    def train(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
+        """Make the steps that are left.
+
+        Raises:
+            ConfigError: the training diverges.
+        """
+        (best,), metric = self.run.best, TASKS[self.identity["task"]].metric
+        for (entry,) in self.run.run(train, validation):
+            if best.diverged is not None:
+                loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
+                raise ConfigError(
+                    f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
+                    "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
+                    f"{self.folder.path}."
+                )
+            self.folder.write_history(best.history)
+            own = {name: entry[name] for name in ("epoch", "strength", metric) if name in entry}
+            if best.entry is entry:
+                write_tensors(self.folder.head, best.head, {**self.identity, **own})
+            if isinstance(self.run, Epochs):
+                progress = {"epoch": self.run.done, "best_value": best.value, "best_epoch": best.epoch}
+                write_tensors(self.folder.last, self.run.learner.state(), {**self.identity, **progress})
+            strength = f"strength {entry['strength']:g}: " if "strength" in entry else ""
+            words = f"{strength}{metric} {entry[metric]:.3f}, best {best.value:.3f}"
+            listener.progress(entry["epoch"], self.run.steps, self.run.unit, words)
+
+    def restore(self) -> None:
+        """Continue from the last finished epoch, as if there had been no interruption; a ridge begins anew."""
+        if not isinstance(self.run, Epochs) or not self.folder.last.exists():  # killed in the first epoch
+            return
+        tensors, progress = read_tensors(self.folder.last)
+        (best,), history = self.run.best, self.folder.read_history()
+        try:
+            done, best.epoch = int(progress["epoch"]), int(progress["best_epoch"])
+            best.value = float(progress["best_value"])
+            if not 0 <= best.epoch <= done <= min(len(history), self.run.steps):
+                raise ValueError(f"it is of epoch {done}, the history has {len(history)}")
+            self.run.learner.load_state(tensors)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(
+                f"{self.folder.last} can't be continued from ({first_line(error)}). Expected the file as "
+                "'affcache fit' wrote it. Restore it from a sound copy, or begin a new run with another --run DIR."
+            ) from None
+        self.run.done, best.history = done, history[:done]  # a kill may have left one more
 
 
 def train_epoch(learner: BaseLearner, train: FrameSource, validation: FrameSource | None, epoch: int) -> list[Entry]:

@@ -1,6 +1,5 @@
 """Stage two as a whole: store and labels joined, a run folder claimed, a head trained, the best epoch kept."""
 
-import math
 import platform
 import shlex
 import time
@@ -15,8 +14,7 @@ import torch
 
 import affcache
 from affcache.devices import GIGABYTE, default_memory, resolve_device
-from affcache.errors import ConfigError, InputError
-from affcache.files import read_tensors, write_tensors
+from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
 from affcache.store.reading import EmbeddingStore
@@ -29,9 +27,9 @@ from affcache.tasks.annotations import (
     join_labels,
     of_videos,
 )
-from affcache.tasks.tasks import TASKS, Task, find_task
+from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import FrameSource, epoch_length, load_frames, load_splits, require_finite
-from affcache.training.epochs import LOSSES, Epochs
+from affcache.training.epochs import Epochs, SavedRun
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
@@ -260,52 +258,6 @@ def run_of(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.d
     counts = ClassCounts.of(splits.task, splits.train.labels)
     learner, why = new_learner(recipes, splits.task, splits.width, device, counts, splits.videos)
     return Epochs(learner), why
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """A run of one head in its folder, saved step by step: a kill costs the step that is under way."""
-
-    run: Run
-    folder: RunFolder  # claimed
-    identity: dict[str, Any]  # goes into the header of every saved head: what ``HEADER`` names
-
-    def train(self, train: FrameSource, validation: FrameSource, listener: Listener) -> None:
-        """Make the steps that are left.
-
-        Raises:
-            ConfigError: the training diverges.
-        """
-        (best,), metric = self.run.best, TASKS[self.identity["task"]].metric
-        for (entry,) in self.run.run(train, validation):
-            if best.diverged is not None:
-                loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))
-                raise ConfigError(
-                    f"The training diverged in epoch {entry['epoch']}: the loss is {loss}. Expected a finite loss. "
-                    "Lower --lr or --rho, or try --normalize l2. The epochs before it are kept in "
-                    f"{self.folder.path}."
-                )
-            self.folder.write_history(best.history)
-            own = {name: entry[name] for name in ("epoch", "strength", metric) if name in entry}
-            if best.entry is entry:
-                write_tensors(self.folder.head, best.head, {**self.identity, **own})
-            if isinstance(self.run, Epochs):
-                progress = {"epoch": self.run.done, "best_value": best.value, "best_epoch": best.epoch}
-                write_tensors(self.folder.last, self.run.learner.state(), {**self.identity, **progress})
-            strength = f"strength {entry['strength']:g}: " if "strength" in entry else ""
-            words = f"{strength}{metric} {entry[metric]:.3f}, best {best.value:.3f}"
-            listener.progress(entry["epoch"], self.run.steps, self.run.unit, words)
-
-    def restore(self) -> None:
-        """Continue from the last finished epoch, as if there had been no interruption; a ridge begins anew."""
-        if not isinstance(self.run, Epochs) or not self.folder.last.exists():  # killed in the first epoch
-            return
-        tensors, progress = read_tensors(self.folder.last)
-        self.run.learner.load_state(tensors)
-        self.run.done = progress["epoch"]
-        (best,) = self.run.best
-        best.value, best.epoch = progress["best_value"], progress["best_epoch"]
-        best.history = self.folder.read_history(self.run.done)  # a kill may have left one more
 
 
 def frames_of_epoch(settings: FitSettings, joined: JoinedSplits) -> int:

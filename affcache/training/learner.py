@@ -25,6 +25,8 @@ from affcache.training.stacked_parts import (
     RecordedStep,
     StackedAdamW,
     clip_stacked_gradients,
+    like,
+    require_generator_state,
     write_stacked_worst_point,
 )
 
@@ -122,18 +124,23 @@ class BaseLearner(ABC):
         return tensors
 
     def load_state(self, tensors: Tensors) -> None:
-        """Take up what ``state`` returned.
+        """Take up what ``state`` returned. Names, shapes and dtypes are compared first: torch would write beyond them.
 
         Raises:
             ConfigError: it is of heads that trained in another way, plain or stacked.
+            ValueError: it is damaged.
         """
-        try:
-            self._load_own_state(tensors)
-        except KeyError:
+        own = self.state()
+        if any(name.startswith("plain.") for name in own) != any(name.startswith("plain.") for name in tensors):
             raise ConfigError(
                 "The run began with the step that heads.py, losses.py, risk.py and sam.py define, or without it, and "
                 "would go on the other way. Undo the change to these files, or begin a new run with another --run DIR."
-            ) from None
+            )
+        for name, tensor in own.items():
+            found = like(tensor, tensors, name)
+            if "generator." in name or name.endswith(".random"):
+                require_generator_state(name, found)
+        self._load_own_state(tensors)
         for head in range(len(self.recipes)):
             self.load_head(head, with_prefix(tensors, "head." if len(self.recipes) == 1 else f"head.{head}."))
             self._orders[head].set_state(tensors[f"generator.order.{head}"].cpu())
@@ -328,9 +335,9 @@ def moments_of(optimiser: torch.optim.Optimizer) -> Tensors:
 
 
 def load_moments(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Take up what ``moments_of`` returned."""
+    """Take up what ``moments_of`` returned of an optimiser that made a step; raises ValueError where it is damaged."""
     states: dict[int, Tensors] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = tensor
+    for number, parameter in enumerate(parameter for group in optimiser.param_groups for parameter in group["params"]):
+        likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+        states[number] = {name: like(own, tensors, f"{number}.{name}") for name, own in likes.items()}
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -11,8 +11,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from affcache.errors import ConfigError, InputError, StoreError
-from affcache.files import LOCK, cannot_write, discard_partials, locked, remove, write_json, write_text
+from affcache.errors import ConfigError, InputError, StoreError, first_line
+from affcache.files import (
+    LARGEST_JSON,
+    LOCK,
+    cannot_write,
+    discard_partials,
+    locked,
+    parse_json,
+    read_bytes,
+    read_json,
+    remove,
+    write_json,
+    write_text,
+)
 from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.reading import EmbeddingStore
@@ -20,6 +32,18 @@ from affcache.training.settings import FitSettings
 
 ELSEWHERE = ("store", "annotations", "device")  # may be said anew for a run that is continued
 MORE_EPOCHS = " Another number of epochs is another run from the start: the learning rate's cosine spans them all."
+CONFIG: dict[str, type] = {  # what readers of config.json take from it, and its type
+    "task": str, "settings": dict, "settings.annotations": str, "labels": dict, "labels.train": dict, "store": dict,
+    "store.path": str,
+    "store.fingerprint": str, "store.encoder": dict, "store.encoder_fingerprint": str,
+}  # fmt: skip
+
+
+def _within(config: Mapping[str, Any], name: str) -> Any:
+    """Return what config.json says under a name such as store.path."""
+    table, _, key = name.rpartition(".")
+    inner = config.get(table) if table else config
+    return inner.get(key) if isinstance(inner, dict) else None
 
 
 class RunFolder:
@@ -45,12 +69,12 @@ class RunFolder:
             InputError: this is no run folder, or its config.json is damaged.
         """
         try:
-            config = json.loads(self.config.read_text(encoding="utf-8"))
-            missing = {"task", "settings", "store", "labels"}.difference(config)
+            config = read_json(self.config)
+            missing = [name for name, kind in CONFIG.items() if not isinstance(_within(config, name), kind)]
             if missing:  # other programs write a config.json too
-                raise ValueError(f"config.json doesn't have {', '.join(sorted(missing))}")
-            return dict(config)
-        except (OSError, ValueError, TypeError) as error:
+                raise ValueError(f"config.json doesn't have {', '.join(missing)}")
+            return config
+        except (OSError, ValueError) as error:
             reason = "no config.json in it" if isinstance(error, FileNotFoundError) else error
             raise InputError(
                 f"{self.path} is no run folder that can be read ({reason}). Expected a folder that 'affcache fit' "
@@ -62,11 +86,26 @@ class RunFolder:
         words = [path.stem, *([split] if split != "validation" else []), *([rule] if rule else [])]
         return path.with_name("-".join(words) + path.suffix)
 
-    def read_history(self, epochs: int | None = None) -> list[dict[str, Any]]:
-        """Return the lines of the history, one for each finished epoch, or the first ``epochs`` of them."""
+    def read_history(self) -> list[dict[str, Any]]:
+        """Return the lines of the history, one for each finished epoch, but for a last one without its end.
+
+        Raises:
+            StoreError: it is damaged.
+        """
         if not self.history.exists():
             return []
-        return [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines()[:epochs]]
+        try:
+            *lines, _ = read_bytes(self.history, LARGEST_JSON).split(b"\n")
+            entries = [parse_json(line) for line in lines]
+            values = [value for entry in entries for value in entry.values()]
+            if not all(isinstance(value, (int, float)) and not abs(value) > 2**63 for value in values):
+                raise ValueError("a value is no number")
+            return entries
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.history} can't be read ({first_line(error)}). Expected a line of JSON for each epoch, as "
+                "'affcache fit' wrote it. Restore it from a sound copy, or train again with 'affcache fit'."
+            ) from None
 
     def write_history(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write the history anew, a line an epoch."""

@@ -80,6 +80,7 @@ class TrainingSettings(Settings):
         yield from self.expect("batch_size", "frames_per_epoch", at_least=2)  # BatchNorm needs two frames
         yield from self.expect("lr", "memory", "lr_half_period", more_than=0)
         yield from self.expect("lr_minimum", "weight_decay", "rho", "hidden_layers", at_least=0)
+        yield from self.expect("hidden_layers", at_most=1000)
         if 0 < self.lr < self.lr_minimum:
             yield f"--lr is {self.lr:g}, below --lr-minimum {self.lr_minimum:g}; expected at least that. Lower both."
         yield from self.expect("alpha", more_than=0, at_most=1)

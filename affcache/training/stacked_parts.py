@@ -3,7 +3,7 @@
 Knows tensors only.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -292,3 +292,25 @@ class RecordedStep:
             held.copy_(given)
         self._graph.replay()
         return self._result.clone()
+
+
+# what a continued training takes up
+
+
+def like(tensor: torch.Tensor, others: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Return the tensor of a name; raises ValueError unless it has another one's shape and dtype."""
+    found = others.get(name)
+    if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+        words = "missing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+        raise ValueError(f"{name} is {words}, expected {tensor.dtype} of shape {tuple(tensor.shape)}")
+    return found
+
+
+def require_generator_state(name: str, found: torch.Tensor) -> None:
+    """Refuse what can't be the state of a CPU's generator, before any of it is taken up; a GPU's may be any bits."""
+    own = torch.Generator()
+    try:
+        if found.shape == own.get_state().shape:
+            own.set_state(found.cpu())
+    except RuntimeError:
+        raise ValueError(f"{name} is no state of a generator") from None

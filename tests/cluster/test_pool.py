@@ -1,7 +1,11 @@
 """What the driver does about workers, against a stand-in for Ray that does as it is told."""
 
+import os
+import re
+import stat
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -272,3 +276,23 @@ def test_a_ray_that_others_can_reach_is_warned_of() -> None:
     connection._require_loopback(StandIn(nodes=nodes), heard)  # type: ignore[arg-type]  # a module elsewhere
     (warning,) = heard.warnings
     assert warning.startswith("Ray listens on 127.0.0.1, 192.0.2.7, where whoever reaches its ports")
+
+
+@pytest.mark.parametrize("before", [None, "kept"])
+def test_the_token_is_readable_to_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    path = tmp_path / ".ray" / "auth_token"
+    if before:
+        path.parent.mkdir()
+        path.write_text(before)
+        path.chmod(0o644)
+    umask = os.umask(0)
+    try:
+        connection.keep_token_private()
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert re.fullmatch(before or "[0-9a-f]{64}", path.read_text())

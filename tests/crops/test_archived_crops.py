@@ -1,7 +1,11 @@
 """Crops in archives: the same rows and the same store as from folders, and nothing outside is touched."""
 
+import io
 import os
+import subprocess
+import sys
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -9,8 +13,9 @@ import numpy as np
 import pytest
 
 from affcache import ExtractSettings, extract
+from affcache.crops import archives
 from affcache.crops.crop_list import CropList
-from affcache.crops.folders import find_crops, require_source
+from affcache.crops.folders import find_crops, open_archive, require_source
 from affcache.errors import InputError
 from tests.conftest import write_crops
 
@@ -156,7 +161,7 @@ def test_a_file_of_no_crop_s_size_is_not_loaded(tmp_path: Path) -> None:
     write_crops(tmp_path / "crops", {"a": [1]})
     with (tmp_path / "crops" / "a" / "00001.jpg").open("r+b") as file:
         file.truncate(65 << 20)
-    with pytest.raises(OSError, match="larger than 64 MiB"):
+    with pytest.raises(OSError, match="of which at most 67,108,864 are read"):
         find_crops([tmp_path / "crops"]).read(0)
 
 
@@ -172,3 +177,42 @@ def test_errors_that_may_be_one_crops_own(tmp_path: Path) -> None:
         require_source(container, OSError(5, "Input/output error"))
     with pytest.raises(InputError, match=r"^The crops archive .*gone.zip can't be read any more \(No such file"):
         require_source(tmp_path / "gone.zip", OSError(5, "Input/output error"))
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_more_archives_than_files_may_be_open(tmp_path: Path, suffix: str) -> None:
+    script = """
+import pickle, resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from affcache.crops.folders import find_crops
+crops = find_crops([Path(sys.argv[1])])
+for one in (crops, pickle.loads(pickle.dumps(crops))):
+    assert [one.read(row) for row in range(len(one))] == [b"%d" % row for row in range(300)]
+"""
+    for video in range(300):
+        name, data = f"{video:03d}/00001.jpg", b"%d" % video
+        path = tmp_path / f"{video:03d}{suffix}"
+        if suffix == ".zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(name, data)
+        else:
+            with tarfile.open(path, "w") as archive:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=True)
+
+
+def test_an_archive_that_was_replaced_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_KEPT_OPEN", threading.Semaphore(0))  # as where many are open
+    for name, data in (("a.zip", b"1"), ("b.zip", b"2")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("v/1.jpg", data)
+    opened = open_archive(tmp_path / "a.zip")
+    ((_, member),) = opened.entries()
+    opened.rest()
+    assert opened.read(member) == b"1"
+    (tmp_path / "b.zip").replace(tmp_path / "a.zip")
+    with pytest.raises(OSError, match="another file has its name now"):
+        opened.read(member)

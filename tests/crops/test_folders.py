@@ -231,3 +231,25 @@ def test_rows_are_exactly_the_files_in_order(roots: list[dict[str, dict[int, str
         assert crops.video_start[-1] == len(crops) == len(expected)
         assert (np.diff(crops.video_start) > 0).all()
         assert len(crops.ignored_files) == 0
+
+
+def test_a_link_to_itself_and_one_that_leads_nowhere_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "v" / "00001.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "video2").symlink_to("/nowhere/video2")
+    crops = find_crops([tmp_path])
+    assert crops.video_names == ("v",)
+    assert crops.lost_links == (tmp_path / "loop", tmp_path / "video2")
+
+
+def test_where_all_links_lead_nowhere_that_is_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "video2").symlink_to("/nowhere/video2")
+    with pytest.raises(InputError, match="video2 is a link that leads nowhere"):
+        find_crops([tmp_path])
+
+
+def test_a_pipe_among_the_crops_is_an_unreadable_crop(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    os.mkfifo(tmp_path / "v" / "00002.jpg")
+    with pytest.raises(OSError, match="not a regular file"):
+        find_crops([tmp_path]).read(0)

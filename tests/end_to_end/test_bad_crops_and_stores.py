@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from affcache.cli.app import app
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store
-from tests.conftest import crop_list, write_crops, write_tiny_encoder
+from tests.conftest import NAMED_ONLY, crop_list, write_crops, write_tiny_encoder
 
 REPOSITORY = Path(__file__).parents[2]
 Command = Callable[..., Result]
@@ -158,7 +158,7 @@ def test_a_store_of_another_format_version(affcache: Command, extract: Command, 
 
 def test_a_store_cut_short(affcache: Command, extract: Command, store: Path) -> None:
     os.truncate(store, store.stat().st_size // 2)
-    message = "s.h5 can't be read as an embedding store: it is cut short, damaged or no HDF5 file at all"
+    message = "s.h5 can't be read as an embedding store: it is cut short, damaged or no store at all"
     check_all_commands(affcache, extract, message)
 
 
@@ -237,7 +237,7 @@ def test_verify_of_damaged_and_unfinished_stores(affcache: Command, store: Path)
         file["features"][3, 1] += 1
     check_refusal(affcache("verify", "s.h5"), "s.h5: block 0 (rows 0 to 11) is corrupt: its features don't match their")
     unfinished = store.with_name("unfinished.h5")
-    create_store(unfinished, crop_list({"a": range(5)}), 4, {"model": "m"}, "f" * 64)
+    create_store(unfinished, crop_list({"a": range(5)}), 4, {"model": "m"}, NAMED_ONLY)
     with StoreWriter(unfinished) as writer:
         writer.commit(0, np.ones((2, 4), np.float16), np.ones(2, np.uint8))
     check_refusal(

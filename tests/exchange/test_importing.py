@@ -7,10 +7,12 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet
 import pytest
 
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.exchange import foreign_hdf5
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore, fingerprint
 from affcache.store.writing import writing_lock
@@ -226,12 +228,21 @@ def test_a_block_after_the_first_is_checked_as_the_first(tmp_path: Path) -> None
     assert refused(tmp_path, sources=source, list=listing).startswith(f"{listing}, line 20000: value 0 ")
 
 
-def test_features_in_a_file_of_their_own_are_read(tmp_path: Path) -> None:
+def test_features_in_another_file_are_not_followed(tmp_path: Path) -> None:
+    """They could be any file that its maker chose."""
     features = matrix(4)
     features.tofile(tmp_path / "raw.bin")
     source, listing = write_published(tmp_path, features, SHUFFLED, external=[(tmp_path / "raw.bin", 0, 24)])
-    affcache.import_embeddings(sources=source, list=listing, store=tmp_path / "x.h5")
-    check_frames(EmbeddingStore.open(tmp_path / "x.h5"), features)
+    assert "train_features lies in other files" in refused(tmp_path, sources=source, list=listing)
+
+
+def test_a_file_over_which_hdf5_loops_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, listing = write_published(tmp_path, matrix(4), SHUFFLED)
+    loop = tmp_path / "loop.py"
+    loop.write_text("while True: pass")
+    monkeypatch.setattr(foreign_hdf5, "__file__", str(loop))
+    monkeypatch.setattr(foreign_hdf5, "SECONDS", 0.3)
+    assert "HDF5 comes to no end with it" in refused(tmp_path, sources=source, list=listing)
 
 
 def test_what_is_no_matrix_of_features_is_refused(tmp_path: Path) -> None:
@@ -472,3 +483,10 @@ def test_a_store_needs_no_import(tmp_path: Path) -> None:
     write_store(tmp_path / "s.h5", {"a": [1, 2]}, np.ones((2, 3), np.float16))
     with pytest.raises(InputError, match=r"s\.h5 is an embedding store of affcache already\..* with --store "):
         affcache.import_embeddings(sources=(tmp_path / "s.h5",), store=tmp_path / "new.h5")
+
+
+def test_paths_that_are_no_texts(tmp_path: Path) -> None:
+    folder = write_clip_retrieval(tmp_path / "clip", {"0": (matrix(1), ["a/1.jpg"])})
+    table = pyarrow.table({"image_path": [b"a/1.jpg"]})
+    pyarrow.parquet.write_table(table, folder / "metadata" / "metadata_0.parquet")
+    assert "row 0 (counted from 0) has the path b'a/1.jpg', which is no text" in refused(tmp_path, sources=folder)

@@ -15,9 +15,9 @@ from safetensors import safe_open
 
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.store.reading import EmbeddingStore
+from affcache.store.reading import EmbeddingStore, fingerprint
 from affcache.store.writing import create_store
-from tests.conftest import crop_list, write_store
+from tests.conftest import NAMED_ONLY, crop_list, write_store
 from tests.exchange.sources import matrix
 
 FORMATS = ("npy", "parquet", "safetensors")
@@ -131,7 +131,7 @@ def _check_provenance(found: dict[str, Any], store: EmbeddingStore) -> None:
         "format_version": 1,
         "affcache": affcache.__version__,
         "encoder": store.encoder,
-        "encoder_fingerprint": "f" * 64,
+        "encoder_fingerprint": fingerprint(store.encoder),
         "store_fingerprint": store.fingerprint(),
         "rows": {"encoded": 2, "unreadable": 1},
         "videos": 2,
@@ -154,7 +154,7 @@ def test_the_output_lies_beside_the_store_and_is_never_overwritten(store: Embedd
 
 
 def test_incomplete_and_damaged_stores_are_not_exported(store: EmbeddingStore, tmp_path: Path) -> None:
-    create_store(tmp_path / "pending.h5", crop_list({"a": [1, 2]}), 4, {"model": "made-up"}, "f" * 64)
+    create_store(tmp_path / "pending.h5", crop_list({"a": [1, 2]}), 4, {"model": "made-up"}, NAMED_ONLY)
     with pytest.raises(StoreError, match="2 of 2 rows are still to be encoded"):
         affcache.export_embeddings(store=tmp_path / "pending.h5")
     with h5py.File(store.path) as file:
@@ -206,8 +206,9 @@ def test_two_exports_of_one_encoder_become_one_store(tmp_path: Path) -> None:
 def test_exports_of_two_encoders_are_refused_and_what_differs_is_said(store: EmbeddingStore, tmp_path: Path) -> None:
     first = Path(affcache.export_embeddings(store=store.path).out)
     second = Path(affcache.export_embeddings(store=store.path, out=tmp_path / "other").out)
-    text = (second / "provenance.json").read_text()
-    (second / "provenance.json").write_text(text.replace('"fp32"', '"bf16"').replace("f" * 64, "e" * 64))
+    said = json.loads((second / "provenance.json").read_text())
+    said["encoder"]["precision"] = "bf16"
+    (second / "provenance.json").write_text(json.dumps({**said, "encoder_fingerprint": fingerprint(said["encoder"])}))
     with pytest.raises(StoreError, match=r"two encoders.*\n  precision: 'fp32' against 'bf16'\nImport each"):
         affcache.import_embeddings(sources=(first, second), store=tmp_path / "back.h5")
 

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 from affcache.errors import InputError, StoreError
 from affcache.progress import Listener
 from affcache.scoring.score import score
-from affcache.store.reading import EmbeddingStore
+from affcache.store.reading import EmbeddingStore, fingerprint
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from affcache.training.settings import FitSettings
@@ -54,8 +54,8 @@ def rewrite_store(path: Path, change: float = 1.0, **encoder: Any) -> Path:
     write_store(path, listing, features)
     if encoder:
         with h5py.File(path, "r+") as file:
-            file.attrs["encoder"] = json.dumps({**json.loads(file.attrs["encoder"]), **encoder})
-            file.attrs["encoder_fingerprint"] = "e" * 64
+            file.attrs["encoder"] = json.dumps(described := {**json.loads(file.attrs["encoder"]), **encoder})
+            file.attrs["encoder_fingerprint"] = fingerprint(described)
     return path
 
 

@@ -14,14 +14,14 @@ import pytest
 
 from affcache.cli.show import rule_text
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.files import drawing
+from affcache.figures import drawing
 from affcache.progress import Listener
 from affcache.reporting.report import report
 from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import DecisionRule, fit_class_biases, fit_temperature, fit_thresholds, smooth
 from affcache.scoring.predict import Predictions, open_runs
 from affcache.scoring.score import ScoreResult, score
-from affcache.store.reading import EmbeddingStore, block_crc, view_path
+from affcache.store.reading import EmbeddingStore, block_crc, fingerprint, view_path
 from affcache.tasks.annotations import hold_out, join_labels, of_videos
 from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.tasks import TASKS
@@ -116,8 +116,8 @@ def mirrored(path: Path) -> EmbeddingStore:
     other = view_path(path, "flip")
     other.write_bytes(path.read_bytes())
     with h5py.File(other, "r+") as file:
-        encoder = json.loads(file.attrs["encoder"])
-        file.attrs["encoder"] = json.dumps({**encoder, "view": "flip"})
+        encoder = {**json.loads(file.attrs["encoder"]), "view": "flip"}
+        file.attrs["encoder"], file.attrs["encoder_fingerprint"] = json.dumps(encoder), fingerprint(encoder)
     store = EmbeddingStore.open(other)
     features = np.memmap(other, "float16", "r+", store.features.offset, store.features.shape)
     features[:, 0] *= -1

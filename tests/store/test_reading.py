@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import StoreError
-from affcache.store.reading import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc
+from affcache.store.reading import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc, fingerprint
 from affcache.store.writing import StoreWriter, create_store
-from tests.conftest import crop_list, write_store
+from tests.conftest import NAMED_ONLY, crop_list, write_store
 
 VIDEOS = {"a": range(1, 6001), "b_left": range(0, 4000, 2), "c": [7, 9, 2**31 - 1]}  # 8003 rows, two blocks
 ROWS, WIDTH = 8003, 3
@@ -47,7 +47,7 @@ def copy(sound: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def pending(tmp_path: Path) -> Path:
     path = tmp_path / "pending.h5"
-    create_store(path, crop_list({"a": range(10)}), 4, {"model": "m"}, "f" * 64)
+    create_store(path, crop_list({"a": range(10)}), 4, {"model": "m"}, NAMED_ONLY)
     return path
 
 
@@ -69,7 +69,7 @@ def test_format_1_seen_with_plain_h5py(sound: Path) -> None:
         assert file.attrs["format"] == "affcache-embeddings"
         assert file.attrs["format_version"] == 1
         assert json.loads(file.attrs["encoder"])["model"] == "made-up"
-        assert file.attrs["encoder_fingerprint"] == "f" * 64
+        assert file.attrs["encoder_fingerprint"] == fingerprint(json.loads(file.attrs["encoder"]))
         expected = {
             "features": ("<f2", (ROWS, WIDTH)),
             "status": ("u1", (ROWS,)),
@@ -95,7 +95,7 @@ def test_format_1_seen_with_plain_h5py(sound: Path) -> None:
 
 
 def test_encoder_is_canonical_json(tmp_path: Path) -> None:
-    create_store(tmp_path / "s.h5", crop_list({"a": [1]}), 2, {"b": [1, 2.5], "a": {"d": None, "c": "é"}}, "f" * 64)
+    create_store(tmp_path / "s.h5", crop_list({"a": [1]}), 2, {"b": [1, 2.5], "a": {"d": None, "c": "é"}}, NAMED_ONLY)
     with h5py.File(tmp_path / "s.h5", "r") as file:
         assert file.attrs["encoder"] == '{"a":{"c":"\\u00e9","d":null},"b":[1,2.5]}'
 
@@ -195,10 +195,17 @@ def test_an_hdf5_file_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     with h5py.File(path, "w") as file:
         file["features"] = np.zeros((3, 4), np.float16)
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(StoreError, match=r"no store at all .*superblock version 0: not laid out as a store is"):
         EmbeddingStore.open(path)
+
+
+def test_another_format(copy: Path) -> None:
+    with h5py.File(copy, "r+") as file:
+        file.attrs["format"] = "faces"
+    with pytest.raises(StoreError) as caught:
+        EmbeddingStore.open(copy)
     assert str(caught.value) == (
-        f"{path} is an HDF5 file but no embedding store: its attribute 'format' is None, expected "
+        f"{copy} is an HDF5 file but no embedding store: its attribute 'format' is 'faces', expected "
         "'affcache-embeddings'. Make a store with 'affcache extract --store FILE'."
     )
 
@@ -227,7 +234,7 @@ def test_a_dataset_that_is_not_as_the_format_says(copy: Path, dataset: str, faul
             file.create_dataset(dataset, data=values, chunks=True)
         elif fault == "other byte order":
             file[dataset] = values.astype(">u2" if dataset == "status" else values.dtype.newbyteorder(">"))
-    with pytest.raises(StoreError, match=r"can't be read as an embedding store: it is cut short, damaged or no HDF5"):
+    with pytest.raises(StoreError, match=r"can't be read as an embedding store: it is cut short, damaged or no store"):
         EmbeddingStore.open(copy)
 
 

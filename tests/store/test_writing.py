@@ -25,7 +25,7 @@ from affcache.files import whole_file
 from affcache.progress import Listener
 from affcache.store.reading import BLOCK_ROWS, ENCODED, UNREADABLE, EmbeddingStore, block_crc
 from affcache.store.writing import SparseFile, StoreWriter, create_store, writing_lock
-from tests.conftest import crop_list
+from tests.conftest import NAMED_ONLY, crop_list
 
 ROWS, WIDTH = 5000, 5  # two blocks
 REPOSITORY = Path(__file__).parents[2]
@@ -39,6 +39,7 @@ import numpy as np
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
+from tests.conftest import NAMED_ONLY
 from affcache.crops.crop_list import CropList
 
 path, seed, fatal_flush = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -60,7 +61,7 @@ features[status == 2] = 0
 sizes = np.random.default_rng(seed)
 with writing_lock(path, Listener()):
     if not path.exists():
-        create_store(path, crops, width, {"model": "m"}, "f" * 64)
+        create_store(path, crops, width, {"model": "m"}, NAMED_ONLY)
     with StoreWriter(path) as writer:
         writer.finish_checksums()
         pending = writer.pending_rows()
@@ -111,7 +112,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def small(tmp_path: Path) -> Path:
     """A new store of ten rows, (10, 3)."""
     path = tmp_path / "small.h5"
-    create_store(path, crop_list({"a": range(6), "b": range(4)}), 3, {"model": "m"}, "f" * 64)
+    create_store(path, crop_list({"a": range(6), "b": range(4)}), 3, {"model": "m"}, NAMED_ONLY)
     return path
 
 
@@ -154,7 +155,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, unin
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_killed_between_the_last_status_and_its_checksum(tmp_path: Path, uninterrupted: bytes) -> None:
     path = tmp_path / "s.h5"
-    create_store(path, crop_list({"v": range(3000), "w": range(3000, ROWS)}), WIDTH, {"model": "m"}, "f" * 64)
+    create_store(path, crop_list({"v": range(3000), "w": range(3000, ROWS)}), WIDTH, {"model": "m"}, NAMED_ONLY)
     features, status = expected_contents()
     with StoreWriter(path) as writer:
         writer.commit(0, features[: ROWS - 1], status[: ROWS - 1])
@@ -186,7 +187,7 @@ def test_pieces_and_their_order_leave_no_trace(
     pieces = list(pairwise(borders))
     order.shuffle(pieces)
     for name, commits in (("whole.h5", [(0, 10)]), ("pieces.h5", pieces)):
-        create_store(folder / name, crop_list({"a": range(6), "b": range(4)}), 3, {"model": "m"}, "f" * 64)
+        create_store(folder / name, crop_list({"a": range(6), "b": range(4)}), 3, {"model": "m"}, NAMED_ONLY)
         with StoreWriter(folder / name) as writer:
             for first, last in commits:
                 assert EmbeddingStore.open(folder / name).block_checksum[0] == 0
@@ -341,7 +342,7 @@ def test_a_store_below_a_file_can_not_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message), writing_lock(tmp_path / "file" / "s.h5", Listener()):
         pytest.fail("nobody can write there")
     with pytest.raises(StoreError, match=r"can't be written: .* Expected a folder that can be written."):
-        create_store(tmp_path / "file" / "s.h5", crop_list({"a": [1]}), 3, {}, "f" * 64)
+        create_store(tmp_path / "file" / "s.h5", crop_list({"a": [1]}), 3, {}, NAMED_ONLY)
 
 
 Usage = namedtuple("Usage", "total used free")
@@ -351,7 +352,7 @@ def test_no_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 2_000_000, 2_000_000))
     path = tmp_path / "new" / "s.h5"
     with pytest.raises(StoreError) as caught:
-        create_store(path, crop_list({"a": range(2000)}), 768, {"model": "m"}, "f" * 64)
+        create_store(path, crop_list({"a": range(2000)}), 768, {"model": "m"}, NAMED_ONLY)
     assert str(caught.value) == (
         f"No space for the store {path}: 2,000 rows of 768 values need 0.003 GB, 0.002 GB are free. Free some space, "
         "or choose another disk with --store FILE."
@@ -376,7 +377,7 @@ def test_a_disk_that_refuses_leaves_no_half_made_store(
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(StoreError, match=message):
-        create_store(tmp_path / "s.h5", crop_list({"a": range(20)}), 8, {"model": "m"}, "f" * 64)
+        create_store(tmp_path / "s.h5", crop_list({"a": range(20)}), 8, {"model": "m"}, NAMED_ONLY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -419,13 +420,13 @@ def test_a_real_disk_without_room(tiny_disk: Path, monkeypatch: pytest.MonkeyPat
     if not says_so:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 10**12))
     with pytest.raises(StoreError, match=r"^No space for the store .*: 1,000 rows of 2000 values need 0.004 GB"):
-        create_store(tiny_disk / "s.h5", crop_list({"a": range(1000)}), 2000, {"model": "m"}, "f" * 64)
+        create_store(tiny_disk / "s.h5", crop_list({"a": range(1000)}), 2000, {"model": "m"}, NAMED_ONLY)
     assert list(tiny_disk.iterdir()) == []
 
 
 def test_a_store_that_was_made_can_be_filled_on_a_full_disk(tiny_disk: Path) -> None:
     path = tiny_disk / "s.h5"
-    create_store(path, crop_list({"a": range(100)}), 2000, {"model": "m"}, "f" * 64)  # 0.4 MB
+    create_store(path, crop_list({"a": range(100)}), 2000, {"model": "m"}, NAMED_ONLY)  # 0.4 MB
     with pytest.raises(OSError, match="No space left"):
         (tiny_disk / "junk").write_bytes(bytes(2_000_000))
     assert os.statvfs(tiny_disk).f_bavail == 0
@@ -461,9 +462,9 @@ def test_room_is_reserved_where_the_file_system_can_not_do_it(tmp_path: Path, mo
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     crops = crop_list({"a": range(20_000)})
-    create_store(tmp_path / "usual.h5", crops, 100, {"model": "m"}, "f" * 64)
+    create_store(tmp_path / "usual.h5", crops, 100, {"model": "m"}, NAMED_ONLY)
     monkeypatch.setattr(os, "posix_fallocate", refusing, raising=False)
-    create_store(tmp_path / "s.h5", crops, 100, {"model": "m"}, "f" * 64)
+    create_store(tmp_path / "s.h5", crops, 100, {"model": "m"}, NAMED_ONLY)
     assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "usual.h5").read_bytes()
     found = (tmp_path / "s.h5").stat()
     if hasattr(found, "st_blocks"):

@@ -265,3 +265,17 @@ def test_accents_of_a_template_may_be_characters_of_their_own(runs: dict[str, Pa
         assert (
             (tmp_path / f"{name}.out").read_text(encoding="utf-8").splitlines()[1].startswith("vide\u0301o/00001.jpg,")
         )
+
+
+@pytest.mark.parametrize("count", ["2000000000", "1" * 20, "9" * 5000, "10000001"])
+def test_more_frames_than_any_video_has(tmp_path: Path, count: str) -> None:
+    (tmp_path / "videos.csv").write_text(f"a,{count}\n")
+    with pytest.raises(InputError, match=r"line 1: 'a,\d+' makes more than 10,000,000 frames"):
+        read_frame_counts(tmp_path / "videos.csv")
+
+
+@pytest.mark.parametrize("number", ["2147483648", "1" * 20, "9" * 5000])
+def test_a_frame_number_that_no_frame_has(tmp_path: Path, number: str) -> None:
+    (tmp_path / "template.txt").write_text(f"a/00001.jpg,\nb/{number}.jpg,\n")
+    with pytest.raises(InputError, match=r"line 2: 'b/\d+.* names no frame"):
+        read_template(tmp_path / "template.txt")

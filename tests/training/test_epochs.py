@@ -11,8 +11,7 @@ from affcache.errors import ConfigError
 from affcache.files import read_tensors
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
-from affcache.training.epochs import Entry, Epochs, metric_of, train_epoch
-from affcache.training.fit import SavedRun
+from affcache.training.epochs import Entry, Epochs, SavedRun, metric_of, train_epoch
 from affcache.training.learner import Learner
 from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings

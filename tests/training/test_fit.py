@@ -17,14 +17,14 @@ import torch
 
 import affcache.training.fit as fitting
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.files import read_tensors
+from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
 from affcache.training.fit import FitResult, fit
 from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
-from tests.conftest import MakeData, crop_list, write_labels, write_store
+from tests.conftest import NAMED_ONLY, MakeData, crop_list, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 4, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
 Fit = Callable[..., FitResult]
@@ -517,7 +517,7 @@ def test_an_empty_run_folder_is_fine(quick_fit: Fit, tmp_path: Path) -> None:
 
 def test_an_incomplete_store_is_refused(quick_fit: Fit, tmp_path: Path) -> None:
     path = tmp_path / "pending.h5"
-    create_store(path, crop_list({"0-30-640x360": range(1, 9)}), 16, {"model": "made-up"}, "f" * 64)
+    create_store(path, crop_list({"0-30-640x360": range(1, 9)}), 16, {"model": "made-up"}, NAMED_ONLY)
     with pytest.raises(StoreError, match=r"is incomplete: 8 of 8 rows .* run the same 'affcache extract' again"):
         quick_fit(store=path)
     assert not (tmp_path / "run").exists()
@@ -557,3 +557,34 @@ def test_a_damaged_store_trains_nothing(learnable: MakeData, tmp_path: Path) -> 
         with pytest.raises(StoreError, match="is corrupt"):
             fit(task="expr", store=damaged, annotations=labels, run=tmp_path / dataset)
         assert not (tmp_path / dataset).exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["optimiser.0.exp_avg", "optimiser.0.step", "generator.order.0", "head.layers.0.weight"]
+)
+@pytest.mark.parametrize("damage", ["short", "missing", "other dtype"])
+def test_no_damaged_state_is_taken_up(quick_fit: Fit, tmp_path: Path, name: str, damage: str) -> None:
+    """torch would read and write beyond what is too short."""
+    interrupted(quick_fit)
+    path = tmp_path / "run" / "last.safetensors"
+    tensors, header = read_tensors(path)
+    tensor = tensors.pop(name)
+    if damage == "short":
+        tensors[name] = tensor.reshape(-1)[:1].reshape(1, 1)
+    elif damage == "other dtype":
+        tensors[name] = tensor.to(torch.float64)
+    write_tensors(path, tensors, header)
+    with pytest.raises(StoreError, match=r"last\.safetensors can't be continued from \(.*expected torch\."):
+        quick_fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    "header", [{"epoch": 9}, {"epoch": None}, {"epoch": -1}, {"best_epoch": 5}, {"best_value": "x"}, {"epoch": 1e400}]
+)
+def test_no_damaged_progress_is_taken_up(quick_fit: Fit, tmp_path: Path, header: dict[str, Any]) -> None:
+    interrupted(quick_fit)
+    path = tmp_path / "run" / "last.safetensors"
+    tensors, before = read_tensors(path)
+    write_tensors(path, tensors, {**before, **header})
+    with pytest.raises(StoreError, match="can't be continued from"):
+        quick_fit(resume=True)

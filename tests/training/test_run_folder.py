@@ -118,7 +118,10 @@ def test_a_claimed_folder_holds_the_config_and_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a"
     with locked_run(path, "expr", Listener(), resume=False) as (folder, begun):
         assert not begun
-        claim_run(folder, {"task": "expr", "settings": {}, "store": {}, "labels": {}}, resume=False)
+        store = {"path": "s.h5", "fingerprint": "0", "encoder": {}, "encoder_fingerprint": "1"}
+        labels = {"train": {}, "validation": {}}
+        config = {"task": "expr", "settings": {"annotations": "labels"}, "store": store, "labels": labels}
+        claim_run(folder, config, resume=False)
     assert folder.read_config()["task"] == "expr"
     with (
         pytest.raises(ConfigError, match="already holds something"),
@@ -138,3 +141,38 @@ def test_a_store_is_recognised_by_its_contents(learnable: MakeData) -> None:
     assert first.pop("path") != second.pop("path")
     assert first == second
     assert json.loads(json.dumps(first)) == first
+
+
+@pytest.mark.parametrize(
+    "text", ["{\n", "[]\n", "\xff\n", '{"epoch": "x"}\n', '{"a": ' + "9" * 5000 + "}\n", "[" * 99999 + "\n"]
+)
+def test_a_damaged_history_is_a_named_error(tmp_path: Path, text: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.history.write_text('{"epoch": 1}\n' + text, encoding="latin-1")
+    for read in (folder.read_history, folder.finished_epochs):
+        with pytest.raises(StoreError, match=r"history\.jsonl can't be read"):
+            read()
+
+
+def test_half_a_line_at_the_end_of_a_history_is_what_a_kill_leaves(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.history.write_text('{"epoch": 1}\n{"epoch": 2, "tr')
+    assert folder.read_history() == [{"epoch": 1}]
+    assert folder.finished_epochs() == 1
+
+
+@pytest.mark.parametrize(
+    "part", ["task", "settings", "labels", "store", "annotations", "path", "fingerprint", "encoder"]
+)
+@pytest.mark.parametrize("value", [None, 7, [], "missing"])
+def test_a_damaged_config_is_a_named_error(tmp_path: Path, part: str, value: object) -> None:
+    store = {"path": "s.h5", "fingerprint": "0", "encoder": {}, "encoder_fingerprint": "1"}
+    config = {"task": "expr", "settings": {"annotations": "labels"}, "store": store, "labels": {}}
+    table = next(table for table in (config, store, config["settings"]) if part in table)
+    if value == "missing":
+        del table[part]
+    else:
+        table[part] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is no run folder that can be read"):
+        RunFolder(tmp_path).read_config()

@@ -61,6 +61,8 @@ def open_descriptor(path: Path | str, most: int | None = None) -> int:
         raise OSError(errno.EINVAL, "no file has such a name") from None
     try:
         found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         if most is not None and found.st_size > most:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from affcache.crops.archives import UnreadableCropError
+from affcache.crops.crop_list import canonical
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.errors import InputError
@@ -82,11 +83,11 @@ class ReportContext:
             crops = find_crops(there)
         except InputError:  # nothing in it
             return {}
-        index_of = {name: index for index, name in enumerate(crops.video_names)}
+        index_of = {canonical(name): index for index, name in enumerate(crops.video_names)}
         videos, numbers = self.frame_names
         pictures = {}
         for position in chosen:
-            index = index_of.get(self.run.store.video_names[videos[position]])
+            index = index_of.get(canonical(self.run.store.video_names[videos[position]]))
             if index is None:
                 continue
             first, last = crops.video_start[index : index + 2]

@@ -52,6 +52,7 @@ class SparseFile(io.RawIOBase):
         self._at = self._size = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset from the start, from here or from the end; return where that is."""
         self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
@@ -67,6 +68,7 @@ class SparseFile(io.RawIOBase):
             done, self._at = done + count, self._at + count
 
     def write(self, data: Any) -> int:
+        """Write bytes where the file is; return how many."""
         view = memoryview(data).cast("B")
         for piece, here, there in self._go(len(view)):
             piece[here] = view[there]
@@ -74,12 +76,14 @@ class SparseFile(io.RawIOBase):
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from where the file is; return with how many bytes."""
         view = memoryview(buffer).cast("B")
         for piece, here, there in self._go(len(view)):
             view[there] = piece[here]
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
+        """End the file at a size, or here; return it."""
         self._size = size or self._at
         return self._size
 

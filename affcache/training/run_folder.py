@@ -4,6 +4,7 @@ Every file is written under a temporary name and renamed. No pickle anywhere.
 """
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -92,7 +93,7 @@ class RunFolder:
         Raises:
             StoreError: it is damaged.
         """
-        if not self.history.exists():
+        if not os.path.lexists(self.history):
             return []
         try:
             *lines, _ = read_bytes(self.history, LARGEST_JSON).split(b"\n")
@@ -249,6 +250,8 @@ def locked_run(run: Path | None, task: str, listener: Listener, *, resume: bool)
     finally:
         with suppress(OSError):  # something is in it
             folder.path.rmdir()
+            if run is None:
+                folder.path.parent.rmdir()
 
 
 def claim_run(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> None:

@@ -3,6 +3,8 @@
 import unicodedata
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ import affcache
 from affcache.crops.crop_list import keep_listed
 from affcache.crops.folders import find_crops
 from affcache.errors import InputError, StoreError
-from affcache.extraction.extract import require_same_crops
-from affcache.reporting.frames import find_pictures
+from affcache.extraction.extract import open_begun
+from affcache.reporting.frames import ReportContext
 from affcache.scoring.predict import Predictions, require_same_frames
 from affcache.tasks.annotations import group_frames, join_labels
 from affcache.tasks.tasks import TASKS
@@ -52,7 +54,9 @@ def test_labels_lists_and_pictures_join(tmp_path: Path, one: str, other: str) ->
     assert group_frames(store, joined)[0] == [COMPOSED]
     written = write_store(tmp_path / "t.h5", {other: [1, 2, 3], "b": [1]}, np.ones((4, 3), np.float16))
     given = Predictions(written, np.arange(4), np.zeros((4, 8)), None)  # type: ignore[arg-type]
-    assert sorted(find_pictures([root], given, [0, 1, 2, 3])) == [0, 1, 2, 3]
+    context: Any = SimpleNamespace(hardest=[0, 1], suspicious=[2, 3], crops=(root,), run=SimpleNamespace(store=written))
+    context.frame_names = given.videos, given.frame_numbers
+    assert sorted(ReportContext.pictures.func(context)) == [0, 1, 2, 3]
 
 
 @both
@@ -60,11 +64,11 @@ def test_stores_and_crops_of_either_form_are_the_same(tmp_path: Path, one: str, 
     features = np.ones((2, 3), np.float16)
     store, second = (write_store(tmp_path / f"{n}.h5", {v: [1, 2]}, features) for n, v in enumerate((one, other)))
     require_same_frames(store, second, np.arange(2))
-    require_same_crops(store, find_crops([write_crops(tmp_path / "crops", {other: [1, 2]})]))
+    open_begun(store.path, find_crops([write_crops(tmp_path / "crops", {other: [1, 2]})]))
     # "e" and an accent sorts before "f", a composed "é" after it
     two = write_store(tmp_path / "two.h5", {"f": [1], unicodedata.normalize("NFC", "é"): [1]}, features)
     with pytest.raises(StoreError, match=r"the order of the videos, by the form of accents"):
-        require_same_crops(two, find_crops([write_crops(tmp_path / "more", {"f": [1], "e\u0301": [1]})]))
+        open_begun(two.path, find_crops([write_crops(tmp_path / "more", {"f": [1], "e\u0301": [1]})]))
 
 
 def test_a_video_in_both_forms_is_taken_once(tmp_path: Path) -> None:

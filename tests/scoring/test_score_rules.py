@@ -277,7 +277,7 @@ def test_scores_by_another_rule_leave_the_plain_ones_alone(learnable: MakeData, 
         "optimistic": {"decide": "fitted", "fit_on": "validation"},
         "fitted": {"calibrate": True},
         "smoothed": {"smooth": "mean", "smooth_width": 5},
-        "train-fitted": {"decide": "fitted", "split": "train"},
+        "train-optimistic": {"decide": "fitted", "split": "train"},
     }
     for name, settings in words.items():
         result = score(run=run, **settings)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import affcache.training.fit as fitting
+import affcache.training.epochs as epochs
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
@@ -296,7 +296,7 @@ def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(quick_fit
 def test_killed_between_any_two_writes_and_resumed_equals_a_whole_run(
     quick_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = fitting.write_tensors
+    write = epochs.write_tensors
     written: list[Path] = []
     stop_at = [-1]
 
@@ -306,7 +306,7 @@ def test_killed_between_any_two_writes_and_resumed_equals_a_whole_run(
         written.append(path)
         write(path, *rest)
 
-    monkeypatch.setattr(fitting, "write_tensors", stopping)
+    monkeypatch.setattr(epochs, "write_tensors", stopping)
     recipe = {"epochs": 3, "task": "expr"}
     quick_fit("whole", **recipe)
     writes = len(written)

@@ -62,12 +62,12 @@ def test_tensors_of_another_program_or_none_are_a_named_error(tmp_path: Path) ->
         read_tensors(tmp_path / "none.safetensors")
 
 
-def test_a_history_comes_back_up_to_an_epoch(tmp_path: Path) -> None:
+def test_a_history_comes_back_without_what_a_kill_left_half(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write_history([{"epoch": 1}, {"epoch": 2}])
     assert folder.history.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
     folder.history.write_text(folder.history.read_text() + '{"epo')
-    assert folder.read_history(2) == [{"epoch": 1}, {"epoch": 2}]
+    assert folder.read_history() == [{"epoch": 1}, {"epoch": 2}]
 
 
 def test_the_newest_run_is_the_one_whose_head_was_saved_last(tmp_path: Path) -> None:
@@ -149,16 +149,14 @@ def test_a_store_is_recognised_by_its_contents(learnable: MakeData) -> None:
 def test_a_damaged_history_is_a_named_error(tmp_path: Path, text: str) -> None:
     folder = RunFolder(tmp_path)
     folder.history.write_text('{"epoch": 1}\n' + text, encoding="latin-1")
-    for read in (folder.read_history, folder.finished_epochs):
-        with pytest.raises(StoreError, match=r"history\.jsonl can't be read"):
-            read()
+    with pytest.raises(StoreError, match=r"history\.jsonl can't be read"):
+        folder.read_history()
 
 
 def test_half_a_line_at_the_end_of_a_history_is_what_a_kill_leaves(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.history.write_text('{"epoch": 1}\n{"epoch": 2, "tr')
     assert folder.read_history() == [{"epoch": 1}]
-    assert folder.finished_epochs() == 1
 
 
 @pytest.mark.parametrize(

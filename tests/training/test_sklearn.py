@@ -260,7 +260,7 @@ def test_a_rare_or_absent_label_is_no_obstacle() -> None:
         ({"cvar_level": "video"}, "cvar_level is 'video'; expected one of batch, set"),
         ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16"),
         ({"random_state": -1}, "Seed must be between 0 and"),
-        ({"device": "abacus"}, "Unknown device 'abacus'. Expected auto, cpu, cuda"),
+        ({"device": "abacus"}, "device abacus is none that affcache computes on. Expected auto, cpu"),
         ({"lr": 1e38, "rho": 0.0}, "The training diverged in epoch 1: .* Lower lr or rho"),
     ],
 )

@@ -194,14 +194,8 @@ MUTANTS = [Mutant(file, old, new, tests) for file, tests, changes in BY_FILE for
 
 def passes(copy: Path, tests: tuple[str, ...]) -> bool:
     """Run tests in a copy of the project; return whether they all pass."""
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *tests,
-        *["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m"],
-        f"not ({SET_ASIDE})",
-    ]
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", f"not ({SET_ASIDE})"]
+    words = [sys.executable, "-m", "pytest", *tests, *options]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, timeout=LONGEST)

@@ -54,10 +54,8 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/training/risk.py", ("tests/training/test_risk.py", "tests/training/test_objective.py"), [
         ("float(nearest) if math.isclose(tail, nearest, rel_tol=1e-12) else tail", "tail"),
-        ("tail = max(tail, 1.0)", "tail = 1.0 * tail"),
         ("before = shares.cumsum(-1) - shares", "before = shares.cumsum(-1)"),
         ("(tail - rank).clamp(0, 1) / tail / present", "(tail - rank).clamp(0, 1) / tail"),
-        (".unsqueeze(-1)).clamp(min=1)", ".unsqueeze(-1))"),
         ("(running < limit * (1 - 1e-12))", "(running <= limit)"),
         ("gap * self.edge.unsqueeze(1), 0)", "0 * gap, 0)"),
         ("/ shares.sum(1) / alpha", "/ losses.shape[1] / alpha"),

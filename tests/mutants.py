@@ -112,11 +112,13 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/training/stacked_parts.py", (STACKED, FAST, "tests/training/test_points.py",
                                             "tests/training/test_stacked_adamw.py"), [
         ("(limit / (norm + SMALLEST_NORM)).clamp(max=1)", "limit / (norm + SMALLEST_NORM)"),
-        ("torch.linalg.vector_norm(gradients, dim=1, keepdim=True)", "torch.linalg.vector_norm(gradients)"),
         ("parameters.square().mul_(gradients)", "parameters.abs().mul_(gradients)"),
         ("scaled = parameters * gradients if adaptive else gradients", "scaled = gradients"),
         ("gain = 65536 / (65536 - dropped.double())", "gain = 1 + 0 * dropped.double()"),
         ('"weight_decay": decay', '"weight_decay": weight_decays[0]'),
+    ]),
+    ("affcache/training/stacked_parts.py", ("tests/training/test_heads_side_by_side.py",), [
+        ("torch.linalg.vector_norm(gradients, dim=1, keepdim=True)", "torch.linalg.vector_norm(gradients)"),
     ]),
     ("affcache/training/epochs.py", ("tests/training/test_epochs.py", "tests/training/test_ridge_run.py"), [
         ("not value > self.value", "not value >= self.value"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
-from affcache.training.learner import Learner, build_head, learning_rate, predict
+from affcache.training.learner import Learner, build_head, generator, learning_rate, predict
 from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
 from tests.conftest import MakeData, frames_of
@@ -59,6 +59,13 @@ def test_a_seed_decides_everything(learnable: MakeData) -> None:
     assert losses[0].equal(losses[1])
     assert runs[0].heads.parameters.equal(runs[1].heads.parameters)
     assert not losses[0].equal(losses[2])
+
+
+def test_every_seed_and_purpose_has_a_stream_of_its_own() -> None:
+    keys = [(seed, purpose) for seed in (0, 1) for purpose in ("order", "dropout")]
+    drawn = [torch.rand(2, generator=generator(*key, CPU)).tolist() for key in keys]
+    assert len({tuple(numbers) for numbers in drawn}) == len(keys)
+    assert drawn[0] == torch.rand(2, generator=generator(0, "order", CPU)).tolist()
 
 
 @pytest.mark.parametrize("task", ["expr", "au", "va"])

@@ -136,8 +136,8 @@ def test_heads_are_kept_as_asked_and_score_reads_them(learnable: MakeData, tmp_p
 
 def test_the_best_of_a_later_call_takes_the_place_of_the_first(learnable: MakeData, tmp_path: Path) -> None:
     data, out = learnable(), tmp_path / "out"
-    run(data, out, vary=("lr=1e-6,2e-6",))
-    result = run(data, out, vary=("lr=1e-6,2e-6,1e-2",), epochs=2)
+    run(data, out, vary=("lr=1e-5,2e-5",))
+    result = run(data, out, vary=("lr=1e-5,2e-5,1e-2",), epochs=2)
     (kept,) = out.glob("cells/*/head.safetensors")
     assert result.best[0]["setting"] == "lr=0.01"
     assert str(kept.parent) == result.best[0]["run"]

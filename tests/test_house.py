@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SET_ASIDE, asked_for, pytest_configure
+from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "affcache"
@@ -93,3 +94,10 @@ def test_marks_and_files_are_asked_for(words: tuple[str, ...], marks: str, asked
     assert asked_for(config) == asked
     pytest_configure(config)
     assert option.markexpr == (marks or ("" if asked else f"not ({SET_ASIDE})"))
+
+
+def test_every_mutant_has_its_place_and_its_tests() -> None:
+    assert len(MUTANTS) > 80
+    for mutant in MUTANTS:
+        assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1, mutant
+        assert all((ROOT / test).is_file() for test in mutant.tests), mutant

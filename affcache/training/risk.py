@@ -42,9 +42,7 @@ def cvar(losses: torch.Tensor, alpha: float, weights: torch.Tensor | None = None
         return cvar(losses.float(), alpha, weights).to(losses.dtype)
     if weights is None:
         tail = tail_size(losses.numel(), alpha)
-        worst = losses.flatten().topk(max(1, math.ceil(tail))).values  # (ceil(tail),) falling
-        if tail <= 1:
-            return worst[0]
+        worst = losses.flatten().topk(math.ceil(tail)).values  # (ceil(tail),) falling
         return (worst * rank_weights(len(worst), tail, worst)).sum()
     if weights.shape != losses.shape:
         raise ValueError(
@@ -72,10 +70,10 @@ def tail_size(count: int, alpha: float) -> float:
 def rank_weights(count: int, tail: float, like: torch.Tensor) -> torch.Tensor:
     """Return the tail weights (count,) of losses sorted from the worst down, in dtype and device of ``like``.
 
-    The first ``floor(tail)`` weigh 1 / tail each, the next one its fraction of that, the others nothing.
+    The first ``floor(tail)`` weigh 1 / tail each, the next one its fraction of that, the others nothing. With a tail
+    below one loss all the weight is the first one's.
     """
     ranks = torch.arange(count, dtype=torch.float64, device=like.device)
-    tail = max(tail, 1.0)  # a tail below one loss is the largest loss
     return ((tail - ranks).clamp(0, 1) / tail).to(like.dtype)
 
 
@@ -127,7 +125,7 @@ def tail_within(losses: torch.Tensor, alpha: torch.Tensor, groups: torch.Tensor,
     members = members.scatter_add(-1, groups, torch.ones_like(losses, dtype=torch.float64))  # (..., count)
     first = members.cumsum(-1) - members
     rank = torch.arange(losses.shape[-1], device=losses.device) - first.gather(-1, group)
-    tail = (members.gather(-1, group) * alpha.to(losses.device).double().unsqueeze(-1)).clamp(min=1)
+    tail = members.gather(-1, group) * alpha.to(losses.device).double().unsqueeze(-1)
     present = (members > 0).sum(-1, keepdim=True)
     weights = (tail - rank).clamp(0, 1) / tail / present
     return torch.zeros_like(losses).scatter(-1, order, weights.to(losses.dtype))

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from affcache.ablation.ablate import ablate
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import locked, read_tensors
 from affcache.progress import Listener
+from affcache.store.reading import EmbeddingStore
+from affcache.tasks.annotations import hold_out, join_labels
 from affcache.tasks.tasks import TASKS
 from affcache.training.learner import build_head
 from affcache.training.settings import FitSettings
@@ -161,6 +164,34 @@ def test_held_out_videos_choose_and_validation_reports(learnable: MakeData, tmp_
     rows = read(out / "results.csv")
     assert any(row["chosen_by"] != row["value"] for row in rows)
     assert run(data, out, vary=("alpha=0.5,1",), epochs=4).trained == 4, "another way to choose is another trial"
+
+
+def test_what_is_held_out_trains_nothing_and_validation_chooses_nothing(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable(videos=9)
+    store = EmbeddingStore.open(data[0])
+    _, names = hold_out(store, join_labels(store, data[1], TASKS["expr"], "train"), 0.3)
+    relabelled = {"held out": names, "validation": [file.stem for file in data[1].rglob("Validation_Set/*.txt")]}
+    found = {}
+    for case in ("as they are", "held out", "validation"):
+        labels = shutil.copytree(data[1], tmp_path / case)
+        for file in labels.rglob("*.txt"):
+            if file.stem in relabelled.get(case, ()):
+                header, *lines = file.read_text().splitlines()
+                file.write_text("\n".join([header, *(str((int(line) + 1) % 8) for line in lines)]))
+        out = tmp_path / f"{case}, trained"
+        words = {"vary": ("alpha=0.5,1",), "seeds": 1, "select": "heldout", "held_out": 0.3, "keep": "all"}
+        run((data[0], labels), out, **words)
+        rows = read(out / "results.csv")
+        kept = [read_tensors(out / row["run"] / "head.safetensors")[0]["output_layer.weight"] for row in rows]
+        histories = [(out / row["run"] / "history.jsonl").read_text().splitlines() for row in rows]
+        trained = [json.loads(line)["train_loss"] for lines in histories for line in lines]
+        found[case] = trained, [row["chosen_by"] for row in rows], kept, [row["value"] for row in rows]
+    as_they_are, held_out, validation = found.values()
+    assert held_out[0] == validation[0] == as_they_are[0]
+    assert held_out[1] != as_they_are[1], "they choose"
+    assert validation[1] == as_they_are[1]
+    assert all(one.equal(other) for one, other in zip(validation[2], as_they_are[2], strict=True))
+    assert validation[3] != as_they_are[3], "it reports"
 
 
 def test_one_training_video_cannot_be_held_out(tmp_path: Path) -> None:

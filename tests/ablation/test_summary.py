@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from affcache.ablation.grid import Variant
-from affcache.ablation.summary import Outcome, Summary, paired_difference, summarise
+from affcache.ablation.summary import FEW_SEEDS, Outcome, Summary, paired_difference, summarise
 from affcache.ablation.tables import columns_of, headings, latex, markdown, write_results, write_summary
 from affcache.tasks.metrics import Interval
 from affcache.tasks.tasks import TASKS
@@ -65,6 +65,18 @@ def test_the_difference_is_of_shared_seeds() -> None:
     assert 0 < found.bounds[0] < found.value < found.bounds[1], "0.7 and 0.4 are clearly apart"
     assert paired_difference({9: outcome(0.7, 9)}, base, EXPR) is None
     assert paired_difference({0: outcome(0.7, 0)}, {0: BROKEN}, EXPR) is None
+
+
+def test_a_difference_is_one_from_three_seeds_on() -> None:
+    for seeds in (2, FEW_SEEDS):
+        base, other = ({seed: outcome(accuracy, seed) for seed in range(seeds)} for accuracy in (0.4, 0.7))
+        _, row = rows_of([base, other])
+        assert row.difference is not None
+        assert row.difference.bounds is not None
+        assert row.difference.bounds[0] > 0
+        assert row.differs == (seeds == FEW_SEEDS)
+    _, alike = rows_of([base, base])
+    assert not alike.differs
 
 
 def test_pairing_takes_off_what_seeds_and_videos_share() -> None:

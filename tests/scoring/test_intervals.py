@@ -26,6 +26,17 @@ def test_of_a_plain_mean_it_is_students() -> None:
     assert found.bounds == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
+def test_it_reaches_beyond_both_the_value_and_the_one_corrected_for_bias() -> None:
+    values = np.random.default_rng(0).uniform(1, 3, size=(1, 12))
+    value, others = values.mean() ** 2, means_without(values) ** 2  # a square of a mean is too large
+    found = video_interval(np.array([value]), others)
+    pseudo = 12 * value - 11 * others[0]
+    reach = stats.t.ppf(0.975, 11) * stats.sem(pseudo)
+    assert pseudo.mean() < value - 0.01
+    assert found.value == value
+    assert found.bounds == pytest.approx((pseudo.mean() - reach, value + reach))
+
+
 def test_a_video_that_decides_alone_leaves_one_degree_of_freedom() -> None:
     values = np.zeros((1, 12))
     values[0, 3] = 1

@@ -19,14 +19,14 @@ from affcache.progress import Listener
 from affcache.reporting.report import report
 from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import DecisionRule, fit_class_biases, fit_temperature, fit_thresholds, smooth
-from affcache.scoring.predict import Predictions, open_runs
+from affcache.scoring.predict import Predictions, open_runs, rows_to_predict
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.reading import EmbeddingStore, block_crc, fingerprint, view_path
 from affcache.tasks.annotations import hold_out, join_labels, of_videos
 from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
-from tests.conftest import Heard, MakeData
+from tests.conftest import Heard, MakeData, write_store
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
 
@@ -212,6 +212,13 @@ def test_smoothing_sees_all_crops_and_the_metric_those_with_a_label(learnable: M
     assert len(part["rows"]) < len(whole["rows"])
     kept = np.isin(whole["rows"], part["rows"])
     np.testing.assert_allclose(part["probabilities"], whole["probabilities"][kept], atol=1e-6)
+
+
+def test_smoothing_leaves_out_crops_that_could_not_be_read(tmp_path: Path) -> None:
+    listing = {"a": range(1, 4), "b": range(1, 4), "c": range(1, 4)}
+    store = write_store(tmp_path / "s.h5", listing, np.ones((9, 4), np.float16), unreadable=[1, 5])
+    assert rows_to_predict(store, np.array([0, 8]), "mean").tolist() == [0, 2, 6, 7, 8]
+    assert rows_to_predict(store, np.array([0, 8]), "none").tolist() == [0, 8]
 
 
 def test_of_equal_widths_the_smallest_is_chosen(

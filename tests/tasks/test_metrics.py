@@ -146,3 +146,12 @@ def test_moments_are_of_float64() -> None:
         ccc_by_hand(x, y) for x, y in zip(labels.T.astype(np.float64), decided.T.astype(np.float64), strict=True)
     ]
     assert values_of(scores, "ccc") == pytest.approx(expected, abs=1e-9)
+
+
+def test_values_far_from_zero_cancel_nothing() -> None:
+    random = np.random.default_rng(1)
+    labels = 1e6 + random.normal(size=(1000, 2))
+    decided = labels + random.normal(size=(1000, 2))
+    scores = regression_scores(labels, decided, VA_NAMES)
+    expected = [ccc_by_hand(x, y) for x, y in zip(labels.T, decided.T, strict=True)]
+    assert values_of(scores, "ccc") == pytest.approx(expected, abs=1e-8)

@@ -52,3 +52,13 @@ def test_many_sets_of_videos_are_scored_at_once(task: str) -> None:
 def test_no_frames_at_all_score_0(task: str) -> None:
     of, (labels, decided, videos) = TASKS[task], frames(task, 3, 50, 8)
     assert float(of.metric_of(0 * of.sums_by_video(labels, decided, videos, 5).sum(0))) == 0
+
+
+@pytest.mark.parametrize(("value", "frames"), [(0.1, 7), (0.1, 30), (0.7, 100)])
+def test_constants_in_some_of_the_videos_agree_by_chance_alone(value: float, frames: int) -> None:
+    labels = np.full((frames + 10, 2), value)
+    labels[frames:] = -0.25  # another video's
+    videos = np.repeat([0, 1], [frames, 10])
+    sums = TASKS["va"].sums_by_video(labels, labels, videos, 2)
+    assert TASKS["va"].class_metric_of(sums).tolist() == [[0, 0], [0, 0]], "variances are rounding"
+    assert float(TASKS["va"].metric_of(sums.sum(0))) == pytest.approx(1)

@@ -79,6 +79,17 @@ def test_other_forms_of_cvar_are_the_same_side_by_side(learnable: MakeData, with
         torch.testing.assert_close(losses[:, head], train([recipe], "expr", frames)[0][:, 0], rtol=0, atol=1e-8)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_each_head_is_clipped_by_its_own_norm(learnable: MakeData, rho: float) -> None:
+    frames, _ = frames_of(learnable(), "expr")
+    first = replace(QUICK, rho=rho, clip_norm=2.0, epochs=10)
+    recipes = [first, replace(first, alpha=0.1, seed=4)]
+    losses, _ = train(recipes, "expr", frames)
+    for head, recipe in enumerate(recipes):
+        torch.testing.assert_close(losses[:, head], train([recipe], "expr", frames)[0][:, 0], rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("level", ["batch", "set"])
 @pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize("task", ["expr", "au", "va"])

@@ -17,7 +17,11 @@ from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from affcache.training.ridge import STRENGTHS
 from affcache.training.run_folder import RunFolder
-from tests.conftest import MakeData
+from tests.conftest import MakeData, write_store
+
+
+def macro_f1s(run: Path) -> list[float]:
+    return [json.loads(line)["macro_f1"] for line in (run / "history.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("task", ["expr", "au"])
@@ -46,6 +50,26 @@ def test_the_best_strength_is_kept_and_is_scikit_learns_ridge(learnable: MakeDat
 
     scored = score(run=tmp_path / "run", device="cpu")
     assert (scored.scores.value, scored.epoch) == (result.value, result.best_epoch)
+
+
+def test_of_strengths_that_are_alike_the_first_is_kept(learnable: MakeData, tmp_path: Path) -> None:
+    store, annotations = learnable()
+    result = fit(head="ridge", store=store, annotations=annotations, run=tmp_path / "run", device="cpu")
+    values = macro_f1s(tmp_path / "run")
+    assert values.count(result.value) > 1, "some are alike"
+    assert result.best_epoch == 1 + values.index(result.value)
+
+
+def test_l2_forgets_lengths_in_training_and_validation(learnable: MakeData, tmp_path: Path) -> None:
+    path, annotations = learnable()
+    store = EmbeddingStore.open(path)
+    lengths = 2.0 ** np.random.default_rng(0).integers(-3, 4, (len(store), 1))  # exact in float16
+    listing = {name: range(1, 41) for name in store.video_names}
+    write_store(tmp_path / "other.h5", listing, (store.features * lengths).astype(np.float16))
+    for name, embeddings in (("a", path), ("b", tmp_path / "other.h5")):
+        words = {"head": "ridge", "normalize": "l2", "annotations": annotations, "device": "cpu"}
+        fit(store=embeddings, run=tmp_path / name, **words)
+    assert macro_f1s(tmp_path / "a") == macro_f1s(tmp_path / "b")
 
 
 def test_continuing_begins_anew(learnable: MakeData, tmp_path: Path) -> None:

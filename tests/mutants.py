@@ -1,0 +1,242 @@
+"""Mutants of the mathematics, each of which some test has to notice: ``python -m tests.mutants [--only N ...]``.
+
+The project is copied, one place of the copy is changed at a time, and the tests named for that place run on it. A
+mutant survives where they all pass. It exits with 1 where more than three do.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import SET_ASIDE
+
+ROOT = Path(__file__).parents[1]
+MOST_SURVIVORS = 3
+LONGEST = 900  # seconds of a mutant's tests; one that never ends is noticed
+LEFT_OUT = (".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "site")
+FAST, PLAIN = "tests/training/test_written_out.py", "tests/training/test_plain.py"
+STACKED, RULES = "tests/training/test_stacked.py", "tests/scoring/test_score_rules.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place of a file, and the tests that should notice."""
+
+    file: str
+    old: str  # stands in the file once
+    new: str
+    tests: tuple[str, ...]
+
+
+Change = tuple[str, str]  # old, new
+BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
+    ("affcache/tasks/losses.py", ("tests/tasks/test_losses.py",), [
+        ("log_probabilities.mean(-1)", "log_probabilities.sum(-1)"),
+        ("(1 - own.exp()).clamp", "own.exp().clamp"),
+        ("(0.5 - targets) * label_smoothing", "(1 - targets) * label_smoothing"),
+        ("torch.where(labels > 0, -logits, logits)", "torch.where(labels > 0, logits, -logits)"),
+        ("(margin - gaps).clamp(min=0) ** power", "(margin - gaps) ** power"),
+        ("return of_units.mean(-1)", "return of_units.sum(-1) / (pairs.sum((-3, -2)) > 0).sum(-1).clamp(min=1)"),
+        ("rounding = spread <= torch", "rounding = spread < 0 * torch"),
+    ]),
+    ("affcache/tasks/metrics.py", ("tests/tasks/test_metrics.py", "tests/tasks/test_video_statistics.py"), [
+        ("_ratio(2 * right, decided + labelled)", "_ratio(right, np.maximum(decided, labelled))"),
+        ("value=float(np.mean(f1))", "value=float(np.mean(f1[labelled > 0]))"),
+        ("(variances > CONSTANT * squares)", "(variances > 0)"),
+        ("variances[1] + (means[0] - means[1]) ** 2", "variances[1]"),
+        ("shift = x.mean(axis=0) if len(x) else 0.0", "shift = 0.0"),
+        ("np.sqrt(variances[0] * variances[1])", "np.maximum(variances[0], variances[1])"),
+    ]),
+    ("affcache/training/risk.py", ("tests/training/test_risk.py", "tests/training/test_objective.py"), [
+        ("float(nearest) if math.isclose(tail, nearest, rel_tol=1e-12) else tail", "tail"),
+        ("before = shares.cumsum(-1) - shares", "before = shares.cumsum(-1)"),
+        ("(tail - rank).clamp(0, 1) / tail / present", "(tail - rank).clamp(0, 1) / tail"),
+        ("(running < limit * (1 - 1e-12))", "(running <= limit)"),
+        ("gap * self.edge.unsqueeze(1), 0)", "0 * gap, 0)"),
+        ("/ shares.sum(1) / alpha", "/ losses.shape[1] / alpha"),
+        ("torch.cat([now, memory[:, :keep]], dim=1)", "torch.cat([memory[:, :keep], now], dim=1)"),
+    ]),
+    ("affcache/training/sam.py", ("tests/training/test_sam.py", FAST), [
+        ("parameter.square() * parameter.grad if", "parameter.abs() * parameter.grad if"),
+        ("return parameter.grad * parameter if self.adaptive else parameter.grad", "return parameter.grad"),
+        ("for p in moved]))", "for p in moved[:1]]))"),
+        ("            parameter.grad = None", "            pass"),
+        ("layer.track_running_stats = False", "layer.track_running_stats = True"),
+    ]),
+    ("affcache/training/heads.py", ("tests/training/test_heads.py",), [
+        ('nonlinearity="relu"', 'nonlinearity="linear"'),
+        ("nn.BatchNorm1d(hidden_width), nn.ReLU()", "nn.ReLU(), nn.BatchNorm1d(hidden_width)"),
+    ]),
+    ("affcache/training/objective.py", ("tests/training/test_objective.py", FAST), [
+        ("task.class_of(labels).flatten().cpu()", "task.class_of(labels[:1]).flatten().cpu()"),
+        ("self.counts.double().clamp(min=1)", "self.counts.double().clamp(min=1).sqrt()"),
+        ("else logits + self.adjustment", "else logits - self.adjustment"),
+        ("(1 - self.term_weight) * risk", "risk"),
+        ("        if first_pass:", "        if True:"),
+        ("for one in group.unique()]).mean()", "for one in group.unique()]).sum()"),
+        ("flat.argsort(dim=1, descending=True)", "flat.argsort(dim=1)"),
+        ("[one.knobs(task)[name] for one in settings]", "[settings[0].knobs(task)[name] for one in settings]"),
+    ]),
+    ("affcache/training/plain.py", (FAST, PLAIN), [
+        ("if settings.clip_norm:", "if settings.clip_norm and not settings.rho:"),
+        ("nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)", "pass"),
+        ("adaptive=one.adaptive", "adaptive=False"),
+        ("predict(self.heads, frames, self.settings.normalize)", 'predict(self.heads, frames, "none")'),
+        ("optimiser.perturbed(), frozen_batch_norm(head):", "optimiser.perturbed():"),
+        ("gradients(first_pass=False)", "gradients(first_pass=True)"),
+        ("    if not why:", "    if True:"),
+    ]),
+    ("affcache/training/learner.py", (FAST, "tests/training/test_learner.py", PLAIN), [
+        ("if self.settings.clip_norm:", "if self.settings.clip_norm and not self.sharpness_aware:"),
+        ("clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)", "pass"),
+        ("adaptive = self.settings.adaptive", "adaptive = False"),
+        ("predict(modules, frames, self.settings.normalize)", 'predict(modules, frames, "none")'),
+        ("prepared = prepare(embeddings, self.settings.normalize)", 'prepared = prepare(embeddings, "none")'),
+        ("count_batch=first_pass", "count_batch=True"),
+        ("(settings.lr_half_period * settings.epochs)", "settings.epochs"),
+        ("torch.tensor([one.rho for one in settings])", "torch.tensor([first.rho for one in settings])"),
+        ("[seed, *purpose.encode()]", "[seed]"),
+    ]),
+    ("affcache/training/stacked.py", (STACKED,), [
+        ("hidden if layer else hidden - hidden.mean(2, keepdim=True)", "hidden"),
+        ("(frames / (frames - 1))", "(1)"),
+        ("mean + self._own.parameters.biases", "mean"),
+        ("squares = squares + factors.squared_norm()", "squares = squares + 0 * factors.squared_norm()"),
+        ("above = point.transposed_product", "above = self._own.transposed_product"),
+    ]),
+    ("affcache/training/stacked_parts.py", (STACKED, FAST, "tests/training/test_points.py",
+                                            "tests/training/test_stacked_adamw.py"), [
+        ("(limit / (norm + SMALLEST_NORM)).clamp(max=1)", "limit / (norm + SMALLEST_NORM)"),
+        ("parameters.square().mul_(gradients)", "parameters.abs().mul_(gradients)"),
+        ("scaled = parameters * gradients if adaptive else gradients", "scaled = gradients"),
+        ("gain = 65536 / (65536 - dropped.double())", "gain = 1 + 0 * dropped.double()"),
+        ('"weight_decay": decay', '"weight_decay": weight_decays[0]'),
+    ]),
+    ("affcache/training/stacked_parts.py", ("tests/training/test_heads_side_by_side.py",), [
+        ("torch.linalg.vector_norm(gradients, dim=1, keepdim=True)", "torch.linalg.vector_norm(gradients)"),
+    ]),
+    ("affcache/training/epochs.py", ("tests/training/test_epochs.py", "tests/training/test_ridge_run.py"), [
+        ("not value > self.value", "not value >= self.value"),
+        ("cvar(losses, recipe.alpha)", "cvar(losses, 1.0)"),
+        ('to("cpu", copy=True)', 'to("cpu")'),
+        ("not all(math.isfinite", "not any(math.isfinite"),
+    ]),
+    ("affcache/training/ridge.py", ("tests/training/test_ridge.py", "tests/training/test_ridge_run.py"), [
+        ("(self.eigenvalues + strength)", "(self.eigenvalues + strength * len(self.eigenvalues))"),
+        ("deviation > CONSTANT * moments.mean.abs()", "deviation > 0"),
+        ("2.0 * present - 1", "1.0 * present"),
+        ("predict(heads, validation, self.settings.normalize)", 'predict(heads, validation, "none")'),
+        ("self.scatter.addr_(step, step, alpha=self.weight * weight / total)", "self.scatter.addr_(step, step)"),
+    ]),
+    ("affcache/training/data.py", ("tests/training/test_data.py", "tests/training/test_fit_limits.py"), [
+        (".clamp(max=stride)", ".clamp(max=1)"),
+        ("if len(cut) > 1 and cut[-1].shape[1] == 1:", "if False:"),
+        ("functional.normalize(prepared, dim=-1)", "functional.normalize(prepared, dim=0)"),
+        ("embeddings.sum(dim=1, dtype=torch.float32)", "embeddings[:, 0]"),
+    ]),
+    ("affcache/scoring/postprocess.py", ("tests/scoring/test_calibration.py", "tests/scoring/test_postprocess.py",
+                                         RULES), [
+        ('of_videos(store, join_labels(store, annotations, task, "train"), names)',
+         'join_labels(store, annotations, task, "train")'),
+        ("fit(by(rule).probabilities, labels)", "fit(given.at(joined.rows).probabilities, labels)"),
+        ("fit_temperature(by(rule).logits", "fit_temperature(given.at(joined.rows).logits"),
+        ("(probabilities >= np.asarray(self.offsets))", "(probabilities > np.asarray(self.offsets))"),
+        ("max(WIDTHS, key=metric)", "max(reversed(WIDTHS), key=metric)"),
+        ("np.log(20)", "np.log(3)"),
+        ("value > best + 1e-12", "value > best - 1"),
+        ("int(numbers.max()) + reach + 1", "int(numbers.max()) + 1"),
+        ("(falling[last] + falling[last + 1]) / 2", "falling[last]"),
+    ]),
+    ("affcache/scoring/intervals.py", ("tests/scoring/test_intervals.py",), [
+        ("min(value, corrected) - reach, max(value, corrected) + reach", "corrected - reach, corrected + reach"),
+        ("min(max(3 * squares.sum() ** 2 / (squares**2).sum() - 2, 1), videos - 1)", "videos - 1"),
+        ("_scaled(each, limits).var(ddof=1) / seeds", "_scaled(each, limits).var(ddof=1)"),
+        ("[chosen] < FEWEST_VIDEOS", "[chosen] <= FEWEST_VIDEOS"),
+    ]),
+    ("affcache/scoring/predict.py", (RULES, "tests/scoring/test_score.py"), [
+        ("prepare(embeddings, self.settings.normalize)", 'prepare(embeddings, "none")'),
+        ("torch.stack([first.task.probabilities(one.double()) for one in logits]).mean(0)",
+         "first.task.probabilities(torch.stack(logits).double().mean(0))"),
+        ("wanted[videos] & (np.asarray(store.status) == ENCODED)", "wanted[videos]"),
+    ]),
+    ("affcache/ablation/summary.py", ("tests/ablation/test_summary.py", "tests/ablation/test_ablate.py"), [
+        ("statistics.stdev(values)", "statistics.pstdev(values)"),
+        ("[base[seed] for seed in seeds]", "list(base.values())[: len(seeds)]"),
+        ("self.count >= FEW_SEEDS", "self.count >= 1"),
+        ("return cls(value, best.value,", "return cls(best.value, best.value,"),
+    ]),
+    ("affcache/ablation/ablate.py", ("tests/ablation/test_ablate.py",), [
+        ('"to choose by", listener, select=True', '"to choose by", listener, select=False'),
+        ("not selected > before", "not selected < before"),
+    ]),
+    ("affcache/ablation/train.py", ("tests/ablation/test_ablate.py",), [
+        ("run.run(splits.train, splits.selection)", "run.run(splits.train, splits.validation)"),
+    ]),
+    ("affcache/training/fit.py", (FAST, "tests/ablation/test_ablate.py"), [
+        ("ClassCounts.of(splits.task, splits.train.labels)", "ClassCounts.of(splits.task, splits.train.labels[:1])"),
+        ("return replace(self, train=train, selection=", "return replace(self, selection="),
+    ]),
+    ("benchmarks/fit.py", ("tests/benchmarks/test_benchmarks.py",), [
+        ("for _ in range(count):", "for _ in range(count // 2):"),
+        ("for second_pass in (False, True):", "for second_pass in (True,):"),
+        ("                if layer:\n", "                if False:\n"),
+        ('statistics.median(b / a for a, b in zip(times["step"], published',
+         'statistics.median(a / b for a, b in zip(times["step"], published'),
+    ]),
+]  # fmt: skip
+MUTANTS = [Mutant(file, old, new, tests) for file, tests, changes in BY_FILE for old, new in changes]
+
+
+def passes(copy: Path, tests: tuple[str, ...]) -> bool:
+    """Run tests in a copy of the project; return whether they all pass."""
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", f"not ({SET_ASIDE})"]
+    words = [sys.executable, "-m", "pytest", *tests, *options]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode not in (0, 1):  # nothing was tested
+        raise SystemExit(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def survives(mutant: Mutant, copy: Path) -> bool:
+    """Apply a mutant to a copy of the project, run its tests, and undo it; return whether they all pass."""
+    path = copy / mutant.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        return passes(copy, mutant.tests)
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """Try all mutants, or those that are named by their numbers."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--only", nargs="+", type=int, metavar="N", help="numbers of mutants, from 1")
+    numbers = parser.parse_args().only or range(1, len(MUTANTS) + 1)
+    chosen = [(number, MUTANTS[number - 1]) for number in numbers]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        if not passes(copy, tuple(dict.fromkeys(test for _, mutant in chosen for test in mutant.tests))):
+            raise SystemExit("The tests fail without a mutant: mend that first.")
+        for number, mutant in chosen:
+            survived = survives(mutant, copy)
+            survivors += survived
+            word = "SURVIVED" if survived else "noticed"
+            print(f"{number:3} {word:8} {mutant.file}: {mutant.old.strip()} -> {mutant.new.strip()}", flush=True)
+    print(f"{survivors} of {len(chosen)} survived")
+    return int(survivors > MOST_SURVIVORS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

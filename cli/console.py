@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from affcache.errors import AffcacheError
-from affcache.progress import Listener, counted
+from affcache.progress import Listener, counted, duration_text
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
 
@@ -46,6 +46,7 @@ class ConsoleListener(Listener, AbstractContextManager["ConsoleListener"]):
         self._bar: Progress | None = None
         self._shown = (-1, "")
         self._last_line = 0.0
+        self._began = (0, 0.0)  # what was done then, and when
 
     def __exit__(self, *error: object) -> None:
         self._end_bar()
@@ -63,9 +64,7 @@ class ConsoleListener(Listener, AbstractContextManager["ConsoleListener"]):
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Move the bar, or print a line now and then where there is no terminal."""
         if not self.console.is_terminal:
-            if done == total or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-                self._last_line = time.monotonic()
-                self.console.print(escape(f"{done:,} of {counted(total, unit)}  {note}"), soft_wrap=True)
+            self._line(done, total, unit, note)
             return
         if self._bar is None or (total, unit) != self._shown:
             self._end_bar()
@@ -85,6 +84,22 @@ class ConsoleListener(Listener, AbstractContextManager["ConsoleListener"]):
         self._bar.update(self._bar.task_ids[0], completed=done, note=note)
         if done >= total:
             self._end_bar()
+
+    def _line(self, done: int, total: int, unit: str, note: str) -> None:
+        """Print a line half a minute after the last one, with the rate since the work began and the time left."""
+        now = time.monotonic()
+        if (total, unit) != self._shown:
+            self._shown, self._began = (total, unit), (done, now)
+        if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        speed = (done - self._began[0]) / max(now - self._began[1], 1e-9)
+        left = (
+            f", {rate_text(speed, unit)}, {duration_text((total - done) / speed)} left"
+            if done < total and speed
+            else ""
+        )
+        self.console.print(escape(f"{done:,} of {counted(total, unit)}{left}  {note}"), soft_wrap=True)
 
     def _end_bar(self) -> None:
         if self._bar is not None:

@@ -327,6 +327,22 @@ def test_progress_without_a_terminal_is_the_last_line_of_each_work(workplace: Pa
     assert "2 of 2 epochs  macro_f1 0." in call("fit").stderr
 
 
+def test_lines_of_a_log_have_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([100.0, 110.0, 140.0, 150.0])
+    monkeypatch.setattr("affcache.cli.console.time.monotonic", lambda: next(now))
+    listener = ConsoleListener()
+    for done in (50, 60, 90, 130):  # 50 were there when it began
+        listener.progress(done, 130, "crop", "note")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "50 of 130 crops  note",
+        "90 of 130 crops, 1.0 crops/s, 40 s left  note",
+        "130 of 130 crops  note",
+    ]
+
+
 def test_the_bar_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")

@@ -111,7 +111,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/training/stacked_parts.py", (STACKED, FAST, "tests/training/test_points.py",
                                             "tests/training/test_stacked_adamw.py"), [
-        ("(limit / (norm + SMALLEST_NORM)).clamp(max=1)", "limit / (norm + SMALLEST_NORM)"),
+        ("(limit / (norm + 1e-6)).clamp(max=1)", "limit / (norm + 1e-6)"),
         ("parameters.square().mul_(gradients)", "parameters.abs().mul_(gradients)"),
         ("scaled = parameters * gradients if adaptive else gradients", "scaled = gradients"),
         ("gain = 65536 / (65536 - dropped.double())", "gain = 1 + 0 * dropped.double()"),

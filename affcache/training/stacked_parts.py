@@ -263,9 +263,9 @@ def write_stacked_worst_point(
 
 @torch.no_grad()
 def clip_stacked_gradients(gradients: torch.Tensor, limit: float) -> None:
-    """Scale the gradients (H, P) of each head down, in place, to a norm of at most ``limit``."""
+    """Scale each head's gradients (H, P), in place, to a norm of at most ``limit``, as torch's ``clip_grad_norm_``."""
     norm = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)  # (H, 1)
-    gradients.mul_((limit / (norm + SMALLEST_NORM)).clamp(max=1))
+    gradients.mul_((limit / (norm + 1e-6)).clamp(max=1))
 
 
 class RecordedStep:

@@ -161,6 +161,13 @@ def test_training_by_the_definition_is_as_good(learnable: MakeData, task: str, f
     torch.testing.assert_close(plain.predict(validation), fast.predict(validation), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [1e-3, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("changes", [{"head": "linear"}, {"alpha": 1.0, "rho": 0.5}, {"rho": 0.0, "auc_weight": 0.2}])
+def test_small_gradients_are_clipped_alike(limit: float, changes: dict[str, Any]) -> None:
+    recipe = replace(FitSettings(task="au", clip_norm=limit), **changes)
+    assert disagreement(recipe, TASKS["au"]) == ""
+
+
 class Residual(nn.Module):
     """A head that has no faster form."""
 

@@ -93,7 +93,10 @@ def existing_store(listener: Listener, path: Path | None = None) -> Path:
     every = [] if path.exists() else sorted(path.parent.glob("*.h5"))
     beside = [str(one) for one in every if one.suffixes[-2:-1] != [".flip"]]  # a view lies beside its store
     if len(beside) > 1:
-        raise ConfigError(f"There is no {path}, but {', '.join(beside)}. Expected one. Say which with --store FILE.")
+        raise ConfigError(
+            f"There is no {path}, but {', '.join(beside)}. Expected one. Say which: --store FILE, or for info, verify "
+            "and export its name alone."
+        )
     if beside:
         listener.message(f"store: {beside[0]}, the only one there; {path.name} isn't")
     return Path(beside[0]) if beside else path  # of which whoever opens it says that it isn't there

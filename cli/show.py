@@ -98,26 +98,32 @@ def fit(result: Any) -> None:
         "time": f"{duration_text(result.seconds)} on {result.device}",
     }
     if result.ridge is not None:
-        facts["to beat"] = f"{metric} {result.ridge:.3f} of a ridge head on the same frames, solved in a moment"
+        weights = " --class-weights balanced" if affcache.TASKS[result.task].exclusive else ""
+        facts["to beat"] = f"{metric} {result.ridge:.3f}, of --head ridge{weights}, solved in a moment"
     out(fact_table(facts), f"next: affcache score {result.run}")
 
 
 def score(result: Any) -> None:
     """Print the scores of all classes, and what they rest on."""
-    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {counted(result.frames, 'frame')}"
+    frames = f"{counted(result.frames, 'frame')} of {counted(result.videos, 'video')}"
+    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {frames}"
     losses = f"loss {result.loss:.3f}"
     if result.alpha < 1:
         losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
     if result.calibration_error is not None:
         losses += f", calibration error {result.calibration_error:.3f}"
     out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
+    names = affcache.TASKS[result.task].classes
     if result.rule.fitted_on:
         note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
-        names = affcache.TASKS[result.task].classes
         out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule, names)}")
+    elif result.rule.smooth != "none":
+        out(f"smoothed: {rule_text(result.rule, names)}")
     if result.against:
         of = result.against["difference"]
-        interval = "" if of["low"] is None else f", 95 % {of['low']:+.3f} to {of['high']:+.3f}"
+        interval = ", without an interval"
+        if of["low"] is not None:
+            interval = f", 95 % {of['low']:+.3f} to {of['high']:+.3f}"
         out(
             f"{result.against['run']} has {result.against['value']:.3f}: the difference is {of['value']:+.3f}{interval}"
         )
@@ -163,6 +169,7 @@ def report(result: Any) -> None:
 def submit(result: Any) -> None:
     """Print what a submission holds."""
     facts = {
+        "runs": ", ".join(result.runs),
         "out": result.out,
         "lines": f"{result.lines:,} of {counted(result.videos, 'video')}, all asked for; read back and checked",
         "filled": f"{counted(result.filled, 'frame')} without a crop, from their neighbours",
@@ -207,10 +214,12 @@ def score_table(scores: "Scores", task: "Task") -> Table:
         if with_intervals:
             values.append(_range(row.interval))
         table.add_row(row.name, *values, f"{row.support:,}", style="dim" if row.support == 0 else None)
-    captions = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items()]
+    table.caption = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.further.items())
     if of := scores.present:
-        captions.append(f"over the classes present {of.value:.3f}" + (f" ({_range(of.bounds)})" if of.bounds else ""))
-    table.caption = ", ".join(captions)
+        interval = f", 95 % {_range(of.bounds)}" if of.bounds else ""
+        table.caption = (
+            f"{metric_name(scores.metric)} over the classes present {of.value:.3f}{interval}\n{table.caption}"
+        )
     table.caption_justify = "left"
     return table
 
@@ -223,7 +232,8 @@ def rule_text(rule: "DecisionRule", names: Sequence[str]) -> str:
     """Say what a fitted rule does; ``names`` are the task's."""
     parts = []
     if rule.smooth != "none":
-        parts.append(f"{rule.smooth} over {counted(rule.width, 'frame number')}")
+        smoothed = f"{rule.smooth} over {counted(rule.width, 'frame number')}"
+        parts.append(smoothed if rule.width > 1 else "no smoothing, which was best")
     if rule.temperature != 1:
         parts.append(f"temperature {rule.temperature:.2f}")
     if rule.offsets:

@@ -20,7 +20,8 @@ from affcache.ablation.train import Group, Trainer, form_of, group_trials, requi
 from affcache.devices import default_memory
 from affcache.errors import ConfigError
 from affcache.files import LOCK, Tensors, locked, remove, write_text
-from affcache.progress import Listener, counted, duration_text
+from affcache.progress import Listener, counted, duration_text, metric_name
+from affcache.scoring.intervals import without_interval
 from affcache.settings import command, existing_store
 from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, raised_twice, tail_of
@@ -90,6 +91,9 @@ class Ablation:
         if self.outcomes:
             words += f", {len(self.outcomes):,} of them finished before"
         self.listener.message(words)
+        for joined in self.splits.values():
+            if few := without_interval(joined.task, joined.validation_sums):
+                self.listener.message(f"differences of {metric_name(joined.task.metric)} have no intervals: {few}")
         if self.settings.seeds < FEW_SEEDS:
             self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
         without = sum(not trial.folder.head.is_file() for trial, found in self._finished() if found.diverged is None)

@@ -20,6 +20,7 @@ from PIL import Image
 from affcache.crops.images import Normalise, Preprocessing, as_pixels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Crop = npt.NDArray[np.uint8] | Image.Image | Path | str
 Crops = Sequence[npt.NDArray[np.uint8]]  # B arrays (height, width, 3), RGB; sizes may differ
 
 
@@ -135,7 +136,7 @@ class Encoder:
         name = f"{self.description['model']} {self.description['pretrained']}".strip()
         return f"<Encoder {name}: D = {self.width}, {self.precision} on {self.device}>"
 
-    def encode(self, crops: "Sequence[npt.NDArray[np.uint8] | Image.Image | Path | str]") -> torch.Tensor:
+    def encode(self, crops: Crop | Sequence[Crop]) -> torch.Tensor:
         """Encode a batch of RGB crops, and wait for it.
 
         Args:
@@ -147,7 +148,7 @@ class Encoder:
         Raises:
             InputError: one is none of these, or a file that can't be read.
         """
-        if isinstance(crops, (str, Path, Image.Image)):  # a single one
+        if isinstance(crops, (str, Path, Image.Image)) or (isinstance(crops, np.ndarray) and crops.ndim == 3):
             crops = [crops]
         return torch.from_numpy(self.submit([as_pixels(crop) for crop in crops]).wait())
 

@@ -204,7 +204,7 @@ class Doctor:
             return ""
         if "precision" in self.recorded:
             return " (the store was begun in it)"
-        return f" ({fast[0]} agrees with fp32 to a cosine of less than {AGREEMENT} on practice faces)"
+        return f" ({fast[0]} disagrees: a cosine below {AGREEMENT} to fp32 on practice faces)"
 
     def agreement(self) -> tuple[str, str]:
         """How far the embeddings in this precision are from those in fp32."""

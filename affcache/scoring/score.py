@@ -45,6 +45,7 @@ class ScoreResult:
     split: str
     epoch: int  # of the first run's head, counted from 1
     frames: int
+    videos: int  # persons of a video together: what the intervals are over
     account: JoinAccount
     scores: Scores
     loss: float  # mean of the frames' losses (for au and va of each frame's 12 or 2)
@@ -64,7 +65,7 @@ class ScoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
-        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "frames", "epoch", "run")}
+        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "frames", "videos", "epoch", "run")}
         return {
             "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
             "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
@@ -129,6 +130,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         split=settings.split,
         epoch=first.epoch,
         frames=len(joined),
+        videos=len(scored.statistics),
         account=joined.account,
         scores=scored.scores,
         loss=float(losses.mean()),

@@ -27,6 +27,7 @@ from affcache.tasks.annotations import (
     join_labels,
     of_videos,
 )
+from affcache.tasks.metrics import Table
 from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import FrameSource, epoch_length, load_frames, load_splits, require_finite
 from affcache.training.epochs import Epochs, SavedRun
@@ -239,6 +240,12 @@ class JoinedSplits:
             labels["selection"] = self.selection.to_json()
         return {"store": describe_store(self.store), "labels": labels}
 
+    @property
+    def validation_sums(self) -> Table:
+        """Sums (G, C, S) over the frames of each validation video, as if all were decided rightly."""
+        names, group = group_frames(self.store, self.validation)
+        return self.task.sums_by_video(self.validation.labels, self.validation.labels, group, len(names))
+
     def describe_run(self, settings: FitSettings) -> dict[str, Any]:
         """Return what config.json keeps: everything that decides a run, resolved."""
         return {
@@ -286,8 +293,9 @@ def raised_twice(settings: FitSettings) -> str:
 def _say_tail(settings: FitSettings, joined: JoinedSplits, listener: Listener) -> None:
     """Say where there are few steps, and how many losses CVaR averages in each; warn when these are few."""
     steps = settings.epochs * max(1, frames_of_epoch(settings, joined) // settings.batch_size)
-    if steps < FEW_STEPS and settings.head != "ridge":
-        listener.message(f"{steps:,} steps in all, few for dropout and SAM: --head linear may learn more")
+    if steps < FEW_STEPS and settings.head == "mlp" and (settings.dropout or settings.rho):
+        few = f"{counted(steps, 'step')} in all, few for dropout and SAM"
+        listener.message(f"{few}: more --epochs, or --dropout 0 --rho 0, may learn more")
     if settings.alpha == 1 or settings.head == "ridge":
         return
     tail, level = tail_of(settings, joined), f"CVaR at alpha {settings.alpha:g}"

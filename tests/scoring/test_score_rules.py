@@ -297,7 +297,7 @@ def test_scores_by_another_rule_leave_the_plain_ones_alone(learnable: MakeData, 
 
 def test_rules_are_printed_with_the_names_of_classes() -> None:
     rule = DecisionRule("mean", 1, offsets=(0.5, -0.25), fitted_on="validation")
-    assert rule_text(rule, ("AU1", "AU2")) == "mean over 1 frame number; offsets AU1 0.50, AU2 -0.25"
+    assert rule_text(rule, ("AU1", "AU2")) == "no smoothing, which was best; offsets AU1 0.50, AU2 -0.25"
     assert rule_text(DecisionRule("median", 5), ()) == "median over 5 frame numbers"
 
 

@@ -183,7 +183,7 @@ def test_it_says_the_join_the_tail_and_the_folder(quick_fit: Fit) -> None:
     assert listener.messages == [
         "train: 160 frames of 4 videos; left out: nothing",
         "validation: 80 frames of 2 videos; left out: nothing",
-        "40 steps in all, few for dropout and SAM: --head linear may learn more",
+        "40 steps in all, few for dropout and SAM: more --epochs, or --dropout 0 --rho 0, may learn more",
         "CVaR at alpha 0.5 averages the worst 8 losses of each batch",
         f"run folder: {result.run}",
     ]

@@ -41,7 +41,7 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     remedy = "Free some space" if error.errno in DISK_IS_FULL else "Put that right"
     return InputError(
         f"{path} can't be written: {error.strerror or error}. Expected a folder that can be written, with room. "
-        f"{remedy} or choose another place, then run the same command again."
+        f"{remedy} or choose another place, then run the same command again ('affcache fit' with --run DIR --resume)."
     )
 
 

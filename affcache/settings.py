@@ -28,6 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 LARGEST_TOML = 2**20  # bytes
+MOST_DOTS = 200  # in a line of it
 _LIMITS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
 _EXPECTED = {Path: "a path", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -39,8 +40,11 @@ def setting(default: Any, sentence: str, *, choices: tuple[str, ...] = (), defau
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raises OSError or ValueError where that can't be done."""
+    text = read_bytes(path, LARGEST_TOML).decode("utf-8-sig")
+    if any(line.count(".") > MOST_DOTS for line in text.split("\n")):  # a key of so many parts takes gigabytes
+        raise ValueError(f"it has a line with more than {MOST_DOTS} dots")
     try:
-        return tomllib.loads(read_bytes(path, LARGEST_TOML).decode("utf-8-sig"))
+        return tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

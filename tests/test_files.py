@@ -64,7 +64,7 @@ def test_a_write_that_is_refused_leaves_the_old_file(
     with pytest.raises(InputError) as caught:
         write_text(path, "new")
     assert f"{path} can't be written: {said}" in str(caught.value)
-    assert str(caught.value).endswith("choose another place, then run the same command again.")
+    assert str(caught.value).endswith("run the same command again ('affcache fit' with --run DIR --resume).")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

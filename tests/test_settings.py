@@ -36,6 +36,11 @@ from affcache.training.settings import FitSettings
         (FitSettings, "lr_minimum", -1e-9, "at least 0"),
         (FitSettings, "lr", 1e-6, "at least that"),
         (FitSettings, "weight_decay", -1, "at least 0"),
+        (FitSettings, "weight_decay", math.inf, "at least 0 and less than inf"),
+        (FitSettings, "hidden_width", 10**9, "at most 16384"),
+        (FitSettings, "batch_size", 10**20, "at most 2147483648"),
+        (FitSettings, "stride", 10**20, "at most 2147483648"),
+        (FitSettings, "seed", 10**20, "at least 0 and less than"),
         (FitSettings, "rho", -0.1, "at least 0"),
         (FitSettings, "hidden_layers", -1, "at least 0"),
         (FitSettings, "seed", -1, "at least 0"),
@@ -418,3 +423,8 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert find_config(config_of(tmp_path), SETTINGS).of("fit")["seed"] == 7
+
+
+def test_a_key_of_a_hundred_thousand_parts_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a line with more than 200 dots"):
+        find_config(config_of(tmp_path, b"a" + b".a" * 100_000 + b"=1\n"), SETTINGS)

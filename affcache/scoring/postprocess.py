@@ -16,10 +16,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
 
 from affcache.errors import ConfigError
-from affcache.progress import Listener, Result
+from affcache.progress import Listener, Result, counted
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.settings import PredictionSettings
-from affcache.tasks.annotations import join_labels, of_videos
+from affcache.tasks.annotations import group_frames, join_labels, of_videos
 from affcache.tasks.metrics import class_counts, f1_of_classes
 from affcache.tasks.tasks import Task
 
@@ -248,7 +248,15 @@ def find_rule(
         joined, where = join_labels(store, annotations, task, "validation"), "validation"
     else:
         names, where = _held_out_videos(settings, runs), "held-out training videos"
-        joined = of_videos(store, join_labels(store, annotations, task, "train"), names)
+        train = join_labels(store, annotations, task, "train")
+        joined, missing = of_videos(store, train, names), sorted(set(names) - set(group_frames(store, train)[0]))
+        if missing:
+            words = (
+                f"{counted(len(missing), 'held-out video')} not in {store.path} with labels: {', '.join(missing[:5])}"
+            )
+            if not len(joined):
+                raise ConfigError(f"No rule can be fitted: {words}. Expected the store and labels of the training.")
+            listener.warning(f"The rule is fitted without {words}")
     rows, labels = rows_to_predict(store, joined.rows, settings.smooth), joined.labels
     given = Predictions.of(runs, rows, settings.views, listener)
     fitted_split = "validation" if settings.fit_on == "validation" else "train"
@@ -312,7 +320,8 @@ def smooth(
     if width == 1 or not len(values):
         return values
     # one rising key for video and frame: videos lie further apart than any window reaches
-    numbers, reach = np.asarray(frame_numbers, np.int64) - int(frame_numbers.min()), width // 2
+    numbers = np.asarray(frame_numbers, np.int64) - int(frame_numbers.min())
+    reach = min(width // 2, int(numbers.max()))  # further there is nothing
     key = np.asarray(videos, np.int64) * (int(numbers.max()) + reach + 1) + numbers
     first, last = np.searchsorted(key, key - reach, "left"), np.searchsorted(key, key + reach, "right")
     if kind == "median":

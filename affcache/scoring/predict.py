@@ -145,6 +145,11 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -
             f"--keep says. Train it again with '{fit_command(fitted)}'."
         )
     tensors, best = read_tensors(folder.head)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise StoreError(
+            f"{folder.head} holds numbers that are nan or inf. Expected the head as 'affcache fit' wrote it. Restore "
+            "it from a sound copy, or train again with 'affcache fit'."
+        )
     try:
         with torch.device("meta"):  # shapes alone: settings that were changed may ask for any memory
             expected = build_head(fitted, width, task).state_dict()

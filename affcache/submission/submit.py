@@ -22,8 +22,8 @@ from affcache.tasks.tasks import Task
 
 LOCATION = "image_location"
 Frame = tuple[str, str, int]  # where it lies, its video, and its number there
-LARGEST_TEMPLATE = 2**28  # bytes
-MOST_FRAMES, MOST_DIGITS = 10_000_000, 9  # of a template: four days of video
+LARGEST_TEMPLATE = 2**27  # bytes
+MOST_FRAMES, MOST_DIGITS = 5_000_000, 9  # of a template: two days of video
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_frame_counts(path: Path) -> Template:
     frames = list[Frame]()
     for position, line in enumerate(_lines(path), start=1):
         video, _, count = (part.strip() for part in line.replace("\t", ",").rpartition(","))
-        if not video or not (count.isascii() and count.isdigit()):
+        if not video or "," in video or not (count.isascii() and count.isdigit()):
             if position == 1 and video and not any(letter.isdigit() for letter in count):
                 continue  # a header
             raise InputError(
@@ -153,9 +153,11 @@ def _template(path: Path, frames: Sequence[Frame], columns: tuple[str, ...] = ()
     if not frames:
         raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
     locations, videos, numbers = map(list, zip(*frames, strict=True))
-    twice, times = Counter(locations).most_common(1)[0]
+    (video, number), times = Counter(zip(videos, numbers, strict=True)).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{path} names {twice} twice. Expected every frame once. Remove the second line.")
+        raise InputError(
+            f"{path} names frame {number} of {video} twice. Expected every frame once. Remove the second line."
+        )
     return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
 
 

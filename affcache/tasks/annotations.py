@@ -1,6 +1,7 @@
 """Label files of Aff-Wild2 and ABAW, their join to the rows of a store, and a part of their videos held out."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,8 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
     tried: list[Path] = []
     for name in task.folders:
         inside = sorted(annotations.glob(f"*/{name}")) if annotations.is_dir() else []
-        itself = [annotations] if name in (annotations.name, annotations.resolve().name) else []  # resolved: "."
+        resolved = Path(os.path.realpath(annotations))  # of "."
+        itself = [annotations] if name in (annotations.name, resolved.name) else []
         for places in ([annotations / name, *itself], inside):
             folders = [place / SPLIT_FOLDERS[split] for place in places]
             tried += folders

@@ -74,6 +74,9 @@ class RunFolder:
             missing = [name for name, kind in CONFIG.items() if not isinstance(_within(config, name), kind)]
             if missing:  # other programs write a config.json too
                 raise ValueError(f"config.json doesn't have {', '.join(missing)}")
+            held_out = config["labels"]["train"].get("held_out_videos", [])
+            if not (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)):
+                raise ValueError("its held_out_videos is no list of names")
             return config
         except (OSError, ValueError) as error:
             reason = "no config.json in it" if isinstance(error, FileNotFoundError) else error

@@ -1,5 +1,6 @@
 """The settings of stage two: what a training run and its scoring can be told."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,13 @@ class TrainingSettings(Settings):
         yield from super().problems()
         yield from self.expect("epochs", "hidden_width", "stride", at_least=1)
         yield from self.expect("batch_size", "frames_per_epoch", at_least=2)  # BatchNorm needs two frames
-        yield from self.expect("lr", "memory", "lr_half_period", more_than=0)
-        yield from self.expect("lr_minimum", "weight_decay", "rho", "hidden_layers", at_least=0)
+        yield from self.expect("lr", more_than=0, less_than=math.inf)
+        yield from self.expect("memory", "lr_half_period", more_than=0)
+        yield from self.expect("lr_minimum", "hidden_layers", at_least=0)
+        yield from self.expect("weight_decay", "rho", at_least=0, less_than=math.inf)
         yield from self.expect("hidden_layers", at_most=1000)
+        yield from self.expect("hidden_width", at_most=2**14)
+        yield from self.expect("epochs", "batch_size", "stride", "frames_per_epoch", at_most=2**31)
         if 0 < self.lr < self.lr_minimum:
             yield f"--lr is {self.lr:g}, below --lr-minimum {self.lr_minimum:g}; expected at least that. Lower both."
         yield from self.expect("alpha", more_than=0, at_most=1)
@@ -145,7 +150,7 @@ class FitSettings(TrainingSettings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.expect("seed", at_least=0)
+        yield from self.expect("seed", at_least=0, less_than=2**63)
         yield from self.expect("held_out", at_least=0, less_than=1)
         if self.resume and self.run is None:
             yield "--resume doesn't say which run to continue; expected --run DIR with it."

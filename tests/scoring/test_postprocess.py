@@ -122,6 +122,14 @@ def test_a_constant_stays_to_the_bit_and_probabilities_stay_probabilities() -> N
     assert smoothed.min() >= 0
 
 
+@pytest.mark.parametrize("kind", ["mean", "median"])
+def test_a_window_wider_than_any_video_is_the_whole_video(kind: str) -> None:
+    values, videos, numbers = np.random.default_rng(0).random((20, 3)), np.repeat([0, 7], 10), np.tile(np.arange(10), 2)
+    whole = smooth(values, videos, numbers, 19, kind)
+    for width in (2**31 + 1, 2**61 + 1, 2**63 - 1, 2**63 + 1):
+        assert (smooth(values, videos, numbers, width, kind) == whole).all()
+
+
 @pytest.mark.parametrize("width", [0, 2, -3])
 def test_widths_are_odd(width: int) -> None:
     with pytest.raises(ValueError, match="expected an odd number"):

@@ -15,6 +15,7 @@ import pytest
 from affcache.cli.show import rule_text
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.figures import drawing
+from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.reporting.report import report
 from affcache.scoring.figures import score_figures
@@ -219,6 +220,40 @@ def test_smoothing_leaves_out_crops_that_could_not_be_read(tmp_path: Path) -> No
     store = write_store(tmp_path / "s.h5", listing, np.ones((9, 4), np.float16), unreadable=[1, 5])
     assert rows_to_predict(store, np.array([0, 8]), "mean").tolist() == [0, 2, 6, 7, 8]
     assert rows_to_predict(store, np.array([0, 8]), "none").tolist() == [0, 8]
+
+
+@pytest.mark.parametrize("damage", [5, True, 1.5, "abc", [5], [None], {"a": 1}])
+def test_held_out_videos_that_are_no_names(learnable: MakeData, tmp_path: Path, damage: Any) -> None:
+    run = fitted(learnable(videos=9), tmp_path / "run", held_out=0.3)
+    config = json.loads((run / "config.json").read_text())
+    config["labels"]["train"]["held_out_videos"] = damage
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="held_out_videos is no list of names"):
+        score(run=run, decide="fitted")
+
+
+def test_held_out_videos_that_are_not_there_are_said(learnable: MakeData, tmp_path: Path) -> None:
+    run, heard = fitted(learnable(videos=12), tmp_path / "run", held_out=0.5), Heard()
+    names = json.loads((run / "config.json").read_text())["labels"]["train"]["held_out_videos"]
+    assert len(names) > 1
+    folder = tmp_path / "labels" / "EXPR_Recognition_Challenge" / "Train_Set"
+    (folder / f"{names[0]}.txt").unlink()
+    assert score(run=run, decide="fitted", listener=heard).rule.fitted_on
+    assert any("without 1 held-out video" in text and names[0] in text for text in heard.warnings)
+    for name in names[1:]:
+        (folder / f"{name}.txt").unlink()
+    with pytest.raises(ConfigError, match="No rule can be fitted"):
+        score(run=run, decide="fitted")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_head_that_is_no_numbers_is_refused(learnable: MakeData, tmp_path: Path, value: float) -> None:
+    run = fitted(learnable(), tmp_path / "run", epochs=1)
+    tensors, header = read_tensors(run / "head.safetensors")
+    tensors["output_layer.bias"][-1] = value
+    write_tensors(run / "head.safetensors", tensors, header)
+    with pytest.raises(StoreError, match=r"head\.safetensors holds numbers that are nan or inf"):
+        score(run=run)
 
 
 def test_of_equal_widths_the_smallest_is_chosen(

@@ -162,7 +162,7 @@ def test_smoothing_and_averages_go_into_a_submission(runs: dict[str, Path], tmp_
         ("a/00001.jpg,\nb,\n", "line 2: 'b,' names no frame"),
         ("a/00001.jpg,\na/x.jpg,\n", "line 2: 'a/x.jpg,' names no frame"),
         ("a/00001.jpg,\n\na/00002.jpg,\n", "line 2: '' names no frame"),
-        ("a/00001.jpg,\na/00001.jpg,0\n", "names a/00001.jpg twice"),
+        ("a/00001.jpg,\na/00001.jpg,0\n", "names frame 1 of a twice"),
     ],
 )
 def test_a_template_with_a_mistake_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -270,7 +270,7 @@ def test_accents_of_a_template_may_be_characters_of_their_own(runs: dict[str, Pa
 @pytest.mark.parametrize("count", ["2000000000", "1" * 20, "9" * 5000, "10000001"])
 def test_more_frames_than_any_video_has(tmp_path: Path, count: str) -> None:
     (tmp_path / "videos.csv").write_text(f"a,{count}\n")
-    with pytest.raises(InputError, match=r"line 1: 'a,\d+' makes more than 10,000,000 frames"):
+    with pytest.raises(InputError, match=r"line 1: 'a,\d+' makes more than 5,000,000 frames"):
         read_frame_counts(tmp_path / "videos.csv")
 
 
@@ -279,3 +279,16 @@ def test_a_frame_number_that_no_frame_has(tmp_path: Path, number: str) -> None:
     (tmp_path / "template.txt").write_text(f"a/00001.jpg,\nb/{number}.jpg,\n")
     with pytest.raises(InputError, match=r"line 2: 'b/\d+.* names no frame"):
         read_template(tmp_path / "template.txt")
+
+
+@pytest.mark.parametrize("text", ["a/00001.jpg\na/1.jpg\n", "vid\u00e9o/1.jpg\nvide\u0301o/1.jpg\n"])
+def test_a_frame_in_two_spellings_is_named_twice(tmp_path: Path, text: str) -> None:
+    (tmp_path / "template.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"names frame 1 of \w+ twice"):
+        read_template(tmp_path / "template.txt")
+
+
+def test_a_name_with_a_comma_is_no_video_of_a_submission(tmp_path: Path) -> None:
+    (tmp_path / "videos.csv").write_text("q,uote,30\n")
+    with pytest.raises(InputError, match="is no video with its frame count"):
+        read_frame_counts(tmp_path / "videos.csv")

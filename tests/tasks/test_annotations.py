@@ -361,3 +361,9 @@ def test_two_releases_below_one_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds 2 releases of the train labels.*5th ABAW.*6th ABAW.*--annotations"):
         find_label_files(tmp_path, TASKS["expr"], "train")
     assert set(find_label_files(tmp_path / "6th ABAW Annotations", TASKS["expr"], "train")) == {"1"}
+
+
+def test_a_link_to_itself_is_no_annotations(tmp_path: Path) -> None:
+    (tmp_path / "ann").symlink_to("ann")
+    with pytest.raises(InputError, match="ann"):
+        find_label_files(tmp_path / "ann", TASKS["expr"], "train")

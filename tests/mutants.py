@@ -141,8 +141,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/scoring/postprocess.py", ("tests/scoring/test_calibration.py", "tests/scoring/test_postprocess.py",
                                          RULES), [
-        ('of_videos(store, join_labels(store, annotations, task, "train"), names)',
-         'join_labels(store, annotations, task, "train")'),
+        ("joined, missing = of_videos(store, train, names)", "joined, missing = train"),
         ("fit(by(rule).probabilities, labels)", "fit(given.at(joined.rows).probabilities, labels)"),
         ("fit_temperature(by(rule).logits", "fit_temperature(given.at(joined.rows).logits"),
         ("(probabilities >= np.asarray(self.offsets))", "(probabilities > np.asarray(self.offsets))"),

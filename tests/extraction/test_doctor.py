@@ -87,7 +87,7 @@ def test_it_says_why_a_faster_format_is_not_taken(settings: DoctorSettings, monk
     for module in (doctor_module, loading):
         monkeypatch.setattr(module, "fast_precisions", lambda device: ("bf16",))
     monkeypatch.setattr(loading, "smallest_cosine", lambda *_: 0.9)
-    assert "fp32 (bf16 agrees with fp32 to a cosine of less than 0.999 on " in finding(doctor(settings), "model")
+    assert "fp32 (bf16 disagrees: a cosine below 0.999 to fp32 on " in finding(doctor(settings), "model")
     extract(ExtractSettings(**vars(settings)), precision="fp32")
     assert "fp32 (the store was begun in it), 16 crops" in finding(doctor(settings), "model")
 

@@ -338,7 +338,7 @@ def test_a_second_writer_is_refused_until_the_first_has_gone(tmp_path: Path) -> 
 
 def test_a_store_below_a_file_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = r"file can't be written: .* Put that right or choose another place, then run the same command again.$"
+    message = r"file can't be written: .* Put that right or choose another place, then run the same command again"
     with pytest.raises(InputError, match=message), writing_lock(tmp_path / "file" / "s.h5", Listener()):
         pytest.fail("nobody can write there")
     with pytest.raises(StoreError, match=r"can't be written: .* Expected a folder that can be written."):

@@ -15,7 +15,7 @@ from affcache.extraction.doctor import bare_encoder, batch_size_of
 from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline, default_workers
 from affcache.extraction.settings import ExtractSettings
-from affcache.extraction.tuning import ROWS_WORTH_COMPILING, prepare_encoder
+from affcache.extraction.tuning import prepare_encoder
 from affcache.files import shipped
 from affcache.progress import Listener, Result
 from affcache.settings import build
@@ -62,7 +62,7 @@ def bench_extract(
     settings = build(BenchExtractSettings, values, over=settings)
     listener = listener or Listener()
     with on_device(resolve_device(settings.device)):
-        encoder = prepare_encoder(like_extract(settings), {}, ROWS_WORTH_COMPILING, listener)
+        encoder = prepare_encoder(like_extract(settings), {}, listener)
         return compare(encoder, settings, listener)
 
 

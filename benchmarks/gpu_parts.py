@@ -18,7 +18,7 @@ from affcache.devices import wait_for
 from affcache.encoders.encoder import Encoder, Weights
 from affcache.encoders.loading import check_faces, load_weights, smallest_cosine
 from affcache.extraction.doctor import bare_encoder, batch_size_of
-from affcache.extraction.tuning import ROWS_WORTH_COMPILING, tune_encoder
+from affcache.extraction.tuning import tune_encoder
 from affcache.progress import Listener, duration_text
 from affcache.settings import MODEL
 from affcache.tasks.tasks import TASKS
@@ -139,7 +139,7 @@ class Bench:
         """Return the encoder as ``extract`` would run it; one that was made for an earlier part serves again."""
         how = (settings.precision, settings.compile)
         if how not in self._encoders:
-            self._encoders[how] = tune_encoder(self.weights, like_extract(settings), {}, ROWS_WORTH_COMPILING, listener)
+            self._encoders[how] = tune_encoder(self.weights, like_extract(settings), {}, listener)
         return self._encoders[how]
 
 

@@ -24,7 +24,7 @@ class BenchExtractSettings(Settings):
     )
     workers: int | None = setting(None, "Threads that read and decode crops.", default_text="one per core, at most 16")
     device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")
-    compile: str = setting("auto", "Let torch compile the encoder: auto does on a GPU.", choices=("auto", "on", "off"))
+    compile: str = setting("off", "Let torch compile the encoder.", choices=("on", "off"))
     seconds: float = setting(20.0, "How long each measurement takes, in seconds, about.")
     rounds: int = setting(3, "Measurements of each, bare and pipeline in turn.")
 

@@ -159,8 +159,11 @@ def test_a_bare_fit_in_a_folder_below_finds_the_file_above(workplace: Path, monk
 
 def test_fit_reads_the_store_that_extract_would_write(workplace: Path) -> None:
     (workplace / "data/features/ViT-L-14-openai.h5").rename(workplace / "data/features/ViT-B-32-openai.h5")
-    (workplace / "affcache.toml").write_text("model = 'ViT-B-32'\n[fit]\nepochs = 1\nhidden_width = 8\n")
-    call("fit")
+    words = "model = 'ViT-B-32'\n[fit]\nepochs = 1\nhidden_width = 8\nrun = 'runs/b'\n"
+    (workplace / "affcache.toml").write_text(words)
+    assert "the only one there" not in call("fit").stderr
+    config = json.loads((workplace / "runs/b/config.json").read_text())
+    assert Path(config["store"]["path"]).name == "ViT-B-32-openai.h5"
 
 
 def test_the_only_store_there_is_taken_and_said_and_of_several_none(workplace: Path) -> None:

@@ -198,7 +198,8 @@ class Ablation:
         seconds = trials * self.trainer.project(alike, self._load(first))
         require_asked_for(trials, seconds, self.settings.yes)
         self.listener.message(
-            f"{counted(trials, 'head')} to train: about {duration_text(seconds)} on {self.trainer.device}"
+            f"{counted(trials, 'head')} to train: about {duration_text(seconds)} on {self.trainer.device}, "
+            "at its present load"
         )
 
     def _warn_of_tails(self) -> None:

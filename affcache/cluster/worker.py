@@ -165,7 +165,7 @@ class EncodingWorker:
             if recorded:  # precision, batch size and compiling are settled then
                 settings = replace(settings, precision="auto", batch_size=None, compile="auto")
             remarks = Remarks()
-            encoder = tune_encoder(ray.get(job.weights), settings, recorded, len(crops), remarks)
+            encoder = tune_encoder(ray.get(job.weights), settings, recorded, remarks)
         except AffcacheError as error:
             return error
         self._loaded = job, crops, encoder

@@ -27,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not all of Pillow's: 
 CUT_SHORT = ("premature end of data segment", "found marker 0xd9")
 MARKS_OF_ORIENTATION = (b"Exif\0", b"tiff:Orientation")  # a JPEG has one of these, or is upright
 LARGEST_SAMPLE = 65_535  # of 16-bit pictures
+PILLOW_BITS = 22  # behind the point of a weight in Pillow's resizing (Resample.c, PRECISION_BITS)
 
 
 @dataclass(frozen=True)
@@ -232,10 +233,22 @@ def _resize_pixels(images: torch.Tensor, height: int, width: int, interpolation:
     """Resize uint8 (B, C, h, w) to (B, C, height, width) the way Pillow does: across, round, then down, round."""
     if images.shape[2:] == (height, width):
         return images
-    if images.device.type == "cpu":  # torch has Pillow's integer arithmetic for uint8 on the CPU alone
+    if images.device.type == "cpu":  # torch has nearly Pillow's integer arithmetic for uint8 on the CPU alone
         return torch.nn.functional.interpolate(images, size=(height, width), mode=interpolation, antialias=True)
-    for size in ((images.shape[2], width), (height, width)):
-        if images.shape[2:] != size:
-            resized = torch.nn.functional.interpolate(images.float(), size=size, mode=interpolation, antialias=True)
-            images = resized.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
-    return images
+    pixels = images.double()  # holds the sums of fixed-point weights exactly, in whatever order a GPU adds them
+    if width != images.shape[3]:
+        pixels = _rounded(pixels @ _pillow_weights(images.shape[3], width, interpolation, pixels))  # (B, C, h, width)
+    if height != images.shape[2]:
+        pixels = _rounded(_pillow_weights(images.shape[2], height, interpolation, pixels).T @ pixels)
+    return pixels.to(torch.uint8)
+
+
+def _pillow_weights(size: int, to_size: int, interpolation: str, like: torch.Tensor) -> torch.Tensor:
+    """Return what each of ``size`` pixels gives to each of ``to_size``, (size, to_size), rounded as Pillow does."""
+    one_pixel_each = like.new_ones(size).diag()[None, None]  # (1, 1, size, size)
+    weights = torch.nn.functional.interpolate(one_pixel_each, (size, to_size), mode=interpolation, antialias=True)
+    return weights[0, 0].mul_(2**PILLOW_BITS).round_().div_(2**PILLOW_BITS)
+
+
+def _rounded(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.add_(0.5).floor_().clamp_(0, 255)

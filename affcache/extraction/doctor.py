@@ -191,7 +191,7 @@ class Doctor:
     def load_model(self) -> tuple[str, str]:
         """Whether the weights can be had, and how the encoder would be run."""
         start = time.perf_counter()
-        self.encoder = prepare_encoder(self._settings_of_extract(), self.recorded, 0, self.listener)
+        self.encoder = prepare_encoder(self._settings_of_extract(), self.recorded, self.listener)
         return OK, (
             f"{self.settings.model} loads in {time.perf_counter() - start:.1f} s: D = {self.encoder.width}, "
             f"{self.encoder.precision}{self._why_precision()}, {counted(batch_size_of(self.encoder), 'crop')} a call"
@@ -210,7 +210,7 @@ class Doctor:
         """How far the embeddings in this precision are from those in fp32."""
         if self.encoder is None or self.encoder.precision == "fp32":
             return OK, ""
-        exact = prepare_encoder(replace(self._settings_of_extract(), precision="fp32"), {}, 0, Listener())
+        exact = prepare_encoder(replace(self._settings_of_extract(), precision="fp32"), {}, Listener())
         cosine = smallest_cosine(self.encoder.encode(check_faces()), exact.encode(check_faces()))
         finding = f"{self.encoder.precision} agrees with fp32 to a cosine of {cosine:.5f} or better on practice faces"
         return (OK, finding) if cosine >= AGREEMENT else (WARNING, f"{finding}; --precision fp32 is exact")
@@ -258,8 +258,8 @@ def bare_encoder(encoder: Encoder) -> Callable[[int], None]:
     pixels = encoder.prepare([faces[index % len(faces)] for index in range(batch_size_of(encoder))])
 
     with torch.inference_mode():
-        inputs = pixels if encoder.compiled else encoder.network.normalise(pixels)
-    network = encoder.compiled or encoder.network.encode_inputs
+        inputs = pixels if encoder.compiled is not None else encoder.network.normalise(pixels)
+    network = encoder.network.encode_inputs if encoder.compiled is None else encoder.compiled
 
     @torch.inference_mode()
     def once(_: int = 0) -> None:

@@ -311,7 +311,7 @@ def opened_engine(
         ConfigError: the model is unknown, or doesn't fit the device.
         InputError: the weights can't be loaded.
     """
-    encoder = prepare_encoder(settings, recorded, len(crops), listener)
+    encoder = prepare_encoder(settings, recorded, listener)
     workers = settings.workers or default_workers()
     yield Engine(
         encoder.description,

@@ -41,7 +41,7 @@ class EncodingSettings(Settings):
     device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")
     compile: str = setting(
         "auto",
-        "Let torch compile the encoder: auto does on a GPU from 50,000 crops on.",
+        "Let torch compile the encoder: auto does where the store was begun so.",
         choices=("auto", "on", "off"),
     )
     view: str = setting(

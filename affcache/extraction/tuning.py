@@ -19,18 +19,16 @@ from affcache.errors import first_line
 from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener, counted
 
-LARGEST_BATCH = 512  # not tuned on a GPU yet: extract-batches of python -m benchmarks gpu compares
+LARGEST_BATCH = 512  # on an H200 calls of 32 to 1,024 differ by 4 %: docs/performance.md
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
-ROWS_WORTH_COMPILING = 50_000  # compiling is taken to cost a minute, which fewer crops would hardly win back
 
 
-def prepare_encoder(settings: EncodingSettings, recorded: Mapping[str, Any], rows: int, listener: Listener) -> Encoder:
+def prepare_encoder(settings: EncodingSettings, recorded: Mapping[str, Any], listener: Listener) -> Encoder:
     """Load the encoder, and settle how it is run: as the store was begun, else as suits the device.
 
     Args:
         settings: model, weights, precision, device, batch size, compile.
         recorded: the encoder that the store to continue was begun with; empty for a new one.
-        rows: N, for how many crops the encoder is to be used.
         listener: hears what was chosen.
 
     Returns:
@@ -38,7 +36,7 @@ def prepare_encoder(settings: EncodingSettings, recorded: Mapping[str, Any], row
     """
     say_loading(settings, listener)
     weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
-    return tune_encoder(weights, settings, recorded, rows, listener)
+    return tune_encoder(weights, settings, recorded, listener)
 
 
 def say_loading(settings: EncodingSettings, listener: Listener) -> None:
@@ -50,14 +48,13 @@ def say_loading(settings: EncodingSettings, listener: Listener) -> None:
 
 
 def tune_encoder(
-    weights: Weights, settings: EncodingSettings, recorded: Mapping[str, Any], rows: int, listener: Listener
+    weights: Weights, settings: EncodingSettings, recorded: Mapping[str, Any], listener: Listener
 ) -> Encoder:
     """Put weights on their device, and settle how they are run; as ``prepare_encoder``."""
     precision = recorded.get("precision", "auto") if settings.precision == "auto" else settings.precision
     encoder = encoder_of(weights, precision=precision, device=resolve_device(settings.device))
     batch_size = settings.batch_size or recorded.get("batch_size") or find_batch_size(encoder)
-    worth_it = encoder.device.type == "cuda" and rows >= ROWS_WORTH_COMPILING
-    wanted = recorded.get("compiled", worth_it) if settings.compile == "auto" else settings.compile == "on"
+    wanted = recorded.get("compiled", False) if settings.compile == "auto" else settings.compile == "on"
     if wanted:
         encoder = compile_encoder(encoder, batch_size, listener)
     how = {"batch_size": batch_size, "compiled": encoder.compiled is not None}

@@ -48,10 +48,10 @@ def video_interval(each: Table, without: Table, limits: Bounds | None = None) ->
     """Return a mean over K seeds with the interval in which it lies for other videos, and other seeds.
 
     A jackknife over videos, which Quenouille and Tukey proposed, in three respects made to hold the truth for few and
-    unequal ones (docs/intervals.md has the simulation): a metric with limits is taken on the scale of log-odds; the
+    unequal ones (simulated in docs/method/intervals.md): a metric with limits is taken on the scale of log-odds; the
     interval reaches from the lower to the higher of the value and the value corrected for the jackknife's estimate of
     its bias, and beyond both by Student's t; whose degrees of freedom are as many as the kurtosis of the videos'
-    influences leaves. With several seeds the variance of their mean is added, which for crossed factors errs on the
+    pseudo-values leave. With several seeds the variance of their mean is added, which for crossed factors errs on the
     wide side (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007).
 
     Args:
@@ -60,14 +60,14 @@ def video_interval(each: Table, without: Table, limits: Bounds | None = None) ->
         limits: the metric's range; None for a difference.
 
     Returns:
-        The interval, with the value in it; none where no video, or one alone, makes a difference.
+        The interval, with the value in it; without one where all pseudo-values are equal.
     """
     plain = Interval(float(each.mean()))
     seeds, videos = without.shape
     value, others = _scaled(each.mean(), limits), _scaled(without.mean(axis=0), limits)  # (), (G,)
-    influences = videos * value - (videos - 1) * others  # (G,)
-    corrected = influences.mean()
-    squares = (influences - corrected) ** 2
+    pseudo_values = videos * value - (videos - 1) * others  # (G,)
+    corrected = pseudo_values.mean()
+    squares = (pseudo_values - corrected) ** 2
     if not squares.sum() > 0:
         return plain
     variance = squares.sum() / (videos * (videos - 1))

@@ -3,16 +3,21 @@
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from affcache import DoctorResult, DoctorSettings, ExtractSettings, doctor, extract
 from affcache.cli.app import app
 from affcache.encoders import loading
 from affcache.extraction import doctor as doctor_module
-from affcache.progress import duration_text
+from affcache.extraction.doctor import bare_encoder
+from affcache.extraction.settings import EncodingSettings
+from affcache.extraction.tuning import tune_encoder
+from affcache.progress import Listener, duration_text
 from tests.conftest import write_crops, write_tiny_encoder
 
 
@@ -45,6 +50,17 @@ def test_a_healthy_machine(settings: DoctorSettings, tmp_path: Path) -> None:
     assert 0 < result.projected_seconds < 60
     assert list(tmp_path.glob("s.h5*")) == []  # nothing is written
     assert result.to_json()["healthy"] is True
+
+
+def test_the_bare_encoder_of_a_compiled_one(tiny_encoder: str) -> None:
+    settings = EncodingSettings(model=tiny_encoder, device="cpu", batch_size=4)
+    encoder = tune_encoder(loading.load_weights(tiny_encoder), settings, {}, Listener())
+    calls: list[tuple[int, ...]] = []
+    encoder.network.register_forward_pre_hook(lambda _, inputs: calls.append(tuple(inputs[0].shape)))
+    compiled = replace(encoder, compiled=torch.compile(encoder.network, backend="eager"))  # has no truth value
+    bare_encoder(compiled)(3)
+    assert len(calls) == 5  # two to warm up
+    assert {shape[0] for shape in calls} == {4}
 
 
 def test_every_check_says_what_is_wrong(settings: DoctorSettings, tmp_path: Path) -> None:

@@ -119,10 +119,13 @@ def test_an_encoder_that_its_fingerprint_is_not_of(store: Path) -> None:
 
 
 def test_further_attributes_and_datasets_are_left_alone(store: Path) -> None:
+    before = EmbeddingStore.open(store).features[:]
     with h5py.File(store, "r+") as file:
         file.attrs["note"] = np.arange(3)
         file.create_dataset("mine", data=np.zeros(10), chunks=True, compression="gzip")
-    EmbeddingStore.open(store).verify()
+    after = EmbeddingStore.open(store)
+    after.verify()
+    np.testing.assert_array_equal(after.features[:], before)
 
 
 def test_one_text_named_again_and_again_is_not_read_as_often(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Photos and videos to faces: decoded, detected, tracked, aligned."""

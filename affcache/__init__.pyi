@@ -24,6 +24,9 @@ from .extraction.extract import ExtractResult as ExtractResult
 from .extraction.extract import extract as extract
 from .extraction.settings import DoctorSettings as DoctorSettings
 from .extraction.settings import ExtractSettings as ExtractSettings
+from .faces.find import FacesResult as FacesResult
+from .faces.find import find_faces as find_faces
+from .faces.settings import FacesSettings as FacesSettings
 from .progress import Listener as Listener
 from .reporting.report import ReportResult as ReportResult
 from .reporting.report import report as report

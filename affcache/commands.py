@@ -11,6 +11,7 @@ from affcache.config import ConfigFile, resolve
 from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
+from affcache.faces.settings import FacesSettings
 from affcache.progress import Listener
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
@@ -30,6 +31,7 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
+    "faces": Command(FacesSettings, "affcache.faces.find:find_faces"),
     "extract": Command(ExtractSettings, "affcache.extraction.extract:extract"),
     "fit": Command(FitSettings, "affcache.training.fit:fit", reads_store=True),
     "score": Command(ScoreSettings, "affcache.scoring.score:score"),

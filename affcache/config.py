@@ -17,6 +17,7 @@ NOT_SHARED = {
     "score": ("store", "annotations"),  # a run is scored on what it was trained on, unless said for score itself
     "report": ("store", "annotations"),
     "submit": ("store",),  # the test videos' store is another than that of training
+    "faces": ("model", "pretrained"),  # an encoder is of use there, and loaded where it is asked for alone
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }
 Commands = Mapping[str, type[Settings]]

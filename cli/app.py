@@ -69,6 +69,12 @@ class Page:
 
 
 PAGES = {
+    "faces": Page(
+        "clip.mp4 --out my/faces",
+        "holiday photos/ --out my/faces --every 5 --faces largest",
+        first=("out", "faces", "every", "from_", "to", "align", "margin", "size"),
+        positional=("inputs",),
+    ),
     "extract": Page(
         "--crops data/Aff-Wild2/cropped_aligned",
         "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k",

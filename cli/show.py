@@ -13,11 +13,26 @@ from affcache.progress import counted, duration_text, metric_name
 from .console import out, rate_text
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
-    from affcache.scoring.postprocess import DecisionRule
+    from affcache.scoring.rule import DecisionRule
     from affcache.tasks.metrics import Scores
     from affcache.tasks.tasks import Task
 
 STATE_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def faces(result: Any) -> None:
+    """Print where the crops and the table of faces are, and what was found."""
+    facts = {
+        "out": result.out,
+        "table": result.table,
+        "found": f"{counted(result.faces, 'face')} of {counted(result.persons, 'person')} in "
+        f"{counted(result.frames, 'frame')} of {counted(result.inputs, 'input')}",
+        "without": f"{counted(result.frames_without_faces, 'frame')} without a face",
+        "time": f"{duration_text(result.seconds)}, {rate_text(result.rate, 'frame')}",
+    }
+    if result.unreadable:
+        facts["left out"] = f"{counted(len(result.unreadable), 'input')}, listed in {result.unreadable_list}"
+    out(fact_table(facts), f"next: affcache predict {result.out} --run RUN --out FILE.csv, or extract --crops it")
 
 
 def extract(result: Any) -> None:
@@ -192,7 +207,7 @@ def demo(result: Any) -> None:
     out(f"next: affcache report {next(iter(result.scores.values())).run}")
 
 
-COMMANDS = (extract, fit, score, ablate, report, submit, info, verify, demo, import_, export, doctor)
+COMMANDS = (faces, extract, fit, score, ablate, report, submit, info, verify, demo, import_, export, doctor)
 SHOW: Mapping[str, Callable[[Any], None]] = {show.__name__.rstrip("_"): show for show in COMMANDS}
 
 

@@ -39,7 +39,9 @@ class DecodedCrop:
     large: bool = False  # whether it may be a whole photo, where that was asked
 
 
-def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop:
+def decode_crop(
+    data: bytes, large: AbstractContextManager[Any] | None = None, largest: int = LARGEST_SIDE
+) -> DecodedCrop:
     """Decode one image file's bytes as RGB, upright. Grey, CMYK, palette, alpha and 16-bit images are converted.
 
     An image is turned as its EXIF orientation says, to the pixels of Pillow's ``exif_transpose``.
@@ -48,6 +50,7 @@ def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -
         data: the file.
         large: held while an image of more than 4 million pixels is decoded. Threads that share a lock here decode such
             images one at a time, since each takes hundreds of megabytes.
+        largest: pixels on a side, at most.
 
     Raises:
         UnreadableCropError: empty, truncated, not an image, or of a size that no face crop has; says which.
@@ -55,15 +58,16 @@ def decode_crop(data: bytes, large: AbstractContextManager[Any] | None = None) -
     if not data:
         raise UnreadableCropError("the file is empty (0 bytes)")
     if data.startswith(JPEG_START):
-        crop = _decode_plain_jpeg(data, large)
+        crop = _decode_plain_jpeg(data, large, largest)
         if crop is not None:
             return crop
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+            if min(width, height) < SMALLEST_SIDE or max(width, height) > largest:
+                what = "a face crop" if largest == LARGEST_SIDE else "a photo"
                 raise UnreadableCropError(
-                    f"{width}x{height} pixels; a face crop has {SMALLEST_SIDE} to {LARGEST_SIDE} on a side"
+                    f"{width}x{height} pixels; {what} has {SMALLEST_SIDE} to {largest} on a side"
                 )
             with _held(large, width * height):
                 mode, pixels = image.mode, np.array(_to_rgb(image))
@@ -100,7 +104,7 @@ def _held(large: AbstractContextManager[Any] | None, pixels: int) -> AbstractCon
     return large if large is not None and pixels > LARGE_PIXELS else nullcontext()
 
 
-def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None = None) -> DecodedCrop | None:
+def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None, largest: int) -> DecodedCrop | None:
     """Decode a flawless grey or colour JPEG: to Pillow's pixels in half its time, and beside other threads.
 
     Anything else, and nearly anything that libjpeg warns of, is Pillow's to judge.
@@ -110,7 +114,7 @@ def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None = 
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+        if min(width, height) < SMALLEST_SIDE or max(width, height) > largest:
             return None
         with _held(large, width * height):
             pixels = simplejpeg.decode_jpeg(data, "RGB")

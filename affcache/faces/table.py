@@ -1,0 +1,222 @@
+"""Tables of faces: a row for every frame and face, kept for each input as it is finished, and written as one file."""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from affcache.errors import ConfigError, InputError
+from affcache.faces.detector import LANDMARKS
+from affcache.faces.media import DamagedMediaError, Media
+from affcache.faces.scan import ScannedFrame
+from affcache.files import beside, cannot_write, remove, whole_file, write_text
+from affcache.progress import Listener
+
+BOX = ("box_x", "box_y", "box_width", "box_height")  # pixels of the upright frame
+POINTS = tuple(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
+SUFFIXES = (".parquet", ".csv")
+DIGITS = 9  # of a float32 in a CSV file: enough to have it back
+KEYS = pa.schema(  # what every table begins with
+    [
+        ("input", pa.string()), ("frame", pa.int32()), ("timestamp", pa.float64()), ("face_id", pa.int32()),
+        *((name, pa.float32()) for name in BOX), ("confidence", pa.float32()), ("success", pa.bool_()),
+    ]
+)  # fmt: skip
+
+
+class FaceRows:
+    """The rows of one input while it is looked at: one for each face of a frame, and one for a frame without any."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # of the input
+        self.frames: list[int] = []
+        self.times: list[float] = []
+        self.tracks: list[int] = []  # -1 without a face
+        self.numbers: list[np.ndarray] = []  # (4 + 10 + 1,) box, landmarks, confidence
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def add(self, found: ScannedFrame) -> list[int]:
+        """Take a frame; return the rows of its faces."""
+        first = len(self)
+        if not found.faces:
+            self._append(found, -1, np.full(15, np.nan, np.float32))
+            return []
+        for face, track in zip(found.faces, found.tracks, strict=True):
+            self._append(found, track, np.concatenate([face.box, face.landmarks.ravel(), [face.confidence]]))
+        return list(range(first, len(self)))
+
+    def _append(self, found: ScannedFrame, track: int, numbers: np.ndarray) -> None:
+        self.frames.append(found.number)
+        self.times.append(found.timestamp)
+        self.tracks.append(track)
+        self.numbers.append(numbers.astype(np.float32))
+
+    def persons(self, persons: Sequence[int]) -> np.ndarray:
+        """Return the person of each row, int32 (n,), from the person of each track; 0 without a face."""
+        return np.asarray([0, *persons], np.int32)[np.asarray(self.tracks, np.int64) + 1]
+
+    def columns(self, persons: Sequence[int]) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
+        """Return the columns of ``KEYS``, and those of the landmarks."""
+        numbers = np.stack(self.numbers) if len(self) else np.empty((0, 15), np.float32)  # (n, 15)
+        person = self.persons(persons)
+        known = person > 0
+
+        def column(index: int) -> pa.Array:
+            return pa.array(numbers[:, index], mask=~known)
+
+        times = np.asarray(self.times, np.float64)
+        keys = [
+            pa.array([self.name] * len(self), pa.string()),
+            pa.array(np.asarray(self.frames, np.int32)),
+            pa.array(times, mask=np.isnan(times)),
+            pa.array(person, mask=~known),
+            *(column(index) for index in range(4)),
+            column(14),
+            pa.array(known),
+        ]
+        points = {name: column(4 + index) for index, name in enumerate(POINTS)}
+        return dict(zip(KEYS.names, keys, strict=True)), points
+
+
+class FinishedInputs:
+    """What is finished of several inputs: a table each, in a hidden folder, so that a kill costs the current one.
+
+    Args:
+        folder: where they are kept.
+        made: what all of them are made with, as JSON; a table that was made with something else is refused.
+    """
+
+    def __init__(self, folder: Path, made: Mapping[str, Any]) -> None:
+        self.folder, self.made = folder, json.loads(json.dumps(made))
+
+    def path(self, media: Media) -> Path:
+        """Return the file of an input."""
+        return self.folder / f"{media.name}.parquet"
+
+    def finished(self, media: Media) -> bool:
+        """Say whether an input's table is there, and of the file as it is now.
+
+        Raises:
+            ConfigError: it was made with other settings.
+        """
+        try:
+            kept = json.loads(pq.read_schema(self.path(media)).metadata[b"affcache"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if kept["made"] != self.made:
+            different = sorted(k for k in {**kept["made"], **self.made} if kept["made"].get(k) != self.made.get(k))
+            raise ConfigError(
+                f"{self.folder.parent} has results for {media.path} that were made with other settings: "
+                f"{', '.join(different)}. Expected the same ones, to go on there. Give them as before, or choose "
+                "another --out."
+            )
+        return bool(kept["of"] == _identity(media))
+
+    def write(self, media: Media, table: pa.Table, path: Path | None = None) -> None:
+        """Keep an input's table; raises InputError where the disk refuses."""
+        metadata = {b"affcache": json.dumps({"made": self.made, "of": _identity(media)}).encode()}
+        path = path or self.path(media)
+        try:
+            with whole_file(path) as file:
+                pq.write_table(table.replace_schema_metadata(metadata), file)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+    def tables(self, media: Iterable[Media]) -> Iterator[pa.Table]:
+        """Yield the tables of inputs, those that are there."""
+        for one in media:
+            if self.path(one).exists():
+                yield pq.read_table(self.path(one)).replace_schema_metadata(None)
+
+    def remove(self) -> None:
+        """Remove them all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _identity(media: Media) -> dict[str, Any]:
+    found = media.path.stat()
+    return {"path": str(media.path.absolute()), "bytes": found.st_size, "modified": found.st_mtime_ns}
+
+
+def require_table_name(path: Path | None) -> Path:
+    """Return where a table goes, if its kind is one that is written; raises ConfigError."""
+    if path is None or path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"--out is {path}; expected a file that ends in {' or '.join(SUFFIXES)}, which say the table's kind."
+        )
+    return path
+
+
+def write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write tables of one schema as one file, whole or not at all, as Parquet or CSV by its name; return the rows.
+
+    In CSV, what isn't there is empty, and numbers have as many digits as give them back.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    rows = 0
+    try:
+        with beside(path) as partial:
+            if path.suffix.lower() == ".parquet":
+                with pq.ParquetWriter(partial, schema) as writer:
+                    for table in tables:
+                        writer.write_table(table.select(schema.names).cast(schema))
+                        rows += len(table)
+            else:
+                with partial.open("x", encoding="utf-8", newline="") as file:
+                    lines = csv.writer(file, lineterminator="\n")
+                    lines.writerow(schema.names)
+                    for table in tables:
+                        lines.writerows(_texts(table.select(schema.names).cast(schema)))
+                        rows += len(table)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    return rows
+
+
+def _texts(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table as CSV has them."""
+    columns = []
+    for column in table.columns:
+        values = column.to_pylist()
+        if pa.types.is_boolean(column.type):
+            values = [None if v is None else int(v) for v in values]
+        elif pa.types.is_float32(column.type):
+            values = [None if v is None else f"{v:.{DIGITS}g}" for v in values]
+        columns.append(values)
+    return zip(*columns, strict=True)
+
+
+class Damaged:
+    """Inputs that can't be read: said, and listed in a file beside the result, with the reasons."""
+
+    def __init__(self, path: Path, listener: Listener) -> None:
+        self.path, self.listener = path, listener
+        self.reasons: dict[Path, str] = {}
+
+    def add(self, media: Media, error: DamagedMediaError) -> None:
+        """Take one, and say so."""
+        self.reasons[media.path] = str(error)
+        self.listener.warning(f"left out: {error}")
+
+    def write(self) -> None:
+        """Write the list, or remove an old one where there is nothing to list."""
+        if not self.reasons:
+            with suppress(InputError):
+                remove(self.path)
+            return
+        text = io.StringIO()
+        for path, reason in self.reasons.items():
+            text.write(f"{path}\t{' '.join(reason.split())}\n")
+        write_text(self.path, text.getvalue())

@@ -27,6 +27,8 @@ from .extraction.settings import ExtractSettings as ExtractSettings
 from .faces.find import FacesResult as FacesResult
 from .faces.find import find_faces as find_faces
 from .faces.settings import FacesSettings as FacesSettings
+from .prediction.model import Model as Model
+from .prediction.model import load as load
 from .progress import Listener as Listener
 from .reporting.report import ReportResult as ReportResult
 from .reporting.report import report as report

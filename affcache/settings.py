@@ -22,6 +22,7 @@ ANNOTATIONS = Path("data/Aff-Wild2/annotations")
 FEATURES = Path("data/features")
 STORE_TEXT = "data/features/<model>-<pretrained>.h5"  # of ``default_store``, for help
 RUNS = Path("runs")
+HUB = "hf-hub:"  # begins the names of what lies on the Hugging Face hub
 MODEL, PRETRAINED = "ViT-L-14", "openai"
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,8 +77,8 @@ class Settings:
 
 
 def flag(name: str) -> str:
-    """Return the command-line flag of a field."""
-    return "--" + name.replace("_", "-")
+    """Return the command-line flag of a field; a word of Python's ends in an underscore there: --from of from_."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def default_store(model: str = MODEL, pretrained: str = PRETRAINED) -> Path:
@@ -172,6 +173,8 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
 
 
 def _expanded(path: str | Path, folder: Path) -> Path:
+    if str(path).startswith(HUB):  # a published head
+        return Path(path)
     try:
         return folder / Path(path).expanduser()
     except RuntimeError:

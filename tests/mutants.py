@@ -144,12 +144,17 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("joined, missing = of_videos(store, train, names)", "joined, missing = train"),
         ("fit(by(rule).probabilities, labels)", "fit(given.at(joined.rows).probabilities, labels)"),
         ("fit_temperature(by(rule).logits", "fit_temperature(given.at(joined.rows).logits"),
-        ("(probabilities >= np.asarray(self.offsets))", "(probabilities > np.asarray(self.offsets))"),
         ("max(WIDTHS, key=metric)", "max(reversed(WIDTHS), key=metric)"),
         ("np.log(20)", "np.log(3)"),
         ("value > best + 1e-12", "value > best - 1"),
-        ("int(numbers.max()) + reach + 1", "int(numbers.max()) + 1"),
         ("(falling[last] + falling[last + 1]) / 2", "falling[last]"),
+    ]),
+    ("affcache/scoring/rule.py", ("tests/scoring/test_calibration.py", "tests/scoring/test_postprocess.py", RULES), [
+        ("(probabilities >= np.asarray(self.offsets))", "(probabilities > np.asarray(self.offsets))"),
+        ("int(numbers.max()) + reach + 1", "int(numbers.max()) + 1"),
+    ]),
+    ("affcache/scoring/trained.py", ("tests/prediction/test_model.py", RULES, "tests/scoring/test_score.py"), [
+        ("prepare(embeddings.to(self.device), self.settings.normalize)", 'prepare(embeddings.to(self.device), "none")'),
     ]),
     ("affcache/scoring/intervals.py", ("tests/scoring/test_intervals.py",), [
         ("min(value, corrected) - reach, max(value, corrected) + reach", "corrected - reach, corrected + reach"),
@@ -158,7 +163,6 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("[chosen] < FEWEST_VIDEOS", "[chosen] <= FEWEST_VIDEOS"),
     ]),
     ("affcache/scoring/predict.py", (RULES, "tests/scoring/test_score.py"), [
-        ("prepare(embeddings, self.settings.normalize)", 'prepare(embeddings, "none")'),
         ("torch.stack([first.task.probabilities(one.double()) for one in logits]).mean(0)",
          "first.task.probabilities(torch.stack(logits).double().mean(0))"),
         ("wanted[videos] & (np.asarray(store.status) == ENCODED)", "wanted[videos]"),

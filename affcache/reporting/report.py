@@ -1,6 +1,7 @@
 """A report as a whole: a run scored, its panels asked in order, and one HTML file written."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -45,9 +46,8 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
         words = f"No crops were found to show beside the frames; looked in {looked or 'no folder'}."
         listener.warning(f"{words} Say where they are with --crops DIR.")
     sections = {heading: html for heading, panel in PANELS.items() if (html := panel(context))}
-    folder = run.folder.path
-    out = settings.out or folder / "report.html"
-    write_text(out, page(f"{run.task.name}: {folder.name}", headline(context), sections))
+    out = settings.out or run.out.path / "report.html"
+    write_text(out, page(f"{run.task.name}: {Path(run.source).name}", headline(context), sections))
     return ReportResult(
         out=str(out),
         bytes=out.stat().st_size,

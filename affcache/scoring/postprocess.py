@@ -1,4 +1,4 @@
-"""How probabilities become decisions: smoothed, calibrated, by a bias for each class or a threshold for each unit.
+"""Fitting how probabilities become decisions: smoothing, a temperature, a bias for each class or a threshold a unit.
 
 Macro F1 asks for other decisions than accuracy: a rare class is worth deciding for where it is unlikely. Both fits are
 exact sweeps over all decisions that a bias or a threshold can change, not searches.
@@ -11,24 +11,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
 
 from affcache.errors import ConfigError
-from affcache.progress import Listener, Result, counted
+from affcache.progress import Listener, counted
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
+from affcache.scoring.rule import DecisionRule, Values
 from affcache.scoring.settings import PredictionSettings
 from affcache.tasks.annotations import group_frames, join_labels, of_videos
 from affcache.tasks.metrics import class_counts, f1_of_classes
-from affcache.tasks.tasks import Task
 
 BINS = 15
-Values = npt.NDArray[np.float64]
 Decided = npt.NDArray[np.int64]
 ROUNDS = 20  # over all classes, at most; it ends once none improves
 WIDTHS = (1, 3, 5, 9, 15, 25, 51, 101, 201)  # frame numbers in a window; 1 is none
-Labels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -172,53 +169,6 @@ def fit_thresholds(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
     return thresholds
 
 
-@dataclass(frozen=True)
-class DecisionRule(Result):
-    """How a task's probabilities become decisions. The default is the task's own rule."""
-
-    smooth: str = "none"
-    width: int = 1  # frame numbers
-    temperature: float = 1.0
-    offsets: tuple[float, ...] | None = None  # (C,): a bias a class, or a threshold a unit
-    fitted_on: str | None = None  # which frames, in words
-    optimistic: bool = False  # whether the frames that are reported are among them
-
-    @property
-    def name(self) -> str:
-        """What files of its scores are called by: "" for the task's own rule."""
-        if self.optimistic or self.fitted_on:
-            return "optimistic" if self.optimistic else "fitted"
-        return "smoothed" if self.smooth != "none" and self.width > 1 else ""
-
-    def apply(self, given: Predictions, task: Task) -> Predictions:
-        """Return predictions smoothed over the frames given, and with the temperature; as they are where both are off.
-
-        Of the frames of a video all should be given, not only those with a label: a window is of frames as they follow.
-        """
-        if self.smooth != "none" and self.width > 1:
-            found = smooth(given.probabilities, given.videos, given.frame_numbers, self.width, self.smooth)
-            if self.smooth == "median" and task.exclusive:
-                sums = found.sum(axis=1, keepdims=True)
-                if (sums == 0).any():  # a window in which no class is sure in most frames
-                    means = smooth(given.probabilities, given.videos, given.frame_numbers, self.width)
-                    found, sums = np.where(sums == 0, means, found), np.where(sums == 0, 1, sums)
-                found = found / sums
-            given = replace(given, probabilities=found, logits=task.logits(torch.from_numpy(found)))
-        if self.temperature != 1:
-            logits = given.logits.double() / self.temperature
-            given = replace(given, probabilities=task.probabilities(logits).numpy(), logits=logits)
-        return given
-
-    def decide(self, probabilities: npt.NDArray[Any], task: Task) -> Labels:
-        """Return decided labels, in the form of label files, from probabilities (n, C) of what ``apply`` returned."""
-        if self.offsets is None:
-            return task.decide(probabilities)
-        if task.exclusive:
-            logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny).astype(np.float64))
-            return np.asarray((logs + np.asarray(self.offsets)).argmax(axis=1))
-        return (probabilities >= np.asarray(self.offsets)).astype(np.int64)
-
-
 def find_rule(
     settings: PredictionSettings, runs: Sequence[TrainedRun], annotations: Path, listener: Listener, *, reported: str
 ) -> DecisionRule:
@@ -281,11 +231,13 @@ def find_rule(
 
 def _held_out_videos(settings: PredictionSettings, runs: Sequence[TrainedRun]) -> list[str]:
     """Return the names of the training videos that all runs held out; raises ConfigError unless they are the same."""
-    each = [run.config["labels"]["train"].get("held_out_videos", []) for run in runs]
+    each = [_held_out_by(run) for run in runs]
     if each[0] and all(names == each[0] for names in each):
         return list(each[0])
     found = "held out different ones" if any(each) else "trained on all training videos"
-    paths = ", ".join(str(run.folder.path) for run in runs)
+    if any(run.published for run in runs):
+        found = "don't say which videos they held out, as published heads don't"
+    paths = ", ".join(run.source for run in runs)
     smoothed = settings.smooth != "none" and settings.smooth_width is None
     raise ConfigError(
         f"A rule can't be fitted on held-out training videos: {paths} {found}. Expected runs that held the same out. "
@@ -294,39 +246,6 @@ def _held_out_videos(settings: PredictionSettings, runs: Sequence[TrainedRun]) -
     )
 
 
-def smooth(
-    values: npt.NDArray[Any], videos: npt.NDArray[Any], frame_numbers: npt.NDArray[Any], width: int, kind: str = "mean"
-) -> Values:
-    """Smooth values over the frames of each video.
-
-    Args:
-        values: float (n, C).
-        videos: int (n,), rising: which video each frame is of.
-        frame_numbers: int (n,), rising within a video.
-        width: odd number of frame numbers in a window, the frame in its middle; 1 changes nothing.
-        kind: "mean" or "median".
-
-    Returns:
-        float64 (n, C).
-
-    Raises:
-        ValueError: an even width or one below 1, or another kind.
-    """
-    if width < 1 or width % 2 == 0:
-        raise ValueError(f"width is {width}; expected an odd number of at least 1")
-    if kind not in ("mean", "median"):
-        raise ValueError(f"kind is {kind!r}; expected mean or median")
-    values = np.asarray(values, np.float64)
-    if width == 1 or not len(values):
-        return values
-    # one rising key for video and frame: videos lie further apart than any window reaches
-    numbers = np.asarray(frame_numbers, np.int64) - int(frame_numbers.min())
-    reach = min(width // 2, int(numbers.max()))  # further there is nothing
-    key = np.asarray(videos, np.int64) * (int(numbers.max()) + reach + 1) + numbers
-    first, last = np.searchsorted(key, key - reach, "left"), np.searchsorted(key, key + reach, "right")
-    if kind == "median":
-        return np.stack([np.median(values[a:b], axis=0) for a, b in zip(first, last, strict=True)])
-    offset = values.mean(axis=0)  # running sums of what is left stay small
-    sums = np.concatenate([np.zeros((1, values.shape[1])), (values - offset).cumsum(axis=0)])
-    means = (sums[last] - sums[first]) / (last - first)[:, None] + offset
-    return np.asarray(means.clip(values.min(axis=0), values.max(axis=0)))  # which rounding may pass
+def _held_out_by(run: TrainedRun) -> list[str]:
+    """Return what a run held out; a published head doesn't say."""
+    return list(run.config.get("labels", {}).get("train", {}).get("held_out_videos", []))

@@ -1,66 +1,47 @@
-"""A finished run opened to predict with: its head, its task, and a store that holds embeddings of its encoder."""
+"""Trained heads beside a store of their encoder, and what they predict of its rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from affcache.crops.crop_list import canonical
-from affcache.devices import resolve_device
-from affcache.errors import InputError, StoreError
-from affcache.files import read_tensors
-from affcache.progress import Listener, counted
+from affcache.errors import ConfigError, InputError, StoreError
+from affcache.progress import Listener
+from affcache.scoring.trained import TrainedHead, said_elsewhere
 from affcache.settings import RUNS
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import ENCODED, EmbeddingStore, Rows, differing_fields
-from affcache.tasks.tasks import Task, find_task
-from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
-from affcache.training.learner import build_head
-from affcache.training.run_folder import RunFolder, fit_command, newest_run, settings_from_json
-from affcache.training.settings import FitSettings
+from affcache.training.data import EVALUATION_BATCH
+from affcache.training.run_folder import newest_run
 
 FEW = 50_000  # frames; up to here nobody waits
 
 
 @dataclass(frozen=True)
-class TrainedRun:
-    """A run's best head beside a store."""
+class TrainedRun(TrainedHead):
+    """A trained head beside a store of its encoder."""
 
-    folder: RunFolder
-    config: dict[str, Any]
-    task: Task
-    settings: FitSettings
     store: EmbeddingStore
-    head: nn.Module
-    epoch: int  # of the head, counted from 1
-    device: torch.device
 
     @classmethod
-    def open(cls, folder: RunFolder, store: Path | None, device: str, listener: Listener) -> "TrainedRun":
-        """Open a run on the store it was trained on, which must not have changed, or on one that was chosen.
+    def on_store(cls, location: Path | str, store: Path | None, device: str, listener: Listener) -> "TrainedRun":
+        """Open a run on the store it was trained on, which must not have changed, or a head on one that was chosen.
 
         Raises:
-            InputError: this is no run folder.
+            InputError: this is neither a run folder nor a published head.
             StoreError: the store has changed since, is of another encoder or incomplete; or the head is damaged.
-            ConfigError: the device isn't there.
+            ConfigError: the device isn't there, or a published head has no store.
         """
-        where, config = resolve_device(device), folder.read_config()
-        task, settings = find_task(config["task"]), settings_from_json(config["settings"])
-        opened = _open_store(store, config["store"], folder)
-        head, epoch = _load_head(folder, settings, opened.width, task)
-        if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
-            listener.warning(
-                f"run {folder.path} is unfinished: {done} of {counted(settings.epochs, 'epoch')}. "
-                f"Finish it with 'affcache fit --run {folder.path} --resume'."
-            )
-        return cls(folder, config, task, settings, opened, head.to(where).eval(), epoch, where)
+        trained = TrainedHead.open(location, device, listener)
+        return cls(**vars(trained), store=_open_store(store, trained))
 
-    def logits(self, rows: Rows, view: str, on_done: Callable[[int], None]) -> torch.Tensor:
+    def logits_of_rows(self, rows: Rows, view: str, on_done: Callable[[int], None]) -> torch.Tensor:
         """Return the head's logits (n, C) float32, on the CPU, for rows of the store, which rise.
 
         ``on_done`` is told how many more frames are done, now and then.
@@ -73,17 +54,13 @@ class TrainedRun:
         groups = [rows[start : start + EVALUATION_BATCH] for start in range(0, len(rows), EVALUATION_BATCH)]
         found = [torch.empty(0, self.task.outputs)]
         for group, embeddings in zip(groups, read_ahead(store, groups, self.device), strict=True):
-            with torch.no_grad():
-                logits = self.head(prepare(embeddings, self.settings.normalize))
-            if len(wrong := broken_rows(embeddings)):
-                raise InputError(
-                    f"{len(wrong):,} of {len(group):,} frames have an embedding with nan or inf in it, the first is "
-                    f"row {int(group[int(wrong[0])]):,} of {store.path}. Expected finite numbers. Extract or import "
-                    "these embeddings again."
-                )
-            found.append(logits.cpu())
+            found.append(self.logits_of_group(embeddings, partial(_row_name, store, group)))
             on_done(len(group))
         return torch.cat(found)
+
+
+def _row_name(store: EmbeddingStore, rows: Rows, position: int) -> str:
+    return f"row {int(rows[position]):,} of {store.path}"
 
 
 def open_runs(paths: Sequence[Path], store: Path | None, device: str, listener: Listener) -> list[TrainedRun]:
@@ -91,10 +68,9 @@ def open_runs(paths: Sequence[Path], store: Path | None, device: str, listener: 
 
     Raises:
         InputError: there is none, one is no run folder, or they are of several tasks.
-        StoreError: as of ``TrainedRun.open``.
+        StoreError: as of ``TrainedRun.on_store``.
     """
-    folders = [RunFolder(path) for path in paths] or [newest_run(RUNS)]
-    runs = [TrainedRun.open(folder, store, device, listener) for folder in folders]
+    runs = [TrainedRun.on_store(path, store, device, listener) for path in paths or [newest_run(RUNS).path]]
     require_one_task(runs)
     return runs
 
@@ -107,62 +83,36 @@ def require_one_task(runs: Sequence[TrainedRun]) -> None:
     """
     tasks = {run.task.name: run for run in runs}
     if len(tasks) > 1:
-        words = ", ".join(f"{run.folder.path} predicts {name}" for name, run in tasks.items())
+        words = ", ".join(f"{run.source} predicts {name}" for name, run in tasks.items())
         raise InputError(f"The runs are of several tasks: {words}. Expected runs of one task.")
 
 
-def _open_store(chosen: Path | None, trained_on: dict[str, Any], folder: RunFolder) -> EmbeddingStore:
-    """Open the store to predict on: the run's own, which must not have changed, or one of its encoder."""
+def _open_store(chosen: Path | None, trained: TrainedHead) -> EmbeddingStore:
+    """Open the store to predict on: the run's own, which must not have changed, or one of the head's encoder."""
+    if chosen is None and trained.published:
+        raise ConfigError(said_elsewhere(trained.source))
+    run, trained_on = trained.folder.path, trained.config.get("store", {})
     path = chosen or Path(trained_on["path"])
     if chosen is None and not path.exists():
         raise StoreError(
-            f"The store that run {folder.path} was trained on is not at {path} any more. Say where it is with "
-            "--store FILE."
+            f"The store that run {run} was trained on is not at {path} any more. Say where it is with --store FILE."
         )
     store = EmbeddingStore.open(path)
     store.require_complete()
-    if store.encoder_fingerprint != trained_on["encoder_fingerprint"]:
-        lines = "\n  ".join(differing_fields(trained_on["encoder"], store.encoder))
+    if store.encoder_fingerprint != trained.encoder_fingerprint or store.width != trained.width:
+        lines = "\n  ".join(differing_fields(trained.encoder, store.encoder))
         raise StoreError(
-            f"Run {folder.path} was trained on embeddings of another encoder than {store.path} holds. Expected the "
+            f"Run {run} was trained on embeddings of another encoder than {store.path} holds. Expected the "
             f"same one; these differ (run against store):\n  {lines}\nScore with --store FILE and a store of the run's "
             "encoder, or train again with 'affcache fit'."
         )
     if chosen is None and store.fingerprint() != trained_on["fingerprint"]:
         raise StoreError(
-            f"The store {store.path} has changed since run {folder.path} was trained on it: other crops or other "
+            f"The store {store.path} has changed since run {run} was trained on it: other crops or other "
             f"embeddings, of the same encoder. Score on it as it is now with --store {store.path}, or train again "
             "with 'affcache fit'."
         )
     return store
-
-
-def _load_head(folder: RunFolder, fitted: FitSettings, width: int, task: Task) -> tuple[nn.Module, int]:
-    """Return the run's best head and its epoch."""
-    if not folder.head.exists() and folder.history.exists():
-        raise StoreError(
-            f"The head of run {folder.path} was not kept. Expected {folder.head}; 'affcache ablate' keeps heads as "
-            f"--keep says. Train it again with '{fit_command(fitted)}'."
-        )
-    tensors, best = read_tensors(folder.head)
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise StoreError(
-            f"{folder.head} holds numbers that are nan or inf. Expected the head as 'affcache fit' wrote it. Restore "
-            "it from a sound copy, or train again with 'affcache fit'."
-        )
-    try:
-        with torch.device("meta"):  # shapes alone: settings that were changed may ask for any memory
-            expected = build_head(fitted, width, task).state_dict()
-        if any(name not in tensors or tensors[name].shape != like.shape for name, like in expected.items()):
-            raise ValueError("other layers")
-        head, epoch = build_head(fitted, width, task), int(best["epoch"])
-        head.load_state_dict(tensors)
-    except (RuntimeError, ValueError, TypeError, KeyError, OverflowError):
-        raise StoreError(
-            f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
-            "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
-        ) from None
-    return head, epoch
 
 
 @dataclass(frozen=True)
@@ -211,7 +161,7 @@ class Predictions:
             if total > FEW:
                 listener.progress(done, total, "frame")
 
-        logits = [run.logits(rows, view, on_done) for run in runs for view in kinds]
+        logits = [run.logits_of_rows(rows, view, on_done) for run in runs for view in kinds]
         if len(logits) == 1:
             return cls(first.store, rows, first.task.probabilities(logits[0]).numpy(), logits[0])
         averaged = torch.stack([first.task.probabilities(one.double()) for one in logits]).mean(0)

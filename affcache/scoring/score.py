@@ -17,7 +17,7 @@ from affcache.files import write_bytes, write_json
 from affcache.progress import Listener, metric_name
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import metric_interval, without_interval
-from affcache.scoring.postprocess import DecisionRule, find_rule, reliability
+from affcache.scoring.postprocess import find_rule, reliability
 from affcache.scoring.predict import (
     Predictions,
     TrainedRun,
@@ -26,6 +26,7 @@ from affcache.scoring.predict import (
     require_same_frames,
     rows_to_predict,
 )
+from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import ScoreSettings, SplitSettings
 from affcache.settings import command
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, group_frames, join_labels
@@ -96,6 +97,8 @@ class Scored:
 def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     """Score a run's best head on a split, and write the scores and the predictions into the run folder.
 
+    Of a published head they go below scores/; it needs a store and labels to be said.
+
     The probabilities of several runs are averaged; what is written then goes into ``average/`` in the first one's
     folder. Intervals are of 95 %, over videos, persons of a video together.
 
@@ -110,21 +113,21 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     _warn(scored, settings.split, listener)
     against = None
     if settings.against is not None:
-        other = TrainedRun.open(RunFolder(settings.against), settings.store, settings.device, listener)
+        other = TrainedRun.on_store(settings.against, settings.store, settings.device, listener)
         require_one_task([first, other])
         require_same_frames(first.store, other.store, joined.rows)
         theirs = score_frames(settings, [other], annotations, joined, listener)
         found = metric_interval(task, [scored.statistics], [theirs.statistics])
-        against = {"run": str(other.folder.path), "value": theirs.scores.value, "difference": found.to_json()}
+        against = {"run": other.source, "value": theirs.scores.value, "difference": found.to_json()}
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.predictions.probabilities), first.folder.read_history()
         with drawing():
             figures = save_figures(settings.figures, score_figures(task, scored.scores, *given, history))
     losses, probabilities = scored.losses, scored.predictions.probabilities
-    out = first.folder if len(runs) == 1 else RunFolder(first.folder.path / "average")
+    out = first.out if len(runs) == 1 else RunFolder(first.out.path / "average")
     result = ScoreResult(
-        runs=tuple(str(run.folder.path) for run in runs),
+        runs=tuple(run.source for run in runs),
         store=str(first.store.path),
         task=task.name,
         split=settings.split,
@@ -166,7 +169,7 @@ def open_split(
 ) -> tuple[list[TrainedRun], Path, JoinedLabels]:
     """Open runs, and join the labels of a split to their store; return the folder of the labels, too."""
     runs = open_runs(paths, settings.store, settings.device, listener)
-    annotations = settings.annotations or runs[0].settings.annotations
+    annotations = settings.annotations or runs[0].annotations
     joined = join_labels(runs[0].store, annotations, runs[0].task, settings.split)
     listener.message(joined.account.sentence(settings.split))
     return runs, annotations, joined

@@ -13,8 +13,9 @@ from affcache.crops.crop_list import canonical, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_lines, write_text
 from affcache.progress import Listener, Result, counted
-from affcache.scoring.postprocess import DecisionRule, find_rule
+from affcache.scoring.postprocess import find_rule
 from affcache.scoring.predict import Predictions, TrainedRun, open_runs
+from affcache.scoring.rule import DecisionRule
 from affcache.settings import command
 from affcache.store.reading import ENCODED
 from affcache.submission.settings import SubmitSettings
@@ -206,8 +207,9 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     require_template_of(template, task)
     on_training = runs
     if settings.fits_rules:
-        on_training = [TrainedRun.open(run.folder, None, settings.device, Listener()) for run in runs]
-    rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
+        _require_runs(runs)
+        on_training = [TrainedRun.on_store(run.source, None, settings.device, Listener()) for run in runs]
+    rule = find_rule(settings, on_training, runs[0].annotations, listener, reported="")
     wanted = np.isin([canonical(name) for name in store.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
     if not len(rows):
@@ -228,13 +230,23 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     return SubmitResult(
         out=str(settings.out),
         task=task.name,
-        runs=tuple(str(run.folder.path) for run in runs),
+        runs=tuple(run.source for run in runs),
         lines=len(template),
         videos=len(set(template.videos)),
         filled=count,
         videos_without_crops=tuple(missing),
         rule=rule,
     )
+
+
+def _require_runs(runs: Sequence[TrainedRun]) -> None:
+    """Refuse to fit rules for published heads; raises ConfigError."""
+    if published := [run.source for run in runs if run.published]:
+        raise ConfigError(
+            f"A rule is to be fitted, but {published[0]} is a published head: it brings neither the store nor the "
+            "labels that it was trained on. Expected a run folder. Leave out --decide fitted and --calibrate, and say "
+            "--smooth-width N with --smooth."
+        )
 
 
 def fill_gaps(template: Template, predictions: Predictions) -> tuple[npt.NDArray[np.float64], int, list[str]]:

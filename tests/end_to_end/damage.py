@@ -207,8 +207,8 @@ def runs(folder: Path) -> Read:
     def read(folder: Path) -> None:
         run = RunFolder(folder / "run")
         try:
-            opened = TrainedRun.open(run, store, "cpu", Listener())
-            opened.logits(np.arange(5), "plain", lambda count: None)
+            opened = TrainedRun.on_store(run.path, store, "cpu", Listener())
+            opened.logits_of_rows(np.arange(5), "plain", lambda count: None)
             opened.folder.read_history()
         except AffcacheError:
             pass

@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 
-from affcache.scoring.postprocess import DecisionRule, fit_temperature, reliability
+from affcache.scoring.postprocess import fit_temperature, reliability
 from affcache.scoring.predict import Predictions
+from affcache.scoring.rule import DecisionRule
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import TASKS, Task
 from tests.conftest import write_store

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from affcache.scoring.postprocess import fit_class_biases, fit_thresholds, smooth
+from affcache.scoring.postprocess import fit_class_biases, fit_thresholds
+from affcache.scoring.rule import smooth
 
 
 def macro_f1(labels: np.ndarray, decided: np.ndarray, classes: int) -> float:

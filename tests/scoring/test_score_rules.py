@@ -19,8 +19,9 @@ from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.reporting.report import report
 from affcache.scoring.figures import score_figures
-from affcache.scoring.postprocess import DecisionRule, fit_class_biases, fit_temperature, fit_thresholds, smooth
+from affcache.scoring.postprocess import fit_class_biases, fit_temperature, fit_thresholds
 from affcache.scoring.predict import Predictions, open_runs, rows_to_predict
+from affcache.scoring.rule import DecisionRule, smooth
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.reading import EmbeddingStore, block_crc, fingerprint, view_path
 from affcache.tasks.annotations import hold_out, join_labels, of_videos
@@ -260,7 +261,7 @@ def test_of_equal_widths_the_smallest_is_chosen(
     learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fitted(learnable(videos=9), tmp_path / "run", held_out=0.3)
-    monkeypatch.setattr("affcache.scoring.postprocess.smooth", lambda values, *_: values.astype(float))
+    monkeypatch.setattr("affcache.scoring.rule.smooth", lambda values, *_: values.astype(float))
     assert score(run=run, smooth="mean").rule.width == 1
 
 

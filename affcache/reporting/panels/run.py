@@ -18,7 +18,7 @@ def headline(context: ReportContext) -> str:
     frames = counted(len(context.joined), f"{escape(context.split)} frame")
     words = [
         f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>{interval}</small></p>',
-        f"<p>{escape(str(run.folder.path))}, epoch {run.epoch}; {frames} of "
+        f"<p>{escape(run.source)}, epoch {run.epoch}; {frames} of "
         f"{counted(len(context.scored.statistics), 'video')}.</p>",
     ]
     if few:

@@ -1,0 +1,227 @@
+"""The model card: what a head is, how well it does, and what it is not for, in Markdown for the Hugging Face hub."""
+
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from affcache.errors import StoreError, first_line
+from affcache.files import read_json
+from affcache.progress import counted, metric_name
+from affcache.scoring.trained import TrainedHead, encoder_name
+from affcache.tasks.tasks import Task
+from affcache.training.run_folder import fit_command
+from affcache.training.settings import FitSettings
+
+UNKNOWN = "unknown"
+UNNAMED = "not named by who published this head"
+OF_MACHINE = {"run", "runs", "predictions", "figures", "store", "against", "labels"}  # in scores.json
+LICENCES = {  # by the beginning of open_clip's tag, which says none: licence, and where it is said
+    "openai": ("MIT", "https://github.com/openai/CLIP/blob/main/LICENSE, which is of the repository"),
+    "laion2b": ("MIT", "the model cards of https://huggingface.co/laion"),
+    "laion400m": ("MIT", "the model cards of https://huggingface.co/laion"),
+}
+NOT_FOR = (
+    "**It reads faces, not feelings.** Its labels are what annotators saw: apparent expression. What somebody feels, "
+    "intends, is or has, no face says, and neither does this head.",
+    "Not for inferring emotions of people who have not consented, nor for watching them. At work and in schools the "
+    "European Union forbids it (Regulation 2024/1689, article 5).",
+    "Not for decisions on people: hiring, lending, insurance, policing, grading, access to anything.",
+    "Not for medical or psychological use: nothing here was validated for it.",
+    "Of other data it knows little. Ages, skin tones, cultures, poses, light and cameras that are rare in the training "
+    "data are where it errs most, and its errors may differ between groups of people. Measure it on labels of your own "
+    "before you use it.",
+    "Other crops give other embeddings: see below what faces it expects.",
+)
+CHOSEN = (
+    "**The epoch was chosen on these validation frames**, so that the figures flatter a little. Intervals are of 95 %, "
+    "over videos; there is none where a class is in fewer than three. On other data expect less."
+)
+HUB_WORDS = (
+    "`hf upload OWNER/NAME FOLDER` puts this folder there. A file that is edited there isn't as it was published any "
+    "more, and affcache then refuses the folder: publish it again instead."
+)
+
+
+@dataclass(frozen=True)
+class CardWords:
+    """What only the user can say of a head."""
+
+    data: str = UNNAMED  # the training data
+    license: str = UNKNOWN  # the hub's name of it, such as cc-by-nc-4.0
+    own: str = ""  # Markdown
+
+
+def metrics_of(trained: TrainedHead, rule: str = "") -> dict[str, Any] | None:
+    """Return the scores of a head on validation without names of this machine; None where it wasn't scored.
+
+    Args:
+        trained: the head.
+        rule: "" for those by the task's own rule, "fitted" for those by the fitted one.
+
+    Raises:
+        StoreError: scores.json is damaged.
+    """
+    if trained.published:
+        found: dict[str, Any] | None = trained.config.get("metrics_fitted" if rule else "metrics")
+        return found
+    path = trained.folder.of_split(trained.folder.scores, "validation", rule)
+    try:
+        scores = read_json(path)
+        if scores["task"] != trained.task.name or scores["epoch"] != trained.epoch:  # of a head that was there before
+            return None
+        _metric_rows(scores, trained.task)
+        return {name: value for name, value in scores.items() if name not in OF_MACHINE}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{path} has no scores that can be read ({first_line(error)}). Expected them as 'affcache score' wrote "
+            "them. Score the run anew, or delete that file."
+        ) from None
+
+
+def licence_of(encoder: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the licence of an encoder's weights and where it is said, as far as that is known."""
+    if encoder.get("licence"):
+        return str(encoder["licence"]), "the encoder's own description"
+    tag = str(encoder.get("pretrained") or "")
+    known = [found for start, found in LICENCES.items() if tag == start or tag.startswith(f"{start}_")]
+    return known[0] if known else (UNKNOWN, "its weights don't say it, and affcache doesn't know")
+
+
+def card_of_run(trained: TrainedHead, words: CardWords | None = None, graphs: Mapping[str, str] | None = None) -> str:
+    """Return the card of a head, Markdown.
+
+    Args:
+        trained: the head.
+        words: what the user says of it.
+        graphs: a sentence for each ONNX file that is published with it.
+
+    Raises:
+        StoreError: scores.json is damaged.
+    """
+    words = words or CardWords()
+    sections = {
+        "Use": _use(trained),
+        "What it is not for": "\n".join(_wrapped(f"- {sentence}", "  ") for sentence in NOT_FOR),
+        "Faces it expects": _crops(trained.encoder),
+        "How well it does": _scores(trained),
+        "How it was trained": _recipe(trained, words),
+        "Encoder": _encoder(trained),
+        "Files for ONNX": "\n".join(_wrapped(f"- `{name}`: {says}", "  ") for name, says in (graphs or {}).items()),
+        "From who published it": words.own,
+        "On the hub": _wrapped(HUB_WORDS),
+    }
+    head = f"# {trained.task.name}: a facial affect head\n\n{_what_it_is(trained, words)}"
+    parts = [f"## {name}\n\n{section}" for name, section in sections.items() if section]
+    return "\n\n".join([_front_matter(trained, words), head, *parts]) + "\n"
+
+
+def _front_matter(trained: TrainedHead, words: CardWords) -> str:
+    tags = ["facial-expression", "facial-affect", trained.task.name, "safetensors"]
+    lines = [f"license: {words.license}", "library_name: affcache", "pipeline_tag: image-classification", "tags:"]
+    return "\n".join(["---", *lines, *(f"- {json.dumps(tag)}" for tag in tags), "---"])
+
+
+def _what_it_is(trained: TrainedHead, words: CardWords) -> str:
+    task = trained.task
+    says = f"{task.description}. " if task.description else ""
+    return _wrapped(
+        f"A light head on embeddings of a frozen image encoder, {encoder_name(without_folders(trained.encoder))}. "
+        f"{says}Outputs, in their order: {', '.join(task.classes)}. Trained with affcache on: {words.data}."
+    )
+
+
+def _use(trained: TrainedHead) -> str:
+    shown = "p.argmax(axis=1)" if trained.task.exclusive else "p.round(2)"
+    return f"""```python
+import affcache
+
+model = affcache.load("hf-hub:OWNER/NAME")  # or this folder
+p = model.predict_proba(["face1.jpg", "face2.jpg"])  # float32 (n, C); or PIL images, uint8 arrays
+print(model.classes, {shown})
+```
+
+""" + _wrapped(
+        "Embeddings that are there already go without the encoder: `model.predict_proba(embeddings=array)`. Every file "
+        "of this folder is checked against its sha256 in config.json when it is loaded."
+    )
+
+
+def _crops(encoder: Mapping[str, Any]) -> str:
+    size = " x ".join(map(str, encoder.get("image_size") or ()))
+    resized = f" affcache resizes them to the encoder's {size}." if size else ""
+    return _wrapped(
+        "One face an image, upright, aligned and cropped as the training data's. Aff-Wild2's crops are 112 x 112 "
+        f"pixels, with eyes and mouth at fixed places.{resized} A whole photo or a loose crop is no such face."
+    )
+
+
+def _scores(trained: TrainedHead) -> str:
+    found = [scores for rule in ("", "fitted") if (scores := metrics_of(trained, rule)) is not None]
+    if not found:
+        return "Not measured: the run was not scored. `affcache score RUN` does it; then publish it again."
+    return "\n\n".join([*(_table(scores, trained.task) for scores in found), _wrapped(CHOSEN)])
+
+
+def _table(scores: Mapping[str, Any], task: Task) -> str:
+    how = scores["rule"]
+    by = f" by a rule fitted on {how['fitted_on']}" if how.get("fitted_on") else ""
+    lead = (
+        f"{metric_name(scores['metric'])} **{scores['value']:.3f}**{_span(scores)} on the validation split{by}: "
+        f"{counted(scores['frames'], 'frame')} of {counted(scores['videos'], 'video')}."
+    )
+    headings, rows = _metric_rows(scores, task)
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join([lead, "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _metric_rows(scores: Mapping[str, Any], task: Task) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and a row for each class, as ``score`` prints them."""
+    columns = [name for name in scores["classes"][0] if name not in ("name", "support", "low", "high")]
+    rows = [
+        [str(one["name"]), *(f"{one[name]:.3f}" for name in columns), _span(one, "").strip(), f"{one['support']:,}"]
+        for one in scores["classes"]
+    ]
+    return ["class" if task.has_classes else "output", *columns, "95 %", "frames"], rows
+
+
+def _span(scores: Mapping[str, Any], before: str = "95 % ") -> str:
+    return f" ({before}{scores['low']:.3f} to {scores['high']:.3f})".replace("()", "") if "low" in scores else ""
+
+
+def _recipe(trained: TrainedHead, words: CardWords) -> str:
+    chosen = "strength" if trained.settings.head == "ridge" else "epoch"
+    recipe = replace(trained.settings, annotations=FitSettings().annotations, store=None)
+    text = _wrapped(
+        f"Data: {words.data}. The {chosen} is number {trained.epoch}, the best by {metric_name(trained.task.metric)} "
+        "on the validation split. All settings stand in config.json; these make such a head:"
+    )
+    return f"{text}\n\n```sh\n{fit_command(recipe)}\n```"
+
+
+def _encoder(trained: TrainedHead) -> str:
+    encoder, (licence, source) = without_folders(trained.encoder), licence_of(trained.encoder)
+    text = _wrapped(
+        f"{encoder_name(encoder)}, D = {trained.width}, in {encoder.get('precision', 'an unknown number format')}. It "
+        "isn't in this folder: affcache loads it by its name, and checks its weights. "
+        f"Its licence: {licence} ({source}). Its terms, and those of the training data, may reach this head."
+    )
+    return f"{text}\n\nFingerprint: `{trained.encoder_fingerprint}`"
+
+
+def without_folders(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an encoder's description without the folders of this machine: of a path the last part stays."""
+    found = dict(encoder)
+    for name in ("model", "pretrained"):
+        kind, colon, path = str(found.get(name) or "").replace("\\", "/").rpartition(":")
+        if "/" in path and kind != "hf-hub":
+            found[name] = f"{kind}{colon}{path.rstrip('/').rpartition('/')[2]}"
+    return found
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    lines = textwrap.wrap(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)

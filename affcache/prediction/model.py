@@ -1,0 +1,243 @@
+"""A trained head as a model of images: what made its embeddings comes with it, by its description."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from affcache.crops.images import as_pixels
+from affcache.encoders.encoder import Crop, Encoder
+from affcache.encoders.loading import load_encoder
+from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import read_bytes
+from affcache.prediction.card import card_of_run
+from affcache.progress import Listener
+from affcache.scoring.rule import DecisionRule
+from affcache.scoring.trained import TrainedHead, encoder_name
+from affcache.store.reading import differing_fields, fingerprint
+from affcache.tasks.tasks import Task
+
+BATCH = 64  # images of one call of the encoder
+LARGEST_CARD = 2**24  # bytes
+Images = Crop | Sequence[Crop]
+Embeddings = npt.ArrayLike | torch.Tensor
+
+
+def load(
+    run: Path | str,
+    *,
+    device: str = "auto",
+    model: str | None = None,
+    pretrained: str | None = None,
+    listener: Listener | None = None,
+) -> "Model":
+    """Open a trained head, to use it on faces that nobody labelled.
+
+    Args:
+        run: a run folder, a folder that ``affcache publish`` wrote, or ``hf-hub:OWNER/NAME`` (``@REVISION`` after it
+            takes that one). Of a published head every file is checked first.
+        device: where head and encoder compute: auto, cpu, cuda, cuda:1, ...
+        model: where the encoder is now, as for ``load_encoder``, if it isn't where it was when the store was made.
+            That it is the same one is checked, by its weights.
+        pretrained: likewise.
+        listener: is told where a run is unfinished.
+
+    Raises:
+        InputError: this is neither, or it can't be fetched.
+        StoreError: a file is damaged, missing or was changed since it was published.
+        ConfigError: the device isn't there, or another affcache wrote it.
+    """
+    return Model(TrainedHead.open(run, device, listener), model, pretrained)
+
+
+class Model:
+    """A trained head with the encoder of its embeddings. ``affcache.load`` opens one.
+
+    Args:
+        trained: the head.
+        model: where the encoder is, as of ``load``.
+        pretrained: likewise.
+    """
+
+    def __init__(self, trained: TrainedHead, model: str | None = None, pretrained: str | None = None) -> None:
+        self.trained = trained
+        self._elsewhere = {"model": model, "pretrained": pretrained}
+
+    def __repr__(self) -> str:
+        """Say what it predicts, and by what."""
+        of = self.trained
+        encoder = f"{encoder_name(of.encoder)} (D = {of.width})"
+        return f"<Model {of.task.name} of {of.source}: {', '.join(self.classes)}; {of.settings.head} head on {encoder}>"
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.trained.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names (C,) of the classes, units or values: the columns of ``predict_proba``."""
+        return self.trained.task.classes
+
+    @property
+    def rule(self) -> DecisionRule | None:
+        """The rule that ``affcache score --decide fitted`` fitted; None without one. StoreError: it is damaged."""
+        return self.trained.rule
+
+    @cached_property
+    def card(self) -> str:
+        """The model card, Markdown: as it was published, or of a run as it would be."""
+        if self.trained.published:
+            path = self.trained.folder.path / "README.md"
+            return read_bytes(path, LARGEST_CARD).decode()
+        return card_of_run(self.trained)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What makes the embeddings, on the model's device; loaded when it is first used.
+
+        Raises:
+            StoreError: it can't be known, or what is there now is another one.
+            InputError: its weights aren't where they were.
+        """
+        said, sha256 = self.trained.encoder, self.trained.encoder_fingerprint
+        if not said.get("weights_sha256") or not {"model", "activation", "precision"} <= said.keys():
+            raise StoreError(
+                f"{self.trained.source} was trained on embeddings that were imported, and what made them isn't known "
+                f"(said to be: {encoder_name(said)}). Expected an encoder whose weights are known, to encode images. "
+                "Encode them with what made the others, and pass embeddings=ARRAY."
+            )
+        name, tag = (self._elsewhere[part] or str(said.get(part) or "") for part in ("model", "pretrained"))
+        if self._elsewhere["model"] and self._elsewhere["pretrained"] is None and name != said["model"]:
+            tag = ""  # it was the other's
+        try:
+            encoder = load_encoder(
+                name,
+                tag,
+                activation=said["activation"],
+                precision=said["precision"],
+                device=str(self.trained.device),
+            )
+        except (InputError, ConfigError) as error:
+            raise InputError(
+                f"The encoder of {self.trained.source} can't be loaded: {error}\nIf it lies elsewhere now, say where: "
+                f'affcache.load("{self.trained.source}", model="local-dir:FOLDER"), or with model={name!r} and '
+                'pretrained="FILE". Without it, pass embeddings=ARRAY.'
+            ) from None
+        if fingerprint(encoder.description) != sha256:
+            lines = "\n  ".join(differing_fields(said, encoder.description))
+            now = encoder_name({"model": name, "pretrained": tag})
+            raise StoreError(
+                f"{self.trained.source} was trained on embeddings of another encoder than {now}. Expected the "
+                f"same one; these differ (the head's against this one's):\n  {lines}\nName the encoder that made the "
+                "head's store with model= and pretrained=, or pass embeddings=ARRAY of it."
+            )
+        return encoder
+
+    def embed(self, images: Images, *, batch_size: int = BATCH) -> npt.NDArray[np.float16]:
+        """Encode images as a store would hold them.
+
+        Args:
+            images: one or several, of any sizes: paths of files, PIL images, or uint8 arrays (height, width, 3), RGB.
+                They should be cropped as those that the head was trained on.
+            batch_size: images of one call of the encoder.
+
+        Returns:
+            float16 (n, D), not normalised.
+
+        Raises:
+            InputError: one is none of these or can't be read; or the encoder can't be loaded.
+            StoreError: the encoder can't be known, or is another one.
+        """
+        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
+            images = [images]
+        encoder = self.encoder
+        found = [np.empty((0, self.trained.width), np.float16)]
+        for start in range(0, len(images), batch_size):
+            batch = [as_pixels(image) for image in images[start : start + batch_size]]
+            resized = [encoder.preprocessing.resize_large(pixels) for pixels in batch]  # as extract does it
+            with np.errstate(over="ignore"):  # beyond float16 is inf, which the head refuses
+                found.append(encoder.encode(resized).numpy().astype(np.float16))
+        return np.concatenate(found)
+
+    def logits(self, embeddings: Embeddings) -> torch.Tensor:
+        """Return the head's logits, float32 (n, C) on the CPU, of embeddings, float (n, D).
+
+        Raises:
+            InputError: they have another shape, or hold nan or inf.
+        """
+        if not isinstance(embeddings, torch.Tensor):
+            array = np.asarray(embeddings)
+            if array.dtype.kind != "f":
+                raise InputError(
+                    f"Embeddings are {array.dtype} of shape {array.shape}. Expected floating-point numbers of shape "
+                    f"(n, {self.trained.width}): images go without the name, predict_proba(images)."
+                )
+            embeddings = torch.from_numpy(np.array(array))  # writable, as torch wants it
+        return self.trained.logits(embeddings)
+
+    def predict_proba(
+        self, images: Images | None = None, *, embeddings: Embeddings | None = None, batch_size: int = BATCH
+    ) -> npt.NDArray[np.float32]:
+        """Return probabilities as the head says them, without a fitted rule.
+
+        Args:
+            images: as of ``embed``.
+            embeddings: instead of images: float (n, D), of the head's encoder, not normalised. Images' are rounded to
+                float16 as a store's; these are taken as they are.
+            batch_size: images of one call of the encoder.
+
+        Returns:
+            float32 (n, C): of classes, which sum to 1; of units, each its own; or values, clipped to their range.
+
+        Raises:
+            InputError: both or neither are given, or one of them isn't as it should be.
+            StoreError: the encoder can't be known, or is another one.
+        """
+        logits = self._logits(images, embeddings, batch_size)
+        return np.asarray(self.task.probabilities(logits).numpy())
+
+    def predict(
+        self, images: Images | None = None, *, embeddings: Embeddings | None = None, batch_size: int = BATCH
+    ) -> npt.NDArray[Any]:
+        """Return what is decided, in the form of label files: by the fitted rule where there is one.
+
+        Images have no order, so that nothing is smoothed: of a fitted rule count its temperature, and its biases or
+        thresholds. Arguments and errors are those of ``predict_proba``.
+
+        Returns:
+            int64 (n,) indices into ``classes``; int64 (n, C) of 0 and 1 for units; or float32 (n, C) for values.
+        """
+        logits, rule = self._logits(images, embeddings, batch_size), self.rule or DecisionRule()
+        said = _Said(np.asarray(self.task.probabilities(logits).numpy()), logits)
+        return rule.decide(replace(rule, smooth="none", width=1).apply(said, self.task).probabilities, self.task)
+
+    def _logits(self, images: Images | None, embeddings: Embeddings | None, batch_size: int) -> torch.Tensor:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
+        if images is not None and embeddings is None:
+            return self.logits(self.embed(images, batch_size=batch_size))
+        if embeddings is None or images is not None:
+            found = "Neither images nor embeddings were" if images is None else "Both images and embeddings were"
+            raise InputError(f"{found} given. Expected one of them: predict_proba(images), or with embeddings=ARRAY.")
+        return self.logits(embeddings)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What is said of n images, which have no order."""
+
+    probabilities: npt.NDArray[Any]
+    logits: torch.Tensor
+
+    @property
+    def videos(self) -> npt.NDArray[np.int64]:
+        return np.arange(len(self.probabilities))
+
+    frame_numbers = videos

@@ -1,0 +1,216 @@
+"""A trained head opened to predict with, from a run folder, a published folder or the hub: no store is needed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from affcache.devices import resolve_device
+from affcache.errors import ConfigError, InputError, StoreError, first_line
+from affcache.files import read_json, read_tensors
+from affcache.progress import Listener, counted
+from affcache.scoring.published import (
+    is_published,
+    local_folder,
+    read_published,
+    settings_of_published,
+    task_from_json,
+)
+from affcache.scoring.rule import DecisionRule
+from affcache.settings import HUB
+from affcache.tasks.tasks import Task, find_task
+from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
+from affcache.training.learner import build_head
+from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
+from affcache.training.settings import FitSettings
+
+SCORES = Path("scores")  # below the working folder: where what is found with a published head is written
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The best head of a run, or a published one, on a device."""
+
+    source: str  # where it came from, as the user named it: a folder, or hf-hub:OWNER/NAME
+    folder: RunFolder  # where its files lie
+    published: bool  # its folder then has no history, and knows no store and no labels
+    config: dict[str, Any]  # config.json
+    task: Task
+    settings: FitSettings
+    head: nn.Module  # logits (B, C) of prepared embeddings (B, D), in evaluation mode
+    epoch: int  # of the head, counted from 1
+    device: torch.device
+    encoder: dict[str, Any]  # the description of what made the embeddings that it was trained on
+    encoder_fingerprint: str
+    width: int  # D
+
+    @classmethod
+    def open(cls, location: Path | str, device: str = "auto", listener: Listener | None = None) -> "TrainedHead":
+        """Open a run's best head, or a published one, of which every file is checked.
+
+        Args:
+            location: a run folder, a published folder, or ``hf-hub:OWNER/NAME``, with ``@REVISION`` where wanted.
+            device: where it computes: auto, cpu, cuda, cuda:1, ...
+            listener: is told where a run is unfinished.
+
+        Raises:
+            InputError: this is neither, or it can't be fetched.
+            StoreError: a file is damaged, missing or was changed.
+            ConfigError: the device isn't there, or it is of another affcache.
+        """
+        where, (path, source) = resolve_device(device), local_folder(location)
+        folder = RunFolder(path)
+        if is_published(path) or source.startswith(HUB):
+            return cls._of_published(folder, source, where)
+        config = folder.read_config()
+        task, settings, store = find_task(config["task"]), settings_from_json(config["settings"]), config["store"]
+        head, epoch = _load_head(folder, settings, store.get("width"), task)
+        if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
+            (listener or Listener()).warning(
+                f"run {folder.path} is unfinished: {done} of {counted(settings.epochs, 'epoch')}. "
+                f"Finish it with 'affcache fit --run {folder.path} --resume'."
+            )
+        encoder, sha256 = store["encoder"], store["encoder_fingerprint"]
+        of_head = (config, task, settings, head.to(where).eval(), epoch, where, encoder, sha256, store["width"])
+        return cls(source, folder, False, *of_head)
+
+    @classmethod
+    def _of_published(cls, folder: RunFolder, source: str, where: torch.device) -> "TrainedHead":
+        config = read_published(folder.path, source)
+        try:
+            task = task_from_json(config["task"])
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"{folder.config} has no task that this affcache knows ({first_line(error)}). Expected it as 'affcache "
+                "publish' wrote it. Use the affcache that wrote it, or fetch the folder anew."
+            ) from None
+        settings, width = settings_of_published(config["settings"]), config["width"]
+        head, epoch = _load_head(folder, settings, width, task)
+        encoder, sha256 = config["encoder"], config["encoder_fingerprint"]
+        of_head = (config, task, settings, head.to(where).eval(), epoch, where, encoder, sha256, width)
+        return cls(source, folder, True, *of_head)
+
+    @property
+    def out(self) -> RunFolder:
+        """Where what is found with the head is written: a run's own folder; a published one stays as it is."""
+        if not self.published:
+            return self.folder
+        return RunFolder(SCORES / Path(self.source.removeprefix(HUB)).absolute().name)
+
+    @property
+    def annotations(self) -> Path:
+        """The labels that a run was trained on; raises ConfigError for a published head, which doesn't know them."""
+        if self.published:
+            raise ConfigError(said_elsewhere(self.source))
+        return self.settings.annotations
+
+    @cached_property
+    def rule(self) -> DecisionRule | None:
+        """The rule that was fitted: by score on a run's validation split, or as it was published; None without one.
+
+        Raises:
+            StoreError: the file that has it is damaged.
+        """
+        path = self.folder.config
+        try:
+            if self.published:
+                found = self.config.get("postprocessing")
+                return None if found is None else DecisionRule.from_json(found, self.task)
+            path = self.folder.of_split(self.folder.scores, "validation", "fitted")
+            scores = read_json(path)
+            if scores["task"] != self.task.name or scores["epoch"] != self.epoch:  # of a head that was there before
+                return None
+            return DecisionRule.from_json(scores["rule"], self.task)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{path} has no rule that can be read ({first_line(error)}). Expected it as affcache wrote it. "
+                "Write it anew with 'affcache score RUN --decide fitted', or delete it."
+            ) from None
+
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return the head's logits, as ``score`` computes them.
+
+        Args:
+            embeddings: float (n, D), on any device; float64 is rounded to float32.
+
+        Returns:
+            float32 (n, C), on the CPU.
+
+        Raises:
+            InputError: another shape, or an embedding that isn't finite.
+        """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.width or not embeddings.is_floating_point():
+            raise InputError(
+                f"Embeddings are {str(embeddings.dtype).removeprefix('torch.')} of shape {tuple(embeddings.shape)}. "
+                f"Expected floating-point numbers of shape (n, {self.width}), of the encoder that the head of "
+                f"{self.source} was trained on: {encoder_name(self.encoder)}."
+            )
+        if embeddings.dtype == torch.float64:
+            embeddings = embeddings.float()
+        found, start = [torch.empty(0, self.task.outputs)], 0
+        for group in embeddings.split(EVALUATION_BATCH) if len(embeddings) else ():
+            found.append(self.logits_of_group(group, partial(_position_name, start)))
+            start += len(group)
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def logits_of_group(self, embeddings: torch.Tensor, name: Callable[[int], str]) -> torch.Tensor:
+        """Return the logits of at most ``EVALUATION_BATCH`` embeddings; ``name`` says which one is at a position."""
+        logits = self.head(prepare(embeddings.to(self.device), self.settings.normalize))
+        if len(wrong := broken_rows(embeddings)):
+            raise InputError(
+                f"{len(wrong):,} of {len(embeddings):,} frames have an embedding with nan or inf in it, the first is "
+                f"{name(int(wrong[0]))}. Expected finite numbers. Extract or import these embeddings again."
+            )
+        return logits.cpu()
+
+
+def _position_name(start: int, position: int) -> str:
+    return f"embedding {start + position:,}"
+
+
+def said_elsewhere(source: str) -> str:
+    """Say what has to be given with a published head."""
+    return (
+        f"{source} is a published head: it brings neither a store nor labels. Expected to be told where both are. Say "
+        "--store FILE, with embeddings of its encoder, and --annotations DIR where it is scored."
+    )
+
+
+def encoder_name(encoder: dict[str, Any]) -> str:
+    """Return what an encoder is called."""
+    return " ".join(str(encoder[name]) for name in ("model", "pretrained") if encoder.get(name)) or "of unknown name"
+
+
+def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -> tuple[nn.Module, int]:
+    """Return the best head and its epoch."""
+    if not folder.head.exists() and folder.history.exists():
+        raise StoreError(
+            f"The head of run {folder.path} was not kept. Expected {folder.head}; 'affcache ablate' keeps heads as "
+            f"--keep says. Train it again with '{fit_command(fitted)}'."
+        )
+    tensors, best = read_tensors(folder.head)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise StoreError(
+            f"{folder.head} holds numbers that are nan or inf. Expected the head as 'affcache fit' wrote it. Restore "
+            "it from a sound copy, or train again with 'affcache fit'."
+        )
+    try:
+        with torch.device("meta"):  # shapes alone: settings that were changed may ask for any memory
+            expected = build_head(fitted, width, task).state_dict()
+        if any(name not in tensors or tensors[name].shape != like.shape for name, like in expected.items()):
+            raise ValueError("other layers")
+        head, epoch = build_head(fitted, width, task), int(best["epoch"])
+        head.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError, KeyError, OverflowError):
+        raise StoreError(
+            f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
+            "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
+        ) from None
+    return head, epoch

@@ -17,6 +17,7 @@ from affcache.scoring.trained import TrainedHead, said_elsewhere
 from affcache.settings import RUNS
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import ENCODED, EmbeddingStore, Rows, differing_fields
+from affcache.tasks.tasks import Task
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import newest_run
 
@@ -162,10 +163,18 @@ class Predictions:
                 listener.progress(done, total, "frame")
 
         logits = [run.logits_of_rows(rows, view, on_done) for run in runs for view in kinds]
-        if len(logits) == 1:
-            return cls(first.store, rows, first.task.probabilities(logits[0]).numpy(), logits[0])
-        averaged = torch.stack([first.task.probabilities(one.double()) for one in logits]).mean(0)
-        return cls(first.store, rows, averaged.numpy(), first.task.averaged(torch.stack(logits).double()))
+        return cls(first.store, rows, *averaged(first.task, logits))
+
+
+def averaged(task: Task, logits: Sequence[torch.Tensor]) -> tuple[npt.NDArray[Any], torch.Tensor]:
+    """Average what several heads, or several views, say: return probabilities (n, C), and logits that stand for them.
+
+    Of one, logits float32 (n, C), both are its own; of several they are float64.
+    """
+    if len(logits) == 1:
+        return task.probabilities(logits[0]).numpy(), logits[0]
+    probabilities = torch.stack([task.probabilities(one.double()) for one in logits]).mean(0)
+    return probabilities.numpy(), task.averaged(torch.stack(list(logits)).double())
 
 
 def rows_to_predict(store: EmbeddingStore, rows: Rows, smooth: str) -> Rows:

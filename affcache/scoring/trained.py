@@ -28,6 +28,10 @@ from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
 from affcache.training.settings import FitSettings
 
+# Rows of each call of a head, filled up where there are fewer: a matrix product rounds a row by how many others there
+# are, and by its place among them. Of this number, a multiple of all heights of tiles from 4 to 16, every row comes out
+# the same wherever it stands, so that a frame is said the same of alone, in a video and in a store.
+CALL = 1008
 SCORES = Path("scores")  # below the working folder: where what is found with a published head is written
 
 
@@ -162,7 +166,9 @@ class TrainedHead:
     @torch.no_grad()
     def logits_of_group(self, embeddings: torch.Tensor, name: Callable[[int], str]) -> torch.Tensor:
         """Return the logits of at most ``EVALUATION_BATCH`` embeddings; ``name`` says which one is at a position."""
-        logits = self.head(prepare(embeddings.to(self.device), self.settings.normalize))
+        prepared = prepare(embeddings.to(self.device), self.settings.normalize)  # (B, D)
+        filled = torch.nn.functional.pad(prepared, (0, 0, 0, -len(prepared) % CALL))
+        logits = torch.cat([self.head(one) for one in filled.split(CALL)])[: len(prepared)]  # (B, C)
         if len(wrong := broken_rows(embeddings)):
             raise InputError(
                 f"{len(wrong):,} of {len(embeddings):,} frames have an embedding with nan or inf in it, the first is "

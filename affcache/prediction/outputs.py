@@ -1,0 +1,183 @@
+"""What trained heads say of faces, as columns of a table: probabilities, smoothed and calibrated, and decisions."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from affcache.errors import ConfigError, InputError
+from affcache.prediction.model import Model
+from affcache.scoring.predict import averaged
+from affcache.scoring.rule import DecisionRule
+from affcache.scoring.trained import CALL
+from affcache.tasks.tasks import Task
+
+Embeddings = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of n faces in the order of persons and frames."""
+
+    probabilities: npt.NDArray[Any]  # (n, C)
+    logits: torch.Tensor  # (n, C)
+    videos: npt.NDArray[np.int64]  # (n,) whose face it is, rising
+    frame_numbers: npt.NDArray[np.int64]  # (n,) rising for each person
+
+
+@dataclass(frozen=True)
+class TaskHeads:
+    """The heads of one task, which are averaged, and the rule by which they decide."""
+
+    task: Task
+    models: tuple[Model, ...]
+    rule: DecisionRule
+
+    def columns(self, naming: str) -> list[tuple[str, pa.DataType]]:
+        """Return names and types of the task's columns: what is said of each output, then what is decided."""
+        task = self.task
+        said = [(self._name(output, "p", naming), pa.float32()) for output in task.classes]
+        if task.exclusive:
+            return [*said, (task.name, pa.string())]
+        if task.has_classes:
+            return [*said, *((self._name(output, "c", naming), pa.bool_()) for output in task.classes)]
+        return said
+
+    def _name(self, output: str, kind: str, naming: str) -> str:
+        unit = re.fullmatch(r"AU(\d+)", output)
+        if naming == "openface" and unit:
+            return f"AU{int(unit[1]):02d}_{kind}"
+        return f"{self.task.name}_{output}{'_present' if kind == 'c' else ''}"
+
+    def say(
+        self, logits: Sequence[torch.Tensor], persons: npt.NDArray[Any], frames: npt.NDArray[Any]
+    ) -> list[npt.NDArray[Any]]:
+        """Return the values (n,) of the task's columns.
+
+        Args:
+            logits: (n, C) of each head.
+            persons: int (n,), whose faces they are.
+            frames: int (n,), the numbers of their frames.
+        """
+        order = np.lexsort((frames, persons))
+        probabilities, mean_logits = averaged(self.task, logits)
+        said = Said(probabilities[order], mean_logits[order], persons[order], frames[order])
+        applied = self.rule.apply(said, self.task).probabilities
+        decided = self.rule.decide(applied, self.task)
+        back = np.argsort(order)
+        columns = list(applied[back].T.astype(np.float32))
+        if self.task.exclusive:
+            columns.append(np.asarray(self.task.classes, dtype=object)[decided[back]])
+        elif self.task.has_classes:
+            columns += list(decided[back].T == 1)
+        return columns
+
+
+def heads_by_task(models: Sequence[Model], rule: DecisionRule, *, fitted: bool) -> list[TaskHeads]:
+    """Put models of one task together, in the order given.
+
+    Args:
+        models: of one encoder.
+        rule: what counts unless a fitted one does.
+        fitted: whether the rule that was fitted for each task's runs counts.
+
+    Raises:
+        InputError: they are of several encoders, or two tasks of one name differ.
+        ConfigError: no rule was fitted, or several.
+    """
+    first = models[0]
+    for model in models[1:]:
+        if model.trained.encoder_fingerprint != first.trained.encoder_fingerprint:
+            raise InputError(
+                f"{first.trained.source} and {model.trained.source} were trained on embeddings of different encoders. "
+                "Expected runs of one encoder. Predict with each alone."
+            )
+    found = []
+    for name in dict.fromkeys(model.task.name for model in models):
+        alike = tuple(model for model in models if model.task.name == name)
+        if any(model.task != alike[0].task for model in alike):
+            words = ", ".join(model.trained.source for model in alike)
+            raise InputError(f"The tasks {name} of {words} differ. Expected runs of one task, with the same outputs.")
+        found.append(TaskHeads(alike[0].task, alike, _fitted_rule(alike) if fitted else rule))
+    return found
+
+
+def _fitted_rule(models: Sequence[Model]) -> DecisionRule:
+    rules = [model.rule for model in models]
+    sources = " ".join(model.trained.source for model in models)
+    if rules[0] is None or any(rule != rules[0] for rule in rules):
+        what = "have different fitted rules" if all(rules) else "have no rule that was fitted"
+        raise ConfigError(
+            f"--decide fitted: {sources} {what}. Expected one for all runs of a task. Fit it with 'affcache score "
+            f"{models[0].trained.source} --decide fitted', or leave that flag out."
+        )
+    return rules[0]
+
+
+class LogitsOfHeads:
+    """Logits of every head for embeddings that come in parts, so that only what is said of them is kept.
+
+    Args:
+        heads: of all tasks.
+    """
+
+    def __init__(self, heads: Sequence[TaskHeads]) -> None:
+        self.models = [model for one in heads for model in one.models]
+        self._waiting: list[Embeddings] = []
+        self._count = 0
+        self._logits: list[list[torch.Tensor]] = [[torch.empty(0, model.task.outputs)] for model in self.models]
+
+    def add(self, embeddings: Embeddings) -> None:
+        """Take the next embeddings (k, D)."""
+        self._waiting.append(embeddings)
+        self._count += len(embeddings)
+        if self._count >= CALL:
+            self._say()
+
+    def _say(self) -> None:
+        if self._waiting:
+            embeddings = np.concatenate(self._waiting)
+            for model, logits in zip(self.models, self._logits, strict=True):
+                logits.append(model.logits(embeddings))
+            self._waiting, self._count = [], 0
+
+    def result(self) -> list[torch.Tensor]:
+        """Return the logits (n, C) of each head."""
+        self._say()
+        return [torch.cat(logits) for logits in self._logits]
+
+
+def output_columns(
+    heads: Sequence[TaskHeads],
+    logits: Sequence[torch.Tensor],
+    known: npt.NDArray[np.bool_],
+    persons: npt.NDArray[Any],
+    frames: npt.NDArray[Any],
+    naming: str,
+) -> dict[str, pa.Array]:
+    """Return the columns of all tasks for n rows of a table.
+
+    Args:
+        heads: of all tasks.
+        logits: (m, C) of each of their heads, for the m rows that are known.
+        known: bool (n,): whether there is a face in a row; elsewhere columns are empty.
+        persons: int (n,), whose face it is.
+        frames: int (n,), numbers of frames.
+        naming: affcache or openface.
+    """
+    columns, first = {}, 0
+    where = np.flatnonzero(known)
+    for one in heads:
+        own = logits[first : first + len(one.models)]
+        first += len(own)
+        values = one.say(own, persons[where], frames[where])
+        for (name, kind), column in zip(one.columns(naming), values, strict=True):
+            whole = np.zeros(len(known), dtype=object if pa.types.is_string(kind) else column.dtype)
+            whole[where] = column
+            columns[name] = pa.array(whole, kind, mask=~known)
+    return columns

@@ -1,0 +1,84 @@
+"""The settings of using trained heads on faces that nobody labelled."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from affcache.faces.settings import DetectionSettings
+from affcache.scoring.settings import NEWEST
+from affcache.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class PredictSettings(DetectionSettings):
+    """Predict with trained heads: photos, videos, crops or an embedding store in, a table with a row a face out."""
+
+    inputs: tuple[Path, ...] = setting(
+        (),
+        "Photos, videos, folders of them, folders or archives of crops, what 'affcache faces' made, or stores.",
+        default_text="none",
+    )
+    run: tuple[Path, ...] = setting(
+        (),
+        "Run folder, published folder or hf-hub:OWNER/NAME; of several of one task the probabilities are averaged.",
+        default_text=NEWEST,
+    )
+    out: Path | None = setting(None, "Table to write: FILE.csv or FILE.parquet.", default_text="none")
+    columns: str = setting(
+        "affcache",
+        "How columns are called: openface has action units as AU01_c (present) and AU01_p (its probability).",
+        choices=("affcache", "openface"),
+    )
+    smooth: str = setting(
+        "none", "Smooth over the frames of a person: by their mean or their median.", choices=("none", "mean", "median")
+    )
+    smooth_width: int | None = setting(None, "Frame numbers in a smoothing window, odd.", default_text="none")
+    decide: str = setting(
+        "plain",
+        "How probabilities become decisions: plain, or by the rule that score --decide fitted or --calibrate fitted.",
+        choices=("plain", "fitted"),
+    )
+    overlay: Path | None = setting(
+        None,
+        "Video (.mp4) or picture with boxes, ids and the leading outputs drawn in; a folder for several inputs.",
+        default_text="none",
+    )
+    page: Path | None = setting(
+        None, "HTML page with a timeline of every person, and frames to look at.", default_text="none"
+    )
+    device: str = setting("auto", "Where encoder and heads run: auto, cpu, cuda, cuda:1, ...")
+    batch_size: int | None = setting(
+        None, "Crops per encoder call.", default_text="what fits up to 512 on a GPU, 16 on the CPU"
+    )
+    model: str | None = setting(
+        None, "Where the heads' encoder is now, if it isn't where it was.", default_text="as the runs say"
+    )
+    pretrained: str | None = setting(None, "Likewise, of its weights.", default_text="as the runs say")
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from self.expect("batch_size", at_least=1)
+        if not self.inputs:
+            yield "No input is given; expected photos, videos, crops or a store."
+        if self.out is None or self.out.suffix.lower() not in (".csv", ".parquet"):
+            yield f"--out is {self.out}; expected a file that ends in .csv or .parquet, which say its kind."
+        if (self.smooth == "none") != (self.smooth_width is None):
+            yield "--smooth and --smooth-width go together; expected both or none."
+        if self.smooth_width is not None and (self.smooth_width < 1 or self.smooth_width % 2 == 0):
+            yield f"--smooth-width is {self.smooth_width}; expected an odd number, so that a frame is in the middle."
+        if self.page is not None and self.page.suffix.lower() not in (".html", ".htm"):
+            yield f"--page is {self.page}; expected a file that ends in .html."
+
+
+@dataclass(frozen=True)
+class PublishSettings(Settings):
+    """Make a folder of a run's head in the Hugging Face layout, to share and to load anywhere."""
+
+    run: Path | None = setting(None, "Run folder, or a published folder to publish anew.", default_text=NEWEST)
+    out: Path | None = setting(None, "Folder to write, an empty or a new one.", default_text="none")
+    onnx: bool = setting(
+        False, "Write the head as ONNX too, and encoder and head in one; pip install 'affcache[onnx]' enables it."
+    )
+    data: str = setting("", "What the training data are called, for the model card.", default_text="not named")
+    license: str = setting("unknown", "Licence of the head, for the model card, such as cc-by-nc-4.0.")
+    card: Path | None = setting(None, "Markdown file of your own, put into the model card.", default_text="none")

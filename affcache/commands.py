@@ -12,6 +12,7 @@ from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.faces.settings import FacesSettings
+from affcache.prediction.settings import PublishSettings
 from affcache.progress import Listener
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
@@ -38,6 +39,7 @@ COMMANDS: Mapping[str, Command] = {
     "ablate": Command(AblateSettings, "affcache.ablation.ablate:ablate", reads_store=True),
     "submit": Command(SubmitSettings, "affcache.submission.submit:submit"),
     "report": Command(ReportSettings, "affcache.reporting.report:report"),
+    "publish": Command(PublishSettings, "affcache.prediction.publish:publish"),
     "demo": Command(DemoSettings, "affcache.demonstration:demo"),
     "doctor": Command(DoctorSettings, "affcache.extraction.doctor:doctor", like="extract"),
     "import": Command(ImportSettings, "affcache.exchange.importing:import_embeddings"),

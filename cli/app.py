@@ -110,6 +110,12 @@ PAGES = {
         first=("template", "frames", "store", "out"),
         positional=("run",),
     ),
+    "publish": Page(
+        "runs/best --out my-head --data 'Aff-Wild2, training set' --license cc-by-nc-4.0",
+        "runs/best --out my-head --onnx --card about.md",
+        first=("out", "data", "license", "card", "onnx"),
+        positional=("run",),
+    ),
     "info": Page("", "my/faces.h5 --json"),
     "verify": Page("", "my/faces.h5 --json"),
     "demo": Page("", "--out demo-clip --model ViT-B-32 --pretrained openai"),

@@ -196,6 +196,18 @@ def submit(result: Any) -> None:
     out(fact_table(facts))
 
 
+def publish(result: Any) -> None:
+    """Print what was published, and how it is loaded and uploaded."""
+    facts = {"out": f"{result.out} ({result.bytes / 1e6:,.1f} MB): {', '.join(result.files)}", "run": result.run}
+    if result.value is not None:
+        rule = ", with a fitted rule" if result.rule else ""
+        facts["card"] = f"{metric_name(result.metric)} {result.value:.3f} on validation{rule}"
+    if result.onnx:
+        far = ", ".join(f"{name} {difference:.1g}" for name, difference in result.onnx.items())
+        facts["onnx"] = f"probabilities away from torch's by at most: {far}"
+    out(fact_table(facts), f'next: affcache.load("{result.out}") in Python; hf upload OWNER/NAME {result.out}')
+
+
 def demo(result: Any) -> None:
     """Print the scores of all tasks, and what they don't show."""
     for task, scored in result.scores.items():
@@ -207,7 +219,7 @@ def demo(result: Any) -> None:
     out(f"next: affcache report {next(iter(result.scores.values())).run}")
 
 
-COMMANDS = (faces, extract, fit, score, ablate, report, submit, info, verify, demo, import_, export, doctor)
+COMMANDS = (faces, extract, fit, score, ablate, report, submit, publish, info, verify, demo, import_, export, doctor)
 SHOW: Mapping[str, Callable[[Any], None]] = {show.__name__.rstrip("_"): show for show in COMMANDS}
 
 

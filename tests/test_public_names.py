@@ -25,10 +25,11 @@ NAMES = {
     "AblateResult", "AblateSettings", "AffcacheError", "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier",
     "ConfigError", "DemoResult", "DemoSettings", "DoctorResult", "DoctorSettings", "EmbeddingStore", "Encoder",
     "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FitResult", "FitSettings", "ImportResult",
-    "ImportSettings", "InputError", "Listener", "MLPHead", "Model", "ReportResult", "ReportSettings", "SAM",
+    "ImportSettings", "InputError", "Listener", "MLPHead", "Model", "PublishResult",
+    "PublishSettings", "ReportResult", "ReportSettings", "SAM",
     "ScoreResult", "ScoreSettings", "StoreError", "SubmitResult", "SubmitSettings", "TASKS", "Task", "ablate", "cvar",
-    "demo", "doctor", "export_embeddings", "extract", "fit", "import_embeddings", "load", "load_encoder", "report",
-    "score", "submit",
+    "demo", "doctor", "export_embeddings", "extract", "fit", "import_embeddings", "load", "load_encoder", "publish",
+    "report", "score", "submit",
 }  # fmt: skip
 
 

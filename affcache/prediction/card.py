@@ -38,6 +38,10 @@ CHOSEN = (
     "**The epoch was chosen on these validation frames**, so that the figures flatter a little. Intervals are of 95 %, "
     "over videos; there is none where a class is in fewer than three. On other data expect less."
 )
+PRIVATE = (
+    "It has no public name: who published this head has its weights. Say where they lie on your machine, with "
+    '`affcache.load(..., model="local-dir:FOLDER")` or `pretrained="FILE"`, or pass embeddings.'
+)
 HUB_WORDS = (
     "`hf upload OWNER/NAME FOLDER` puts this folder there. A file that is edited there isn't as it was published any "
     "more, and affcache then refuses the folder: publish it again instead."
@@ -194,12 +198,14 @@ def _span(scores: Mapping[str, Any], before: str = "95 % ") -> str:
 
 def _recipe(trained: TrainedHead, words: CardWords) -> str:
     chosen = "strength" if trained.settings.head == "ridge" else "epoch"
-    recipe = replace(trained.settings, annotations=FitSettings().annotations, store=None)
+    defaults = FitSettings()
+    recipe = replace(trained.settings, task=defaults.task, annotations=defaults.annotations, store=None)
     text = _wrapped(
         f"Data: {words.data}. The {chosen} is number {trained.epoch}, the best by {metric_name(trained.task.metric)} "
         "on the validation split. All settings stand in config.json; these make such a head:"
     )
-    return f"{text}\n\n```sh\n{fit_command(recipe)}\n```"
+    command = fit_command(recipe).replace("affcache fit", f"affcache fit --task {trained.task.name}", 1)
+    return f"{text}\n\n```sh\n{command}\n```"
 
 
 def _encoder(trained: TrainedHead) -> str:
@@ -209,6 +215,10 @@ def _encoder(trained: TrainedHead) -> str:
         "isn't in this folder: affcache loads it by its name, and checks its weights. "
         f"Its licence: {licence} ({source}). Its terms, and those of the training data, may reach this head."
     )
+    if str(encoder.get("model")).startswith("local-dir:") or encoder.get("pretrained") != trained.encoder.get(
+        "pretrained"
+    ):
+        text += "\n\n" + _wrapped(PRIVATE)
     return f"{text}\n\nFingerprint: `{trained.encoder_fingerprint}`"
 
 

@@ -98,6 +98,12 @@ class Model:
             return read_bytes(path, LARGEST_CARD).decode()
         return card_of_run(self.trained)
 
+    @property
+    def encoder_is_known(self) -> bool:
+        """Whether it is known what made the embeddings, as it isn't of a store that was imported."""
+        said = self.trained.encoder
+        return bool(said.get("weights_sha256")) and {"model", "activation", "precision"} <= said.keys()
+
     @cached_property
     def encoder(self) -> Encoder:
         """What makes the embeddings, on the model's device; loaded when it is first used.
@@ -106,8 +112,12 @@ class Model:
             StoreError: it can't be known, or what is there now is another one.
             InputError: its weights aren't where they were.
         """
+        return self.encoder_in(str(self.trained.encoder.get("precision")))
+
+    def encoder_in(self, precision: str) -> Encoder:
+        """Load the encoder in another number format than the store's; raises as ``encoder``."""
         said, sha256 = self.trained.encoder, self.trained.encoder_fingerprint
-        if not said.get("weights_sha256") or not {"model", "activation", "precision"} <= said.keys():
+        if not self.encoder_is_known:
             raise StoreError(
                 f"{self.trained.source} was trained on embeddings that were imported, and what made them isn't known "
                 f"(said to be: {encoder_name(said)}). Expected an encoder whose weights are known, to encode images. "
@@ -121,17 +131,20 @@ class Model:
                 name,
                 tag,
                 activation=said["activation"],
-                precision=said["precision"],
+                precision=precision,
                 device=str(self.trained.device),
             )
         except (InputError, ConfigError) as error:
+            elsewhere = 'model="local-dir:FOLDER"'
+            if not name.startswith("local-dir:"):
+                elsewhere = f'model="{name}", pretrained="FILE"'
             raise InputError(
-                f"The encoder of {self.trained.source} can't be loaded: {error}\nIf it lies elsewhere now, say where: "
-                f'affcache.load("{self.trained.source}", model="local-dir:FOLDER"), or with model={name!r} and '
-                'pretrained="FILE". Without it, pass embeddings=ARRAY.'
+                f"The encoder of {self.trained.source} can't be loaded: {error}\nIf it lies elsewhere, say where: "
+                f'affcache.load("{self.trained.source}", {elsewhere}). Without it, pass embeddings=ARRAY.'
             ) from None
-        if fingerprint(encoder.description) != sha256:
-            lines = "\n  ".join(differing_fields(said, encoder.description))
+        found = {**encoder.description, "precision": said["precision"]}
+        if fingerprint(found) != sha256:
+            lines = "\n  ".join(differing_fields(said, found))
             now = encoder_name({"model": name, "pretrained": tag})
             raise StoreError(
                 f"{self.trained.source} was trained on embeddings of another encoder than {now}. Expected the "

@@ -1,5 +1,6 @@
 """The settings of using trained heads on faces that nobody labelled."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from affcache.faces.settings import DetectionSettings
 from affcache.scoring.settings import NEWEST
 from affcache.settings import Settings, setting
+
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the hub calls them
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,18 @@ class PredictSettings(DetectionSettings):
 
 @dataclass(frozen=True)
 class PublishSettings(Settings):
-    """Make a folder of a run's head in the Hugging Face layout, to share and to load anywhere."""
+    """Make a folder of a run's head that others can load: head, description, model card. Nothing is uploaded."""
 
-    run: Path | None = setting(None, "Run folder, or a published folder to publish anew.", default_text=NEWEST)
-    out: Path | None = setting(None, "Folder to write, an empty or a new one.", default_text="none")
+    run: Path | None = setting(None, "Run folder, or a published head to publish anew.", default_text=NEWEST)
+    out: Path | None = setting(None, "Folder to write, empty or new.", default_text="none; it is needed")
+    data: str = setting("", "What the model card calls the training data.", default_text="not named")
+    license: str = setting("unknown", "Licence of the head, as the hub calls it, such as cc-by-nc-4.0.")
+    card: Path | None = setting(None, "Markdown file that goes into the model card.", default_text="none")
     onnx: bool = setting(
-        False, "Write the head as ONNX too, and encoder and head in one; pip install 'affcache[onnx]' enables it."
+        False, "Write the head as ONNX too, alone and behind its encoder; pip install 'affcache[onnx]' enables it."
     )
-    data: str = setting("", "What the training data are called, for the model card.", default_text="not named")
-    license: str = setting("unknown", "Licence of the head, for the model card, such as cc-by-nc-4.0.")
-    card: Path | None = setting(None, "Markdown file of your own, put into the model card.", default_text="none")
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not LICENCE.fullmatch(self.license):
+            yield f"--license is {self.license!r}; expected a name as the hub has them, such as mit or cc-by-nc-4.0."

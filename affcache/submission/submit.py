@@ -209,7 +209,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     if settings.fits_rules:
         _require_runs(runs)
         on_training = [TrainedRun.on_store(run.source, None, settings.device, Listener()) for run in runs]
-    rule = find_rule(settings, on_training, runs[0].annotations, listener, reported="")
+    rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
     wanted = np.isin([canonical(name) for name in store.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
     if not len(rows):

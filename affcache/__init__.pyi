@@ -32,6 +32,9 @@ from .prediction.model import load as load
 from .prediction.publish import PublishResult as PublishResult
 from .prediction.publish import publish as publish
 from .prediction.settings import PublishSettings as PublishSettings
+from .prediction.predict import PredictResult as PredictResult
+from .prediction.predict import predict as predict
+from .prediction.settings import PredictSettings as PredictSettings
 from .progress import Listener as Listener
 from .reporting.report import ReportResult as ReportResult
 from .reporting.report import report as report

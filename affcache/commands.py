@@ -12,7 +12,7 @@ from affcache.demonstration import DemoSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.faces.settings import FacesSettings
-from affcache.prediction.settings import PublishSettings
+from affcache.prediction.settings import PredictSettings, PublishSettings
 from affcache.progress import Listener
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Command] = {
     "extract": Command(ExtractSettings, "affcache.extraction.extract:extract"),
     "fit": Command(FitSettings, "affcache.training.fit:fit", reads_store=True),
     "score": Command(ScoreSettings, "affcache.scoring.score:score"),
+    "predict": Command(PredictSettings, "affcache.prediction.predict:predict"),
     "ablate": Command(AblateSettings, "affcache.ablation.ablate:ablate", reads_store=True),
     "submit": Command(SubmitSettings, "affcache.submission.submit:submit"),
     "report": Command(ReportSettings, "affcache.reporting.report:report"),

@@ -91,6 +91,12 @@ PAGES = {
         first=("split", "store", "annotations", "against", "figures"),
         positional=("run",),
     ),
+    "predict": Page(
+        "clip.mp4 --run runs/au-rho01 --out clip.csv",
+        "my/faces --run runs/expr --run runs/au-rho01 --out all.parquet --smooth mean --smooth-width 15",
+        first=("run", "out", "columns", "smooth", "smooth_width", "decide", "overlay", "page"),
+        positional=("inputs",),
+    ),
     "ablate": Page(
         "--task expr --preset paper --seeds 5",
         "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid",

@@ -145,6 +145,22 @@ def score(result: Any) -> None:
     out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
 
 
+def predict(result: Any) -> None:
+    """Print where the table is, and what it holds."""
+    facts = {
+        "out": result.out,
+        "rows": f"{result.rows:,}, {result.faces:,} of them with a face, of {counted(result.inputs, 'input')}",
+        "says": f"{', '.join(result.tasks)} by {', '.join(result.runs)}",
+        "time": f"{duration_text(result.seconds)}, {rate_text(result.rate, 'row')}",
+    }
+    if result.unreadable:
+        facts["left out"] = f"{counted(len(result.unreadable), 'input')}, listed in {result.unreadable_list}"
+    pictures = [*result.overlays, *([result.page] if result.page else [])]
+    if pictures:
+        facts["to look at"] = ", ".join(pictures)
+    out(fact_table(facts))
+
+
 def ablate(result: Any) -> None:
     """Print a row a setting, and the best run of each task."""
     from affcache.ablation.tables import columns_of, headings  # with it comes torch
@@ -219,7 +235,23 @@ def demo(result: Any) -> None:
     out(f"next: affcache report {next(iter(result.scores.values())).run}")
 
 
-COMMANDS = (faces, extract, fit, score, ablate, report, submit, publish, info, verify, demo, import_, export, doctor)
+COMMANDS = (
+    faces,
+    extract,
+    fit,
+    score,
+    predict,
+    ablate,
+    report,
+    submit,
+    publish,
+    info,
+    verify,
+    demo,
+    import_,
+    export,
+    doctor,
+)
 SHOW: Mapping[str, Callable[[Any], None]] = {show.__name__.rstrip("_"): show for show in COMMANDS}
 
 

@@ -155,29 +155,30 @@ class LogitsOfHeads:
 def output_columns(
     heads: Sequence[TaskHeads],
     logits: Sequence[torch.Tensor],
-    known: npt.NDArray[np.bool_],
-    persons: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+    persons: npt.NDArray[np.int64],
     frames: npt.NDArray[Any],
     naming: str,
 ) -> dict[str, pa.Array]:
-    """Return the columns of all tasks for n rows of a table.
+    """Return the columns of all tasks for the n rows of a table.
 
     Args:
         heads: of all tasks.
-        logits: (m, C) of each of their heads, for the m rows that are known.
-        known: bool (n,): whether there is a face in a row; elsewhere columns are empty.
-        persons: int (n,), whose face it is.
+        logits: (m, C) of each of their heads.
+        rows: int (m,), the rows of the table that they are of; elsewhere columns are empty.
+        persons: int (n,), whose face it is in each row.
         frames: int (n,), numbers of frames.
         naming: affcache or openface.
     """
     columns, first = {}, 0
-    where = np.flatnonzero(known)
+    empty = np.ones(len(frames), dtype=bool)
+    empty[rows] = False
     for one in heads:
         own = logits[first : first + len(one.models)]
         first += len(own)
-        values = one.say(own, persons[where], frames[where])
+        values = one.say(own, persons[rows], frames[rows])
         for (name, kind), column in zip(one.columns(naming), values, strict=True):
-            whole = np.zeros(len(known), dtype=object if pa.types.is_string(kind) else column.dtype)
-            whole[where] = column
-            columns[name] = pa.array(whole, kind, mask=~known)
+            whole = np.zeros(len(frames), dtype=object if pa.types.is_string(kind) else column.dtype)
+            whole[rows] = column
+            columns[name] = pa.array(whole, kind, mask=empty)
     return columns

@@ -1,0 +1,302 @@
+"""affcache predict: trained heads on photos, videos, crops or stores, into a table with a row for every face."""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from affcache.devices import on_device
+from affcache.encoders.encoder import Encoder
+from affcache.errors import ConfigError, InputError
+from affcache.extraction.encode_pool import Embeddings, EncodePool
+from affcache.extraction.tuning import find_batch_size
+from affcache.faces.detector import load_detector
+from affcache.faces.media import DamagedMediaError, FrameCount, Media, require_video_extra
+from affcache.faces.scan import Scanner
+from affcache.faces.table import KEYS, POINTS, Damaged, FaceRows, FinishedInputs, write_table
+from affcache.faces.tracks import Tracker
+from affcache.files import LOCK, locked
+from affcache.prediction.inputs import EmbeddedRows, rows_of_crops, rows_of_store, sort_inputs
+from affcache.prediction.model import Model, load
+from affcache.prediction.outputs import LogitsOfHeads, TaskHeads, heads_by_task, output_columns
+from affcache.prediction.settings import PredictSettings
+from affcache.progress import Listener, Result, counted
+from affcache.scoring.predict import open_store
+from affcache.scoring.rule import DecisionRule
+from affcache.settings import RUNS, command
+from affcache.training.run_folder import newest_run
+
+NOT_DECIDING = ("inputs", "out", "workers", "device", "detector", "overlay", "page", "batch_size", "run", "model",
+                "pretrained")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PredictResult(Result):
+    """What was predicted, and where it stands."""
+
+    out: str
+    runs: tuple[str, ...]
+    tasks: tuple[str, ...]
+    inputs: int
+    rows: int
+    faces: int  # rows with a face
+    unreadable: tuple[str, ...]  # photos and videos that were left out
+    unreadable_list: str | None
+    overlays: tuple[str, ...]
+    page: str | None
+    seconds: float
+    rate: float  # rows a second
+
+
+@command(PredictSettings)
+def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
+    """Predict every face of photos, videos, crops or stores with trained heads, and write one table.
+
+    Photos and videos that are finished are not looked at again, so that the same command continues one that was killed.
+
+    Raises:
+        InputError: no run, nothing to predict, no face in any of it, or runs of several encoders.
+        StoreError: a head, or a store, is damaged or of another encoder.
+        ConfigError: the extra isn't installed, no rule was fitted, or a setting is out of range.
+    """
+    assert settings.out is not None  # the settings say so
+    inputs = sort_inputs(settings.inputs)
+    if inputs.media:
+        require_video_extra()
+    elif settings.overlay is not None:
+        raise ConfigError("--overlay draws into photos and videos, and none was given. Expected some, or no --overlay.")
+    locations: Sequence[Path] = settings.run or [newest_run(RUNS).path]
+    models = [
+        load(run, device=settings.device, model=settings.model, pretrained=settings.pretrained, listener=listener)
+        for run in locations
+    ]
+    rule = DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
+    heads = heads_by_task(models, rule, fitted=settings.decide == "fitted")
+    refusal = ConfigError(
+        f"Another 'affcache predict' writes {settings.out}. Expected to be alone there. Wait, or choose another --out."
+    )
+    with locked(settings.out.with_name(f".{settings.out.name}{LOCK}"), refusal, listener):
+        return _Prediction(settings, models, heads, listener).run()
+
+
+class _Prediction:
+    """One run of ``predict``."""
+
+    def __init__(
+        self, settings: PredictSettings, models: list[Model], heads: list[TaskHeads], listener: Listener
+    ) -> None:
+        assert settings.out is not None
+        self.settings, self.out, self.listener = settings, settings.out, listener
+        self.models, self.heads = models, heads
+        made = {name: value for name, value in asdict(settings).items() if name not in NOT_DECIDING}
+        made["heads"] = [hashlib.sha256(model.trained.folder.head.read_bytes()).hexdigest() for model in models]
+        made["rules"] = [one.rule.to_json() for one in heads]
+        self.kept = FinishedInputs(self.out.with_name(f".{self.out.name}.parts"), made)
+        self.damaged = Damaged(self.out.with_name(f"{self.out.name}.unreadable.txt"), listener)
+        outputs = [column for one in heads for column in one.columns(settings.columns)]
+        self.schema = pa.schema([*KEYS, *outputs])
+        self.kept_schema = pa.schema([*self.schema, *((name, pa.float32()) for name in POINTS)])
+
+    def run(self) -> PredictResult:
+        start = time.perf_counter()
+        inputs = sort_inputs(self.settings.inputs)
+        pending = [media for media in inputs.media if not self.kept.finished(media)]
+        if len(pending) < len(inputs.media):
+            self.listener.message(f"continuing: {len(inputs.media) - len(pending)} of {len(inputs.media)} are finished")
+        if pending:
+            self._predict_media(pending)
+        self.damaged.write()
+        faces = 0
+
+        def tables() -> Iterator[pa.Table]:
+            nonlocal faces
+            for table in self._tables(inputs.stores, inputs.crops, inputs.media):
+                faces += int(table["success"].to_numpy().sum())
+                yield table
+            if not faces:
+                raise InputError(self._nothing(len(inputs.media)))
+
+        rows = write_table(self.out, self.schema, tables())
+        overlays, page = self._pictures(inputs.media)
+        self.kept.remove()
+        seconds = time.perf_counter() - start
+        return PredictResult(
+            out=str(self.out),
+            runs=tuple(model.trained.source for model in self.models),
+            tasks=tuple(one.task.name for one in self.heads),
+            inputs=len(inputs.stores) + len(inputs.crops) + len(inputs.media) - len(self.damaged.reasons),
+            rows=rows,
+            faces=faces,
+            unreadable=tuple(map(str, self.damaged.reasons)),
+            unreadable_list=str(self.damaged.path) if self.damaged.reasons else None,
+            overlays=overlays,
+            page=page,
+            seconds=seconds,
+            rate=rows / seconds,
+        )
+
+    def _nothing(self, media: int) -> str:
+        if self.damaged.reasons and len(self.damaged.reasons) == media:
+            more = media - 1
+            return next(iter(self.damaged.reasons.values())) + (
+                f" Nor could {counted(more, 'other input')}." if more else ""
+            )
+        return (
+            f"No face was found in {', '.join(map(str, self.settings.inputs))}. Expected faces that are seen with a "
+            f"confidence of {self.settings.confidence:g}. Lower --confidence, raise --detection-side where faces are "
+            "small, or look at what was given."
+        )
+
+    def _tables(self, stores: Sequence[Path], crops: Sequence[Path], media: Sequence[Media]) -> Iterator[pa.Table]:
+        """Yield the table of each input."""
+        for path in stores:
+            store = open_store(path, self.models[0].trained)
+            store.verify()
+            yield self._predict_rows(rows_of_store(store))
+        for root in crops:
+            encoder = self.models[0].encoder
+            with on_device(encoder.device):
+                yield self._predict_rows(rows_of_crops(root, encoder, self._batch_size(encoder), self.listener))
+        yield from self.kept.tables(media)
+
+    def _batch_size(self, encoder: Encoder) -> int:
+        return self.settings.batch_size or find_batch_size(encoder)
+
+    def _predict_rows(self, given: EmbeddedRows) -> pa.Table:
+        """Predict rows of crops or a store."""
+        logits, found = LogitsOfHeads(self.heads), [np.empty(0, np.int64)]
+        done = 0
+        for rows, embeddings in given.parts:
+            logits.add(embeddings)
+            found.append(rows)
+            done += len(rows)
+            self.listener.progress(done, given.total, "crop", given.name)
+        rows, frames = np.concatenate(found), given.keys["frame"].to_numpy()
+        said = output_columns(self.heads, logits.result(), rows, given.persons, frames, self.settings.columns)
+        known = np.zeros(len(frames), dtype=bool)
+        known[rows] = True
+        columns = {name: given.keys[name] for name in KEYS.names} | {"success": pa.array(known)} | said
+        return pa.table(columns).select(self.schema.names)
+
+    def _predict_media(self, media: Sequence[Media]) -> None:
+        """Find, encode and predict the faces of photos and videos, and keep the table of each as it is finished."""
+        scanner = Scanner(self.settings, load_detector(self.settings.detector))
+        encoder = self.models[0].encoder
+        with ExitStack() as stack:
+            stack.enter_context(on_device(encoder.device))
+            batch_size = self._batch_size(encoder)
+            pool = stack.enter_context(EncodePool(encoder, batch_size, self.listener))
+            batches = _Batches(pool, batch_size)
+            for done, one in enumerate(media):
+                try:
+                    self._scan(one, scanner, batches, done, len(media))
+                except DamagedMediaError as error:
+                    self.damaged.add(one, error)
+            batches.finish()
+
+    def _scan(self, media: Media, scanner: Scanner, batches: "_Batches", done: int, total: int) -> None:
+        """Hand the faces of one input to the encoder; it is finished when the last of them has come back."""
+        work, count, damaged = _MediaWork(self, media), FrameCount(), 0
+        for found in scanner.scan(media, work.tracker, count):
+            rows = work.rows.add(found)
+            damaged += found.damaged
+            for crop, track, row in zip(found.crops, found.tracks, rows, strict=True):
+                work.begun += 1
+                batches.add(crop, partial(work.take, track, row))
+            if total == 1:
+                self.listener.progress(found.number, max(count.frames, found.number), "frame")
+            elif not media.is_photo:
+                self.listener.progress(done, total, "input", f"{media.path.name}, frame {found.number:,}")
+        if damaged:
+            self.listener.warning(f"{media.path}: {counted(damaged, 'frame')} damaged; no faces are taken from them")
+        work.scanned()
+        if total > 1:
+            self.listener.progress(done + 1, total, "input")
+
+    def finish(self, work: "_MediaWork") -> None:
+        """Keep the table of an input of which all is known."""
+        persons = work.tracker.persons(self.settings.same_person)
+        keys, points = work.rows.columns(persons)
+        frames = np.asarray(work.rows.frames, np.int64)
+        whose = work.rows.persons(persons).astype(np.int64)
+        rows = np.asarray(work.said, np.int64)
+        said = output_columns(self.heads, work.logits.result(), rows, whose, frames, self.settings.columns)
+        self.kept.write(work.media, pa.table({**keys, **said, **points}).select(self.kept_schema.names))
+
+    def _pictures(self, media: Sequence[Media]) -> tuple[tuple[str, ...], str | None]:
+        """Draw the overlays and the page that were asked for."""
+        return (), None
+
+
+class _MediaWork:
+    """One photo or video on its way: what was found in it, and what is said of it so far."""
+
+    def __init__(self, prediction: _Prediction, media: Media) -> None:
+        self.media, self._prediction = media, prediction
+        self.rows, self.tracker, self.logits = FaceRows(str(media.path)), Tracker(), LogitsOfHeads(prediction.heads)
+        self.said: list[int] = []  # rows, in the order in which their embeddings came
+        self.begun = 0  # crops that were handed to the encoder
+        self._whole = False
+
+    def take(self, track: int, row: int, embedding: npt.NDArray[np.float16]) -> None:
+        """Take the embedding (D,) of a row's crop."""
+        self.tracker.tracks[track].embed(embedding)
+        self.logits.add(embedding[None])
+        self.said.append(row)
+        self._finish_if_whole()
+
+    def scanned(self) -> None:
+        """Hear that no more crops come."""
+        self._whole = True
+        self._finish_if_whole()
+
+    def _finish_if_whole(self) -> None:
+        if self._whole and len(self.said) == self.begun:
+            self._prediction.finish(self)
+
+
+class _Batches:
+    """Gathers crops of all inputs into batches for the encoder, and hands back embeddings in the order they came."""
+
+    def __init__(self, pool: EncodePool, size: int) -> None:
+        self._pool, self._size = pool, size
+        self._crops: list[npt.NDArray[np.uint8]] = []
+        self._takers: list[Callable[[npt.NDArray[np.float16]], None]] = []
+        self._under_way: deque[tuple[Callable[[], Embeddings], list[Any]]] = deque()
+
+    def add(self, crop: npt.NDArray[np.uint8], take: Callable[[npt.NDArray[np.float16]], None]) -> None:
+        """Take a crop, and what is called with its embedding float16 (D,), sooner or later."""
+        self._crops.append(crop)
+        self._takers.append(take)
+        if len(self._crops) == self._size:
+            self._begin()
+            if len(self._under_way) > self._pool.at_once:
+                self._wait()
+
+    def finish(self) -> None:
+        """Encode what is left, and wait for all of it."""
+        if self._crops:
+            self._begin()
+        while self._under_way:
+            self._wait()
+
+    def _begin(self) -> None:
+        self._under_way.append((self._pool.begin(self._crops), self._takers))
+        self._crops, self._takers = [], []
+
+    def _wait(self) -> None:
+        wait, takers = self._under_way.popleft()
+        parts, _ = wait()
+        with np.errstate(over="ignore"):  # beyond float16 is inf, which the head refuses
+            embeddings = np.concatenate(parts).astype(np.float16)
+        for take, embedding in zip(takers, embeddings, strict=True):
+            take(embedding)

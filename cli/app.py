@@ -117,7 +117,7 @@ PAGES = {
         positional=("run",),
     ),
     "publish": Page(
-        "runs/best --out my-head --data 'Aff-Wild2, training set' --license cc-by-nc-4.0",
+        "runs/best --out my-head --data Aff-Wild2 --license cc-by-nc-4.0",
         "runs/best --out my-head --onnx --card about.md",
         first=("out", "data", "license", "card", "onnx"),
         positional=("run",),

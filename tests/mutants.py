@@ -163,8 +163,8 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("[chosen] < FEWEST_VIDEOS", "[chosen] <= FEWEST_VIDEOS"),
     ]),
     ("affcache/scoring/predict.py", (RULES, "tests/scoring/test_score.py"), [
-        ("torch.stack([first.task.probabilities(one.double()) for one in logits]).mean(0)",
-         "first.task.probabilities(torch.stack(logits).double().mean(0))"),
+        ("torch.stack([task.probabilities(one.double()) for one in logits]).mean(0)",
+         "task.probabilities(torch.stack(list(logits)).double().mean(0))"),
         ("wanted[videos] & (np.asarray(store.status) == ENCODED)", "wanted[videos]"),
     ]),
     ("affcache/ablation/summary.py", ("tests/ablation/test_summary.py", "tests/ablation/test_ablate.py"), [

@@ -3,8 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 
-from affcache.faces.detector import Face
-
 SIDE = 112  # pixels that the template is for
 # where aligned crops of 112 pixels have the five landmarks: ArcFace's template (insightface, arcface_dst), in the order
 # of ``detector.LANDMARKS``
@@ -39,13 +37,13 @@ def aligned_crop(pixels: npt.NDArray[np.uint8], landmarks: Points, side: int = S
     return _warped(pixels, similarity(landmarks, (TEMPLATE + 0.5) * scale - 0.5), side)
 
 
-def loose_crop(pixels: npt.NDArray[np.uint8], face: Face, margin: float, side: int = SIDE) -> npt.NDArray[np.uint8]:
+def loose_crop(pixels: npt.NDArray[np.uint8], box: Points, margin: float, side: int = SIDE) -> npt.NDArray[np.uint8]:
     """Cut the square around a face's box, larger by ``margin`` of its longer side all around, and resize it.
 
     Returns:
         uint8 (side, side, 3); what lies beyond the picture is black.
     """
-    x, y, width, height = map(float, face.box)
+    x, y, width, height = map(float, box)
     whole = max(width, height) * (1 + 2 * margin)
     scale = side / max(whole, 1.0)
     left, top = x + (width - whole) / 2, y + (height - whole) / 2

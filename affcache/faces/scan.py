@@ -105,14 +105,22 @@ class Scanner:
             self._idle.put(detector)
         if self.settings.faces == "largest":
             faces = sorted(faces, key=lambda face: float(face.box[2] * face.box[3]))[-1:]
-        crops = [self._cut_out(frame.pixels, face) for face in faces]
+        crops = [cut_out(frame.pixels, face.box, face.landmarks, self.settings, self.side) for face in faces]
         found = ScannedFrame(frame.number, frame.timestamp, faces, crops, [], frame.damaged)
         return found, thumbnail_of(frame.pixels)
 
-    def _cut_out(self, pixels: npt.NDArray[np.uint8], face: Face) -> npt.NDArray[np.uint8]:
-        if self.settings.align == "none":
-            return loose_crop(pixels, face, self.settings.margin, self.side)
-        return aligned_crop(pixels, face.landmarks, self.side)
+
+def cut_out(
+    pixels: npt.NDArray[np.uint8],
+    box: npt.NDArray[np.floating],
+    landmarks: npt.NDArray[np.floating],
+    settings: DetectionSettings,
+    side: int = SIDE,
+) -> npt.NDArray[np.uint8]:
+    """Cut a face out of pixels (height, width, 3) as the settings say: uint8 (side, side, 3)."""
+    if settings.align == "none":
+        return loose_crop(pixels, box, settings.margin, side)
+    return aligned_crop(pixels, landmarks, side)
 
 
 @contextmanager

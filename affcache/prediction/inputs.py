@@ -27,6 +27,7 @@ from affcache.store.reading import ENCODED, EmbeddingStore
 STORES = (".h5", ".hdf5")
 LOOKED_AT = 16  # subfolders, to tell crops from photos
 LARGEST_CROP = 2**24  # bytes, of a picture that is looked at for it
+CROPS_OF = "crops"  # column of the video among the crops that a row is of; in no table that is written
 GROUP = 4096  # rows of a store that are read at a time
 
 
@@ -95,7 +96,7 @@ class EmbeddedRows:
     """
 
     name: str  # of what was given
-    keys: pa.Table  # n rows of ``KEYS``, success being whether a face was found
+    keys: pa.Table  # n rows of ``KEYS``, success being whether a face was found, and of crops ``CROPS_OF``
     persons: npt.NDArray[np.int64]  # (n,) whose face it is, for each input on its own; smoothing keeps them apart
     parts: Iterator[Part]
     total: int  # embeddings to come, at most
@@ -133,6 +134,7 @@ def rows_of_crops(root: Path, encoder: Encoder, batch_size: int, listener: Liste
         videos = np.repeat(np.arange(len(crops.video_names)), np.diff(crops.video_start))
         names = np.asarray([str(folder) for folder in crops.folders], dtype=object)[videos]
         keys, persons = _keys(names, crops.frame_number, np.ones(len(crops), dtype=bool)), videos
+        keys = keys.append_column(CROPS_OF, pa.array(np.asarray(crops.video_names, dtype=object)[videos], pa.string()))
         row_of = np.arange(len(crops))
 
     def parts() -> Iterator[Part]:
@@ -167,7 +169,7 @@ def _rows_of_faces(path: Path, crops: CropList) -> tuple[pa.Table, npt.NDArray[n
     """
     try:
         table = pq.read_table(path)
-        keys = table.select(KEYS.names).cast(KEYS)
+        keys = table.select(KEYS.names).cast(KEYS).append_column(CROPS_OF, table["crops"])
         places = zip(table["crops"].to_pylist(), table["frame"].to_pylist(), strict=True)
         row_at = {(canonical(name), frame): row for row, (name, frame) in enumerate(places) if name}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -24,10 +24,12 @@ from affcache.faces.media import DamagedMediaError, FrameCount, Media, require_v
 from affcache.faces.scan import Scanner
 from affcache.faces.table import KEYS, POINTS, Damaged, FaceRows, FinishedInputs, write_table
 from affcache.faces.tracks import Tracker
-from affcache.files import LOCK, locked
+from affcache.files import LOCK, locked, write_text
 from affcache.prediction.inputs import EmbeddedRows, rows_of_crops, rows_of_store, sort_inputs
 from affcache.prediction.model import Model, load
 from affcache.prediction.outputs import LogitsOfHeads, TaskHeads, heads_by_task, output_columns
+from affcache.prediction.overlay import draw_overlay, overlay_path
+from affcache.prediction.page import PredictionPage, Source
 from affcache.prediction.settings import PredictSettings
 from affcache.progress import Listener, Result, counted
 from affcache.scoring.predict import open_store
@@ -115,18 +117,24 @@ class _Prediction:
         if pending:
             self._predict_media(pending)
         self.damaged.write()
-        faces = 0
+        faces, overlays = 0, []
+        shown = PredictionPage(self.heads, self.settings.columns, self.settings)
 
         def tables() -> Iterator[pa.Table]:
             nonlocal faces
-            for table in self._tables(inputs.stores, inputs.crops, inputs.media):
+            for table, source in self._tables(inputs.stores, inputs.crops, inputs.media):
                 faces += int(table["success"].to_numpy().sum())
+                if self.settings.page is not None:
+                    shown.add(table, source)
+                if self.settings.overlay is not None and isinstance(source, Media):
+                    overlays.append(self._draw(self.settings.overlay, source, table, alone=len(inputs.media) == 1))
                 yield table
-            if not faces:
+            if not faces:  # before the table takes its name
                 raise InputError(self._nothing(len(inputs.media)))
 
         rows = write_table(self.out, self.schema, tables())
-        overlays, page = self._pictures(inputs.media)
+        if self.settings.page is not None:
+            write_text(self.settings.page, shown.html())
         self.kept.remove()
         seconds = time.perf_counter() - start
         return PredictResult(
@@ -138,8 +146,8 @@ class _Prediction:
             faces=faces,
             unreadable=tuple(map(str, self.damaged.reasons)),
             unreadable_list=str(self.damaged.path) if self.damaged.reasons else None,
-            overlays=overlays,
-            page=page,
+            overlays=tuple(overlays),
+            page=str(self.settings.page) if self.settings.page is not None else None,
             seconds=seconds,
             rate=rows / seconds,
         )
@@ -156,17 +164,21 @@ class _Prediction:
             "small, or look at what was given."
         )
 
-    def _tables(self, stores: Sequence[Path], crops: Sequence[Path], media: Sequence[Media]) -> Iterator[pa.Table]:
-        """Yield the table of each input."""
+    def _tables(
+        self, stores: Sequence[Path], crops: Sequence[Path], media: Sequence[Media]
+    ) -> Iterator[tuple[pa.Table, Source]]:
+        """Yield the table of each input, and what pictures of its rows can be had from."""
         for path in stores:
             store = open_store(path, self.models[0].trained)
             store.verify()
-            yield self._predict_rows(rows_of_store(store))
+            yield self._predict_rows(rows_of_store(store)), None
         for root in crops:
             encoder = self.models[0].encoder
             with on_device(encoder.device):
-                yield self._predict_rows(rows_of_crops(root, encoder, self._batch_size(encoder), self.listener))
-        yield from self.kept.tables(media)
+                yield self._predict_rows(rows_of_crops(root, encoder, self._batch_size(encoder), self.listener)), root
+        for one in media:
+            for table in self.kept.tables([one]):
+                yield table, one
 
     def _batch_size(self, encoder: Encoder) -> int:
         return self.settings.batch_size or find_batch_size(encoder)
@@ -184,8 +196,8 @@ class _Prediction:
         said = output_columns(self.heads, logits.result(), rows, given.persons, frames, self.settings.columns)
         known = np.zeros(len(frames), dtype=bool)
         known[rows] = True
-        columns = {name: given.keys[name] for name in KEYS.names} | {"success": pa.array(known)} | said
-        return pa.table(columns).select(self.schema.names)
+        columns = {name: given.keys[name] for name in given.keys.column_names}
+        return pa.table(columns | {"success": pa.array(known)} | said)
 
     def _predict_media(self, media: Sequence[Media]) -> None:
         """Find, encode and predict the faces of photos and videos, and keep the table of each as it is finished."""
@@ -232,9 +244,12 @@ class _Prediction:
         said = output_columns(self.heads, work.logits.result(), rows, whose, frames, self.settings.columns)
         self.kept.write(work.media, pa.table({**keys, **said, **points}).select(self.kept_schema.names))
 
-    def _pictures(self, media: Sequence[Media]) -> tuple[tuple[str, ...], str | None]:
-        """Draw the overlays and the page that were asked for."""
-        return (), None
+    def _draw(self, asked: Path, media: Media, table: pa.Table, *, alone: bool) -> str:
+        """Draw the overlay of one input; return its path."""
+        path = overlay_path(asked, media, alone)
+        self.listener.message(f"drawing {path}")
+        draw_overlay(path, media, table, self.heads, self.settings.columns)
+        return str(path)
 
 
 class _MediaWork:

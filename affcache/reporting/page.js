@@ -3,13 +3,21 @@
 const data = JSON.parse(document.getElementById("frames").textContent);
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const numbers = new Int32Array(bytes(data.numbers).buffer);
-const probabilities = bytes(data.probabilities), labels = bytes(data.labels), decided = bytes(data.decided);
-const count = data.classes.length, [low, high] = data.range, canvas = document.getElementById("timeline"), pen = canvas.getContext("2d");
+const seconds = data.seconds && new Float64Array(bytes(data.seconds).buffer);
+for (const one of data.tasks) {
+  one.probabilities = bytes(one.probabilities);
+  one.decided = bytes(one.decided);
+  one.labels = one.labels === null ? null : bytes(one.labels);
+}
+let task = data.tasks[0];
+const canvas = document.getElementById("timeline"), pen = canvas.getContext("2d");
 const chooser = document.getElementById("video"), slider = document.getElementById("position");
-const readout = document.getElementById("readout");
+const ofTask = document.getElementById("task"), readout = document.getElementById("readout");
 const colour = (row) => data.colours[row % data.colours.length];
 let video = null, first = 0, span = 1, cursor = -1; // first and span in frame numbers, cursor an index into all frames
 
+data.tasks.forEach((one, index) => ofTask.add(new Option(one.name, index)));
+ofTask.hidden = data.tasks.length < 2;
 data.videos.forEach((one, index) => chooser.add(new Option(`${one.name} (${one.count} ${one.count === 1 ? "frame" : "frames"})`, index)));
 
 function lastNumber() { return numbers[video.start + video.count - 1]; }
@@ -35,11 +43,16 @@ function indexAt(number) { // the first frame of the video with at least this nu
   while (low < high) { const middle = (low + high) >> 1; numbers[middle] < number ? (low = middle + 1) : (high = middle); }
   return low;
 }
-function isLabel(index, row, of) { return data.kind === "classes" ? of[index] === row : of[index * count + row] > 0; }
+function isLabel(index, row, of) { return task.kind === "classes" ? of[index] === row : of[index * task.classes.length + row] > 0; }
+function choose(index) {
+  task = data.tasks[index];
+  const count = task.classes.length;
+  canvas.style.height = `${Math.max(Math.min(10 * count, 20), 1.6 * count)}rem`;
+}
 
 function draw() {
   clamp();
-  const scale = window.devicePixelRatio || 1;
+  const scale = window.devicePixelRatio || 1, count = task.classes.length, { probabilities, decided, labels } = task;
   const width = canvas.clientWidth, height = canvas.clientHeight;
   canvas.width = width * scale;
   canvas.height = height * scale;
@@ -55,8 +68,8 @@ function draw() {
   for (let row = 0; row < count; row++) {
     const top = row * rowHeight;
     pen.fillStyle = fore;
-    pen.fillText(data.classes[row], 2, top + rowHeight / 2, left - 6);
-    if (data.kind === "values") { drawValues(row, top, rowHeight, begin, end, x, fore); continue; }
+    pen.fillText(task.classes[row], 2, top + rowHeight / 2, left - 6);
+    if (task.kind === "values") { drawValues(row, top, rowHeight, begin, end, x, fore); continue; }
     for (let pixel = -1, best = 0, index = begin; index <= end; index++) { // the largest of the frames on a pixel
       const at = index < end ? Math.floor(x(numbers[index])) : Infinity;
       if (at !== pixel && pixel >= 0 && best) {
@@ -70,7 +83,7 @@ function draw() {
     }
     pen.globalAlpha = 1;
     for (let index = begin; index < end; index++) {
-      if (isLabel(index, row, labels)) { pen.fillStyle = fore; pen.fillRect(x(numbers[index]), top + rowHeight - 5, cell + 0.5, 3); }
+      if (isLabel(index, row, labels || decided)) { pen.fillStyle = fore; pen.fillRect(x(numbers[index]), top + rowHeight - 5, cell + 0.5, 3); }
     }
   }
   pen.fillStyle = fore;
@@ -81,21 +94,30 @@ function draw() {
 }
 function drawValues(row, top, rowHeight, begin, end, x, fore) {
   const y = (value) => top + 4 + (1 - value / 255) * (rowHeight - 8);
-  for (const [of, stroke] of [[labels, fore], [probabilities, colour(row)]]) {
+  for (const [of, stroke] of [[task.labels, fore], [task.probabilities, colour(row)]]) {
+    if (of === null) continue;
     pen.strokeStyle = stroke;
     pen.lineWidth = 1.5;
     pen.beginPath();
-    for (let index = begin; index < end; index++) pen.lineTo(x(numbers[index]), y(of[index * count + row]));
+    for (let index = begin; index < end; index++) pen.lineTo(x(numbers[index]), y(of[index * task.classes.length + row]));
     pen.stroke();
   }
 }
 function named(index, of) {
-  const value = (row) => (low + of[index * count + row] / 255 * (high - low)).toFixed(2);
-  if (data.kind === "values") return data.classes.map((name, row) => `${name} ${value(row)}`).join(", ");
-  return data.classes.filter((_, row) => isLabel(index, row, of)).join(", ") || "none";
+  const at = (row) => of[index * task.classes.length + row] / 255, [low, high] = task.range;
+  if (task.kind === "values") return task.classes.map((name, row) => `${name} ${(low + at(row) * (high - low)).toFixed(2)}`).join(", ");
+  return task.classes.filter((_, row) => isLabel(index, row, of)).join(", ") || "none";
+}
+function leading(index) { // the most probable outputs, where there is no label to read out instead
+  const at = (row) => task.probabilities[index * task.classes.length + row] / 255;
+  const rows = [...task.classes.keys()].sort((one, other) => at(other) - at(one)).slice(0, 3);
+  return rows.map((row) => `${task.classes[row]} ${at(row).toFixed(2)}`).join(", ");
 }
 function tell(index) {
-  readout.textContent = `frame ${numbers[index]}: label ${named(index, labels)}; decided ${named(index, decided)}`;
+  const time = seconds && !Number.isNaN(seconds[index]) ? `, ${seconds[index].toFixed(2)} s` : "";
+  const label = task.labels === null ? "" : `label ${named(index, task.labels)}; `;
+  const probable = task.labels === null && task.kind !== "values" ? `; ${leading(index)}` : "";
+  readout.textContent = `frame ${numbers[index]}${time}: ${label}decided ${named(index, task.decided)}${probable}`;
 }
 function move(share) { first += span * share; draw(); }
 function zoom(factor, around = first + span / 2) { first = around - (around - first) * factor; span *= factor; draw(); }
@@ -109,6 +131,7 @@ function numberAt(event) {
   return first + ((event.clientX - box.left - left) / (box.width - left - 4)) * span;
 }
 
+ofTask.addEventListener("change", () => { choose(Number(ofTask.value)); draw(); });
 chooser.addEventListener("change", () => show(Number(chooser.value)));
 slider.addEventListener("input", () => { first = Number(slider.value); draw(); });
 for (const [id, act] of [["in", () => zoom(0.5)], ["out", () => zoom(2)], ["back", () => move(-0.5)], ["on", () => move(0.5)]])
@@ -147,4 +170,5 @@ if (filter) filter.addEventListener("change", () => {
 });
 window.addEventListener("resize", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+choose(0);
 show(0);

@@ -76,7 +76,7 @@ def test_a_report_says_what_score_says(
     assert len(page.of("button")) == 4 + result.hardest + result.suspicious
     assert ("EmotiEffNet-B0" in page.text) == (task != "va"), "there are no published figures of va here"
     assert ("say nothing about a run on other data" in page.text) == (task != "va")
-    assert frames_in(text)["kind"] == {"expr": "classes", "au": "units", "va": "values"}[task]
+    assert frames_in(text)["tasks"][0]["kind"] == {"expr": "classes", "au": "units", "va": "values"}[task]
     assert {one["href"] for one in page.of("a")} <= {f"#{one.get('id')}" for one in page.of("section")}
     assert '"alpha": 0.5' in page.text, "the settings"
     figures = {"expr": 5, "au": 4, "va": 2}[task]
@@ -120,7 +120,7 @@ def test_a_task_more_needs_nothing_here(
     page = Elements(text)
     assert len(page.of("svg")) == figures
     assert all(page.text.count(name) >= 2 for name in task.classes), "in the table and in the figures"
-    assert frames_in(text)["range"] == list(task.valid_range)
+    assert frames_in(text)["tasks"][0]["range"] == list(task.valid_range)
 
 
 def test_nothing_is_fetched_and_the_page_forbids_it(learnable: MakeData, tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_the_timelines_hold_every_frame(learnable: MakeData, tmp_path: Path) -> 
     fit(task="au", store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
     scored = score(run=tmp_path / "run")
     frames = frames_in(Path(report(run=tmp_path / "run", crops=()).out).read_text())
-    probabilities = np.frombuffer(base64.b64decode(frames["probabilities"]), np.uint8).reshape(-1, 12)
-    labels = np.frombuffer(base64.b64decode(frames["labels"]), np.uint8).reshape(-1, 12)
+    probabilities = np.frombuffer(base64.b64decode(frames["tasks"][0]["probabilities"]), np.uint8).reshape(-1, 12)
+    labels = np.frombuffer(base64.b64decode(frames["tasks"][0]["labels"]), np.uint8).reshape(-1, 12)
     numbers = np.frombuffer(base64.b64decode(frames["numbers"]), "<i4")
     assert len(numbers) == len(labels) == len(probabilities) == scored.frames
     assert [(video["start"], video["count"]) for video in frames["videos"]] == [(0, 40), (40, 40)]

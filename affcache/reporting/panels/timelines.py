@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,11 @@ import numpy.typing as npt
 
 from affcache.reporting.frames import ReportContext
 from affcache.scoring.figures import PALETTE
+from affcache.tasks.tasks import Task
 
 TOOLS = (
-    '<p class="tools"><label for="video">Video</label><select id="video"></select>'
-    '<button type="button" id="back" aria-label="back">◀</button>'
+    '<p class="tools"><label for="video">Video</label><select id="video"></select><select id="task" '
+    'aria-label="task"></select><button type="button" id="back" aria-label="back">◀</button>'
     '<button type="button" id="on" aria-label="on">▶</button>'
     '<button type="button" id="in" aria-label="zoom in">+</button>'
     '<button type="button" id="out" aria-label="zoom out">−</button>'
@@ -24,50 +27,88 @@ LABEL = (
 )
 
 
+@dataclass(frozen=True)
+class TaskFrames:
+    """What is said of n frames for one task."""
+
+    task: Task
+    probabilities: npt.NDArray[Any]  # (n, C)
+    decided: npt.NDArray[Any]  # (n,) class indices, or (n, C)
+    labels: npt.NDArray[Any] | None  # likewise; None where there are none
+
+
+@dataclass(frozen=True)
+class TimelineFrames:
+    """n frames, those of a video side by side and in order, and what is said of them."""
+
+    names: Sequence[str]  # of the videos
+    videos: npt.NDArray[np.int64]  # (n,) an index into ``names``, rising
+    numbers: npt.NDArray[Any]  # int (n,) of the frames, rising within a video
+    tasks: Sequence[TaskFrames]
+    seconds: npt.NDArray[np.float64] | None = None  # (n,) when they are shown; nan where that isn't known
+
+
 def timelines(context: ReportContext) -> str:
     """Return the timeline of a chosen video, with the frames of all."""
-    task, outputs = context.task, context.task.outputs
-    words = "The stronger a colour, the larger the probability; the line below a row is the label."
-    if not task.has_classes:
+    labels, decided, probabilities = context.said
+    videos, numbers = context.frame_names
+    said = TaskFrames(context.task, probabilities, decided, labels)
+    return timeline(TimelineFrames(context.run.store.video_names, videos, numbers, [said]))
+
+
+def timeline(frames: TimelineFrames) -> str:
+    """Return the timeline of a chosen video and task, with all frames."""
+    labelled = any(one.labels is not None for one in frames.tasks)
+    words = []
+    if any(one.task.has_classes for one in frames.tasks):
+        line = "; the line below a row is the label." if labelled else "; the line below a row is what was decided."
+        words.append(f"The stronger a colour, the larger the probability{line}")
+    for task in [one.task for one in frames.tasks if not one.task.has_classes]:
         low, high = task.valid_range
-        words = f"Coloured: the outputs; plain: the labels; from {low:g} at the bottom to {high:g}."
-    height = max(min(10 * outputs, 20), 1.6 * outputs)
-    data = json.dumps(all_frames(context)).replace("<", "\\u003c")  # nothing in it can end the element it stands in
+        plain = "; plain: the labels" if labelled else ""
+        words.append(f"Coloured: the outputs of {task.name}{plain}; from {low:g} at the bottom to {high:g}.")
+    data = json.dumps(all_frames(frames)).replace("<", "\\u003c")  # nothing in it can end the element it stands in
     return (
-        f'{TOOLS}<canvas id="timeline" tabindex="0" role="img" style="height:{height:g}rem" aria-label="{LABEL}">'
-        '</canvas><p id="readout" role="status">Click the timeline, or focus it and use the arrow keys.</p>'
-        f'<p>{words}</p><script type="application/json" id="frames">{data}</script>'
+        f'{TOOLS}<canvas id="timeline" tabindex="0" role="img" aria-label="{LABEL}"></canvas>'
+        '<p id="readout" role="status">Click the timeline, or focus it and use the arrow keys.</p>'
+        f'<p>{" ".join(words)}</p><script type="application/json" id="frames">{data}</script>'
     )
 
 
-def all_frames(context: ReportContext) -> dict[str, Any]:
+def all_frames(frames: TimelineFrames) -> dict[str, Any]:
     """Return all frames in bytes: probabilities in 255ths, values in 255ths of the task's range, and labels.
 
-    Each array is base64 of little-endian bytes: ``numbers`` int32 (n,), ``probabilities`` uint8 (n, C), ``labels`` and
-    ``decided`` uint8 (n,) for classes, else (n, C).
+    Each array is base64 of little-endian bytes: ``numbers`` int32 (n,), ``seconds`` float64 (n,), and of each task
+    ``probabilities`` uint8 (n, C), ``labels`` and ``decided`` uint8 (n,) for classes, else (n, C).
     """
-    task, (labels, decided, probabilities) = context.task, context.said
-    videos, numbers = context.frame_names
-    names = context.run.store.video_names
+    found, starts, counts = np.unique(frames.videos, return_index=True, return_counts=True)
+    return {
+        "colours": PALETTE,
+        "videos": [
+            {"name": frames.names[video], "start": int(start), "count": int(count)}
+            for video, start, count in zip(found, starts, counts, strict=True)
+        ],
+        "numbers": _base64(frames.numbers.astype("<i4")),
+        "seconds": None if frames.seconds is None else _base64(frames.seconds.astype("<f8")),
+        "tasks": [_of_task(one) for one in frames.tasks],
+    }
+
+
+def _of_task(said: TaskFrames) -> dict[str, Any]:
+    task = said.task
     low, high = (0, 1) if task.has_classes else task.valid_range
 
     def plain(values: npt.NDArray[Any]) -> str:
         return _base64(values.astype(np.uint8)) if task.has_classes else _in_255ths(values, low, high)
 
-    found, starts, counts = np.unique(videos, return_index=True, return_counts=True)
     return {
+        "name": task.name,
         "kind": task.kind,
         "range": task.valid_range,
         "classes": task.classes,
-        "colours": PALETTE,
-        "videos": [
-            {"name": names[video], "start": int(start), "count": int(count)}
-            for video, start, count in zip(found, starts, counts, strict=True)
-        ],
-        "numbers": _base64(numbers.astype("<i4")),
-        "probabilities": _in_255ths(probabilities, low, high),
-        "labels": plain(labels),
-        "decided": plain(decided),
+        "probabilities": _in_255ths(said.probabilities, low, high),
+        "labels": None if said.labels is None else plain(said.labels),
+        "decided": plain(said.decided),
     }
 
 

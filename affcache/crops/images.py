@@ -11,7 +11,7 @@ import numpy.typing as npt
 import simplejpeg
 import torch
 import torchvision.transforms.functional as torchvision_functional
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 
 from affcache.crops.archives import UnreadableCropError
@@ -66,9 +66,7 @@ def decode_crop(
             width, height = image.size
             if min(width, height) < SMALLEST_SIDE or max(width, height) > largest:
                 what = "a face crop" if largest == LARGEST_SIDE else "a photo"
-                raise UnreadableCropError(
-                    f"{width}x{height} pixels; {what} has {SMALLEST_SIDE} to {largest} on a side"
-                )
+                raise UnreadableCropError(f"{width}x{height} pixels; {what} has {SMALLEST_SIDE} to {largest} on a side")
             with _held(large, width * height):
                 mode, pixels = image.mode, np.array(_to_rgb(image))
                 return DecodedCrop(_turned(pixels, _orientation(image)), mode)
@@ -125,8 +123,10 @@ def _decode_plain_jpeg(data: bytes, large: AbstractContextManager[Any] | None, l
     if colours not in JPEG_MODES:
         return None
     if any(mark in data for mark in MARKS_OF_ORIENTATION):
-        with suppress(OSError), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            pixels = _turned(pixels, _orientation(image))
+        orientation = 1  # which damaged EXIF data stand for, too; Image.open would refuse 180 megapixels
+        with suppress(Exception), JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+            orientation = _orientation(image)
+        pixels = _turned(pixels, orientation)
     return DecodedCrop(pixels, JPEG_MODES[colours])
 
 

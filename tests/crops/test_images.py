@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from affcache.crops import images as images_module
 from affcache.crops.archives import UnreadableCropError
-from affcache.crops.images import Normalise, Preprocessing, decode_crop
+from affcache.crops.images import LARGEST_SIDE, Normalise, Preprocessing, decode_crop
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 GREY_RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16  # 0 to 65520
@@ -100,6 +100,16 @@ def test_an_orientation_gives_the_pixels_of_exif_transpose(
     data = encoded(FACE.convert(mode), kind, exif=exif, **options)
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert expected.shape == ((40, 56, 3) if orientation < 5 else (56, 40, 3))
+    np.testing.assert_array_equal(decode_crop(data).pixels, expected)
+
+
+def test_a_jpeg_of_more_pixels_than_pillow_opens_is_turned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(FACE.convert("RGB"), "JPEG", exif=exif)
+    expected = decode_crop(data).pixels
+    assert expected.shape[:2] != np.array(FACE).shape[:2]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # 200-megapixel cameras write more than Pillow's limit
     np.testing.assert_array_equal(decode_crop(data).pixels, expected)
 
 
@@ -256,7 +266,7 @@ def test_both_decoders_of_jpegs_judge_damage_alike(monkeypatch: pytest.MonkeyPat
     taken = 0
     for data in damaged:
         with suppress(UnreadableCropError):
-            taken += images_module._decode_plain_jpeg(data) is not None
+            taken += images_module._decode_plain_jpeg(data, None, LARGEST_SIDE) is not None
     together = [verdict(data) for data in damaged]
     monkeypatch.setattr(images_module, "JPEG_MODES", {})
     assert together == [verdict(data) for data in damaged]

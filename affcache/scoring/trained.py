@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class TrainedHead:
             raise ConfigError(said_elsewhere(self.source))
         return self.settings.annotations
 
-    @cached_property
+    @property
     def rule(self) -> DecisionRule | None:
         """The rule that was fitted: by score on a run's validation split, or as it was published; None without one.
 

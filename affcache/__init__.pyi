@@ -29,12 +29,12 @@ from .faces.find import find_faces as find_faces
 from .faces.settings import FacesSettings as FacesSettings
 from .prediction.model import Model as Model
 from .prediction.model import load as load
-from .prediction.publish import PublishResult as PublishResult
-from .prediction.publish import publish as publish
-from .prediction.settings import PublishSettings as PublishSettings
 from .prediction.predict import PredictResult as PredictResult
 from .prediction.predict import predict as predict
+from .prediction.publish import PublishResult as PublishResult
+from .prediction.publish import publish as publish
 from .prediction.settings import PredictSettings as PredictSettings
+from .prediction.settings import PublishSettings as PublishSettings
 from .progress import Listener as Listener
 from .reporting.report import ReportResult as ReportResult
 from .reporting.report import report as report

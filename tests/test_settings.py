@@ -294,7 +294,7 @@ def test_unknown_keys_and_wrong_types_are_refused(toml: Toml, tmp_path: Path, te
     message = refused(toml, text)
     assert message.startswith(f"{tmp_path / 'affcache.toml'}: {problem}")
     assert message.count(problem) == 1, "a shared key is complained of once"
-    assert "Expected tables [extract], [fit], [score]" in message
+    assert "Expected tables [faces], [extract], [fit], [score]" in message
     assert "'affcache COMMAND --help'" in message
 
 

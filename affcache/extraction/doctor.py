@@ -25,6 +25,10 @@ from affcache.extraction.extract import list_crops
 from affcache.extraction.pipeline import PHOTOS, default_workers, is_large
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
 from affcache.extraction.tuning import prepare_encoder
+from affcache.faces.crop_kind import LEAST_CONFIDENCE, crop_kind, sample_of
+from affcache.faces.detector import detector_at_hand, load_detector
+from affcache.faces.media import EXTRA, require_video_extra
+from affcache.faces.settings import DETECTION_SIDE
 from affcache.files import existing_parent
 from affcache.progress import Listener, Result, counted, duration_text
 from affcache.settings import command, default_store
@@ -32,6 +36,7 @@ from affcache.store.reading import EmbeddingStore
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 CROPS_TO_DECODE = 10
+CROPS_TO_LOOK_AT = 40
 BYTES_A_VALUE = 2  # float16
 
 
@@ -109,6 +114,7 @@ class Doctor:
             ("precision", self.precision),
             ("crops", self.find_crops),
             ("decoding", self.decode),
+            ("faces", self.look_at_faces),
             ("store", self.look_at_store),
             ("model", self.load_model),
             ("agreement", self.agreement),
@@ -171,6 +177,20 @@ class Doctor:
         if 2 * large > len(rows):
             return WARNING, PHOTOS
         return OK, f"{counted(len(rows), 'crop')} read and decoded, {self.decode_seconds * 1e3:.1f} ms each"
+
+    def look_at_faces(self) -> tuple[str, str]:
+        """What kind of crops these are: aligned, loose, or whole photos."""
+        if self.crops is None:
+            return OK, ""
+        if self.settings.detector is not None:
+            require_video_extra()
+            make_detector = load_detector(self.settings.detector)
+        elif (at_hand := detector_at_hand()) is None:
+            return OK, f"not looked at: that takes {EXTRA}, and --detector yunet to fetch the detector"
+        else:
+            make_detector = at_hand
+        kind = crop_kind(sample_of(self.crops, CROPS_TO_LOOK_AT), make_detector(LEAST_CONFIDENCE, DETECTION_SIDE))
+        return (OK if kind.kind in ("aligned", "loose") else WARNING), kind.sentence
 
     def look_at_store(self) -> tuple[str, str]:
         """What an extraction would continue, or where it would begin."""

@@ -16,8 +16,11 @@ from affcache.crops.crop_list import LARGEST_LIST, CropList, canonical, keep_lis
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
-from affcache.extraction.pipeline import PHOTOS, Encoded, Encoding, Engine, ExtractionStats
+from affcache.extraction.pipeline import PHOTOS, Encoded, Encoding, Engine, ExtractionStats, is_large
 from affcache.extraction.settings import EncodingSettings, ExtractSettings
+from affcache.faces.crop_kind import LEAST_CONFIDENCE, crop_kind, sample_of
+from affcache.faces.detector import detector_at_hand
+from affcache.faces.settings import DETECTION_SIDE
 from affcache.files import read_lines, remove, write_text
 from affcache.progress import Listener, Result, counted
 from affcache.settings import CROPS, command, default_store
@@ -72,6 +75,7 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     engines = import_module(ENGINES[settings.engine])
     device = engines.driver_device(settings)  # says what can't work before crops are listed, which takes a while
     crops = list_crops(settings, listener)
+    warn_of_photos(crops, listener)
     with writing_lock(path, listener), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
@@ -180,6 +184,22 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         if missing:
             listener.warning(f"{counted(missing, 'crop')} that {settings.crop_list} names were not found")
     return crops
+
+
+def warn_of_photos(crops: CropList, listener: Listener) -> None:
+    """Warn where no face fills the pictures, if a detector is here to tell; very large ones are warned of later."""
+    make_detector = detector_at_hand()
+    if make_detector is None:
+        return
+    pictures = [pixels for pixels in sample_of(crops, ENOUGH) if not is_large(pixels)]
+    if len(pictures) < ENOUGH // 2:
+        return
+    kind = crop_kind(pictures, make_detector(LEAST_CONFIDENCE, DETECTION_SIDE))
+    if kind.kind in ("photos", "unknown"):
+        listener.warning(
+            f"Of {len(pictures)} pictures looked at: {kind.sentence}. Expected crops of faces. 'affcache faces' cuts "
+            "them out of photos and videos."
+        )
 
 
 def write_embeddings(writer: StoreWriter, encoding: Encoding, pending: Rows, listener: Listener) -> None:

@@ -35,7 +35,8 @@ from affcache.store.reading import ENCODED, UNREADABLE, Rows
 PHOTO_SIDE = 512  # pixels; crops of faces are seldom larger, and Aff-Wild2's have 112
 PHOTOS = (
     f"Most images are more than {PHOTO_SIDE} pixels on a side. Expected crops of faces: an encoder sees an image as a "
-    "whole, and little of a face in a photo. Cut out and align the faces first, unless these are large crops."
+    "whole, and little of a face in a photo. Unless these are large crops, cut out and align the faces with 'affcache "
+    "faces' first."
 )
 STAGES = ("decode", "copy", "encode", "write")
 BATCHES_AHEAD = 4  # decoded batches that wait for the encoder, besides one for each further call at once

@@ -66,3 +66,9 @@ class ExtractSettings(EncodingSettings, EngineSettings):
 @dataclass(frozen=True)
 class DoctorSettings(EncodingSettings):
     """Check device, model, crops and disk for an extraction with these settings, and say how long it will take."""
+
+    detector: str | None = setting(
+        None,
+        "Face detector that tells aligned crops from photos: yunet, fetched, or its file.",
+        default_text="one here",
+    )

@@ -67,6 +67,7 @@ class YuNet:
             )
 
     def detect(self, pixels: npt.NDArray[np.uint8]) -> list[Face]:
+        """Return the faces in pixels (height, width, 3) RGB, the surest first."""
         import cv2
 
         height, width = pixels.shape[:2]
@@ -136,7 +137,8 @@ def _fetch_yunet(*, here_only: bool = False) -> Path:
 
 
 # by the name that --detector takes; a further detector is a file with a function like ``yunet``, and a line here
-DETECTORS: Mapping[str, Load] = {"yunet": yunet}
+YUNET = "yunet"
+DETECTORS: Mapping[str, Load] = {YUNET: yunet}
 
 
 def load_detector(name: str) -> Callable[[float, int], Detector]:

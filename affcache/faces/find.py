@@ -17,13 +17,13 @@ from affcache.devices import on_device
 from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.errors import ConfigError, InputError
-from affcache.faces.detector import load_detector
+from affcache.faces.detector import DETECTORS, YUNET, load_detector
 from affcache.faces.media import DamagedMediaError, FrameCount, Media, find_media, require_video_extra
 from affcache.faces.scan import ScannedFrame, Scanner
 from affcache.faces.settings import FacesSettings
 from affcache.faces.table import KEYS, POINTS, Damaged, FaceRows, FinishedInputs, write_table
 from affcache.faces.tracks import Tracker
-from affcache.files import LOCK, cannot_write, locked
+from affcache.files import LOCK, cannot_write, locked, remove
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command
 
@@ -65,8 +65,13 @@ def find_faces(settings: FacesSettings, listener: Listener) -> FacesResult:
         ConfigError: the extra isn't installed, or the folder has results of other settings.
     """
     require_video_extra()
-    media, others = find_media(settings.inputs)
     assert settings.out is not None  # the settings say so
+    if settings.out.resolve() in [given.resolve() for given in settings.inputs]:
+        raise ConfigError(
+            f"--out is {settings.out}, which is an input: the next run would take its crops for photos. Expected "
+            "another folder; it may lie in that one."
+        )
+    media, others = find_media(settings.inputs, settings.out)
     _require_apart(media)
     if others:
         listener.message(f"files left alone: {', '.join(f'{n:,} {kind}' for kind, n in others.most_common(5))}")
@@ -103,12 +108,15 @@ class _Finding:
         self.media, self.scanner, self.encoder, self.listener = media, scanner, encoder, listener
         self.settings, self.out = settings, settings.out
         made = {name: value for name, value in asdict(settings).items() if name not in NOT_DECIDING}
+        # a file is YuNet's, as its hash says
+        made["detector"] = settings.detector if settings.detector in DETECTORS else YUNET
         self.kept = FinishedInputs(self.out / KEPT, made)
         self.damaged = Damaged(self.out / "unreadable.txt", listener)
         self.frames = 0
 
     def run(self) -> FacesResult:
         start = time.perf_counter()
+        self.kept.require_own(self.media)
         pending = [one for one in self.media if not self.kept.finished(one)]
         if 0 < len(pending) < len(self.media):
             self.listener.message(f"continuing: {len(self.media) - len(pending)} of {len(self.media)} are finished")
@@ -123,6 +131,7 @@ class _Finding:
         for table in self.kept.tables(every):
             counts.update(_counts(table))
         if not counts["faces"]:
+            remove(self.out / TABLE)  # its faces are gone
             raise InputError(self._nothing(counts))
         write_table(self.out / TABLE, SCHEMA, self.kept.tables(every))
         seconds = time.perf_counter() - start
@@ -138,6 +147,12 @@ class _Finding:
         )
 
     def _nothing(self, counts: Counter[str]) -> str:
+        if not counts["frames"] and not self.damaged.reasons:
+            end = "the end" if self.settings.to is None else f"{self.settings.to:g} s"
+            return (
+                f"{counted(len(self.media), 'input')} had no frame between {self.settings.from_:g} s and {end}. "
+                "Expected some. Check --from and --to."
+            )
         if not counts["frames"]:
             first = next(iter(self.damaged.reasons.values()))
             more = len(self.damaged.reasons) - 1
@@ -170,7 +185,8 @@ class _Finding:
                 )
             self._finish(media, crops, rows, tracker)
         finally:
-            shutil.rmtree(crops, ignore_errors=True)
+            if not (crops / CLAIM).exists():  # else some may be in place: the next run removes them by it
+                shutil.rmtree(crops, ignore_errors=True)
         if total > 1:
             self.listener.progress(done + 1, total, "input")
 
@@ -202,8 +218,8 @@ class _Finding:
         for to in map(self.out.joinpath, folder_of.values()):
             if to.exists():
                 raise InputError(
-                    f"{to} is there already, and is none of what 'affcache faces' keeps there. Expected a folder "
-                    "without it. Choose another --out, or move it away."
+                    f"{to} is there already, and is none of what 'affcache faces' keeps of {media.path}. Expected a "
+                    "folder without it. Choose another --out, or move it away."
                 )
         claim = crops / CLAIM
         self.kept.write(media, table, claim)

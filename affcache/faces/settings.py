@@ -65,7 +65,3 @@ class FacesSettings(DetectionSettings):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self.expect("size", at_least=16, at_most=1024)
-        if not self.inputs:
-            yield "No input is given; expected a photo, a video, or a folder of them."
-        if self.out is None:
-            yield "--out is missing; expected a folder for the crops."

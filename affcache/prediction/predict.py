@@ -70,7 +70,11 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
         StoreError: a head, or a store, is damaged or of another encoder.
         ConfigError: the extra isn't installed, no rule was fitted, or a setting is out of range.
     """
-    assert settings.out is not None  # the settings say so
+    if not settings.inputs or settings.out is None:
+        raise ConfigError(
+            "Expected photos, videos, crops or a store, and --out FILE.csv or FILE.parquet: affcache predict clip.mp4 "
+            "--run RUN --out clip.csv."
+        )
     inputs = sort_inputs(settings.inputs)
     if inputs.media:
         require_video_extra()

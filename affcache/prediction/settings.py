@@ -61,9 +61,7 @@ class PredictSettings(DetectionSettings):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self.expect("batch_size", at_least=1)
-        if not self.inputs:
-            yield "No input is given; expected photos, videos, crops or a store."
-        if self.out is None or self.out.suffix.lower() not in (".csv", ".parquet"):
+        if self.out is not None and self.out.suffix.lower() not in (".csv", ".parquet"):
             yield f"--out is {self.out}; expected a file that ends in .csv or .parquet, which say its kind."
         if (self.smooth == "none") != (self.smooth_width is None):
             yield "--smooth and --smooth-width go together; expected both or none."

@@ -40,7 +40,7 @@ class TrainedRun(TrainedHead):
             ConfigError: the device isn't there, or a published head has no store.
         """
         trained = TrainedHead.open(location, device, listener)
-        return cls(**vars(trained), store=_open_store(store, trained))
+        return cls(**vars(trained), store=open_store(store, trained))
 
     def logits_of_rows(self, rows: Rows, view: str, on_done: Callable[[int], None]) -> torch.Tensor:
         """Return the head's logits (n, C) float32, on the CPU, for rows of the store, which rise.
@@ -88,8 +88,13 @@ def require_one_task(runs: Sequence[TrainedRun]) -> None:
         raise InputError(f"The runs are of several tasks: {words}. Expected runs of one task.")
 
 
-def _open_store(chosen: Path | None, trained: TrainedHead) -> EmbeddingStore:
-    """Open the store to predict on: the run's own, which must not have changed, or one of the head's encoder."""
+def open_store(chosen: Path | None, trained: TrainedHead) -> EmbeddingStore:
+    """Open the store to predict on: the run's own, which must not have changed, or one of the head's encoder.
+
+    Raises:
+        StoreError: it has changed, is incomplete, or is of another encoder.
+        ConfigError: a published head has no store.
+    """
     if chosen is None and trained.published:
         raise ConfigError(said_elsewhere(trained.source))
     run, trained_on = trained.folder.path, trained.config.get("store", {})

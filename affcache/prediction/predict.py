@@ -115,7 +115,12 @@ class _Prediction:
     def run(self) -> PredictResult:
         start = time.perf_counter()
         inputs = sort_inputs(self.settings.inputs)
-        pending = [media for media in inputs.media if not self.kept.finished(media)]
+        try:
+            pending = [media for media in inputs.media if not self.kept.finished(media)]
+        except ConfigError:
+            self.listener.message("what an earlier run kept was made with other settings: beginning anew")
+            self.kept.remove()
+            pending = list(inputs.media)
         if len(pending) < len(inputs.media):
             self.listener.message(f"continuing: {len(inputs.media) - len(pending)} of {len(inputs.media)} are finished")
         if pending:

@@ -19,7 +19,7 @@ from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import TASKS
-from tests.conftest import MakeData, write_crops, write_labels, write_tiny_encoder
+from tests.conftest import MakeData, write_tiny_encoder
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "device": "cpu"}
 HEADS = [("expr", "mlp"), ("au", "mlp"), ("va", "mlp"), ("expr", "linear"), ("au", "ridge"), ("va", "ridge")]
@@ -29,18 +29,6 @@ def predicted(run: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the rows that score predicted, and its probabilities."""
     with h5py.File(run / "predictions.h5") as file:
         return file["rows"][:], file["probabilities"][:]
-
-
-@pytest.fixture
-def encoded(tiny_encoder: str, tmp_path: Path) -> Path:
-    """A run on tmp_path/faces.h5, of crops in tmp_path/crops, by the tiny encoder."""
-    crops = write_crops(tmp_path / "crops", {"a": range(1, 9), "b": range(1, 9)})
-    affcache.extract(crops=crops, store=tmp_path / "faces.h5", model=tiny_encoder, precision="fp32", device="cpu")
-    write_labels(tmp_path / "labels", "expr", "train", {"a": [0, 1, 2, 3, 4, 5, 6, 7]})
-    write_labels(tmp_path / "labels", "expr", "validation", {"b": [0, 1, 2, 3, 4, 5, 6, 7]})
-    run = tmp_path / "run"
-    affcache.fit(store=tmp_path / "faces.h5", annotations=tmp_path / "labels", run=run, **{**QUICK, "batch_size": 4})
-    return run
 
 
 @pytest.mark.parametrize(("task", "head"), HEADS)

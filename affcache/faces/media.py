@@ -1,5 +1,6 @@
 """Photos and videos: which ones are meant, and their frames, upright, with the container's own times."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ VIDEO_SUFFIXES = frozenset(
     }
 )  # fmt: skip
 LARGEST_PHOTO = 2**28  # bytes
-PHOTO_SIDE = 16_384  # pixels; cameras of 200 megapixels stay below
+PHOTO_SIDE = 16_384  # pixels, of videos too; cameras of 200 megapixels stay below
 EXTRA = "pip install 'affcache[video]'"
 MOST_NAMED = 3  # in a message
 
@@ -82,11 +83,15 @@ def require_video_extra() -> None:
             ) from None
 
 
-def find_media(inputs: Sequence[Path]) -> tuple[list[Media], Counter[str]]:
+def find_media(inputs: Sequence[Path], out: Path | None = None) -> tuple[list[Media], Counter[str]]:
     """List the photos and videos that paths name: files, or folders, in which they may lie at any depth.
 
     A name is that of the file without its suffix, after those of the folders below the one that was given; where two
     would have the same, the suffix is a part of it.
+
+    Args:
+        inputs: files and folders.
+        out: a folder of crops, which are no photos where it lies in one of these.
 
     Returns:
         The media in the order given, those of a folder by name; and how many other files folders hold, by suffix.
@@ -100,11 +105,14 @@ def find_media(inputs: Sequence[Path]) -> tuple[list[Media], Counter[str]]:
         if not given.exists():
             raise InputError(f"{given} does not exist. Expected a photo, a video, or a folder of them. Check the path.")
         if not given.is_dir():
-            found.append((given, given.stem))
+            found.append((given, given.stem.lstrip(".") or given.name.lstrip(".")))
             continue
+        own = out.resolve() if out is not None and given.resolve() in out.resolve().parents else None
         for path in sorted(given.rglob("*")):
             within = path.relative_to(given)
             if any(part.startswith(".") for part in within.parts) or path.is_dir():
+                continue
+            if own is not None and own in path.resolve().parents:
                 continue
             if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
                 found.append((path, "-".join(within.with_suffix("").parts)))
@@ -146,6 +154,13 @@ def read_frames(media: Media, count: FrameCount | None = None) -> Iterator[Frame
     Raises:
         DamagedMediaError: it can't be read to its end; the frames before that were sound.
     """
+    try:
+        str(media.path).encode()
+    except UnicodeEncodeError:
+        raise DamagedMediaError(
+            f"The name of {os.fsencode(media.path)!r} is not valid UTF-8, so a table can't keep it. Expected a name in "
+            "UTF-8. Rename it."
+        ) from None
     if media.is_photo:
         if count:
             count.frames = 1
@@ -163,7 +178,7 @@ def read_photo(path: Path) -> npt.NDArray[np.uint8]:
     try:
         return decode_crop(read_bytes(path, LARGEST_PHOTO), largest=PHOTO_SIDE).pixels
     except (OSError, UnreadableCropError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise DamagedMediaError(f"{path} can't be read: {reason}. Expected a photo.") from None
 
 
@@ -179,8 +194,9 @@ def _read_video(path: Path, count: FrameCount) -> Iterator[Frame]:
             number = 0
             for frame in _decoded(container, stream, path):
                 number += 1
-                yield Frame(number, _seconds(frame, number, stream), _upright(frame, stream), bool(frame.is_corrupt))
-    except (OSError, ValueError) as error:  # FFmpeg's are of both kinds
+                pixels = _upright(frame, stream, path)
+                yield Frame(number, _seconds(frame, number, stream), pixels, bool(frame.is_corrupt))
+    except (OSError, ValueError, av.FFmpegError) as error:  # FFmpeg's are of many kinds
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DamagedMediaError(
             f"{path} can't be read: {reason}. Expected a photo, or a video that FFmpeg decodes."
@@ -195,30 +211,48 @@ def _video_stream(container: "av.container.InputContainer", path: Path) -> "av.V
         if not stream.disposition & type(stream.disposition).attached_pic:
             stream.thread_type = "AUTO"
             return stream
-    kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-    raise DamagedMediaError(f"{path} holds no video (only {kinds}). Expected a photo or a video.")
+    kinds = ", ".join(sorted({"a picture" if s.type == "video" else s.type for s in container.streams}))
+    raise DamagedMediaError(
+        f"{path} holds no video{f' (only {kinds})' if kinds else ''}. Expected a photo or a video."
+    )
 
 
 def _decoded(
     container: "av.container.InputContainer", stream: "av.VideoStream", path: Path
 ) -> Iterator["av.VideoFrame"]:
     """Yield a stream's frames; raises DamagedMediaError where a part is missing, which would shift all that follow."""
-    last, packets = 0.0, 0
+    import av
+
+    last, packets, first, end = 0.0, 0, 0, 0
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise ValueError("it is cut short")
             packets += packet.size > 0
+            if (ticks := packet.dts if packet.pts is None else packet.pts) is not None:
+                first = ticks if packets == 1 else min(first, ticks)
+                end = max(end, ticks + (packet.duration or 0))
             for frame in packet.decode():
                 yield frame
                 last = float(frame.time or 0)
-        if packets < stream.frames:
+        if packets < stream.frames and _ends_early(stream, packets, end - first):
             raise ValueError(f"it is cut short: {packets:,} of {stream.frames:,} frames are there")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.FFmpegError) as error:
+        until = int(last * 100) / 100
+        before = f"; what comes before can be had with --to {until:g}" if until > 0 else ""
         raise DamagedMediaError(
             f"{path} can't be read beyond {last:.2f} s: {getattr(error, 'strerror', None) or error}. Expected a whole "
-            f"video. Mend or convert it; what comes before can be had with --to {int(last * 100) / 100:g}."
+            f"video. Mend or convert it{before}."
         ) from None
+
+
+def _ends_early(stream: "av.VideoStream", packets: int, ticks: int) -> bool:
+    """Say whether a stream of fewer packets than its container promises lacks a part at its end.
+
+    It doesn't where a phone has trimmed it, which leaves frames in the file that aren't shown, or in an AVI file, which
+    counts frames that were dropped: there the time is all there.
+    """
+    return not packets or stream.duration is None or stream.duration - ticks > 0.9 * ticks / packets
 
 
 def _seconds(frame: Any, number: int, stream: "av.VideoStream") -> float:
@@ -229,10 +263,20 @@ def _seconds(frame: Any, number: int, stream: "av.VideoStream") -> float:
     return float((number - 1) / rate)
 
 
-def _upright(frame: "av.VideoFrame", stream: "av.VideoStream") -> npt.NDArray[np.uint8]:
+def _upright(frame: "av.VideoFrame", stream: "av.VideoStream", path: Path) -> npt.NDArray[np.uint8]:
     """Return a frame's pixels as they are meant to be shown: square, and turned as the container says."""
     aspect = float(stream.sample_aspect_ratio or 1)
     width = max(round(frame.width * aspect), 1) if aspect > 0 else frame.width
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(np.asarray(pixels, np.uint8), turns))
+    if max(width, frame.height) > PHOTO_SIDE:
+        raise DamagedMediaError(
+            f"{path} has frames of {width}x{frame.height} pixels. Expected at most {PHOTO_SIDE} on a side."
+        )
+    pixels = np.asarray(frame.to_ndarray(format="rgb24", width=width, height=frame.height), np.uint8)
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    # a column (x, y) of the stored picture is shown at (a x + c y, b x + d y), by right angles
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

@@ -80,8 +80,9 @@ class Scanner:
                 while (begun := ahead.popleft().result()) is not None:
                     ahead.append(reader.submit(begin))
                     found, thumbnail = begun.result()
-                    boxes = [face.box for face in found.faces]
-                    found.tracks.extend(tracker.update(found.timestamp, thumbnail, boxes))
+                    if not found.damaged:  # what the decoder made up would look like a cut
+                        boxes = [face.box for face in found.faces]
+                        found.tracks.extend(tracker.update(found.timestamp, thumbnail, boxes))
                     yield found
             finally:
                 for one in ahead:

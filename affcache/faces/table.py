@@ -109,18 +109,41 @@ class FinishedInputs:
         Raises:
             ConfigError: it was made with other settings.
         """
+        kept = self._kept(self.path(media))
+        return kept is not None and bool(kept["of"] == _identity(media))
+
+    def require_own(self, media: Sequence[Media]) -> None:
+        """Refuse to mix: results of other settings, or of another file under the name of one of these.
+
+        Raises:
+            ConfigError: an input, whichever, is finished with other settings.
+            InputError: an input has the name of another one that is finished.
+        """
+        kept = {path.stem: self._kept(path) for path in sorted(self.folder.glob("*.parquet"))}
+        for one in media:
+            found = kept.get(one.name)
+            other = Path(found["of"]["path"]) if found else one.path
+            if other.exists() and one.path.exists() and not other.samefile(one.path):
+                raise InputError(
+                    f"{self.folder.parent} has results for {other}, which is called {one.name} there as {one.path} "
+                    "would be. Expected names that keep them apart. Rename one of them, or choose another --out."
+                )
+
+    def _kept(self, path: Path) -> dict[str, Any] | None:
+        """Return what a table says of itself, None where there is none; raises ConfigError as ``finished`` does."""
         try:
-            kept = json.loads(pq.read_schema(self.path(media)).metadata[b"affcache"])
+            kept = json.loads(pq.read_schema(path).metadata[b"affcache"])
+            made, of = dict(kept["made"]), Path(kept["of"]["path"])
         except (OSError, ValueError, KeyError, TypeError):
-            return False
-        if kept["made"] != self.made:
-            different = sorted(k for k in {**kept["made"], **self.made} if kept["made"].get(k) != self.made.get(k))
+            return None
+        if made != self.made:
+            different = sorted(k for k in {**made, **self.made} if made.get(k) != self.made.get(k))
             raise ConfigError(
-                f"{self.folder.parent} has results for {media.path} that were made with other settings: "
+                f"{self.folder.parent} has results for {of} that were made with other settings: "
                 f"{', '.join(different)}. Expected the same ones, to go on there. Give them as before, or choose "
                 "another --out."
             )
-        return bool(kept["of"] == _identity(media))
+        return kept
 
     def write(self, media: Media, table: pa.Table, path: Path | None = None) -> None:
         """Keep an input's table; raises InputError where the disk refuses."""

@@ -103,7 +103,8 @@ def _likeness(track: Track, person: Track) -> float:
     """Return the cosine of the mean embeddings of two tracks; -1 where they can't be of one person."""
     if track.embedding_sum is None or person.embedding_sum is None:
         return -1.0
-    together = any(a <= d and c <= b for a, b in track.times for c, d in person.times)
+    # a photo's time is nan, which is neither before nor after
+    together = any(not (b < c or d < a) for a, b in track.times for c, d in person.times)
     lengths = np.linalg.norm(track.embedding_sum) * np.linalg.norm(person.embedding_sum)
     return -1.0 if together or not lengths else float(track.embedding_sum @ person.embedding_sum / lengths)
 

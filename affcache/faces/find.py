@@ -64,8 +64,12 @@ def find_faces(settings: FacesSettings, listener: Listener) -> FacesResult:
             the folder can't be written.
         ConfigError: the extra isn't installed, or the folder has results of other settings.
     """
+    if not settings.inputs or settings.out is None:
+        raise ConfigError(
+            "Expected photos, videos or folders of them, and --out DIR for their crops: affcache faces clip.mp4 --out "
+            "my/faces."
+        )
     require_video_extra()
-    assert settings.out is not None  # the settings say so
     if settings.out.resolve() in [given.resolve() for given in settings.inputs]:
         raise ConfigError(
             f"--out is {settings.out}, which is an input: the next run would take its crops for photos. Expected "

@@ -13,7 +13,7 @@ if {"fit", "ablate", "gpu"}.intersection(sys.argv[1:2]):  # as affcache fit and 
 import typer
 
 from affcache.settings import Settings
-from benchmarks import ablate, extract, fit, gpu, settings, show, store
+from benchmarks import ablate, extract, fit, gpu, predict, settings, show, store
 from cli.console import run, start
 from cli.options import Handler, add, parameters_of
 
@@ -45,6 +45,12 @@ BENCHMARKS = {
         extract.bench_extract,
         show.extract,
         ("", "--model ViT-B-32 --crops my/faces --device cpu --seconds 10"),
+    ),
+    "predict": Benchmark(
+        settings.BenchPredictSettings,
+        predict.bench_predict,
+        show.predict,
+        ("--video clip.mp4", "--video clip.mp4 --model ViT-B-32 --times 4 --json"),
     ),
     "fit": Benchmark(settings.BenchFitSettings, fit.bench_fit, show.fit, ("", "--precision bf16 --steps 500 --json")),
     "ablate": Benchmark(

@@ -35,6 +35,24 @@ class BenchExtractSettings(Settings):
 
 
 @dataclass(frozen=True)
+class BenchPredictSettings(Settings):
+    """Measure predict on a video against finding its faces alone, and against encoding them alone."""
+
+    video: Path | None = setting(None, "Video to predict, of one face.", default_text="none")
+    detector: str = setting("yunet", "Face detector: yunet, fetched on first use, or the path of its file.")
+    model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
+    pretrained: str = setting("random:0", "Weights, as for extract; random ones are as fast as any.")
+    workers: int | None = setting(None, "Threads that find faces.", default_text="one per core, at most 16")
+    device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")
+    times: int = setting(1, "How often the video is predicted in each round.")
+    rounds: int = setting(3, "Measurements of each, in turn.")
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each value that is out of range."""
+        yield from self.expect("workers", "times", "rounds", at_least=1)
+
+
+@dataclass(frozen=True)
 class BenchStoreSettings(Settings):
     """Measure a store's reads and writes against plain files and chunked HDF5."""
 

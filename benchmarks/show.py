@@ -34,6 +34,24 @@ def extract(result: Any) -> None:
     )
 
 
+def predict(result: Any) -> None:
+    """Print the rate from a video to a table, and those of its two halves alone."""
+    out(
+        fact_table(
+            {
+                "predict": f"{result.rate:,.2f} frames/s, from the video to the table",
+                "detecting alone": f"{result.detecting:,.2f} frames/s: decoded, faces found, tracked and cut out",
+                "encoding alone": f"{result.encoding:,.2f} frames/s: the bare encoder",
+                "ratio": f"{result.ratio:.3f} of the slower one, {result.shared:.3f} of one after the other; medians "
+                f"of {len(result.rates)} rounds of {result.frames:,} frames, {result.faces:,} faces",
+                "encoder": f"{result.model} in {result.precision}, {result.batch_size} crops a call",
+                "workers": result.workers,
+                "machine": machine_text(result.machine),
+            }
+        )
+    )
+
+
 def fit(result: Any) -> None:
     """Print a step's time, its products' and the reference loop's."""
     facts: dict[str, Any] = {

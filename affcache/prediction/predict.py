@@ -85,6 +85,12 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
         load(run, device=settings.device, model=settings.model, pretrained=settings.pretrained, listener=listener)
         for run in locations
     ]
+    return predict_with(models, settings, listener)
+
+
+def predict_with(models: list[Model], settings: PredictSettings, listener: Listener) -> PredictResult:
+    """Predict with models that are open already; as ``predict``, but for the settings that say which."""
+    assert settings.out is not None
     rule = DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
     heads = heads_by_task(models, rule, fitted=settings.decide == "fitted")
     refusal = ConfigError(

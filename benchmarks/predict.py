@@ -17,6 +17,7 @@ from affcache.faces.media import Media, require_video_extra
 from affcache.faces.scan import Scanner
 from affcache.faces.tracks import Tracker
 from affcache.files import shipped
+from affcache.prediction.inputs import sort_inputs
 from affcache.prediction.predict import predict_with
 from affcache.prediction.settings import PredictSettings
 from affcache.progress import Listener, Result
@@ -95,13 +96,14 @@ def _compare(
         inputs=videos, run=(run,), out=run.with_name("p.parquet"), detector=settings.detector, workers=settings.workers,
         device=settings.device,
     )  # fmt: skip
+    inputs = sort_inputs(asked.inputs)
     model = affcache.load(run, device=settings.device)
     scanner = Scanner(asked, load_detector(settings.detector))
     encoder = prepare_encoder(
         ExtractSettings(model=settings.model, pretrained=settings.pretrained, device=settings.device), {}, listener
     )
     bare, size = bare_encoder(encoder), batch_size_of(encoder)
-    result = predict_with([model], asked, Listener())  # warms everything up
+    result = predict_with([model], inputs, asked, Listener())  # warms everything up
     if not result.faces:
         raise InputError(f"There is no face in {settings.video}. Expected a video of one.")
     rates, detectings, encodings = [], [], []
@@ -116,7 +118,7 @@ def _compare(
         # a face a frame: crops a second are frames a second, or more where frames have no face
         encodings.append(batches * size / seconds_of(lambda: bare(batches)) * result.rows / result.faces)
         start = time.perf_counter()
-        predict_with([model], asked, Listener())
+        predict_with([model], inputs, asked, Listener())
         rates.append(result.rows / (time.perf_counter() - start))
     listener.progress(settings.rounds, settings.rounds, "round")
     both = list(zip(rates, detectings, encodings, strict=True))

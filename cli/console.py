@@ -20,7 +20,7 @@ from affcache.progress import Listener, counted, duration_text
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw a bar on
 
 INPUT_ERROR, INTERRUPTED = 2, 130
-CONTINUE = ("extract", "ablate")  # with the same command
+CONTINUE = ("extract", "ablate", "faces", "predict")  # with the same command
 
 
 class RateColumn(ProgressColumn):

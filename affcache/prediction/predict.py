@@ -25,7 +25,7 @@ from affcache.faces.scan import Scanner
 from affcache.faces.table import KEYS, POINTS, Damaged, FaceRows, FinishedInputs, write_table
 from affcache.faces.tracks import Tracker
 from affcache.files import LOCK, locked, write_text
-from affcache.prediction.inputs import EmbeddedRows, rows_of_crops, rows_of_store, sort_inputs
+from affcache.prediction.inputs import EmbeddedRows, Inputs, rows_of_crops, rows_of_store, sort_inputs
 from affcache.prediction.model import Model, load
 from affcache.prediction.outputs import LogitsOfHeads, TaskHeads, heads_by_task, output_columns
 from affcache.prediction.overlay import draw_overlay, overlay_path
@@ -76,6 +76,8 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
             "--run RUN --out clip.csv."
         )
     inputs = sort_inputs(settings.inputs)
+    if inputs.others:
+        listener.message(f"files left alone: {', '.join(f'{n:,} {kind}' for kind, n in inputs.others.most_common(5))}")
     if inputs.media:
         require_video_extra()
     elif settings.overlay is not None:
@@ -85,10 +87,10 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
         load(run, device=settings.device, model=settings.model, pretrained=settings.pretrained, listener=listener)
         for run in locations
     ]
-    return predict_with(models, settings, listener)
+    return predict_with(models, inputs, settings, listener)
 
 
-def predict_with(models: list[Model], settings: PredictSettings, listener: Listener) -> PredictResult:
+def predict_with(models: list[Model], inputs: Inputs, settings: PredictSettings, listener: Listener) -> PredictResult:
     """Predict with models that are open already; as ``predict``, but for the settings that say which."""
     assert settings.out is not None
     rule = DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
@@ -97,7 +99,7 @@ def predict_with(models: list[Model], settings: PredictSettings, listener: Liste
         f"Another 'affcache predict' writes {settings.out}. Expected to be alone there. Wait, or choose another --out."
     )
     with locked(settings.out.with_name(f".{settings.out.name}{LOCK}"), refusal, listener):
-        return _Prediction(settings, models, heads, listener).run()
+        return _Prediction(settings, models, heads, listener).run(inputs)
 
 
 class _Prediction:
@@ -118,9 +120,9 @@ class _Prediction:
         self.schema = pa.schema([*KEYS, *outputs])
         self.kept_schema = pa.schema([*self.schema, *((name, pa.float32()) for name in POINTS)])
 
-    def run(self) -> PredictResult:
+    def run(self, inputs: Inputs) -> PredictResult:
+        """Predict all inputs, and write what was asked for."""
         start = time.perf_counter()
-        inputs = sort_inputs(self.settings.inputs)
         try:
             pending = [media for media in inputs.media if not self.kept.finished(media)]
         except ConfigError:

@@ -22,9 +22,31 @@ from benchmarks.__main__ import BENCHMARKS, NAME, app
 from benchmarks.ablate import bench_ablate
 from benchmarks.extract import bench_extract, repeated
 from benchmarks.fit import bare_products, bench_fit, products_needed
+from benchmarks.predict import bench_predict
 from benchmarks.settings import BenchExtractSettings, BenchFitSettings, BenchStoreSettings
 from benchmarks.store import bench_store
 from tests.conftest import write_crops
+from tests.faces.clips import moving, write_clip
+from tests.faces.conftest import square_faces  # noqa: F401  # a fixture
+
+
+def test_predict(
+    tiny_encoder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    square_faces: None,  # noqa: F811
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    clip = write_clip(tmp_path / "clip.mp4", moving(20))
+    result = bench_predict(video=clip, model=tiny_encoder, pretrained="", rounds=3, times=2, workers=2, device="cpu")
+    assert (result.frames, result.faces) == (40, 40)
+    assert len(result.rates) == len(result.detectings) == len(result.encodings) == 3
+    halves = list(zip(result.rates, result.detectings, result.encodings, strict=True))
+    assert result.rate == sorted(result.rates)[1]
+    assert result.ratio == sorted(rate / min(d, e) for rate, d, e in halves)[1]
+    assert result.bare == min(result.detecting, result.encoding)
+    with pytest.raises(ConfigError, match="--video FILE"):
+        bench_predict(model=tiny_encoder, pretrained="")
 
 
 def test_extract(tiny_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

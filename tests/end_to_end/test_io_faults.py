@@ -28,6 +28,7 @@ SERVER = """
 import ctypes, json, os, signal, sys, traceback
 import affcache.ablation.ablate, affcache.exchange.importing, affcache.extraction.extract, affcache.reporting.report
 import affcache.scoring.score, affcache.submission.submit, affcache.training.fit, matplotlib.figure, pyarrow.parquet
+import affcache.prediction.predict, affcache.prediction.publish
 from affcache.cli.app import main
 faults = ctypes.CDLL(None)
 print(flush=True)
@@ -69,6 +70,9 @@ COMMANDS = {
     "figures": "score run --device cpu --figures pictures",
     "report": "report run --device cpu",
     "submit": "submit run --frames frames.csv --store expr.h5 --device cpu --out submission.txt",
+    "predict": "predict expr.h5 --run run --out said.parquet --device cpu",
+    "csv": "predict expr.h5 --run run --out said.csv --page said.html --device cpu",
+    "publish": "publish run --out shared --data crops --license mit",
     "ablate": f"ablate {DATA} {RECIPE} --epochs 2 --vary alpha=0.5,1 --seeds 2 --out grid",
     "import": "import expr.parquet --store back.h5",
     "npy": "export expr.h5 --format npy --out npy",

@@ -189,6 +189,7 @@ def test_few_frames_are_decoded_ahead_however_long_one_waits(workers: int, monke
 
 def test_closing_early_leaves_no_thread_and_opencv_as_it_was(clip: Path) -> None:
     before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
     scanner = Scanner(DetectionSettings(workers=3), squares())
     frames = scanner.scan(Media(clip, "clip"), Tracker())
     next(frames)
@@ -196,7 +197,8 @@ def test_closing_early_leaves_no_thread_and_opencv_as_it_was(clip: Path) -> None
     assert cv2.getNumThreads() == 1
     frames.close()  # type: ignore[attr-defined]
     assert detecting_threads() == []
-    assert cv2.getNumThreads() == before
+    assert cv2.getNumThreads() == 2
+    cv2.setNumThreads(before)
     assert len(list(scanner.scan(Media(clip, "clip"), Tracker()))) == 30, "the same scanner goes on"
 
 
@@ -214,8 +216,7 @@ def test_a_detector_that_raises_is_heard_after_the_frames_before(clip: Path) -> 
         frames.extend(scanner.scan(Media(clip, "clip"), Tracker()))
     assert [frame.number for frame in frames] == list(range(1, 11))
     assert detecting_threads() == []
-    photo = write_photo(clip.with_name("a.png"), picture((8, 8)))
-    assert len(list(scanner.scan(Media(photo, "a"), Tracker()))) == 1, "its detectors are all there still"
+    assert scanner._idle.qsize() == 2, "its detectors are all there still"
 
 
 def test_damage_is_heard_after_the_frames_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

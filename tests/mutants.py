@@ -206,6 +206,24 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ('statistics.median(b / a for a, b in zip(times["step"], published',
          'statistics.median(a / b for a, b in zip(times["step"], published'),
     ]),
+    ("affcache/faces/align.py", ("tests/faces/test_align.py",), [
+        ("centred.conj()", "centred"),
+        ("(TEMPLATE + 0.5) * scale - 0.5", "TEMPLATE * scale"),
+        ("(first + (times - 1) / 2)", "first"),
+        ("if scale <= 0.5:", "if False:"),
+        ("(0.5 - left) * scale - 0.5", "-left * scale"),
+    ]),
+    ("affcache/faces/tracks.py", ("tests/faces/test_tracks.py",), [
+        ("linear_sum_assignment(-found)", "linear_sum_assignment(found)"),
+        ("min(time - GAP, self._before)", "time - GAP"),
+        ("not (b < c or d < a)", "a <= d and c <= b"),
+        ("    person.times += track.times\n", ""),
+        ("int(np.argmax(likeness))", "int(np.argmin(likeness))"),
+    ]),
+    ("affcache/faces/media.py", ("tests/faces/test_frames.py",), [
+        ("pixels.swapaxes(0, 1), c, b", "pixels.swapaxes(0, 1), b, c"),
+        ("_ends_early(stream, packets, end - first)", "True"),
+    ]),
 ]  # fmt: skip
 MUTANTS = [Mutant(file, old, new, tests) for file, tests, changes in BY_FILE for old, new in changes]
 

@@ -15,7 +15,6 @@ from affcache.extraction.tuning import prepare_encoder
 from affcache.faces.detector import load_detector
 from affcache.faces.media import Media, require_video_extra
 from affcache.faces.scan import Scanner
-from affcache.faces.tracks import Tracker
 from affcache.files import shipped
 from affcache.prediction.inputs import sort_inputs
 from affcache.prediction.predict import predict_with
@@ -62,7 +61,7 @@ def bench_predict(
     listener = listener or Listener()
     if settings.video is None:
         raise ConfigError("Expected --video FILE: a video of one face.")
-    require_video_extra()
+    require_video_extra([Media(settings.video, "")])
     with temporary_folder() as folder, on_device(resolve_device(settings.device)):
         run = untrained_run(Path(folder), settings)
         videos = []
@@ -111,8 +110,8 @@ def _compare(
     for done in range(settings.rounds):
         listener.progress(done, settings.rounds, "round")
         start = time.perf_counter()
-        for video in videos:
-            for _ in scanner.scan(Media(video, video.stem), Tracker()):
+        for scan in scanner.scans(inputs.media):
+            for _ in scan.frames:
                 pass
         detectings.append(result.rows / (time.perf_counter() - start))
         # a face a frame: crops a second are frames a second, or more where frames have no face

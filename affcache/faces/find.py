@@ -5,12 +5,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 
 from affcache.devices import on_device
@@ -18,10 +18,10 @@ from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.errors import ConfigError, InputError
 from affcache.faces.detector import DETECTORS, YUNET, load_detector
-from affcache.faces.media import DamagedMediaError, FrameCount, Media, find_media, require_video_extra
-from affcache.faces.scan import ScannedFrame, Scanner
+from affcache.faces.media import DamagedMediaError, Media, find_media, require_video_extra
+from affcache.faces.scan import Scan, ScannedFrame, Scanner
 from affcache.faces.settings import FacesSettings
-from affcache.faces.table import KEYS, POINTS, Damaged, FaceRows, FinishedInputs, write_table
+from affcache.faces.table import KEPT_SUFFIX, KEYS, POINTS, Damaged, FaceRows, FinishedInputs, read_kept, write_table
 from affcache.faces.tracks import Tracker
 from affcache.files import LOCK, cannot_write, locked, remove
 from affcache.progress import Listener, Result, counted
@@ -29,7 +29,7 @@ from affcache.settings import command
 
 TABLE = "faces.parquet"
 KEPT = ".faces"  # hidden folder of what is finished
-CLAIM = "rows.parquet"  # beside the crops of an input until all of it is in place
+CLAIM = f"rows{KEPT_SUFFIX}"  # beside the crops of an input until all of it is in place
 QUALITY = 95  # of the crops' JPEG, without subsampling of colours
 SCHEMA = pa.schema([*KEYS, ("crops", pa.string()), *((name, pa.float32()) for name in POINTS)])
 EVERY_CROP = 10  # of a track is encoded, to tell persons apart
@@ -69,13 +69,13 @@ def find_faces(settings: FacesSettings, listener: Listener) -> FacesResult:
             "Expected photos, videos or folders of them, and --out DIR for their crops: affcache faces clip.mp4 --out "
             "my/faces."
         )
-    require_video_extra()
     if settings.out.resolve() in [given.resolve() for given in settings.inputs]:
         raise ConfigError(
             f"--out is {settings.out}, which is an input: the next run would take its crops for photos. Expected "
             "another folder; it may lie in that one."
         )
     media, others = find_media(settings.inputs, settings.out)
+    require_video_extra(media)
     _require_apart(media)
     if others:
         listener.message(f"files left alone: {', '.join(f'{n:,} {kind}' for kind, n in others.most_common(5))}")
@@ -124,13 +124,15 @@ class _Finding:
         pending = [one for one in self.media if not self.kept.finished(one)]
         if 0 < len(pending) < len(self.media):
             self.listener.message(f"continuing: {len(self.media) - len(pending)} of {len(self.media)} are finished")
-        for done, media in enumerate(pending):
-            try:
-                self._find(media, done, len(pending))
-            except DamagedMediaError as error:
-                self.damaged.add(media, error)
+        with closing(self.scanner.scans(pending)) as scans:
+            for done, scan in enumerate(scans):
+                try:
+                    with closing(scan.frames):
+                        self._find(scan, done, len(pending))
+                except DamagedMediaError as error:
+                    self.damaged.add(scan.media, error)
         self.damaged.write()
-        every = [Media(Path(), path.stem) for path in sorted(self.kept.folder.glob("*.parquet"))]
+        every = [Media(Path(), path.stem) for path in sorted(self.kept.folder.glob(f"*{KEPT_SUFFIX}"))]
         counts: Counter[str] = Counter()
         for table in self.kept.tables(every):
             counts.update(_counts(table))
@@ -167,14 +169,14 @@ class _Finding:
             "raise --detection-side where faces are small, or look at what was given."
         )
 
-    def _find(self, media: Media, done: int, total: int) -> None:
+    def _find(self, scan: Scan, done: int, total: int) -> None:
         """Find the faces of one input, and keep its crops and its rows."""
+        media, tracker, count = scan.media, scan.tracker, scan.count
         crops = self.kept.folder / f"{media.name}.crops"
         self._remove_old(media, crops)
-        rows, tracker, count = FaceRows(str(media.path)), Tracker(), FrameCount()
-        damaged = 0
+        rows, damaged = FaceRows(str(media.path)), 0
         try:
-            for found in self.scanner.scan(media, tracker, count):
+            for found in scan.frames:
                 self._keep(crops, found, tracker)
                 rows.add(found)
                 damaged += found.damaged
@@ -243,11 +245,11 @@ class _Finding:
             if not path.exists():
                 continue
             try:
-                table = pq.read_table(path, columns=["crops"])
+                table = read_kept(path)
                 for name in table["crops"].unique().to_pylist():
                     if name and Path(name).name == name and re.fullmatch(re.escape(media.name) + r"(_\d+)?", name):
                         shutil.rmtree(self.out / name, ignore_errors=True)
-            except (OSError, ValueError, KeyError):  # damaged: its folders will be refused, by name
+            except (OSError, ValueError, KeyError, pa.ArrowException):  # damaged: its folders will be refused, by name
                 pass
             path.unlink(missing_ok=True)
         shutil.rmtree(crops, ignore_errors=True)

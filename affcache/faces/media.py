@@ -67,13 +67,16 @@ class FrameCount:
     seconds: float = field(default=0.0)
 
 
-def require_video_extra() -> None:
+def require_video_extra(media: Sequence[Media] = ()) -> None:
     """Refuse to go on without the packages that decode videos and detect faces.
+
+    Args:
+        media: what is asked for; photos alone need nothing to decode videos.
 
     Raises:
         ConfigError: one isn't installed.
     """
-    for package in ("av", "cv2"):
+    for package in ("cv2",) if media and all(one.is_photo for one in media) else ("av", "cv2"):
         try:
             __import__(package)
         except ImportError as error:
@@ -212,9 +215,7 @@ def _video_stream(container: "av.container.InputContainer", path: Path) -> "av.V
             stream.thread_type = "AUTO"
             return stream
     kinds = ", ".join(sorted({"a picture" if s.type == "video" else s.type for s in container.streams}))
-    raise DamagedMediaError(
-        f"{path} holds no video{f' (only {kinds})' if kinds else ''}. Expected a photo or a video."
-    )
+    raise DamagedMediaError(f"{path} holds no video{f' (only {kinds})' if kinds else ''}. Expected a photo or a video.")
 
 
 def _decoded(

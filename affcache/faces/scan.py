@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,18 @@ class ScannedFrame:
     damaged: bool
 
 
+@dataclass(frozen=True)
+class Scan:
+    """One photo or video that is looked at."""
+
+    media: Media
+    frames: Generator[
+        ScannedFrame, None, None
+    ]  # which may raise DamagedMediaError; to be closed, for its threads to end
+    tracker: Tracker
+    count: FrameCount  # of its frames, once the first has come
+
+
 @dataclass
 class Scanner:
     """Finds faces in photos and videos, with as many detectors as threads.
@@ -53,7 +65,34 @@ class Scanner:
         for _ in range(self.workers):
             self._idle.put(self.make_detector(self.settings.confidence, self.settings.detection_side))
 
-    def scan(self, media: Media, tracker: Tracker, count: FrameCount | None = None) -> Iterator[ScannedFrame]:
+    def scans(self, media: Sequence[Media]) -> Generator[Scan, None, None]:
+        """Yield photos and videos in order; of photos that follow one another, several are looked at at a time."""
+        begun: dict[int, Future[ScannedFrame]] = {}
+        with _one_thread_a_picture(), ThreadPoolExecutor(self.workers, thread_name_prefix="photo") as pool:
+            try:
+                for index, one in enumerate(media):
+                    tracker, count = Tracker(), FrameCount()
+                    if not one.is_photo:
+                        yield Scan(one, self.scan(one, tracker, count), tracker, count)
+                        continue
+                    for ahead in range(index, min(index + self.workers + 1, len(media))):
+                        if media[ahead].is_photo and ahead not in begun:
+                            begun[ahead] = pool.submit(self._look_at_photo, media[ahead])
+                    yield Scan(one, self._tracked_photo(begun.pop(index), tracker), tracker, FrameCount(1))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _look_at_photo(self, media: Media) -> ScannedFrame:
+        return self._look_at(next(read_frames(media)))[0]
+
+    def _tracked_photo(self, begun: "Future[ScannedFrame]", tracker: Tracker) -> Generator[ScannedFrame, None, None]:
+        found = begun.result()
+        found.tracks.extend(tracker.update(found.timestamp, np.zeros(1), [face.box for face in found.faces]))
+        yield found
+
+    def scan(
+        self, media: Media, tracker: Tracker, count: FrameCount | None = None
+    ) -> Generator[ScannedFrame, None, None]:
         """Yield the frames of one photo or video that are asked for, in order; a few are looked at ahead.
 
         Args:

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from affcache.errors import ConfigError, InputError
 from affcache.extraction.encode_pool import Embeddings, EncodePool
 from affcache.extraction.tuning import find_batch_size
 from affcache.faces.detector import load_detector
-from affcache.faces.media import DamagedMediaError, FrameCount, Media, require_video_extra
-from affcache.faces.scan import Scanner
+from affcache.faces.media import DamagedMediaError, Media, require_video_extra
+from affcache.faces.scan import Scan, Scanner
 from affcache.faces.table import KEYS, POINTS, Damaged, FaceRows, FinishedInputs, write_table
 from affcache.faces.tracks import Tracker
 from affcache.files import LOCK, locked, write_text
@@ -79,7 +79,7 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
     if inputs.others:
         listener.message(f"files left alone: {', '.join(f'{n:,} {kind}' for kind, n in inputs.others.most_common(5))}")
     if inputs.media:
-        require_video_extra()
+        require_video_extra(inputs.media)
     elif settings.overlay is not None:
         raise ConfigError("--overlay draws into photos and videos, and none was given. Expected some, or no --overlay.")
     locations: Sequence[Path] = settings.run or [newest_run(RUNS).path]
@@ -225,17 +225,19 @@ class _Prediction:
             batch_size = self._batch_size(encoder)
             pool = stack.enter_context(EncodePool(encoder, batch_size, self.listener))
             batches = _Batches(pool, batch_size)
-            for done, one in enumerate(media):
+            for done, scan in enumerate(stack.enter_context(closing(scanner.scans(media)))):
                 try:
-                    self._scan(one, scanner, batches, done, len(media))
+                    with closing(scan.frames):
+                        self._scan(scan, batches, done, len(media))
                 except DamagedMediaError as error:
-                    self.damaged.add(one, error)
+                    self.damaged.add(scan.media, error)
             batches.finish()
 
-    def _scan(self, media: Media, scanner: Scanner, batches: "_Batches", done: int, total: int) -> None:
+    def _scan(self, scan: Scan, batches: "_Batches", done: int, total: int) -> None:
         """Hand the faces of one input to the encoder; it is finished when the last of them has come back."""
-        work, count, damaged = _MediaWork(self, media), FrameCount(), 0
-        for found in scanner.scan(media, work.tracker, count):
+        media, count = scan.media, scan.count
+        work, damaged = _MediaWork(self, media, scan.tracker), 0
+        for found in scan.frames:
             rows = work.rows.add(found)
             damaged += found.damaged
             for crop, track, row in zip(found.crops, found.tracks, rows, strict=True):
@@ -272,9 +274,9 @@ class _Prediction:
 class _MediaWork:
     """One photo or video on its way: what was found in it, and what is said of it so far."""
 
-    def __init__(self, prediction: _Prediction, media: Media) -> None:
-        self.media, self._prediction = media, prediction
-        self.rows, self.tracker, self.logits = FaceRows(str(media.path)), Tracker(), LogitsOfHeads(prediction.heads)
+    def __init__(self, prediction: _Prediction, media: Media, tracker: Tracker) -> None:
+        self.media, self.tracker, self._prediction = media, tracker, prediction
+        self.rows, self.logits = FaceRows(str(media.path)), LogitsOfHeads(prediction.heads)
         self.said: list[int] = []  # rows, in the order in which their embeddings came
         self.begun = 0  # crops that were handed to the encoder
         self._whole = False

@@ -21,7 +21,7 @@ from affcache.faces.detector import (
     detector_at_hand,
     load_detector,
 )
-from affcache.faces.media import read_photo, require_video_extra
+from affcache.faces.media import Media, read_photo, require_video_extra
 from tests.faces.clips import Pixels, frames_of
 
 
@@ -117,8 +117,15 @@ def test_without_the_extra_it_says_what_to_install(package: str, monkeypatch: py
     with pytest.raises(ConfigError, match=rf"{package} can't be imported .*Expected the extra 'video'") as caught:
         require_video_extra()
     assert "pip install 'affcache[video]'" in str(caught.value)
+    photos = [Media(Path("a.jpg"), "a"), Media(Path("b.PNG"), "b")]
     if package == "cv2":
         assert detector_at_hand() is None
+        with pytest.raises(ConfigError, match="cv2 can't be imported"):
+            require_video_extra(photos)
+    else:
+        require_video_extra(photos)  # they need nothing to decode videos
+        with pytest.raises(ConfigError, match="av can't be imported"):
+            require_video_extra([*photos, Media(Path("c.mp4"), "c")])
 
 
 # The faces

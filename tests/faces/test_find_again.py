@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 
 import affcache
@@ -14,7 +14,7 @@ from affcache.errors import ConfigError, InputError
 from affcache.faces import find as find_module
 from affcache.faces.media import Media
 from affcache.faces.scan import Scanner
-from affcache.faces.table import FinishedInputs
+from affcache.faces.table import FinishedInputs, read_kept
 from tests.conftest import Heard
 from tests.faces.clips import moving, picture, squares, write_clip, write_photo
 from tests.faces.test_find import crops_in, find, numbered, rows_of
@@ -107,7 +107,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(
     find(clips, out=tmp_path / "out", listener=heard)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     kept = sorted(path.name for path in (tmp_path / "out" / ".faces").iterdir())
-    assert kept == ["a.parquet", "b.parquet", "c.parquet"], "nothing else is left"
+    assert kept == ["a.arrow", "b.arrow", "c.arrow"], "nothing else is left"
 
 
 def test_what_is_finished_is_not_looked_at_again(
@@ -244,9 +244,11 @@ def test_a_folder_that_merely_has_the_name_is_no_crop_of_an_earlier_run(clips: P
 def test_a_kept_table_that_says_nothing_of_itself_is_made_anew(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     find(clips / "a.mp4", out=out)
-    kept = out / ".faces" / "a.parquet"
+    kept = out / ".faces" / "a.arrow"
     unknown = {b"affcache": json.dumps({"made": 3}).encode()}
-    pq.write_table(pq.read_table(kept).replace_schema_metadata(unknown), kept)
+    table = read_kept(kept)
+    with pa.ipc.new_file(kept, table.schema.with_metadata(unknown)) as writer:
+        writer.write_table(table)
     find(clips / "a.mp4", out=out)
     assert crops_in(out) == {"a": numbered(1, 2, 3, 4)}
 
@@ -254,7 +256,7 @@ def test_a_kept_table_that_says_nothing_of_itself_is_made_anew(clips: Path, tmp_
 def test_where_a_kept_table_is_damaged_its_crops_are_not_taken_for_ones_own(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     find(clips / "a.mp4", out=out)
-    (out / ".faces" / "a.parquet").write_bytes(b"no table")
+    (out / ".faces" / "a.arrow").write_bytes(b"no table")
     with pytest.raises(InputError, match="a is there already, and is none of what"):
         find(clips / "a.mp4", out=out)
     assert crops_in(out) == {"a": numbered(1, 2, 3, 4)}

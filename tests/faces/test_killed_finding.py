@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
+from affcache.faces.table import read_kept
 from tests.faces.clips import moving, picture, write_clip
 from tests.faces.test_find_again import content
 
@@ -80,10 +80,10 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             (tmp_path / "in" / "clip1.mp4").touch()
             continue
         assert process.returncode == -signal.SIGKILL
-        kept = sorted((tmp_path / "out" / ".faces").glob("*.parquet"))
+        kept = sorted((tmp_path / "out" / ".faces").glob("*.arrow"))
         finished_at_kills.append(len(kept))
         for path in kept:  # what is kept is whole, and so are its crops
-            for row in pq.read_table(path).to_pylist():
+            for row in read_kept(path).to_pylist():
                 name = f"{row['crops']}/{row['frame']:05d}.jpg"
                 assert (tmp_path / "out" / name).read_bytes() == whole[name]
     with start(tmp_path, "out") as process:

@@ -258,3 +258,53 @@ def test_a_photo_is_one_frame_whatever_the_times(tmp_path: Path) -> None:
     assert (frame.number, frame.tracks) == (1, [0, 1])
     assert np.isnan(frame.timestamp)
     np.testing.assert_array_equal(frames_of(path)[0].pixels, picture((8, 8), (70, 40)))
+
+
+def test_photos_and_videos_come_in_order_and_photos_several_at_a_time(clip: Path, tmp_path: Path) -> None:
+    photos = [write_photo(tmp_path / f"{n}.png", picture((n, 8), (70, n), side=24)) for n in (8, 12, 16, 20, 24, 28)]
+    photos[4].write_bytes(b"")
+    media = [Media(path, path.stem) for path in (*photos[:2], clip, *photos[2:])]
+    looking, most, lock, met = 0, 0, threading.Lock(), threading.Barrier(2)
+
+    class Watched(Squares):
+        def detect(self, pixels: Pixels) -> list[Face]:
+            nonlocal looking, most
+            with lock:
+                looking += 1
+                most = max(most, looking)
+            if pixels.max() and most < 2:
+                met.wait(10)  # the other one comes, or this fails
+            with lock:
+                looking -= 1
+            return super().detect(pixels)
+
+    scanner = Scanner(DetectionSettings(workers=2), lambda confidence, side: Watched())
+    found: list[tuple[str, Any]] = []
+    for one in scanner.scans(media):
+        try:
+            found.append((one.media.name, said(list(one.frames))))
+        except DamagedMediaError as error:
+            found.append((one.media.name, str(error)))
+    assert most == 2
+    assert [name for name, _ in found] == ["8", "12", "clip", "16", "20", "24", "28"]
+    assert "the file is empty" in found[5][1]
+    assert found[2][1] == said(scanned(clip))
+    for (_, frames), path in zip(found[:2] + found[3:5] + found[6:], photos[:4] + photos[5:], strict=True):
+        assert frames == said(scanned(path)), path
+        assert frames[0][2] == [0, 1], "two persons of its own"
+
+
+def test_few_photos_are_looked_at_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    photo, read = write_photo(tmp_path / "a.png", picture((8, 8))), []
+
+    def counted(media: Media) -> Iterator[Frame]:
+        read.append(media.name)
+        yield Frame(1, float("nan"), picture((8, 8)))
+
+    monkeypatch.setattr(scan_module, "read_frames", counted)
+    scans = Scanner(DetectionSettings(workers=2), squares()).scans([Media(photo, str(n)) for n in range(50)])
+    for _ in range(5):
+        assert len(list(next(scans).frames)) == 1
+    scans.close()
+    assert len(read) <= 5 + 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("photo")]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affcache.errors import ConfigError, InputError
+from affcache.errors import InputError
 from affcache.faces.detector import Face
 from affcache.faces.scan import ScannedFrame
-from affcache.faces.table import KEYS, POINTS, FaceRows, require_table_name, write_table
+from affcache.faces.table import KEYS, POINTS, FaceRows, write_table
 
 FACE = Face(np.arange(4, dtype=np.float32), np.arange(10, 20, dtype=np.float32).reshape(5, 2), 0.75)
 
@@ -92,10 +92,3 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "t.parquet"]
     with pytest.raises(InputError, match=r"t\.csv.x\.csv can't be written"):
         write_table(tmp_path / "t.csv" / "x.csv", KEYS, [table])
-
-
-def test_the_ending_says_the_kind_of_table() -> None:
-    assert require_table_name(Path("a.CSV")) == Path("a.CSV")
-    for path in (Path("a.xlsx"), Path("a"), None):
-        with pytest.raises(ConfigError, match=r"expected a file that ends in \.parquet or \.csv"):
-            require_table_name(path)

@@ -226,12 +226,12 @@ def test_a_kill_costs_the_input_under_way(
     seen: list[str] = []
     scan = module._Prediction._scan
 
-    def stopped(self: Any, media: Any, *rest: Any) -> None:
-        seen.append(media.name)
+    def stopped(self: Any, one: Any, batches: Any, *rest: Any) -> None:
+        seen.append(one.media.name)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        scan(self, media, *rest)
-        rest[1].finish()  # what is under way in the encoder comes back
+        scan(self, one, batches, *rest)
+        batches.finish()  # what is under way in the encoder comes back
 
     monkeypatch.setattr(module._Prediction, "_scan", stopped)
     with pytest.raises(KeyboardInterrupt):

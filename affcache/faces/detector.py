@@ -1,7 +1,8 @@
 """Finding faces in a picture: the protocol of a detector, YuNet, and where its weights come from."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ YUNET_BYTES = 232_589
 YUNET_URL = f"https://huggingface.co/{YUNET_REPOSITORY}/resolve/main/{YUNET_FILE}"
 MOST_OVERLAP = 0.3  # of two boxes, intersection over union; of those that overlap more, the surer one stays
 MOST_CANDIDATES = 5_000
+LOG_ERRORS = 2  # OpenCV's LOG_LEVEL_ERROR
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,18 @@ class YuNet:
         ]
 
 
-class _quiet_opencv:
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
     """Keep OpenCV's remarks on its own networks from standard error for a while."""
+    import cv2
 
-    def __enter__(self) -> None:
-        import cv2
-
-        self._before = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-
-    def __exit__(self, *error: object) -> None:
-        import cv2
-
-        cv2.utils.logging.setLogLevel(self._before)
+    log: Any = getattr(cv2.utils, "logging", cv2)  # of OpenCV 5; 4 has the functions at its top
+    before = log.getLogLevel()
+    log.setLogLevel(LOG_ERRORS)
+    try:
+        yield
+    finally:
+        log.setLogLevel(before)
 
 
 def yunet(file: Path | None) -> Callable[[float, int], Detector]:

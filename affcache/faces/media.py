@@ -212,6 +212,11 @@ def _video_stream(container: "av.container.InputContainer", path: Path) -> "av.V
     """Return the stream of moving pictures; the cover of an album is none."""
     for stream in container.streams.video:
         if not stream.disposition & type(stream.disposition).attached_pic:
+            if stream.codec_context is None:  # PyAV before 18.1 would end the process
+                raise DamagedMediaError(
+                    f"{path} can't be read: FFmpeg has no decoder for its pictures. Expected a photo, or a video that "
+                    "FFmpeg decodes. Convert it."
+                )
             stream.thread_type = "AUTO"
             return stream
     kinds = ", ".join(sorted({"a picture" if s.type == "video" else s.type for s in container.streams}))

@@ -110,7 +110,7 @@ BAD: dict[str, tuple[Make, str]] = {
     "no frame": (lambda folder: frameless(folder / "a.avi"), r"a\.avi has no frame\. Expected a video with at"),
     "no frame, nor stream": (lambda folder: frameless(folder / "a.mp4"), r"a\.mp4 holds no video\. Expected a"),
     "no frame, nor end": (lambda folder: frameless(folder / "a.mkv"), r"a\.mkv can't be read: End of file\. Expected"),
-    "codec": (unknown_codec, r"codec\.mp4 can't be read: FFmpeg has no decoder for its pictures\. Expected a photo, or a video"),
+    "codec": (unknown_codec, r"codec\.mp4 can't be read: FFmpeg has no decoder for its pictures\. Expected"),
     "too wide": (too_wide, r"wide\.mp4 has frames of 25600x96 pixels\. Expected at most 16384 on a side\."),
     "large png": (lambda folder: png(folder / "a.png", 50_000, 50_000),
                   r"a\.png can't be read: damaged: Image size \(2500000000 pixels\) exceeds limit .*[^.]\. Expected"),

@@ -132,14 +132,14 @@ class _Finding:
                 except DamagedMediaError as error:
                     self.damaged.add(scan.media, error)
         self.damaged.write()
-        every = [Media(Path(), path.stem) for path in sorted(self.kept.folder.glob(f"*{KEPT_SUFFIX}"))]
+        every = self.kept.every()
         counts: Counter[str] = Counter()
-        for table in self.kept.tables(every):
-            counts.update(_counts(table))
+        for one in every:
+            counts.update(_counts(self.kept.table(one)))
         if not counts["faces"]:
             remove(self.out / TABLE)  # its faces are gone
             raise InputError(self._nothing(counts))
-        write_table(self.out / TABLE, SCHEMA, self.kept.tables(every))
+        write_table(self.out / TABLE, SCHEMA, map(self.kept.table, every))
         seconds = time.perf_counter() - start
         return FacesResult(
             out=str(self.out),
@@ -228,7 +228,7 @@ class _Finding:
                     "folder without it. Choose another --out, or move it away."
                 )
         claim = crops / CLAIM
-        self.kept.write(media, table, claim)
+        self.kept.write([media], table, [len(table)], claim)
         try:
             for track, person in enumerate(persons):
                 to = self.out / folder_of[person]
@@ -236,6 +236,10 @@ class _Finding:
                 for crop in sorted((crops / str(track)).iterdir()):
                     crop.replace(to / crop.name)
             claim.replace(self.kept.path(media))
+            self.kept.add(self.kept.path(media))
+            self.kept.add(self.kept.path(media))
+            self.kept.add(self.kept.path(media))
+            self.kept.add(self.kept.path(media))
         except OSError as error:
             raise cannot_write(self.out, error) from None
 
@@ -252,6 +256,7 @@ class _Finding:
             except (OSError, ValueError, KeyError, pa.ArrowException):  # damaged: its folders will be refused, by name
                 pass
             path.unlink(missing_ok=True)
+        self.kept.drop(media)
         shutil.rmtree(crops, ignore_errors=True)
 
 

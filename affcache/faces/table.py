@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from affcache.progress import Listener
 BOX = ("box_x", "box_y", "box_width", "box_height")  # pixels of the upright frame
 POINTS = tuple(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
 KEPT_SUFFIX = ".arrow"  # of the table of one input: ten times as fast to write as Parquet, of which photos have many
+ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
+ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
+ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
+ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
 DIGITS = 9  # of a float32 in a CSV file: enough to have it back
 KEYS = pa.schema(  # what every table begins with
     [
@@ -88,8 +93,56 @@ class FaceRows:
         return dict(zip(KEYS.names, keys, strict=True)), points
 
 
+@dataclass(frozen=True)
+class FinishedInput:
+    """One input of which all is known, and where its table is kept."""
+
+    name: str  # of its crops
+    of: Mapping[str, Any]  # the file that it was
+    made: Mapping[str, Any]  # what it was made with
+    path: Path  # of the tables of several inputs
+    first: int  # row in these
+    rows: int
+
+
+@dataclass(frozen=True)
+class FinishedInput:
+    """One input of which all is known, and where its table is kept."""
+
+    name: str  # of its crops
+    of: Mapping[str, Any]  # the file that it was
+    made: Mapping[str, Any]  # what it was made with
+    path: Path  # of the tables of several inputs
+    first: int  # row in these
+    rows: int
+
+
+@dataclass(frozen=True)
+class FinishedInput:
+    """One input of which all is known, and where its table is kept."""
+
+    name: str  # of its crops
+    of: Mapping[str, Any]  # the file that it was
+    made: Mapping[str, Any]  # what it was made with
+    path: Path  # of the tables of several inputs
+    first: int  # row in these
+    rows: int
+
+
+@dataclass(frozen=True)
+class FinishedInput:
+    """One input of which all is known, and where its table is kept."""
+
+    name: str  # of its crops
+    of: Mapping[str, Any]  # the file that it was
+    made: Mapping[str, Any]  # what it was made with
+    path: Path  # of the tables of several inputs
+    first: int  # row in these
+    rows: int
+
+
 class FinishedInputs:
-    """What is finished of several inputs: a table each, in a hidden folder, so that a kill costs the current one.
+    """What is finished of several inputs: their tables, in a hidden folder, so that a kill costs what is under way.
 
     Args:
         folder: where they are kept.
@@ -98,19 +151,42 @@ class FinishedInputs:
 
     def __init__(self, folder: Path, made: Mapping[str, Any]) -> None:
         self.folder, self.made = folder, json.loads(json.dumps(made))
+        self._found: dict[str, list[FinishedInput]] = {}
+        self._last: tuple[Path, pa.Table] | None = None  # inputs of one file follow one another
+        for path in sorted(folder.glob(f"*{KEPT_SUFFIX}")):
+            self.add(path)
 
     def path(self, media: Media) -> Path:
-        """Return the file of an input."""
+        """Return the file of an input that is kept alone."""
         return self.folder / f"{media.name}{KEPT_SUFFIX}"
 
-    def finished(self, media: Media) -> bool:
-        """Say whether an input's table is there, and of the file as it is now.
+    def add(self, path: Path) -> None:
+        """Take the tables of a file that is in place; a damaged one is none."""
+        try:
+            said, first = json.loads(read_kept(path).schema.metadata[b"affcache"]), 0
+            for of in said["of"]:
+                one = FinishedInput(of["name"], of["file"], dict(said["made"]), path, first, of["rows"])
+                self._found.setdefault(one.name, []).append(one)
+                first += one.rows
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+            return
+
+    def drop(self, media: Media) -> None:
+        """Forget an input, whose file is removed."""
+        self._found.pop(media.name, None)
+
+    def every(self) -> list[FinishedInput]:
+        """Return all inputs, by name."""
+        return [parts[-1] for _, parts in sorted(self._found.items())]
+
+    def finished(self, media: Media) -> FinishedInput | None:
+        """Return an input's entry, where it is of the file as it is now.
 
         Raises:
             ConfigError: it was made with other settings.
         """
-        kept = self._kept(self.path(media))
-        return kept is not None and bool(kept["of"] == _identity(media))
+        now = _identity(media)
+        return next((one for one in self._own(media) if one.of == now), None)
 
     def require_own(self, media: Sequence[Media]) -> None:
         """Refuse to mix: results of other settings, or of another file under the name of one of these.
@@ -119,61 +195,71 @@ class FinishedInputs:
             ConfigError: an input, whichever, is finished with other settings.
             InputError: an input has the name of another one that is finished.
         """
-        kept = {path.stem: self._kept(path) for path in sorted(self.folder.glob(f"*{KEPT_SUFFIX}"))}
-        for one in media:
-            found = kept.get(one.name)
-            other = Path(found["of"]["path"]) if found else one.path
-            if other.exists() and one.path.exists() and not other.samefile(one.path):
-                raise InputError(
-                    f"{self.folder.parent} has results for {other}, which is called {one.name} there as {one.path} "
-                    "would be. Expected names that keep them apart. Rename one of them, or choose another --out."
-                )
+        for one in self.every():
+            self._require_made_so(one)
+        for asked in media:
+            for found in self._own(asked):
+                other = Path(found.of["path"])
+                if other.exists() and asked.path.exists() and not other.samefile(asked.path):
+                    raise InputError(
+                        f"{self.folder.parent} has results for {other}, which is called {asked.name} there as "
+                        f"{asked.path} would be. Expected names that keep them apart. Rename one of them, or choose "
+                        "another --out."
+                    )
 
-    def _kept(self, path: Path) -> dict[str, Any] | None:
-        """Return what a table says of itself, None where there is none; raises ConfigError as ``finished`` does."""
-        try:
-            kept = json.loads(read_kept(path).schema.metadata[b"affcache"])
-            made, of = dict(kept["made"]), Path(kept["of"]["path"])
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            return None
-        if made != self.made:
-            different = sorted(k for k in {**made, **self.made} if made.get(k) != self.made.get(k))
+    def _own(self, media: Media) -> list[FinishedInput]:
+        found = self._found.get(media.name, [])
+        for one in found:
+            self._require_made_so(one)
+        return found
+
+    def _require_made_so(self, one: FinishedInput) -> None:
+        if one.made != self.made:
+            different = sorted(k for k in {**one.made, **self.made} if one.made.get(k) != self.made.get(k))
             raise ConfigError(
-                f"{self.folder.parent} has results for {of} that were made with other settings: "
+                f"{self.folder.parent} has results for {one.of['path']} that were made with other settings: "
                 f"{', '.join(different)}. Expected the same ones, to go on there. Give them as before, or choose "
                 "another --out."
             )
-        return kept
 
-    def write(self, media: Media, table: pa.Table, path: Path | None = None) -> None:
-        """Keep an input's table; raises InputError where the disk refuses."""
-        metadata = {b"affcache": json.dumps({"made": self.made, "of": _identity(media)}).encode()}
-        path = path or self.path(media)
+    def write(self, media: Sequence[Media], table: pa.Table, rows: Sequence[int], path: Path) -> None:
+        """Keep the tables of inputs, one after the other in one table, in so many rows each.
+
+        Raises:
+            InputError: the disk refuses.
+        """
+        of = [{"name": m.name, "file": _identity(m), "rows": n} for m, n in zip(media, rows, strict=True)]
+        metadata = {b"affcache": json.dumps({"made": self.made, "of": of}).encode()}
         try:
             with whole_file(path) as file, pa.ipc.new_file(file, table.schema.with_metadata(metadata)) as writer:
                 writer.write_table(table)
         except OSError as error:
             raise cannot_write(path, error) from None
 
-    def tables(self, media: Iterable[Media]) -> Iterator[pa.Table]:
-        """Yield the tables of inputs, those that are there."""
-        for one in media:
-            if self.path(one).exists():
-                yield read_kept(self.path(one)).replace_schema_metadata(None)
+    def table(self, one: FinishedInput) -> pa.Table:
+        """Return the table of an input."""
+        if self._last is None or self._last[0] != one.path:
+            self._last = one.path, read_kept(one.path).replace_schema_metadata(None)
+        return self._last[1].slice(one.first, one.rows)
 
     def remove(self) -> None:
         """Remove them all."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._found = {}
 
 
 def read_kept(path: Path) -> pa.Table:
-    """Read the table of an input; raises OSError or pa.ArrowException where it is damaged."""
+    """Read what is kept of inputs; raises OSError or pa.ArrowException where it is damaged."""
     with open_regular(path) as file:
         return pa.ipc.open_file(pa.py_buffer(file.readall())).read_all()
 
 
 def _identity(media: Media) -> dict[str, Any]:
-    found = media.path.stat()
+    """Return what tells a file from what it was before; nothing of one that is gone, which equals no other."""
+    try:
+        found = media.path.stat()
+    except OSError:
+        return {"path": str(media.path.absolute())}
     return {"path": str(media.path.absolute()), "bytes": found.st_size, "modified": found.st_mtime_ns}
 
 
@@ -190,8 +276,8 @@ def write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> in
         with beside(path) as partial:
             if path.suffix.lower() == ".parquet":
                 with pq.ParquetWriter(partial, schema) as writer:
-                    for table in tables:
-                        writer.write_table(table.select(schema.names).cast(schema))
+                    for table in _gathered(table.select(schema.names).cast(schema) for table in tables):
+                        writer.write_table(table)
                         rows += len(table)
             else:
                 with partial.open("x", encoding="utf-8", newline="") as file:
@@ -203,6 +289,58 @@ def write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> in
     except OSError as error:
         raise cannot_write(path, error) from None
     return rows
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put small tables together, so that a file of photos isn't one of row groups of a row."""
+    waiting, rows = [], 0
+    for table in tables:
+        waiting.append(table)
+        rows += len(table)
+        if rows >= ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put small tables together, so that a file of photos isn't one of row groups of a row."""
+    waiting, rows = [], 0
+    for table in tables:
+        waiting.append(table)
+        rows += len(table)
+        if rows >= ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put small tables together, so that a file of photos isn't one of row groups of a row."""
+    waiting, rows = [], 0
+    for table in tables:
+        waiting.append(table)
+        rows += len(table)
+        if rows >= ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put small tables together, so that a file of photos isn't one of row groups of a row."""
+    waiting, rows = [], 0
+    for table in tables:
+        waiting.append(table)
+        rows += len(table)
+        if rows >= ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _texts(table: pa.Table) -> Iterator[tuple[Any, ...]]:

@@ -147,9 +147,11 @@ class LogitsOfHeads:
             self._waiting, self._count = [], 0
 
     def result(self) -> list[torch.Tensor]:
-        """Return the logits (n, C) of each head."""
+        """Return the logits (n, C) of each head, of all that came since the last result."""
         self._say()
-        return [torch.cat(logits) for logits in self._logits]
+        found = [torch.cat(logits) for logits in self._logits]
+        self._logits = [[torch.empty(0, model.task.outputs)] for model in self.models]
+        return found
 
 
 def output_columns(

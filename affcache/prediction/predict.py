@@ -1,31 +1,28 @@
 """affcache predict: trained heads on photos, videos, crops or stores, into a table with a row for every face."""
 
 import hashlib
+import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from affcache.devices import on_device
 from affcache.encoders.encoder import Encoder
 from affcache.errors import ConfigError, InputError
-from affcache.extraction.encode_pool import Embeddings, EncodePool
+from affcache.extraction.encode_pool import EncodePool
 from affcache.extraction.tuning import find_batch_size
 from affcache.faces.detector import load_detector
 from affcache.faces.media import DamagedMediaError, Media, require_video_extra
 from affcache.faces.scan import Scan, Scanner
-from affcache.faces.table import KEYS, POINTS, Damaged, FaceRows, FinishedInputs, write_table
-from affcache.faces.tracks import Tracker
+from affcache.faces.table import KEPT_SUFFIX, KEYS, POINTS, Damaged, FinishedInputs, write_table
 from affcache.files import LOCK, locked, write_text
 from affcache.prediction.inputs import EmbeddedRows, Inputs, rows_of_crops, rows_of_store, sort_inputs
+from affcache.prediction.media_faces import FaceBatches, FinishedPhotos, MediaWork
 from affcache.prediction.model import Model, load
 from affcache.prediction.outputs import LogitsOfHeads, TaskHeads, heads_by_task, output_columns
 from affcache.prediction.overlay import draw_overlay, overlay_path
@@ -194,8 +191,8 @@ class _Prediction:
             with on_device(encoder.device):
                 yield self._predict_rows(rows_of_crops(root, encoder, self._batch_size(encoder), self.listener)), root
         for one in media:
-            for table in self.kept.tables([one]):
-                yield table, one
+            if (kept := self.kept.finished(one)) is not None:
+                yield self.kept.table(kept), one
 
     def _batch_size(self, encoder: Encoder) -> int:
         return self.settings.batch_size or find_batch_size(encoder)
@@ -224,25 +221,29 @@ class _Prediction:
             stack.enter_context(on_device(encoder.device))
             batch_size = self._batch_size(encoder)
             pool = stack.enter_context(EncodePool(encoder, batch_size, self.listener))
-            batches = _Batches(pool, batch_size)
+            batches, gathered = FaceBatches(pool, batch_size), FinishedPhotos(self.heads, self._keep)
             for done, scan in enumerate(stack.enter_context(closing(scanner.scans(media)))):
                 try:
                     with closing(scan.frames):
-                        self._scan(scan, batches, done, len(media))
+                        self._scan(scan, batches, gathered, done, len(media))
                 except DamagedMediaError as error:
                     self.damaged.add(scan.media, error)
             batches.finish()
+            gathered.finish()
 
-    def _scan(self, scan: Scan, batches: "_Batches", done: int, total: int) -> None:
+    def _scan(self, scan: Scan, batches: FaceBatches, gathered: FinishedPhotos, done: int, total: int) -> None:
         """Hand the faces of one input to the encoder; it is finished when the last of them has come back."""
-        media, count = scan.media, scan.count
-        work, damaged = _MediaWork(self, media, scan.tracker), 0
+        media, count, damaged = scan.media, scan.count, 0
+        if media.is_photo:
+            work = gathered.begin(media, scan.tracker)
+        else:
+            logits = LogitsOfHeads(self.heads)
+            work = MediaWork(
+                media, scan.tracker, lambda one: logits.add(one[None]), lambda work: self._keep([work], logits)
+            )
         for found in scan.frames:
-            rows = work.rows.add(found)
             damaged += found.damaged
-            for crop, track, row in zip(found.crops, found.tracks, rows, strict=True):
-                work.begun += 1
-                batches.add(crop, partial(work.take, track, row))
+            work.add(found, batches)
             if total == 1:
                 self.listener.progress(found.number, max(count.frames, found.number), "frame")
             elif not media.is_photo:
@@ -253,15 +254,24 @@ class _Prediction:
         if total > 1:
             self.listener.progress(done + 1, total, "input")
 
-    def finish(self, work: "_MediaWork") -> None:
-        """Keep the table of an input of which all is known."""
-        persons = work.tracker.persons(self.settings.same_person)
-        keys, points = work.rows.columns(persons)
-        frames = np.asarray(work.rows.frames, np.int64)
-        whose = work.rows.persons(persons).astype(np.int64)
-        rows = np.asarray(work.said, np.int64)
-        said = output_columns(self.heads, work.logits.result(), rows, whose, frames, self.settings.columns)
-        self.kept.write(work.media, pa.table({**keys, **said, **points}).select(self.kept_schema.names))
+    def _keep(self, works: Sequence[MediaWork], logits: LogitsOfHeads) -> None:
+        """Keep the tables of inputs of which all is known, whose logits came in their order."""
+        tables, persons, rows = [], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        first = 0  # row, and person: of several inputs, none is another's
+        for work in works:
+            table, whose = work.table(self.settings.same_person)
+            tables.append(table)
+            persons.append(whose + first)
+            rows.append(np.asarray(work.said, np.int64) + first)
+            first += len(table)
+        whole, frames = pa.concat_tables(tables), np.concatenate([table["frame"].to_numpy() for table in tables])
+        said = output_columns(
+            self.heads, logits.result(), np.concatenate(rows), np.concatenate(persons), frames, self.settings.columns
+        )
+        whole = pa.table({name: whole[name] for name in whole.column_names} | said).select(self.kept_schema.names)
+        path = self.kept.folder / f"{secrets.token_hex(8)}{KEPT_SUFFIX}"
+        self.kept.write([work.media for work in works], whole, [len(table) for table in tables], path)
+        self.kept.add(path)
 
     def _draw(self, asked: Path, media: Media, table: pa.Table, *, alone: bool) -> str:
         """Draw the overlay of one input; return its path."""
@@ -269,68 +279,3 @@ class _Prediction:
         self.listener.message(f"drawing {path}")
         draw_overlay(path, media, table, self.heads, self.settings.columns)
         return str(path)
-
-
-class _MediaWork:
-    """One photo or video on its way: what was found in it, and what is said of it so far."""
-
-    def __init__(self, prediction: _Prediction, media: Media, tracker: Tracker) -> None:
-        self.media, self.tracker, self._prediction = media, tracker, prediction
-        self.rows, self.logits = FaceRows(str(media.path)), LogitsOfHeads(prediction.heads)
-        self.said: list[int] = []  # rows, in the order in which their embeddings came
-        self.begun = 0  # crops that were handed to the encoder
-        self._whole = False
-
-    def take(self, track: int, row: int, embedding: npt.NDArray[np.float16]) -> None:
-        """Take the embedding (D,) of a row's crop."""
-        self.tracker.tracks[track].embed(embedding)
-        self.logits.add(embedding[None])
-        self.said.append(row)
-        self._finish_if_whole()
-
-    def scanned(self) -> None:
-        """Hear that no more crops come."""
-        self._whole = True
-        self._finish_if_whole()
-
-    def _finish_if_whole(self) -> None:
-        if self._whole and len(self.said) == self.begun:
-            self._prediction.finish(self)
-
-
-class _Batches:
-    """Gathers crops of all inputs into batches for the encoder, and hands back embeddings in the order they came."""
-
-    def __init__(self, pool: EncodePool, size: int) -> None:
-        self._pool, self._size = pool, size
-        self._crops: list[npt.NDArray[np.uint8]] = []
-        self._takers: list[Callable[[npt.NDArray[np.float16]], None]] = []
-        self._under_way: deque[tuple[Callable[[], Embeddings], list[Any]]] = deque()
-
-    def add(self, crop: npt.NDArray[np.uint8], take: Callable[[npt.NDArray[np.float16]], None]) -> None:
-        """Take a crop, and what is called with its embedding float16 (D,), sooner or later."""
-        self._crops.append(crop)
-        self._takers.append(take)
-        if len(self._crops) == self._size:
-            self._begin()
-            if len(self._under_way) > self._pool.at_once:
-                self._wait()
-
-    def finish(self) -> None:
-        """Encode what is left, and wait for all of it."""
-        if self._crops:
-            self._begin()
-        while self._under_way:
-            self._wait()
-
-    def _begin(self) -> None:
-        self._under_way.append((self._pool.begin(self._crops), self._takers))
-        self._crops, self._takers = [], []
-
-    def _wait(self) -> None:
-        wait, takers = self._under_way.popleft()
-        parts, _ = wait()
-        with np.errstate(over="ignore"):  # beyond float16 is inf, which the head refuses
-            embeddings = np.concatenate(parts).astype(np.float16)
-        for take, embedding in zip(takers, embeddings, strict=True):
-            take(embedding)

@@ -237,9 +237,6 @@ class _Finding:
                     crop.replace(to / crop.name)
             claim.replace(self.kept.path(media))
             self.kept.add(self.kept.path(media))
-            self.kept.add(self.kept.path(media))
-            self.kept.add(self.kept.path(media))
-            self.kept.add(self.kept.path(media))
         except OSError as error:
             raise cannot_write(self.out, error) from None
 

@@ -25,9 +25,6 @@ BOX = ("box_x", "box_y", "box_width", "box_height")  # pixels of the upright fra
 POINTS = tuple(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
 KEPT_SUFFIX = ".arrow"  # of the table of one input: ten times as fast to write as Parquet, of which photos have many
 ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
-ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
-ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
-ROW_GROUP = 2**16  # rows that a Parquet file has together, at least
 DIGITS = 9  # of a float32 in a CSV file: enough to have it back
 KEYS = pa.schema(  # what every table begins with
     [
@@ -91,42 +88,6 @@ class FaceRows:
         ]
         points = {name: column(4 + index) for index, name in enumerate(POINTS)}
         return dict(zip(KEYS.names, keys, strict=True)), points
-
-
-@dataclass(frozen=True)
-class FinishedInput:
-    """One input of which all is known, and where its table is kept."""
-
-    name: str  # of its crops
-    of: Mapping[str, Any]  # the file that it was
-    made: Mapping[str, Any]  # what it was made with
-    path: Path  # of the tables of several inputs
-    first: int  # row in these
-    rows: int
-
-
-@dataclass(frozen=True)
-class FinishedInput:
-    """One input of which all is known, and where its table is kept."""
-
-    name: str  # of its crops
-    of: Mapping[str, Any]  # the file that it was
-    made: Mapping[str, Any]  # what it was made with
-    path: Path  # of the tables of several inputs
-    first: int  # row in these
-    rows: int
-
-
-@dataclass(frozen=True)
-class FinishedInput:
-    """One input of which all is known, and where its table is kept."""
-
-    name: str  # of its crops
-    of: Mapping[str, Any]  # the file that it was
-    made: Mapping[str, Any]  # what it was made with
-    path: Path  # of the tables of several inputs
-    first: int  # row in these
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -289,45 +250,6 @@ def write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> in
     except OSError as error:
         raise cannot_write(path, error) from None
     return rows
-
-
-def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Put small tables together, so that a file of photos isn't one of row groups of a row."""
-    waiting, rows = [], 0
-    for table in tables:
-        waiting.append(table)
-        rows += len(table)
-        if rows >= ROW_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting, rows = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Put small tables together, so that a file of photos isn't one of row groups of a row."""
-    waiting, rows = [], 0
-    for table in tables:
-        waiting.append(table)
-        rows += len(table)
-        if rows >= ROW_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting, rows = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Put small tables together, so that a file of photos isn't one of row groups of a row."""
-    waiting, rows = [], 0
-    for table in tables:
-        waiting.append(table)
-        rows += len(table)
-        if rows >= ROW_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting, rows = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting)
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

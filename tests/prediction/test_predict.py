@@ -320,3 +320,55 @@ def test_crops_are_told_from_photos(tmp_path: Path) -> None:
     (tmp_path / "zips").mkdir()
     (tmp_path / "zips" / "a.zip").touch()
     assert holds_crops(tmp_path / "zips")
+
+
+def test_photos_that_are_kept_together_are_told_apart(
+    encoded: Path, square_faces: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = [1, 0, 2, 0, 0, 1, 2, 1, 0]
+    for index, count in enumerate(faces):
+        corners = [(8 + 50 * k, 20 + 3 * index) for k in range(count)]
+        write_photo(tmp_path / "in" / f"{index}.png", picture(*corners, side=20 + 2 * index))
+    asked: dict[str, Any] = {"inputs": tmp_path / "in", "run": encoded, "out": tmp_path / "p.parquet", "device": "cpu"}
+    asked["batch_size"] = 2  # a photo without a face is known before those whose faces are still in the encoder
+    alone = []
+    for path in sorted((tmp_path / "in").iterdir()):
+        write_photo(tmp_path / "plain.png", picture((4, 4)))  # so that something has a face
+        affcache.predict(**{**asked, "inputs": (path, tmp_path / "plain.png")})
+        alone.append(table_of(tmp_path / "p.parquet").slice(0, max(faces[int(path.stem)], 1)))
+    expected = pa.concat_tables(alone)
+    keep = module._Prediction._keep
+    groups: list[int] = []
+
+    def counted(self: Any, works: Any, logits: Any) -> None:
+        groups.append(len(works))
+        keep(self, works, logits)
+
+    monkeypatch.setattr(module._Prediction, "_keep", counted)
+    monkeypatch.setattr("affcache.prediction.media_faces.PHOTOS", 4)
+    affcache.predict(**asked)
+    together = table_of(tmp_path / "p.parquet")
+    assert groups == [4, 4, 1]
+    assert together.select(KEYS.names).equals(expected.select(KEYS.names))
+    known = together["success"].to_numpy()
+    np.testing.assert_allclose(probabilities(together)[known], probabilities(expected)[known], atol=1e-3)
+
+    def stopped(self: Any, works: Any, logits: Any) -> None:
+        keep(self, works, logits)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Prediction, "_keep", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        affcache.predict(**asked)
+    write_photo(tmp_path / "in" / "1.png", picture((30, 30)))  # another one now, of those that were kept
+    monkeypatch.setattr(module._Prediction, "_keep", counted)
+    groups.clear()
+    heard = Heard()
+    affcache.predict(**asked, listener=heard)
+    assert any(text.startswith("continuing: 3 of 9") for text in heard.messages)
+    assert groups == [4, 2]
+    again = table_of(tmp_path / "p.parquet")
+    assert again["input"].to_pylist() == together["input"].to_pylist()
+    assert again["success"][1].as_py()
+    rest = [row for row in range(len(again)) if row != 1]
+    assert again.select(KEYS.names).take(rest).equals(together.select(KEYS.names).take(rest))

@@ -23,7 +23,7 @@ TICKS = Fraction(1, 90_000)  # seconds; frames keep their own times
 MOST_UNITS = 4  # that are named on a face
 
 
-def overlay_path(asked: Path, media: Media, alone: bool) -> Path:
+def overlay_path(asked: Path, media: Media, *, alone: bool) -> Path:
     """Return where an input's overlay goes: the path that was asked for, or below it where there are several."""
     if alone and asked.suffix and not asked.is_dir():
         return asked

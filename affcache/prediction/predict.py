@@ -131,7 +131,7 @@ class _Prediction:
         if pending:
             self._predict_media(pending)
         self.damaged.write()
-        faces, overlays = 0, []
+        faces = 0
         shown = PredictionPage(self.heads, self.settings.columns, self.settings)
 
         def tables() -> Iterator[pa.Table]:
@@ -140,8 +140,6 @@ class _Prediction:
                 faces += int(table["success"].to_numpy().sum())
                 if self.settings.page is not None:
                     shown.add(table, source)
-                if self.settings.overlay is not None and isinstance(source, Media):
-                    overlays.append(self._draw(self.settings.overlay, source, table, alone=len(inputs.media) == 1))
                 yield table
             if not faces:  # before the table takes its name
                 raise InputError(self._nothing(len(inputs.media)))
@@ -149,6 +147,7 @@ class _Prediction:
         rows = write_table(self.out, self.schema, tables())
         if self.settings.page is not None:
             write_text(self.settings.page, shown.html())
+        overlays = self._draw(self.settings.overlay, inputs.media) if self.settings.overlay is not None else []
         self.kept.remove()
         seconds = time.perf_counter() - start
         return PredictResult(
@@ -273,9 +272,13 @@ class _Prediction:
         self.kept.write([work.media for work in works], whole, [len(table) for table in tables], path)
         self.kept.add(path)
 
-    def _draw(self, asked: Path, media: Media, table: pa.Table, *, alone: bool) -> str:
-        """Draw the overlay of one input; return its path."""
-        path = overlay_path(asked, media, alone)
-        self.listener.message(f"drawing {path}")
-        draw_overlay(path, media, table, self.heads, self.settings.columns)
-        return str(path)
+    def _draw(self, asked: Path, media: Sequence[Media]) -> list[str]:
+        """Draw the overlays; return their paths."""
+        paths = []
+        for one in media:
+            if (kept := self.kept.finished(one)) is not None:
+                path = overlay_path(asked, one, alone=len(media) == 1)
+                self.listener.message(f"drawing {path}")
+                draw_overlay(path, one, self.kept.table(kept), self.heads, self.settings.columns)
+                paths.append(str(path))
+        return paths

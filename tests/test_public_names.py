@@ -24,11 +24,13 @@ HEAVY = ("torch", "torchvision", "h5py", "sklearn", "open_clip", "PIL", "numpy",
 NAMES = {
     "AblateResult", "AblateSettings", "AffcacheError", "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier",
     "ConfigError", "DemoResult", "DemoSettings", "DoctorResult", "DoctorSettings", "EmbeddingStore", "Encoder",
-    "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FacesResult", "FacesSettings", "FitResult", "FitSettings", "ImportResult",
+    "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FacesResult", "FacesSettings", "FitResult",
+    "FitSettings", "ImportResult",
     "ImportSettings", "InputError", "Listener", "MLPHead", "Model", "PredictResult", "PredictSettings", "PublishResult",
     "PublishSettings", "ReportResult", "ReportSettings", "SAM",
     "ScoreResult", "ScoreSettings", "StoreError", "SubmitResult", "SubmitSettings", "TASKS", "Task", "ablate", "cvar",
-    "demo", "doctor", "export_embeddings", "extract", "find_faces", "fit", "import_embeddings", "load", "load_encoder", "predict", "publish",
+    "demo", "doctor", "export_embeddings", "extract", "find_faces", "fit", "import_embeddings", "load",
+    "load_encoder", "predict", "publish",
     "report", "score", "submit",
 }  # fmt: skip
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import simplejpeg
 
 from affcache.devices import on_device
 from affcache.encoders.encoder import Encoder
@@ -30,7 +29,6 @@ from affcache.settings import command
 TABLE = "faces.parquet"
 KEPT = ".faces"  # hidden folder of what is finished
 CLAIM = f"rows{KEPT_SUFFIX}"  # beside the crops of an input until all of it is in place
-QUALITY = 95  # of the crops' JPEG, without subsampling of colours
 SCHEMA = pa.schema([*KEYS, ("crops", pa.string()), *((name, pa.float32()) for name in POINTS)])
 EVERY_CROP = 10  # of a track is encoded, to tell persons apart
 NOT_DECIDING = ("inputs", "out", "workers", "device", "detector")  # settings that change no result
@@ -198,11 +196,11 @@ class _Finding:
 
     def _keep(self, crops: Path, found: ScannedFrame, tracker: Tracker) -> None:
         """Write the crops of a frame, into a folder for each track; encode some."""
-        for crop, track in zip(found.crops, found.tracks, strict=True):
+        for jpeg, track in zip(found.jpegs, found.tracks, strict=True):
             path = crops / str(track) / f"{found.number:05d}.jpg"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(simplejpeg.encode_jpeg(crop, quality=QUALITY, colorsubsampling="444"))
+                path.write_bytes(jpeg)
             except OSError as error:
                 raise cannot_write(path, error) from None
         if self.encoder is not None:

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 
 from affcache.faces.align import SIDE, aligned_crop, loose_crop
 from affcache.faces.detector import Detector, Face
@@ -19,6 +20,7 @@ from affcache.faces.tracks import Tracker, thumbnail_of
 
 AHEAD = 4  # frames that are decoded beside those that are looked at
 MOST_WORKERS = 16
+QUALITY = 95  # of the crops' JPEG, without subsampling of colours
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class ScannedFrame:
     number: int  # from 1, of all frames of the video
     timestamp: float  # seconds; nan for a photo
     faces: list[Face]  # K of them, the surest first
-    crops: list[npt.NDArray[np.uint8]]  # (K, side, side, 3) RGB
+    crops: list[npt.NDArray[np.uint8]]  # (K, side, side, 3) RGB, as ``jpegs`` have them
     tracks: list[int]  # (K,) of ``Scan.tracker``
     damaged: bool
+    jpegs: list[bytes] = field(default_factory=list)  # (K,) files of the crops
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,11 @@ class Scanner:
             self._idle.put(detector)
         if self.settings.faces == "largest":
             faces = sorted(faces, key=lambda face: float(face.box[2] * face.box[3]))[-1:]
-        crops = [cut_out(frame.pixels, face.box, face.landmarks, self.settings, self.side) for face in faces]
-        found = ScannedFrame(frame.number, frame.timestamp, faces, crops, [], frame.damaged)
+        cut = [cut_out(frame.pixels, face.box, face.landmarks, self.settings, self.side) for face in faces]
+        # what is predicted of a video and of its crops is the same: both have been JPEG files, as those of data sets
+        jpegs = [simplejpeg.encode_jpeg(crop, quality=QUALITY, colorsubsampling="444") for crop in cut]
+        crops = [simplejpeg.decode_jpeg(jpeg, "RGB") for jpeg in jpegs]
+        found = ScannedFrame(frame.number, frame.timestamp, faces, crops, [], frame.damaged, jpegs)
         return found, thumbnail_of(frame.pixels)
 
 

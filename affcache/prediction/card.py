@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from affcache.errors import StoreError, first_line
@@ -74,6 +75,8 @@ def metrics_of(trained: TrainedHead, rule: str = "") -> dict[str, Any] | None:
     try:
         scores = read_json(path)
         if scores["task"] != trained.task.name or scores["epoch"] != trained.epoch:  # of a head that was there before
+            return None
+        if Path(scores["store"]).absolute() != Path(trained.config["store"]["path"]):  # on faces of somebody else's
             return None
         _metric_rows(scores, trained.task)
         return {name: value for name, value in scores.items() if name not in OF_MACHINE}

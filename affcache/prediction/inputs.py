@@ -47,12 +47,20 @@ def sort_inputs(inputs: Sequence[Path]) -> Inputs:
     Raises:
         InputError: one isn't there, or a folder holds none of these.
     """
+    inputs = [path.parent if path.name == TABLE else path for path in inputs]
     stores = [path for path in inputs if path.suffix.lower() in STORES and not path.is_dir()]
     crops = [path for path in inputs if path not in stores and (is_archive(path) or holds_crops(path))]
     rest = [path for path in inputs if path not in stores and path not in crops]
     for path in (*stores, *crops):
         if not path.exists():
             raise InputError(f"{path} does not exist. Expected a store, or an archive of crops. Check the path.")
+    for path in rest:
+        if path.is_dir() and _holds_frames(path):
+            raise InputError(
+                f"{path} looks like the crops of one video: small pictures with numbers for names. Expected photos, "
+                f"videos, or a folder with a folder of crops for each video. Name the folder above, {path.parent}; if "
+                "these are photos, give them other names."
+            )
     media, others = find_media(rest) if rest else ([], Counter())
     return Inputs(tuple(stores), tuple(crops), tuple(media), others)
 
@@ -71,18 +79,23 @@ def holds_crops(folder: Path) -> bool:
         return False
     if any(is_archive(entry) for entry in entries):
         return True
-    for below in [entry for entry in entries if entry.is_dir()][:LOOKED_AT]:
-        for path in sorted(below.iterdir()):
-            parts = split_name(path.name)
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                continue
-            if parts is None or parts[0]:
-                return False
-            try:
-                return not is_large(decode_crop(read_bytes(path, LARGEST_CROP)).pixels)
-            except (OSError, AffcacheError):  # damaged: the next folder may say
-                break
-    return False
+    said = (_holds_frames(entry) for entry in [entry for entry in entries if entry.is_dir()][:LOOKED_AT])
+    return next((one for one in said if one is not None), False)
+
+
+def _holds_frames(folder: Path) -> bool | None:
+    """Say whether a folder's pictures are small and have numbers for names; None where it has none that can be read."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        parts = split_name(path.name)
+        if parts is None or parts[0]:
+            return False
+        try:
+            return not is_large(decode_crop(read_bytes(path, LARGEST_CROP)).pixels)
+        except (OSError, AffcacheError):  # damaged: the next may say
+            continue
+    return None
 
 
 Part = tuple[npt.NDArray[np.int64], Embeddings]  # rows (k,) of the table, and their embeddings (k, D)

@@ -140,7 +140,8 @@ class Model:
                 elsewhere = f'model="{name}", pretrained="FILE"'
             raise InputError(
                 f"The encoder of {self.trained.source} can't be loaded: {error}\nIf it lies elsewhere, say where: "
-                f'affcache.load("{self.trained.source}", {elsewhere}). Without it, pass embeddings=ARRAY.'
+                f'affcache.load("{self.trained.source}", {elsewhere}). Without it, pass embeddings=ARRAY. '
+                "On the command line: affcache predict ... --model local-dir:FOLDER, or a store instead of pictures."
             ) from None
         found = {**encoder.description, "precision": said["precision"]}
         if fingerprint(found) != sha256:

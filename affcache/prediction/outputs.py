@@ -14,7 +14,7 @@ from affcache.errors import ConfigError, InputError
 from affcache.prediction.model import Model
 from affcache.scoring.predict import averaged
 from affcache.scoring.rule import DecisionRule
-from affcache.scoring.trained import CALL
+from affcache.scoring.trained import CALL, rule_of_average
 from affcache.tasks.tasks import Task
 
 Embeddings = npt.NDArray[np.float16]
@@ -108,15 +108,16 @@ def heads_by_task(models: Sequence[Model], rule: DecisionRule, *, fitted: bool) 
 
 
 def _fitted_rule(models: Sequence[Model]) -> DecisionRule:
-    rules = [model.rule for model in models]
-    sources = " ".join(model.trained.source for model in models)
-    if rules[0] is None or any(rule != rules[0] for rule in rules):
-        what = "have different fitted rules" if all(rules) else "have no rule that was fitted"
+    """Return the rule that was fitted: for one run as it has it, for several as score fitted it for their average."""
+    sources = [model.trained.source for model in models]
+    rule = models[0].rule if len(models) == 1 else rule_of_average([model.trained for model in models])
+    if rule is None:
+        what = "has no rule that was fitted" if len(models) == 1 else "have no rule that was fitted for their average"
         raise ConfigError(
-            f"--decide fitted: {sources} {what}. Expected one for all runs of a task. Fit it with 'affcache score "
-            f"{models[0].trained.source} --decide fitted', or leave that flag out."
+            f"--decide fitted: {' '.join(sources)} {what}. Expected one. Fit it with 'affcache score "
+            f"{' '.join(sources)} --decide fitted', or leave that flag out."
         )
-    return rules[0]
+    return rule
 
 
 class LogitsOfHeads:

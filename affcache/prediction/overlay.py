@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from affcache.errors import InputError, first_line
+from affcache.errors import ConfigError, InputError, first_line
 from affcache.faces.media import Frame, Media, read_frames
 from affcache.faces.table import BOX
 from affcache.files import beside, cannot_write
@@ -24,10 +24,20 @@ MOST_UNITS = 4  # that are named on a face
 
 
 def overlay_path(asked: Path, media: Media, *, alone: bool) -> Path:
-    """Return where an input's overlay goes: the path that was asked for, or below it where there are several."""
-    if alone and asked.suffix and not asked.is_dir():
-        return asked
-    return asked / f"{media.name}{'.jpg' if media.is_photo else '.mp4'}"
+    """Return where an input's overlay goes: the path that was asked for, or below it where there are several.
+
+    Raises:
+        ConfigError: the name asked for is of another kind.
+    """
+    suffix = asked.suffix.lower()
+    if not suffix:
+        return asked / f"{media.name}{'.jpg' if media.is_photo else '.mp4'}"
+    if not alone or media.is_photo == (suffix == ".mp4"):
+        expected = "a picture's name" if media.is_photo else "FILE.mp4"
+        raise ConfigError(
+            f"--overlay is {asked}; expected {expected if alone else 'a folder, as there are several inputs'}."
+        )
+    return asked
 
 
 def draw_overlay(path: Path, media: Media, table: pa.Table, heads: Sequence[TaskHeads], naming: str) -> None:

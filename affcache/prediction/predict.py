@@ -79,6 +79,9 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
         require_video_extra(inputs.media)
     elif settings.overlay is not None:
         raise ConfigError("--overlay draws into photos and videos, and none was given. Expected some, or no --overlay.")
+    if settings.overlay is not None:
+        for media in inputs.media:
+            overlay_path(settings.overlay, media, alone=len(inputs.media) == 1)  # refuses a name before all the work
     locations: Sequence[Path] = settings.run or [newest_run(RUNS).path]
     models = [
         load(run, device=settings.device, model=settings.model, pretrained=settings.pretrained, listener=listener)
@@ -144,7 +147,12 @@ class _Prediction:
             if not faces:  # before the table takes its name
                 raise InputError(self._nothing(len(inputs.media)))
 
-        rows = write_table(self.out, self.schema, tables())
+        try:
+            rows = write_table(self.out, self.schema, tables())
+        except InputError:
+            if not faces:
+                self.kept.remove()  # nothing to go on from
+            raise
         if self.settings.page is not None:
             write_text(self.settings.page, shown.html())
         overlays = self._draw(self.settings.overlay, inputs.media) if self.settings.overlay is not None else []
@@ -170,6 +178,12 @@ class _Prediction:
             more = media - 1
             return next(iter(self.damaged.reasons.values())) + (
                 f" Nor could {counted(more, 'other input')}." if more else ""
+            )
+        if media and not any(one.rows for one in self.kept.every()):
+            end = "the end" if self.settings.to is None else f"{self.settings.to:g} s"
+            return (
+                f"{counted(media, 'input')} had no frame between {self.settings.from_:g} s and {end}. Expected some. "
+                "Check --from and --to."
             )
         return (
             f"No face was found in {', '.join(map(str, self.settings.inputs))}. Expected faces that are seen with a "

@@ -124,7 +124,10 @@ def _warn(words: CardWords, metrics: Any, listener: Listener) -> None:
     if words.license == UNKNOWN:
         listener.warning("The card names no licence. Say --license NAME, one that the training data allow.")
     if metrics is None:
-        listener.warning("The card has no figures: the run was not scored. Say 'affcache score RUN' first.")
+        listener.warning(
+            "The card has no figures: the run was not scored on the store it was trained on, or on another since. Say "
+            "'affcache score RUN' first."
+        )
 
 
 def _header(trained: TrainedHead) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from affcache.settings import Settings, setting
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the hub calls them
 
+OVERLAYS = (".mp4", ".jpg", ".jpeg", ".png", "")
+
 
 @dataclass(frozen=True)
 class PredictSettings(DetectionSettings):
@@ -67,6 +69,13 @@ class PredictSettings(DetectionSettings):
             yield "--smooth and --smooth-width go together; expected both or none."
         if self.smooth_width is not None and (self.smooth_width < 1 or self.smooth_width % 2 == 0):
             yield f"--smooth-width is {self.smooth_width}; expected an odd number, so that a frame is in the middle."
+        if self.smooth_width is not None and 1 < self.smooth_width <= 2 * self.every:
+            yield (
+                f"--smooth-width is {self.smooth_width} frame numbers, in which no other of each {self.every}th frame "
+                f"lies; expected at least {2 * self.every + 1}."
+            )
+        if self.overlay is not None and self.overlay.suffix.lower() not in OVERLAYS:
+            yield f"--overlay is {self.overlay}; expected FILE.mp4, or FILE.jpg or .png of a photo, or a folder."
         if self.page is not None and self.page.suffix.lower() not in (".html", ".htm"):
             yield f"--page is {self.page}; expected a file that ends in .html."
 

@@ -75,7 +75,7 @@ function draw() {
       if (at !== pixel && pixel >= 0 && best) {
         pen.globalAlpha = best / 255;
         pen.fillStyle = colour(row);
-        pen.fillRect(pixel, top + 1, cell + 0.5, rowHeight - 7);
+        pen.fillRect(pixel, top + 1, Math.max(1, Math.min(at, pixel + Math.ceil(cell)) - pixel), rowHeight - 7);
         best = 0;
       }
       pixel = at;
@@ -88,7 +88,7 @@ function draw() {
   }
   pen.fillStyle = fore;
   pen.fillText(String(Math.round(first)), left, height - 8);
-  const label = String(Math.round(first + span));
+  const label = String(Math.max(Math.round(first + span - 1), Math.round(first)));
   pen.fillText(label, width - 4 - pen.measureText(label).width, height - 8);
   if (cursor >= 0) { pen.fillRect(x(numbers[cursor]) + cell / 2, 0, 1.5, height - 18); tell(cursor); }
 }

@@ -28,6 +28,7 @@ from affcache.scoring.predict import (
 )
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import ScoreSettings, SplitSettings
+from affcache.scoring.trained import AVERAGE
 from affcache.settings import command
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, group_frames, join_labels
 from affcache.tasks.metrics import Scores, Table
@@ -125,7 +126,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         with drawing():
             figures = save_figures(settings.figures, score_figures(task, scored.scores, *given, history))
     losses, probabilities = scored.losses, scored.predictions.probabilities
-    out = first.out if len(runs) == 1 else RunFolder(first.out.path / "average")
+    out = first.out if len(runs) == 1 else RunFolder(first.out.path / AVERAGE)
     result = ScoreResult(
         runs=tuple(run.source for run in runs),
         store=str(first.store.path),

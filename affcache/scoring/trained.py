@@ -1,6 +1,6 @@
 """A trained head opened to predict with, from a run folder, a published folder or the hub: no store is needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from affcache.training.settings import FitSettings
 # are, and by its place among them. Of this number, a multiple of all heights of tiles from 4 to 16, every row comes out
 # the same wherever it stands, so that a frame is said the same of alone, in a video and in a store.
 CALL = 1008
+AVERAGE = "average"  # below a run's folder: what is found with several averaged
 SCORES = Path("scores")  # below the working folder: where what is found with a published head is written
 
 
@@ -179,6 +180,37 @@ class TrainedHead:
 
 def _position_name(start: int, position: int) -> str:
     return f"embedding {start + position:,}"
+
+
+def rule_of_average(heads: Sequence[TrainedHead]) -> DecisionRule | None:
+    """Return the rule that ``score`` fitted for the average of these runs, in any order; None without one.
+
+    Raises:
+        StoreError: the file that has it is damaged.
+    """
+    for first in heads:
+        average = RunFolder(first.out.path / AVERAGE)
+        path = average.of_split(average.scores, "validation", "fitted")
+        if not path.is_file():
+            continue
+        try:
+            scores = read_json(path)
+            if sorted(map(_resolved, scores["runs"])) == sorted(_resolved(head.folder.path) for head in heads):
+                return DecisionRule.from_json(scores["rule"], first.task)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _no_rule(path, error) from None
+    return None
+
+
+def _no_rule(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} has no rule that can be read ({first_line(error)}). Expected it as affcache wrote it. Write it "
+        "anew with 'affcache score RUN --decide fitted', or delete it."
+    )
+
+
+def _resolved(path: Path | str) -> str:
+    return str(Path(path).resolve())
 
 
 def said_elsewhere(source: str) -> str:

@@ -126,7 +126,7 @@ def newest_run(runs: Path) -> RunFolder:
     if not heads:
         raise InputError(
             f"There is no finished run in {runs.absolute()}. Train one with 'affcache fit --task expr', or name a run "
-            "folder with 'affcache score RUN'."
+            "folder."
         )
     return RunFolder(heads[-1].parent)
 

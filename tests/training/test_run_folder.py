@@ -88,7 +88,7 @@ def test_no_run_says_where_it_looked(tmp_path: Path) -> None:
         newest_run(tmp_path / "runs")
     assert f"no finished run in {tmp_path / 'runs'}" in str(caught.value)
     assert "'affcache fit --task expr'" in str(caught.value)
-    assert "'affcache score RUN'" in str(caught.value)
+    assert "or name a run folder" in str(caught.value)
 
 
 @pytest.mark.parametrize(

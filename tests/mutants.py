@@ -218,7 +218,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("min(time - GAP, self._before)", "time - GAP"),
         ("not (b < c or d < a)", "a <= d and c <= b"),
         ("    person.times += track.times\n", ""),
-        ("int(np.argmax(likeness))", "int(np.argmin(likeness))"),
+        ("-likeness[alike]", "likeness[alike]"),
     ]),
     ("affcache/faces/media.py", ("tests/faces/test_frames.py",), [
         ("pixels.swapaxes(0, 1), c, b", "pixels.swapaxes(0, 1), b, c"),

@@ -84,14 +84,14 @@ def as_pixels(crop: Any) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: it is none of these, or a file that can't be read.
     """
-    if isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.ndim == 3 and crop.shape[2] == 3:
+    if isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.ndim == 3 and crop.shape[2] == 3 and crop.size:
         return crop
     try:
         if isinstance(crop, Image.Image):
             return _turned(np.array(_to_rgb(crop)), _orientation(crop))
         if isinstance(crop, (str, Path)):
             return decode_crop(Path(crop).read_bytes()).pixels
-    except (OSError, UnreadableCropError) as error:
+    except (OSError, ValueError, UnreadableCropError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{crop} can't be read: {reason}. Expected an image of a face.") from None
     found = f"{crop.dtype} of shape {crop.shape}" if isinstance(crop, np.ndarray) else type(crop).__name__

@@ -20,13 +20,25 @@ from affcache.faces.detector import DETECTORS, YUNET, load_detector
 from affcache.faces.media import DamagedMediaError, Media, find_media, require_video_extra
 from affcache.faces.scan import Scan, ScannedFrame, Scanner
 from affcache.faces.settings import FacesSettings
-from affcache.faces.table import KEPT_SUFFIX, KEYS, POINTS, Damaged, FaceRows, FinishedInputs, read_kept, write_table
+from affcache.faces.table import (
+    KEPT_SUFFIX,
+    KEYS,
+    POINTS,
+    Damaged,
+    FaceRows,
+    FinishedInputs,
+    Identity,
+    identity,
+    read_kept,
+    write_table,
+)
 from affcache.faces.tracks import Tracker
 from affcache.files import LOCK, cannot_write, locked, remove
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command
 
 TABLE = "faces.parquet"
+UNREADABLE = "unreadable.txt"
 KEPT = ".faces"  # hidden folder of what is finished
 CLAIM = f"rows{KEPT_SUFFIX}"  # beside the crops of an input until all of it is in place
 SCHEMA = pa.schema([*KEYS, ("crops", pa.string()), *((name, pa.float32()) for name in POINTS)])
@@ -91,6 +103,9 @@ def find_faces(settings: FacesSettings, listener: Listener) -> FacesResult:
 def _require_apart(media: Sequence[Media]) -> None:
     """Refuse names of which one could be a person of the other."""
     names = {one.name.casefold(): one.path for one in media}
+    for own in (TABLE, UNREADABLE):
+        if own in names:
+            raise InputError(f"{names[own]} would have crops in {own}, which is a file there. Rename it.")
     for one in media:
         whole = re.sub(r"_\d+$", "", one.name.casefold())
         if whole != one.name.casefold() and whole in names:
@@ -113,7 +128,7 @@ class _Finding:
         # a file is YuNet's, as its hash says
         made["detector"] = settings.detector if settings.detector in DETECTORS else YUNET
         self.kept = FinishedInputs(self.out / KEPT, made)
-        self.damaged = Damaged(self.out / "unreadable.txt", listener)
+        self.damaged = Damaged(self.out / UNREADABLE, listener)
         self.frames = 0
 
     def run(self) -> FacesResult:
@@ -172,7 +187,7 @@ class _Finding:
         media, tracker, count = scan.media, scan.tracker, scan.count
         crops = self.kept.folder / f"{media.name}.crops"
         self._remove_old(media, crops)
-        rows, damaged = FaceRows(str(media.path)), 0
+        rows, damaged, file = FaceRows(str(media.path)), 0, identity(media)
         try:
             for found in scan.frames:
                 self._keep(crops, found, tracker)
@@ -187,7 +202,7 @@ class _Finding:
                 self.listener.warning(
                     f"{media.path}: {counted(damaged, 'frame')} damaged; no faces are taken from them"
                 )
-            self._finish(media, crops, rows, tracker)
+            self._finish(media, file, crops, rows, tracker)
         finally:
             if not (crops / CLAIM).exists():  # else some may be in place: the next run removes them by it
                 shutil.rmtree(crops, ignore_errors=True)
@@ -211,7 +226,7 @@ class _Finding:
                 for k, embedding in zip(chosen, embeddings, strict=True):
                     tracker.tracks[found.tracks[k]].embed(embedding)
 
-    def _finish(self, media: Media, crops: Path, rows: FaceRows, tracker: Tracker) -> None:
+    def _finish(self, media: Media, file: Identity, crops: Path, rows: FaceRows, tracker: Tracker) -> None:
         """Give tracks their persons, and put crops and rows in place; a kill leaves a claim to what was moved."""
         persons = tracker.persons(self.settings.same_person)
         several = max(persons, default=0) > 1
@@ -226,7 +241,7 @@ class _Finding:
                     "folder without it. Choose another --out, or move it away."
                 )
         claim = crops / CLAIM
-        self.kept.write([media], table, [len(table)], claim)
+        self.kept.write([(media, file)], table, [len(table)], claim)
         try:
             for track, person in enumerate(persons):
                 to = self.out / folder_of[person]

@@ -121,7 +121,7 @@ def find_media(inputs: Sequence[Path], out: Path | None = None) -> tuple[list[Me
                 found.append((path, "-".join(within.with_suffix("").parts)))
             else:
                 others[path.suffix.lower() or path.name] += 1
-    found = list(dict.fromkeys(found))
+    found = list({path.resolve(): (path, name) for path, name in reversed(found)}.values())[::-1]  # each file once
     if not found:
         rest = f" It holds {others.total():,} other files: {', '.join(sorted(others)[:MOST_NAMED])}." if others else ""
         raise InputError(

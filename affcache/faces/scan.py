@@ -137,7 +137,8 @@ class Scanner:
         for frame in frames:
             if settings.to is not None and frame.timestamp >= settings.to:
                 return
-            if (frame.number - 1) % settings.every == 0 and not frame.timestamp < settings.from_:
+            late_enough = not settings.from_ or not frame.timestamp < settings.from_  # times may be below 0
+            if (frame.number - 1) % settings.every == 0 and late_enough:
                 yield frame
 
     def _look_at(self, frame: Frame) -> tuple[ScannedFrame, npt.NDArray[np.float32]]:

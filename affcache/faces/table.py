@@ -1,6 +1,7 @@
 """Tables of faces: a row for every frame and face, kept for each input as it is finished, and written as one file."""
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -18,7 +19,7 @@ from affcache.errors import ConfigError, InputError
 from affcache.faces.detector import LANDMARKS
 from affcache.faces.media import DamagedMediaError, Media
 from affcache.faces.scan import ScannedFrame
-from affcache.files import beside, cannot_write, open_regular, remove, whole_file, write_text
+from affcache.files import beside, cannot_write, discard_partials, open_regular, remove, write_bytes, write_text
 from affcache.progress import Listener
 
 BOX = ("box_x", "box_y", "box_width", "box_height")  # pixels of the upright frame
@@ -90,6 +91,9 @@ class FaceRows:
         return dict(zip(KEYS.names, keys, strict=True)), points
 
 
+Identity = dict[str, Any]  # of a file: where it lies, how long it is, and when it was changed
+
+
 @dataclass(frozen=True)
 class FinishedInput:
     """One input of which all is known, and where its table is kept."""
@@ -146,7 +150,7 @@ class FinishedInputs:
         Raises:
             ConfigError: it was made with other settings.
         """
-        now = _identity(media)
+        now = identity(media)
         return next((one for one in self._own(media) if one.of == now), None)
 
     def require_own(self, media: Sequence[Media]) -> None:
@@ -156,8 +160,16 @@ class FinishedInputs:
             ConfigError: an input, whichever, is finished with other settings.
             InputError: an input has the name of another one that is finished.
         """
+        of_path = {str(asked.path.absolute()): asked for asked in media}
         for one in self.every():
             self._require_made_so(one)
+            now = of_path.get(one.of["path"])
+            if now is not None and now.name != one.name:
+                raise InputError(
+                    f"{self.folder.parent} has results for {now.path} under the name {one.name}, and now it would be "
+                    f"called {now.name}: another file shares that name. Expected it once. Rename the new file, or "
+                    "choose another --out."
+                )
         for asked in media:
             for found in self._own(asked):
                 other = Path(found.of["path"])
@@ -183,19 +195,22 @@ class FinishedInputs:
                 "another --out."
             )
 
-    def write(self, media: Sequence[Media], table: pa.Table, rows: Sequence[int], path: Path) -> None:
+    def write(self, inputs: Sequence[tuple[Media, Identity]], table: pa.Table, rows: Sequence[int], path: Path) -> None:
         """Keep the tables of inputs, one after the other in one table, in so many rows each.
+
+        Args:
+            inputs: each with what ``identity`` said of it before it was read.
+            table: all rows.
+            rows: of each input.
+            path: the file to write.
 
         Raises:
             InputError: the disk refuses.
         """
-        of = [{"name": m.name, "file": _identity(m), "rows": n} for m, n in zip(media, rows, strict=True)]
-        metadata = {b"affcache": json.dumps({"made": self.made, "of": of}).encode()}
-        try:
-            with whole_file(path) as file, pa.ipc.new_file(file, table.schema.with_metadata(metadata)) as writer:
-                writer.write_table(table)
-        except OSError as error:
-            raise cannot_write(path, error) from None
+        of = [{"name": one.name, "file": file, "rows": n} for (one, file), n in zip(inputs, rows, strict=True)]
+        write_kept(
+            path, table.replace_schema_metadata({b"affcache": json.dumps({"made": self.made, "of": of}).encode()})
+        )
 
     def table(self, one: FinishedInput) -> pa.Table:
         """Return the table of an input."""
@@ -209,13 +224,26 @@ class FinishedInputs:
         self._found = {}
 
 
+def write_kept(path: Path, table: pa.Table) -> None:
+    """Write what is kept of inputs: an Arrow file and its sha256. Raises InputError where the disk refuses."""
+    written = io.BytesIO()
+    with pa.ipc.new_file(written, table.schema) as writer:
+        writer.write_table(table)
+    content = written.getvalue()
+    write_bytes(path, content + hashlib.sha256(content).digest())
+
+
 def read_kept(path: Path) -> pa.Table:
-    """Read what is kept of inputs; raises OSError or pa.ArrowException where it is damaged."""
+    """Read what is kept of inputs; raises OSError, ValueError or pa.ArrowException where it is damaged."""
     with open_regular(path) as file:
-        return pa.ipc.open_file(pa.py_buffer(file.readall())).read_all()
+        whole = file.readall()
+    content, digest = whole[:-32], whole[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("it was changed")
+    return pa.ipc.open_file(pa.py_buffer(content)).read_all()
 
 
-def _identity(media: Media) -> dict[str, Any]:
+def identity(media: Media) -> Identity:
     """Return what tells a file from what it was before; nothing of one that is gone, which equals no other."""
     try:
         found = media.path.stat()
@@ -233,6 +261,7 @@ def write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> in
         InputError: the disk refuses.
     """
     rows = 0
+    discard_partials(path)
     try:
         with beside(path) as partial:
             if path.suffix.lower() == ".parquet":

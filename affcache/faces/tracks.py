@@ -11,6 +11,7 @@ LEAST_OVERLAP = 0.3  # of a face's boxes in frames that follow one another, inte
 GAP = 3.0  # seconds in which a face that isn't seen may come back to the same place
 CUT = 40.0  # mean difference of two frames' thumbnails, in grey levels; within the clips tried at most 5, at cuts 97
 THUMBNAIL = (32, 18)  # pixels, width and height
+TINY = float(np.finfo(np.float64).tiny)
 Box = npt.NDArray[np.floating]
 
 
@@ -86,27 +87,36 @@ class Tracker:
         unless both were seen at the same time. Without embeddings each track is a person.
         """
         persons: list[Track] = []
+        width = max((len(t.embedding_sum) for t in self.tracks if t.embedding_sum is not None), default=0)
+        units = np.zeros((len(self.tracks) if width else 0, width))  # (persons, D) mean embeddings, of length 1
         numbers = []
         for track in self.tracks:
-            likeness = [_likeness(track, person) for person in persons]
-            best = int(np.argmax(likeness)) if likeness else -1
-            if best >= 0 and likeness[best] >= same_person:
+            best = -1
+            if track.embedding_sum is not None:
+                likeness = units[: len(persons)] @ _unit(track)
+                alike = np.flatnonzero(likeness >= max(same_person, TINY))
+                apart = (p for p in alike[np.argsort(-likeness[alike], kind="stable")] if not _met(track, persons[p]))
+                best = next(map(int, apart), -1)
+            if best >= 0:
                 _join(persons[best], track)
             else:
                 best = len(persons)
                 persons.append(Track(track.box, list(track.times), track.frames, track.embeddings, track.embedding_sum))
+            if width and persons[best].embedding_sum is not None:
+                units[best] = _unit(persons[best])
             numbers.append(best + 1)
         return numbers
 
 
-def _likeness(track: Track, person: Track) -> float:
-    """Return the cosine of the mean embeddings of two tracks; -1 where they can't be of one person."""
-    if track.embedding_sum is None or person.embedding_sum is None:
-        return -1.0
-    # a photo's time is nan, which is neither before nor after
-    together = any(not (b < c or d < a) for a, b in track.times for c, d in person.times)
-    lengths = np.linalg.norm(track.embedding_sum) * np.linalg.norm(person.embedding_sum)
-    return -1.0 if together or not lengths else float(track.embedding_sum @ person.embedding_sum / lengths)
+def _unit(track: Track) -> npt.NDArray[np.float64]:
+    """Return the mean embedding (D,) of a track that has one, of length 1, or 0 where it is 0."""
+    assert track.embedding_sum is not None
+    return track.embedding_sum / max(float(np.linalg.norm(track.embedding_sum)), TINY)
+
+
+def _met(track: Track, person: Track) -> bool:
+    """Say whether both were seen at the same time; a photo's time is nan, which is neither before nor after."""
+    return any(not (b < c or d < a) for a, b in track.times for c, d in person.times)
 
 
 def _join(person: Track, track: Track) -> None:

@@ -48,6 +48,7 @@ def sort_inputs(inputs: Sequence[Path]) -> Inputs:
         InputError: one isn't there, or a folder holds none of these.
     """
     inputs = [path.parent if path.name == TABLE else path for path in inputs]
+    inputs = list({path.resolve(): path for path in reversed(inputs)}.values())[::-1]  # each once
     stores = [path for path in inputs if path.suffix.lower() in STORES and not path.is_dir()]
     crops = [path for path in inputs if path not in stores and (is_archive(path) or holds_crops(path))]
     rest = [path for path in inputs if path not in stores and path not in crops]
@@ -115,11 +116,12 @@ class EmbeddedRows:
     total: int  # embeddings to come, at most
 
 
-def rows_of_store(store: EmbeddingStore) -> EmbeddedRows:
-    """Return the rows of a store, in its order: the video is the input."""
+def rows_of_store(store: EmbeddingStore, *, named: bool) -> EmbeddedRows:
+    """Return the rows of a store, in its order: the video is the input, with the store's path where ``named``."""
     there = np.asarray(store.status) == ENCODED
     videos = store.video_of_rows().astype(np.int64)
-    names = np.asarray(store.video_names, dtype=object)[videos]
+    of_video = [f"{store.path}/{name}" if named else name for name in store.video_names]
+    names = np.asarray(of_video, dtype=object)[videos]
 
     def parts() -> Iterator[Part]:
         rows = np.flatnonzero(there)
@@ -143,6 +145,8 @@ def rows_of_crops(root: Path, encoder: Encoder, batch_size: int, listener: Liste
     pipeline = Pipeline(crops, encoder, listener, batch_size, default_workers())
     if (root / TABLE).is_file():
         keys, persons, row_of = _rows_of_faces(root / TABLE, crops)
+        if unknown := int((row_of < 0).sum()):
+            listener.warning(f"{counted(unknown, 'crop')} of {root} left out: {TABLE} there doesn't have them.")
     else:
         videos = np.repeat(np.arange(len(crops.video_names)), np.diff(crops.video_start))
         names = np.asarray([str(folder) for folder in crops.folders], dtype=object)[videos]
@@ -185,7 +189,7 @@ def _rows_of_faces(path: Path, crops: CropList) -> tuple[pa.Table, npt.NDArray[n
         keys = table.select(KEYS.names).cast(KEYS).append_column(CROPS_OF, table["crops"])
         places = zip(table["crops"].to_pylist(), table["frame"].to_pylist(), strict=True)
         row_at = {(canonical(name), frame): row for row, (name, frame) in enumerate(places) if name}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise InputError(
             f"{path} can't be read ({first_line(error)}). Expected the table that 'affcache faces' wrote. Run it "
             "again, or remove that file: its crops then stand for themselves."

@@ -11,7 +11,7 @@ import pyarrow as pa
 from affcache.extraction.encode_pool import Embeddings, EncodePool
 from affcache.faces.media import Media
 from affcache.faces.scan import ScannedFrame
-from affcache.faces.table import FaceRows
+from affcache.faces.table import FaceRows, identity
 from affcache.faces.tracks import Tracker
 from affcache.prediction.outputs import LogitsOfHeads, TaskHeads
 
@@ -71,7 +71,7 @@ class MediaWork:
     def __init__(
         self, media: Media, tracker: Tracker, take: Callable[[Embedding], None], finish: "Callable[[MediaWork], None]"
     ) -> None:
-        self.media, self._take_embedding = media, take
+        self.media, self.file, self._take_embedding = media, identity(media), take  # as it is before it is read
         self.said: list[int] = []  # rows, in the order in which their embeddings came
         self._rows, self._tracker, self._finish = FaceRows(str(media.path)), tracker, finish
         self._begun, self._whole = 0, False  # crops that were handed to the encoder; whether no more come

@@ -171,6 +171,12 @@ class Model:
         """
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
+        try:
+            images = list(images)
+        except TypeError:
+            raise InputError(
+                f"Images are {type(images).__name__}. Expected paths, PIL images or uint8 arrays."
+            ) from None
         encoder = self.encoder
         found = [np.empty((0, self.trained.width), np.float16)]
         for start in range(0, len(images), batch_size):
@@ -187,13 +193,19 @@ class Model:
             InputError: they have another shape, or hold nan or inf.
         """
         if not isinstance(embeddings, torch.Tensor):
-            array = np.asarray(embeddings)
+            try:
+                array = np.asarray(embeddings)
+            except ValueError as error:
+                raise InputError(f"Embeddings can't be read ({error}). Expected an array (n, D).") from None
             if array.dtype.kind != "f":
                 raise InputError(
                     f"Embeddings are {array.dtype} of shape {array.shape}. Expected floating-point numbers of shape "
                     f"(n, {self.trained.width}): images go without the name, predict_proba(images)."
                 )
-            embeddings = torch.from_numpy(np.array(array))  # writable, as torch wants it
+            exact = np.float16 if array.dtype.itemsize == 2 else np.float32 if array.dtype.itemsize == 4 else np.float64
+            embeddings = torch.from_numpy(
+                array.astype(exact)
+            )  # in this machine's order, and writable: torch wants both
         return self.trained.logits(embeddings)
 
     def predict_proba(
@@ -233,7 +245,7 @@ class Model:
         return rule.decide(replace(rule, smooth="none", width=1).apply(said, self.task).probabilities, self.task)
 
     def _logits(self, images: Images | None, embeddings: Embeddings | None, batch_size: int) -> torch.Tensor:
-        if batch_size < 1:
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
         if images is not None and embeddings is None:
             return self.logits(self.embed(images, batch_size=batch_size))

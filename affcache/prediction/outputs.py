@@ -50,7 +50,7 @@ class TaskHeads:
 
     def _name(self, output: str, kind: str, naming: str) -> str:
         unit = re.fullmatch(r"AU(\d+)", output)
-        if naming == "openface" and unit:
+        if naming == "openface" and unit and self.task.kind == "units":
             return f"AU{int(unit[1]):02d}_{kind}"
         return f"{self.task.name}_{output}{'_present' if kind == 'c' else ''}"
 
@@ -105,6 +105,19 @@ def heads_by_task(models: Sequence[Model], rule: DecisionRule, *, fitted: bool) 
             raise InputError(f"The tasks {name} of {words} differ. Expected runs of one task, with the same outputs.")
         found.append(TaskHeads(alike[0].task, alike, _fitted_rule(alike) if fitted else rule))
     return found
+
+
+def require_different_columns(heads: Sequence[TaskHeads], naming: str, others: Sequence[str]) -> None:
+    """Refuse tasks of which two columns, or one and another of the table, would share a name; raises ConfigError."""
+    seen = dict.fromkeys(others, "the table's own")
+    for one in heads:
+        for name, _ in one.columns(naming):
+            if name in seen:
+                raise ConfigError(
+                    f"The column {name} of task {one.task.name} would stand twice: {seen[name]} has it too. Expected "
+                    "different names. Predict with these runs one after the other, or leave --columns out."
+                )
+            seen[name] = f"task {one.task.name}"
 
 
 def _fitted_rule(models: Sequence[Model]) -> DecisionRule:

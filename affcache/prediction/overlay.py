@@ -1,7 +1,7 @@
 """Boxes, ids and the leading outputs drawn into a video or a photo, to check by eye."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image
 from affcache.errors import ConfigError, InputError, first_line
 from affcache.faces.media import Frame, Media, read_frames
 from affcache.faces.table import BOX
-from affcache.files import beside, cannot_write
+from affcache.files import beside, cannot_write, discard_partials
 from affcache.prediction.outputs import TaskHeads
 
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167))  # Okabe, Ito
@@ -59,6 +59,7 @@ def draw_overlay(path: Path, media: Media, table: pa.Table, heads: Sequence[Task
         if row["success"]:
             box = np.array([row[name] for name in BOX])
             notes[row["frame"]].append((box, row["face_id"], words_of(row, heads, naming)))
+    discard_partials(path)
     try:
         with beside(path) as partial:
             # beside's name has no suffix that PyAV and Pillow would know
@@ -117,6 +118,14 @@ def _drawn(frame: Frame, notes: Sequence[tuple[npt.NDArray[np.float64], int, str
     return pixels
 
 
+def _until(media: Media, last: int) -> Iterator[Frame]:
+    """Yield a video's frames up to a number; what comes after may be damaged."""
+    for frame in read_frames(media):
+        yield frame
+        if frame.number >= last:
+            return
+
+
 def _write_video(path: Path, media: Media, notes: dict[int, Any]) -> None:
     import av
 
@@ -125,11 +134,12 @@ def _write_video(path: Path, media: Media, notes: dict[int, Any]) -> None:
         with av.open(str(path), "w", format="mp4") as container:
             stream: Any = None
             last = -1
-            for frame in read_frames(media):
+            for frame in _until(media, max(notes, default=0)):
                 if frame.number not in notes:
                     continue
                 pixels = _drawn(frame, notes[frame.number])
-                pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]  # colours come in pairs
+                odd = [(0, size % 2) for size in pixels.shape[:2]]
+                pixels = np.pad(pixels, (*odd, (0, 0)), mode="edge")  # colours come in pairs of pixels
                 if stream is None:
                     stream = container.add_stream(codec, rate=Fraction(30))
                     stream.height, stream.width = pixels.shape[:2]

@@ -17,14 +17,21 @@ from affcache.errors import ConfigError, InputError
 from affcache.extraction.encode_pool import EncodePool
 from affcache.extraction.tuning import find_batch_size
 from affcache.faces.detector import load_detector
+from affcache.faces.find import TABLE
 from affcache.faces.media import DamagedMediaError, Media, require_video_extra
 from affcache.faces.scan import Scan, Scanner
-from affcache.faces.table import KEPT_SUFFIX, KEYS, POINTS, Damaged, FinishedInputs, write_table
-from affcache.files import LOCK, locked, write_text
-from affcache.prediction.inputs import EmbeddedRows, Inputs, rows_of_crops, rows_of_store, sort_inputs
+from affcache.faces.table import KEPT_SUFFIX, KEYS, POINTS, Damaged, FinishedInput, FinishedInputs, write_table
+from affcache.files import LOCK, discard_partials, locked, write_text
+from affcache.prediction.inputs import CROPS_OF, EmbeddedRows, Inputs, rows_of_crops, rows_of_store, sort_inputs
 from affcache.prediction.media_faces import FaceBatches, FinishedPhotos, MediaWork
 from affcache.prediction.model import Model, load
-from affcache.prediction.outputs import LogitsOfHeads, TaskHeads, heads_by_task, output_columns
+from affcache.prediction.outputs import (
+    LogitsOfHeads,
+    TaskHeads,
+    heads_by_task,
+    output_columns,
+    require_different_columns,
+)
 from affcache.prediction.overlay import draw_overlay, overlay_path
 from affcache.prediction.page import PredictionPage, Source
 from affcache.prediction.settings import PredictSettings
@@ -79,15 +86,31 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
         require_video_extra(inputs.media)
     elif settings.overlay is not None:
         raise ConfigError("--overlay draws into photos and videos, and none was given. Expected some, or no --overlay.")
-    if settings.overlay is not None:
-        for media in inputs.media:
-            overlay_path(settings.overlay, media, alone=len(inputs.media) == 1)  # refuses a name before all the work
+    _require_own_places(settings, inputs)
+    if not inputs.media and (settings.every > 1 or settings.from_ or settings.to is not None):
+        listener.warning("--every, --from and --to are of photos and videos: all rows of others are predicted.")
     locations: Sequence[Path] = settings.run or [newest_run(RUNS).path]
     models = [
         load(run, device=settings.device, model=settings.model, pretrained=settings.pretrained, listener=listener)
         for run in locations
     ]
     return predict_with(models, inputs, settings, listener)
+
+
+def _require_own_places(settings: PredictSettings, inputs: Inputs) -> None:
+    """Refuse what would write one file over another, or over an input, before all the work."""
+    places = [path for path in (settings.out, settings.page) if path is not None]
+    if settings.overlay is not None:
+        places += [overlay_path(settings.overlay, media, alone=len(inputs.media) == 1) for media in inputs.media]
+    taken = {media.path.resolve() for media in inputs.media} | {path.resolve() for path in inputs.stores}
+    taken |= {(root / TABLE).resolve() for root in inputs.crops} | {root.resolve() for root in inputs.crops}
+    for path in places:
+        if path.resolve() in taken:
+            raise ConfigError(
+                f"{path} would be written over an input, or over another output. Expected --out, --page and --overlay "
+                "to name files of their own. Choose other names."
+            )
+        taken.add(path.resolve())
 
 
 def predict_with(models: list[Model], inputs: Inputs, settings: PredictSettings, listener: Listener) -> PredictResult:
@@ -115,7 +138,9 @@ class _Prediction:
         made["heads"] = [hashlib.sha256(model.trained.folder.head.read_bytes()).hexdigest() for model in models]
         made["rules"] = [one.rule.to_json() for one in heads]
         self.kept = FinishedInputs(self.out.with_name(f".{self.out.name}.parts"), made)
+        self.known: dict[str, FinishedInput] = {}  # by the name of the input; what happens to its file meanwhile or not
         self.damaged = Damaged(self.out.with_name(f"{self.out.name}.unreadable.txt"), listener)
+        require_different_columns(heads, settings.columns, [*KEYS.names, *POINTS, CROPS_OF])
         outputs = [column for one in heads for column in one.columns(settings.columns)]
         self.schema = pa.schema([*KEYS, *outputs])
         self.kept_schema = pa.schema([*self.schema, *((name, pa.float32()) for name in POINTS)])
@@ -124,11 +149,14 @@ class _Prediction:
         """Predict all inputs, and write what was asked for."""
         start = time.perf_counter()
         try:
-            pending = [media for media in inputs.media if not self.kept.finished(media)]
+            for media in inputs.media:
+                if (kept := self.kept.finished(media)) is not None:
+                    self.known[media.name] = kept
+            pending = [media for media in inputs.media if media.name not in self.known]
         except ConfigError:
             self.listener.message("what an earlier run kept was made with other settings: beginning anew")
             self.kept.remove()
-            pending = list(inputs.media)
+            self.known, pending = {}, list(inputs.media)
         if len(pending) < len(inputs.media):
             self.listener.message(f"continuing: {len(inputs.media) - len(pending)} of {len(inputs.media)} are finished")
         if pending:
@@ -154,6 +182,7 @@ class _Prediction:
                 self.kept.remove()  # nothing to go on from
             raise
         if self.settings.page is not None:
+            discard_partials(self.settings.page)
             write_text(self.settings.page, shown.html())
         overlays = self._draw(self.settings.overlay, inputs.media) if self.settings.overlay is not None else []
         self.kept.remove()
@@ -179,7 +208,7 @@ class _Prediction:
             return next(iter(self.damaged.reasons.values())) + (
                 f" Nor could {counted(more, 'other input')}." if more else ""
             )
-        if media and not any(one.rows for one in self.kept.every()):
+        if media and not any(one.rows for one in self.known.values()):
             end = "the end" if self.settings.to is None else f"{self.settings.to:g} s"
             return (
                 f"{counted(media, 'input')} had no frame between {self.settings.from_:g} s and {end}. Expected some. "
@@ -198,14 +227,14 @@ class _Prediction:
         for path in stores:
             store = open_store(path, self.models[0].trained)
             store.verify()
-            yield self._predict_rows(rows_of_store(store)), None
+            yield self._predict_rows(rows_of_store(store, named=len(stores) > 1)), None
         for root in crops:
             encoder = self.models[0].encoder
             with on_device(encoder.device):
                 yield self._predict_rows(rows_of_crops(root, encoder, self._batch_size(encoder), self.listener)), root
         for one in media:
-            if (kept := self.kept.finished(one)) is not None:
-                yield self.kept.table(kept), one
+            if one.name in self.known:
+                yield self.kept.table(self.known[one.name]), one
 
     def _batch_size(self, encoder: Encoder) -> int:
         return self.settings.batch_size or find_batch_size(encoder)
@@ -283,16 +312,17 @@ class _Prediction:
         )
         whole = pa.table({name: whole[name] for name in whole.column_names} | said).select(self.kept_schema.names)
         path = self.kept.folder / f"{secrets.token_hex(8)}{KEPT_SUFFIX}"
-        self.kept.write([work.media for work in works], whole, [len(table) for table in tables], path)
+        self.kept.write([(work.media, work.file) for work in works], whole, [len(table) for table in tables], path)
         self.kept.add(path)
+        self.known |= {one.name: one for one in self.kept.every() if one.path == path}
 
     def _draw(self, asked: Path, media: Sequence[Media]) -> list[str]:
         """Draw the overlays; return their paths."""
         paths = []
         for one in media:
-            if (kept := self.kept.finished(one)) is not None:
+            if one.name in self.known:
                 path = overlay_path(asked, one, alone=len(media) == 1)
                 self.listener.message(f"drawing {path}")
-                draw_overlay(path, one, self.kept.table(kept), self.heads, self.settings.columns)
+                draw_overlay(path, one, self.kept.table(self.known[one.name]), self.heads, self.settings.columns)
                 paths.append(str(path))
         return paths

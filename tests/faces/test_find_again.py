@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 import affcache
@@ -14,7 +13,7 @@ from affcache.errors import ConfigError, InputError
 from affcache.faces import find as find_module
 from affcache.faces.media import Media
 from affcache.faces.scan import Scanner
-from affcache.faces.table import FinishedInputs, read_kept
+from affcache.faces.table import FinishedInputs, read_kept, write_kept
 from tests.conftest import Heard
 from tests.faces.clips import moving, picture, squares, write_clip, write_photo
 from tests.faces.test_find import crops_in, find, numbered, rows_of
@@ -247,8 +246,7 @@ def test_a_kept_table_that_says_nothing_of_itself_is_made_anew(clips: Path, tmp_
     kept = out / ".faces" / "a.arrow"
     unknown = {b"affcache": json.dumps({"made": 3}).encode()}
     table = read_kept(kept)
-    with pa.ipc.new_file(kept, table.schema.with_metadata(unknown)) as writer:
-        writer.write_table(table)
+    write_kept(kept, table.replace_schema_metadata(unknown))
     find(clips / "a.mp4", out=out)
     assert crops_in(out) == {"a": numbered(1, 2, 3, 4)}
 

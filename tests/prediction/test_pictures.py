@@ -59,7 +59,7 @@ def test_odd_sizes_are_drawn_too(encoded: Path, square_faces: None, tmp_path: Pa
     result = affcache.predict(
         inputs=path, run=encoded, out=tmp_path / "p.csv", overlay=tmp_path / "o.mp4", device="cpu"
     )
-    assert [frame.pixels.shape for frame in frames_of(Path(result.overlays[0]))] == [(94, 126, 3)] * 2
+    assert [frame.pixels.shape for frame in frames_of(Path(result.overlays[0]))] == [(96, 128, 3)] * 2
 
 
 def test_a_page_holds_every_face_of_every_person(encoded: Path, clip: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_with_nothing_there_it_says_where_it_looked_and_two_ways(
     result = call(command, code=2)
     where, ways = {
         "fit": ("data/features/ViT-L-14-openai.h5", ("--store", "store = ")),
-        "score": (str(tmp_path / "runs"), ("affcache fit --task expr", "affcache score RUN")),
+        "score": (str(tmp_path / "runs"), ("affcache fit --task expr", "name a run folder")),
         "extract": ("data/Aff-Wild2/cropped_aligned", ("--crops", "crops = ")),
     }[command]
     assert result.stderr.startswith("Error: ")

@@ -112,7 +112,7 @@ def test_columns_of_one_name_are_refused(learnable: MakeData, tmp_path: Path, mo
     store, annotations = learnable()
     monkeypatch.setitem(TASKS, "confidence", replace(TASKS["expr"], name="confidence"))
     affcache.fit(task="confidence", store=store, annotations=annotations, run=tmp_path / "own", **QUICK)
-    with pytest.raises(ConfigError, match="The column confidence .* the table's own has it too"):
+    with pytest.raises(ConfigError, match=r"The column confidence .* the table's own has it too"):
         affcache.predict(run=tmp_path / "own", **{**asked, "inputs": store})
 
 

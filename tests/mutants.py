@@ -224,6 +224,18 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("pixels.swapaxes(0, 1), c, b", "pixels.swapaxes(0, 1), b, c"),
         ("_ends_early(stream, packets, end - first)", "True"),
     ]),
+    ("affcache/prediction/outputs.py", ("tests/prediction/test_predict.py",), [
+        ("back = np.argsort(order)", "back = order"),
+        ("one.say(own, persons[rows], frames[rows])", "one.say(own, np.zeros_like(persons[rows]), frames[rows])"),
+        ("whole[rows] = column", "whole[np.sort(rows)] = column[::-1]"),
+    ]),
+    ("affcache/prediction/predict.py", ("tests/prediction/test_predict.py",), [
+        ("np.asarray(work.said, np.int64) + first", "np.asarray(work.said, np.int64)"),
+        ("[media for media in inputs.media if media.name not in self.known]", "list(inputs.media)"),
+    ]),
+    ("affcache/scoring/trained.py", ("tests/prediction/test_model.py",), [
+        ("-len(prepared) % CALL", "0"),
+    ]),
 ]  # fmt: skip
 MUTANTS = [Mutant(file, old, new, tests) for file, tests, changes in BY_FILE for old, new in changes]
 

@@ -192,7 +192,9 @@ def test_the_card_of_a_run_says_what_is_known(encoded: Path) -> None:
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_a_face_is_said_the_same_of_whatever_stands_beside_it(learnable: MakeData, tmp_path: Path, head: str) -> None:
     store, annotations = learnable()
-    affcache.fit(head=head, store=store, annotations=annotations, run=tmp_path / "run", **{**QUICK, "hidden_width": 200})
+    affcache.fit(
+        head=head, store=store, annotations=annotations, run=tmp_path / "run", **{**QUICK, "hidden_width": 200}
+    )
     model = affcache.load(tmp_path / "run", device="cpu")
     embeddings = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float16)
     expected = model.predict_proba(embeddings=embeddings)

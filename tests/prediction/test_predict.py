@@ -111,6 +111,36 @@ def test_what_is_said_of_a_frame_is_what_the_model_says_of_its_face(encoded: Pat
     np.testing.assert_allclose(probabilities(table.filter(table["success"])), said, atol=2e-4)
 
 
+def test_each_row_says_what_the_model_says_of_its_own_face(encoded: Path, square_faces: None, tmp_path: Path) -> None:
+    from affcache.faces.media import Media
+    from affcache.faces.scan import Scanner
+    from affcache.faces.settings import DetectionSettings
+    from affcache.faces.tracks import Tracker
+    from tests.faces.clips import squares
+
+    random = np.random.default_rng(0)
+    pictures = []
+    for index in range(7):
+        pixels = picture((10, 20), (80, 30), (50, 60), side=24)
+        faces = pixels[:, :, 0] > 160
+        pixels[faces] = random.integers(170 + 10 * index, 255, (int(faces.sum()), 3))
+        pictures.append(pixels)
+    path = write_clip(tmp_path / "three.mp4", pictures)
+    affcache.predict(inputs=path, run=encoded, out=tmp_path / "p.parquet", device="cpu")
+    table = table_of(tmp_path / "p.parquet")
+    assert len(table) == 21
+    scanner = Scanner(DetectionSettings(), squares())
+    rows = [
+        (frame.number, track + 1, crop)
+        for frame in scanner.scan(Media(path, "three"), Tracker())
+        for track, crop in zip(frame.tracks, frame.crops, strict=True)
+    ]
+    assert [row[:2] for row in rows] == list(zip(table["frame"].to_pylist(), table["face_id"].to_pylist(), strict=True))
+    said = affcache.load(encoded, device="cpu").predict_proba([crop for *_, crop in rows])
+    np.testing.assert_allclose(probabilities(table), said, atol=2e-4)
+    assert np.median(np.abs(said - said[[*range(1, 21), 0]]).max(axis=1)) > 1e-3, "faces that differ"
+
+
 def test_a_photo_turned_by_its_camera_gives_the_row_of_the_upright_one(
     encoded: Path, square_faces: None, tmp_path: Path
 ) -> None:

@@ -2,9 +2,25 @@
 
 import dataclasses
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger("affcache")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence other libraries' log lines and warnings for a while; what goes wrong there is an exception."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
 
 
 class Listener:

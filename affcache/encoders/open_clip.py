@@ -1,10 +1,6 @@
 """Building an open_clip network with its weights: the activation they need, and what to say when they can't be had."""
 
-import contextlib
 import hashlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import torchvision
 from affcache.crops.images import Preprocessing
 from affcache.encoders.encoder import Weights
 from affcache.errors import ConfigError, InputError, did_you_mean, first_line
+from affcache.progress import quiet_libraries
 
 RANDOM_WEIGHTS = "random:"  # --pretrained random:SEED
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's table of weights says of images
@@ -147,10 +144,10 @@ def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Mod
         )
     try:
         if seed is not None:
-            with torch.random.fork_rng(devices=[]), _quiet():
+            with torch.random.fork_rng(devices=[]), quiet_libraries():
                 torch.default_generator.manual_seed(int(seed))  # the CPU's alone
                 return open_clip.create_model(model, load_weights=False, pretrained_text=False, **options)
-        with _quiet():
+        with quiet_libraries():
             return open_clip.create_model(
                 model, pretrained or None, pretrained_text=False, require_pretrained=True, **options
             )
@@ -221,19 +218,6 @@ def _preprocessing_of_file(model: str, tag: str, file: str, quick_gelu: bool = F
             f"it is, or was trained from, with --pretrained TAG:{file}."
         )
     return next(iter(ways.values()), None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence open_clip's remarks on choices that are made on purpose here, and the hub client's on each retry."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 def _weights_sha256(tower: torch.nn.Module) -> str:

@@ -151,7 +151,7 @@ class _Finding:
             counts.update(_counts(self.kept.table(one)))
         if not counts["faces"]:
             remove(self.out / TABLE)  # its faces are gone
-            raise InputError(self._nothing(counts))
+            raise InputError(self.damaged.why_nothing(self.settings, len(self.media), counts["frames"]))
         write_table(self.out / TABLE, SCHEMA, map(self.kept.table, every))
         seconds = time.perf_counter() - start
         return FacesResult(
@@ -163,23 +163,6 @@ class _Finding:
             unreadable_list=str(self.damaged.path) if self.damaged.reasons else None,
             seconds=seconds,
             rate=self.frames / seconds,
-        )
-
-    def _nothing(self, counts: Counter[str]) -> str:
-        if not counts["frames"] and not self.damaged.reasons:
-            end = "the end" if self.settings.to is None else f"{self.settings.to:g} s"
-            return (
-                f"{counted(len(self.media), 'input')} had no frame between {self.settings.from_:g} s and {end}. "
-                "Expected some. Check --from and --to."
-            )
-        if not counts["frames"]:
-            first = next(iter(self.damaged.reasons.values()))
-            more = len(self.damaged.reasons) - 1
-            return first + (f" Nor could {counted(more, 'other input')}." if more else "")
-        return (
-            f"No face was found in {counted(counts['frames'], 'frame')} of {counted(len(self.media), 'input')}. "
-            f"Expected faces that are seen with a confidence of {self.settings.confidence:g}. Lower --confidence, "
-            "raise --detection-side where faces are small, or look at what was given."
         )
 
     def _find(self, scan: Scan, done: int, total: int) -> None:

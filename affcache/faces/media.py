@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,6 @@ class FrameCount:
     """How many frames a video has, as far as its container says; 0 where it doesn't."""
 
     frames: int = 0
-    seconds: float = field(default=0.0)
 
 
 def require_video_extra(media: Sequence[Media] = ()) -> None:
@@ -193,7 +192,7 @@ def _read_video(path: Path, count: FrameCount) -> Iterator[Frame]:
         options = {"protocol_whitelist": "none"}
         with open_regular(path) as file, av.open(file, "r", metadata_errors="ignore", options=options) as container:
             stream = _video_stream(container, path)
-            count.frames, count.seconds = stream.frames, float(stream.duration or 0) * float(stream.time_base or 0)
+            count.frames = stream.frames
             number = 0
             for frame in _decoded(container, stream, path):
                 number += 1

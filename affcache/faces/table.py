@@ -19,8 +19,9 @@ from affcache.errors import ConfigError, InputError
 from affcache.faces.detector import LANDMARKS
 from affcache.faces.media import DamagedMediaError, Media
 from affcache.faces.scan import ScannedFrame
+from affcache.faces.settings import DetectionSettings
 from affcache.files import beside, cannot_write, discard_partials, open_regular, remove, write_bytes, write_text
-from affcache.progress import Listener
+from affcache.progress import Listener, counted
 
 BOX = ("box_x", "box_y", "box_width", "box_height")  # pixels of the upright frame
 POINTS = tuple(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
@@ -130,7 +131,8 @@ class FinishedInputs:
         try:
             said, first = json.loads(read_kept(path).schema.metadata[b"affcache"]), 0
             for of in said["of"]:
-                one = FinishedInput(of["name"], of["file"], dict(said["made"]), path, first, of["rows"])
+                file = {**of["file"], "path": str(of["file"]["path"])}
+                one = FinishedInput(str(of["name"]), file, dict(said["made"]), path, first, int(of["rows"]))
                 self._found.setdefault(one.name, []).append(one)
                 first += one.rows
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
@@ -318,6 +320,23 @@ class Damaged:
         """Take one, and say so."""
         self.reasons[media.path] = str(error)
         self.listener.warning(f"left out: {error}")
+
+    def why_nothing(self, settings: DetectionSettings, inputs: int, frames: int) -> str:
+        """Say why no face was found in inputs of which so many frames were looked at."""
+        if frames:
+            return (
+                f"No face was found in {counted(frames, 'frame')} of {counted(inputs, 'input')}. Expected faces that "
+                f"are seen with a confidence of {settings.confidence:g}. Lower --confidence, raise --detection-side "
+                "where faces are small, or look at what was given."
+            )
+        if self.reasons:
+            more = len(self.reasons) - 1
+            return next(iter(self.reasons.values())) + (f" Nor could {counted(more, 'other input')}." if more else "")
+        end = "the end" if settings.to is None else f"{settings.to:g} s"
+        return (
+            f"{counted(inputs, 'input')} had no frame between {settings.from_:g} s and {end}. Expected some. Check "
+            "--from and --to."
+        )
 
     def write(self) -> None:
         """Write the list, or remove an old one where there is nothing to list."""

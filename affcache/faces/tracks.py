@@ -32,7 +32,6 @@ class Track:
     box: Box  # where it was seen last
     times: list[tuple[float, float]]  # seconds: from when to when it was seen
     frames: int = 1
-    embeddings: int = 0
     embedding_sum: npt.NDArray[np.float64] | None = None  # (D,) of embeddings of length 1
 
     def embed(self, embedding: npt.NDArray[np.floating]) -> None:
@@ -40,7 +39,6 @@ class Track:
         unit = embedding.astype(np.float64)
         unit /= max(float(np.linalg.norm(unit)), np.finfo(np.float64).tiny)
         self.embedding_sum = unit if self.embedding_sum is None else self.embedding_sum + unit
-        self.embeddings += 1
 
 
 @dataclass
@@ -101,7 +99,7 @@ class Tracker:
                 _join(persons[best], track)
             else:
                 best = len(persons)
-                persons.append(Track(track.box, list(track.times), track.frames, track.embeddings, track.embedding_sum))
+                persons.append(Track(track.box, list(track.times), track.frames, track.embedding_sum))
             if width and persons[best].embedding_sum is not None:
                 units[best] = _unit(persons[best])
             numbers.append(best + 1)
@@ -122,7 +120,6 @@ def _met(track: Track, person: Track) -> bool:
 def _join(person: Track, track: Track) -> None:
     person.times += track.times
     person.frames += track.frames
-    person.embeddings += track.embeddings
     if track.embedding_sum is not None and person.embedding_sum is not None:
         person.embedding_sum = person.embedding_sum + track.embedding_sum
 

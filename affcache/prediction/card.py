@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from affcache.errors import StoreError, first_line
-from affcache.files import read_json
 from affcache.progress import counted, metric_name
-from affcache.scoring.trained import TrainedHead, encoder_name
+from affcache.scoring.trained import TrainedHead, encoder_name, no_scores
 from affcache.tasks.tasks import Task
 from affcache.training.run_folder import fit_command
 from affcache.training.settings import FitSettings
@@ -71,22 +69,24 @@ def metrics_of(trained: TrainedHead, rule: str = "") -> dict[str, Any] | None:
     if trained.published:
         found: dict[str, Any] | None = trained.config.get("metrics_fitted" if rule else "metrics")
         return found
-    path = trained.folder.of_split(trained.folder.scores, "validation", rule)
+    scores = trained.scores(rule)
+    if scores is None:
+        return None
     try:
-        scores = read_json(path)
-        if scores["task"] != trained.task.name or scores["epoch"] != trained.epoch:  # of a head that was there before
-            return None
-        if Path(scores["store"]).absolute() != Path(trained.config["store"]["path"]):  # on faces of somebody else's
+        if not _on_own_store(scores, trained):
             return None
         _metric_rows(scores, trained.task)
         return {name: value for name, value in scores.items() if name not in OF_MACHINE}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{path} has no scores that can be read ({first_line(error)}). Expected them as 'affcache score' wrote "
-            "them. Score the run anew, or delete that file."
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise no_scores(trained.scores_file(rule), error) from None
+
+
+def _on_own_store(scores: Mapping[str, Any], trained: TrainedHead) -> bool:
+    """Say whether a run was scored on what it was trained on, wherever that lies now, and not on other faces."""
+    own = trained.config["store"]
+    if "store_fingerprint" in scores:
+        return bool(scores["store_fingerprint"] == own["fingerprint"])
+    return Path(scores["store"]).absolute() == Path(own["path"])  # of an affcache that wrote the path alone
 
 
 def licence_of(encoder: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import IMAGE_SUFFIXES, CropList, canonical, split_name
 from affcache.crops.folders import find_crops, is_archive
 from affcache.crops.images import decode_crop
 from affcache.encoders.encoder import Encoder
-from affcache.errors import AffcacheError, InputError, first_line
+from affcache.errors import InputError, first_line
 from affcache.extraction.pipeline import Pipeline, default_workers, is_large
 from affcache.faces.find import TABLE
 from affcache.faces.media import VIDEO_SUFFIXES, Media, find_media
@@ -94,7 +95,7 @@ def _holds_frames(folder: Path) -> bool | None:
             return False
         try:
             return not is_large(decode_crop(read_bytes(path, LARGEST_CROP)).pixels)
-        except (OSError, AffcacheError):  # damaged: the next may say
+        except (OSError, UnreadableCropError):  # damaged: the next may say
             continue
     return None
 

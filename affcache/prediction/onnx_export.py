@@ -1,9 +1,6 @@
 """A head as ONNX, alone and behind its encoder, held against torch before it is kept."""
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import check_faces, smallest_cosine
 from affcache.errors import ConfigError, first_line
 from affcache.prediction.model import Model
+from affcache.progress import quiet_libraries
 from affcache.scoring.trained import TrainedHead
 from affcache.training.data import prepare
 
@@ -130,7 +128,7 @@ def _export(graph: nn.Module, path: Path, example: npt.NDArray[Any], name: str, 
     """Write a graph whose first axis is free, without what the exporter notes of this machine's files."""
     dynamic = {name: {0: torch.export.Dim("n", min=1)}}
     try:
-        with _quiet():
+        with quiet_libraries():
             program: Any = torch.onnx.export(
                 graph,
                 (torch.from_numpy(example),),
@@ -196,19 +194,6 @@ def _differs(name: str, found: str, expected: str) -> ConfigError:
         f"{name} computes something else than torch: {found}. Expected {expected}. Publish without --onnx, or with "
         "other versions of torch, onnxscript and onnxruntime."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks on its own ways; what goes wrong is an exception."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 def sentences(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

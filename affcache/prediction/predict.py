@@ -173,7 +173,7 @@ class _Prediction:
                     shown.add(table, source)
                 yield table
             if not faces:  # before the table takes its name
-                raise InputError(self._nothing(len(inputs.media)))
+                raise InputError(self._why_nothing(len(inputs.media)))
 
         try:
             rows = write_table(self.out, self.schema, tables())
@@ -202,22 +202,12 @@ class _Prediction:
             rate=rows / seconds,
         )
 
-    def _nothing(self, media: int) -> str:
-        if self.damaged.reasons and len(self.damaged.reasons) == media:
-            more = media - 1
-            return next(iter(self.damaged.reasons.values())) + (
-                f" Nor could {counted(more, 'other input')}." if more else ""
-            )
-        if media and not any(one.rows for one in self.known.values()):
-            end = "the end" if self.settings.to is None else f"{self.settings.to:g} s"
-            return (
-                f"{counted(media, 'input')} had no frame between {self.settings.from_:g} s and {end}. Expected some. "
-                "Check --from and --to."
-            )
+    def _why_nothing(self, media: int) -> str:
+        if media:  # without a face, rows are frames
+            return self.damaged.why_nothing(self.settings, media, sum(one.rows for one in self.known.values()))
         return (
-            f"No face was found in {', '.join(map(str, self.settings.inputs))}. Expected faces that are seen with a "
-            f"confidence of {self.settings.confidence:g}. Lower --confidence, raise --detection-side where faces are "
-            "small, or look at what was given."
+            f"None of the crops of {', '.join(map(str, self.settings.inputs))} has an embedding, or can be read. "
+            "Expected some that can. Look at the files, or extract them anew."
         )
 
     def _tables(

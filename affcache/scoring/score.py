@@ -43,6 +43,7 @@ class ScoreResult:
 
     runs: tuple[str, ...]
     store: str
+    store_fingerprint: str
     task: str
     split: str
     epoch: int  # of the first run's head, counted from 1
@@ -72,6 +73,7 @@ class ScoreResult:
             "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
             "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
             "predictions": self.predictions_file, "figures": list(self.figures), "store": self.store,
+            "store_fingerprint": self.store_fingerprint,
             "classes_without_support": list(self.scores.without_support), "labels": self.account.to_json(),
         }  # fmt: skip
 
@@ -130,6 +132,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     result = ScoreResult(
         runs=tuple(run.source for run in runs),
         store=str(first.store.path),
+        store_fingerprint=first.store.fingerprint(),
         task=task.name,
         split=settings.split,
         epoch=first.epoch,

@@ -120,23 +120,39 @@ class TrainedHead:
         Raises:
             StoreError: the file that has it is damaged.
         """
-        path = self.folder.config
+        path = self.folder.config if self.published else self.scores_file("fitted")
         try:
             if self.published:
                 found = self.config.get("postprocessing")
-                return None if found is None else DecisionRule.from_json(found, self.task)
-            path = self.folder.of_split(self.folder.scores, "validation", "fitted")
-            scores = read_json(path)
-            if scores["task"] != self.task.name or scores["epoch"] != self.epoch:  # of a head that was there before
-                return None
-            return DecisionRule.from_json(scores["rule"], self.task)
-        except FileNotFoundError:
-            return None
+            else:
+                scores = self.scores("fitted")
+                found = None if scores is None else scores["rule"]
+            return None if found is None else DecisionRule.from_json(found, self.task)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{path} has no rule that can be read ({first_line(error)}). Expected it as affcache wrote it. "
                 "Write it anew with 'affcache score RUN --decide fitted', or delete it."
             ) from None
+
+    def scores_file(self, rule: str) -> Path:
+        """Return where score writes what it finds on a run's validation split by a rule, "" or "fitted"."""
+        return self.folder.of_split(self.folder.scores, "validation", rule)
+
+    def scores(self, rule: str) -> dict[str, Any] | None:
+        """Return what score found on a run's validation split by a rule, "" or "fitted"; None where it found nothing.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        path = self.scores_file(rule)
+        try:
+            found = read_json(path)
+            of_this = found["task"] == self.task.name and found["epoch"] == self.epoch  # not of a head before it
+            return found if of_this else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            raise no_scores(path, error) from None
 
     def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return the head's logits, as ``score`` computes them.
@@ -200,6 +216,14 @@ def rule_of_average(heads: Sequence[TrainedHead]) -> DecisionRule | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _no_rule(path, error) from None
     return None
+
+
+def no_scores(path: Path, error: Exception) -> StoreError:
+    """Return the error for a file of scores that is damaged."""
+    return StoreError(
+        f"{path} has no scores that can be read ({first_line(error)}). Expected them as 'affcache score' wrote them. "
+        "Score the run anew, or delete that file."
+    )
 
 
 def _no_rule(path: Path, error: Exception) -> StoreError:

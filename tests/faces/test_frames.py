@@ -152,4 +152,4 @@ def test_how_many_frames_there_are_is_told_before_the_first(tmp_path: Path) -> N
     count = FrameCount()
     frames = read_frames(Media(write_clip(tmp_path / "clip.mp4", moving(7)), "clip"), count)
     next(frames)
-    assert (count.frames, count.seconds) == (7, pytest.approx(0.7))
+    assert count.frames == 7

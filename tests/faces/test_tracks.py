@@ -207,7 +207,6 @@ def test_embeddings_count_by_their_direction() -> None:
     tracker.tracks[0].embed(unit(90) * 1000)
     (mean,) = [track.embedding_sum for track in tracker.tracks]
     np.testing.assert_allclose(mean, [1, 1], atol=1e-6)
-    assert tracker.tracks[0].embeddings == 2
 
 
 def test_an_embedding_of_zeros_joins_nobody() -> None:

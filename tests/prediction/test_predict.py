@@ -322,7 +322,7 @@ def test_a_damaged_input_is_listed_and_the_others_go_on(encoded: Path, clip: Pat
 def test_nothing_is_written_where_nothing_is_found(encoded: Path, square_faces: None, tmp_path: Path) -> None:
     out = tmp_path / "p.csv"
     dark = write_clip(tmp_path / "dark.mp4", [picture()] * 3)
-    with pytest.raises(InputError, match=r"No face was found in .*dark\.mp4.*Lower --confidence"):
+    with pytest.raises(InputError, match=r"No face was found in 3 frames of 1 input\. .*Lower --confidence"):
         affcache.predict(inputs=dark, run=encoded, out=out, device="cpu")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"")

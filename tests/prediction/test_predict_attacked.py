@@ -1,6 +1,7 @@
 """What an attack on predict found: outputs over inputs, files that change meanwhile, columns and rows that clash."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from affcache.tasks.tasks import TASKS, Units
 from tests.conftest import Heard, MakeData
 from tests.faces.clips import frames_of, moving, picture, write_clip, write_photo
 from tests.prediction.conftest import QUICK
+from tests.test_cli import call, json_of
 
 
 @pytest.fixture
@@ -204,3 +206,35 @@ def test_images_and_embeddings_of_odd_kinds(encoded: Path, tmp_path: Path) -> No
         model.predict_proba(embeddings=[[1.0, 2.0], [3.0]])
     with pytest.raises(ConfigError, match=r"batch_size is 1\.5"):
         model.predict_proba(crops, batch_size=1.5)  # type: ignore[arg-type]
+
+
+def test_on_the_command_line_bad_input_ends_with_2_and_says_what_to_do(
+    asked: dict[str, Any], learnable: MakeData, tmp_path: Path
+) -> None:
+    store, annotations = learnable()
+    affcache.fit(store=store, annotations=annotations, run=tmp_path / "other", **QUICK)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no picture")
+    (tmp_path / "text.mp4").write_text("no video")
+    write_photo(tmp_path / "dark.png", picture())
+    for path in (tmp_path / "crops").rglob("*.jpg"):
+        path.write_bytes(b"")
+    shutil.make_archive(str(tmp_path / "crops"), "zip", tmp_path / "crops")
+    out, cases = tmp_path / "p.csv", [
+        ("none.mp4", "does not exist. Expected a photo, a video, or a folder of them"),
+        ("texts", "There is no photo or video in"),
+        ("text.mp4", "can't be read"),
+        ("dark.png", "No face was found in 1 frame of 1 input. Expected faces"),
+        ("expr.h5", "embeddings of another encoder"),
+        ("crops", "00001.jpg can't be read: the file is empty (0 bytes)"),
+        ("crops.zip", "has an embedding, or can be read. Expected some that can."),
+    ]  # fmt: skip
+    for name, words in cases:
+        said = call("predict", tmp_path / name, "--run", asked["run"], "--out", out, "--device", "cpu", code=2).stderr
+        assert words in said, name
+        assert not out.exists()
+    photo = write_photo(tmp_path / "a.png", picture((20, 20)))
+    words = ["predict", photo, "--run", tmp_path / "other", "--out", out, "--device", "cpu"]
+    assert "what made them isn't known" in call(*words, code=2).stderr
+    found = json_of(call("predict", photo, "--run", asked["run"], "--out", out, "--device", "cpu", "--json"))
+    assert (found["rows"], found["faces"], found["out"]) == (1, 1, str(out))

@@ -396,3 +396,21 @@ def test_licences_are_those_that_are_known() -> None:
     assert licence_of({"pretrained": "openai:/some/file.pt"})[0] == "unknown"
     assert licence_of({"pretrained": "openaiish"})[0] == "unknown"
     assert licence_of({"pretrained": "", "licence": "Apache-2.0"})[0] == "Apache-2.0"
+
+
+def test_scores_on_other_faces_are_none_of_the_card(learnable: MakeData, tmp_path: Path) -> None:
+    store, annotations = learnable()
+    affcache.fit(store=store, annotations=annotations, run=tmp_path / "run", **QUICK)
+    named: dict[str, Any] = {"run": tmp_path / "run", "data": "made up", "license": "mit"}
+    affcache.score(run=tmp_path / "run", device="cpu")
+    own = affcache.publish(**named, out=tmp_path / "own").value
+    assert own is not None
+    other = make_learnable(tmp_path / "other", seed=1)
+    affcache.score(run=tmp_path / "run", store=other[0], annotations=other[1], device="cpu")
+    heard = Heard()
+    assert affcache.publish(**named, out=tmp_path / "without", listener=heard).value is None
+    assert any("not scored on the store it was trained on" in text for text in heard.warnings)
+    assert "was not scored" in (tmp_path / "without" / "README.md").read_text()
+    moved = store.rename(tmp_path / "moved.h5")
+    affcache.score(run=tmp_path / "run", store=moved, device="cpu")
+    assert affcache.publish(**named, out=tmp_path / "moved").value == own, "the same store elsewhere"

@@ -69,7 +69,9 @@ def call(name: str, given: Mapping[str, Any], config: ConfigFile, listener: List
     command = COMMANDS[name]
     if given.get("resume"):  # the run's folder knows the rest
         return resolve_name(command.function)(**given, listener=listener)
-    if command.reads_store and "store" not in {**config.of(name), **given}:
+    said = {**config.of(name), **given}
+    varied = any(map(AblateSettings.varies_store, said.get("vary") or ()))  # in the store's place
+    if command.reads_store and "store" not in said and not varied:
         given = {**given, "store": store_of(config, listener)}
     known = [declared.name for declared in fields(command.settings)]  # type: ignore[arg-type]  # it is a dataclass
     like = {key: value for key, value in config.of(command.like).items() if key in known}  # engine is none of doctor's

@@ -159,6 +159,8 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
     if value is None and may_be_none:
         return None
     if typing.get_origin(kind) is tuple:
+        if value is None:
+            return ()
         if isinstance(value, Mapping):  # of names to values, as --vary has them
             value = [f"{name}={','.join(map(as_text, of))}" for name, of in value.items()]
         entries = value if isinstance(value, (list, tuple)) else [value]

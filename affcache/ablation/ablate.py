@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from affcache.ablation.figures import write_figures
-from affcache.ablation.grid import Grid, build_grid
+from affcache.ablation.grid import Grid, Stores, build_grid, stores_text
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import FEW_SEEDS, Outcome, Summary, Trial, summarise
 from affcache.ablation.tables import latex, markdown, write_results, write_summary
@@ -33,7 +33,7 @@ TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.c
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # trials; a grid of more is projected before they are made one by one
 TRIED = 5  # settings for a projection
-SplitsOf = dict[tuple[Path, str], JoinedSplits]  # by store and task
+SplitsOf = dict[tuple[Stores, str], JoinedSplits]  # by stores and task
 
 
 @dataclass
@@ -252,7 +252,7 @@ class AblateResult:
             {
                 "name": row.variant.name,
                 "values": dict(row.variant.values),
-                "store": str(row.variant.store),
+                "store": stores_text(row.variant.store),
                 **{name: getattr(row, name) for name in names},
                 "difference": row.difference.to_json() if row.difference else None,
             }
@@ -274,7 +274,8 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
             another process is at work in ``out``.
     """
     start = time.perf_counter()
-    settings = replace(settings, store=settings.store or (existing_store(listener),))
+    if not settings.store and not any(map(settings.varies_store, settings.vary)):
+        settings = replace(settings, store=(existing_store(listener),))
     grid = build_grid(settings)
     if grid.trials <= MANY:  # mistakes show before anything is read
         for variant in grid:
@@ -286,7 +287,7 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         splits: SplitsOf = {}
         for store, task in product(grid.stores, dict.fromkeys(tasks)):
             if len(grid.stores) > 1:
-                listener.message(f"{store}:")
+                listener.message(f"{stores_text(store)}:")
             joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener)
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affcache.ablation.grid import Grid
+from affcache.ablation.grid import Grid, stores_text
 from affcache.ablation.summary import Summary
 from affcache.figures import drawing, save_figures, single_axes
 from affcache.progress import metric_name
@@ -56,7 +56,7 @@ def _value(row: Summary, name: str) -> Any:
 
 
 def _words(value: Any) -> str:
-    return value.stem if isinstance(value, Path) else as_text(value)
+    return stores_text(value, short=True) if isinstance(value, tuple) else as_text(value)
 
 
 def _curves(rows: Sequence[Summary], name: str, others: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> "Figure":

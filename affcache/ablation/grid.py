@@ -20,10 +20,10 @@ from affcache.training.settings import FitSettings, TrainingSettings
 NOT_VARIED = ("annotations", "device", "memory")  # where and how it is computed, not what
 WHY_NOT = {
     "seed": "seeds are varied by --seeds K",
-    "store": "stores are varied by several --store FILE",
     **{name: f"{flag(name)} is the same for a whole grid" for name in NOT_VARIED},
 }
 VARIED = tuple(f.name for f in dataclasses.fields(TrainingSettings) if f.name not in NOT_VARIED)
+Stores = tuple[Path, ...]  # side by side, or one
 NamedValues = tuple[str, dict[str, Any]]  # a name and settings of fit; the name is "" where the settings say it
 PUBLISHED = TrainingSettings()
 AUC_WEIGHT = 0.2  # of the published variant for action units
@@ -33,11 +33,11 @@ RHOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the results: named or varied settings on one store, trained with every seed."""
+    """One row of the results: named or varied settings on a store, or on several, trained with every seed."""
 
     name: str
     values: Mapping[str, Any]  # of the settings that the grid varies
-    store: Path
+    store: Stores
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Grid:
     settings: AblateSettings
     named: Sequence[NamedValues]
     axes: Mapping[str, Sequence[Any]]  # what --vary varies
-    stores: Sequence[Path]
+    stores: Sequence[Stores]  # that are compared
     words: Sequence[str]  # what is varied, for a folder's name
     held_out: float  # share of the training frames on which epochs are chosen; 0 for validation
 
@@ -103,9 +103,9 @@ class Grid:
 
     @property
     def store_names(self) -> list[str]:
-        """What the stores are called in tables: their file's name where that tells them apart."""
-        stems = [store.stem for store in self.stores]
-        return stems if len(set(stems)) == len(stems) else [str(store) for store in self.stores]
+        """What the stores are called in tables: by their files' names where these tell them apart."""
+        stems = [stores_text(stores, short=True) for stores in self.stores]
+        return stems if len(set(stems)) == len(stems) else [stores_text(stores) for stores in self.stores]
 
     @property
     def _own_values(self) -> dict[str, Any]:
@@ -142,10 +142,10 @@ def build_grid(settings: AblateSettings) -> Grid:
         ConfigError: nothing is varied, an unknown setting, a value of the wrong kind, the same twice, or a list that
             can't be read.
     """
-    if settings.preset == "none" and settings.list is None and not settings.vary and len(settings.store) < 2:
+    if settings.preset == "none" and settings.list is None and not settings.vary:
         raise ConfigError(
-            "Nothing is varied. Expected --vary NAME=VALUES, such as --vary alpha=0.3,0.5,1, or --preset, --list FILE "
-            "or several --store."
+            "Nothing is varied. Expected --vary NAME=VALUES, such as --vary alpha=0.3,0.5,1 or --vary "
+            "store=a.h5,b.h5, or --preset or --list FILE. (Several --store stand side by side.)"
         )
     named: Sequence[NamedValues] = [("", {})]
     if settings.preset != "none":
@@ -153,14 +153,15 @@ def build_grid(settings: AblateSettings) -> Grid:
     if settings.list is not None:
         named = read_list(settings.list)
     axes: dict[str, Sequence[Any]] = {}
+    stores: Sequence[Stores] = [settings.store or (default_store(),)]
     for text in settings.vary:
+        if settings.varies_store(text):
+            stores = parse_stores(text)  # in place of --store
+            continue
         name, values = parse_axis(text)
         if name in axes or any(name in of for _, of in named):
             raise ConfigError(f"--vary {text}: {name} is varied twice. Expected all its values in one place.")
         axes[name] = values
-    stores = settings.store or (default_store(),)
-    if len(set(stores)) < len(stores):
-        raise ConfigError(f"--store names a store twice: {', '.join(map(str, stores))}. Expected each once.")
     held_out = settings.held_out if settings.select == "heldout" else 0.0
     words = [settings.preset] if settings.preset != "none" else [settings.list.stem] if settings.list else []
     words += [*axes, *(["stores"] if len(stores) > 1 else []), *(["heldout"] if held_out else [])]
@@ -181,6 +182,26 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if len(set(values)) < len(values):
         raise ConfigError(f"--vary {text} names a value twice. Expected each once; --seeds repeats a setting.")
     return name, values
+
+
+def parse_stores(text: str) -> list[Stores]:
+    """Read ``store=a.h5,b.h5,a.h5+b.h5``: stores to compare, of which + puts some side by side.
+
+    Raises:
+        ConfigError: none, or the same twice.
+    """
+    parts = [part.strip() for part in text.partition("=")[2].split(",")]
+    stores = [(Path(part),) if Path(part).exists() else tuple(map(Path, part.split("+"))) for part in parts]
+    if not all(parts) or len(set(stores)) < len(stores):
+        raise ConfigError(
+            f"--vary {text!r} can't be read. Expected stores, each once, such as --vary store=a.h5,b.h5,a.h5+b.h5."
+        )
+    return stores
+
+
+def stores_text(stores: Stores, *, short: bool = False) -> str:
+    """Return what a store, or several side by side, are called: by their paths, or by their files' names alone."""
+    return "+".join(store.stem if short else str(store) for store in stores)
 
 
 def read_list(path: Path) -> list[NamedValues]:

@@ -13,7 +13,9 @@ class AblateSettings(TrainingSettings, EngineSettings):
     """Train a grid of heads off one read of the store, with seeds, and compare them."""
 
     vary: tuple[str, ...] = setting(
-        (), "A setting of fit and its values, alpha=0.3,0.5,1; several span a grid.", default_text="nothing"
+        (),
+        "A setting of fit and its values, alpha=0.3,0.5,1, or stores, store=a.h5,b.h5,a.h5+b.h5; several span a grid.",
+        default_text="nothing",
     )
     list: Path | None = setting(
         None, "TOML file of named settings: a table each, with the settings of fit in it.", default_text="none"
@@ -29,7 +31,9 @@ class AblateSettings(TrainingSettings, EngineSettings):
         "What others are compared with: a name, or values, alpha=1,rho=0.",
         default_text="the defaults, or the first",
     )
-    store: tuple[Path, ...] = setting((), "The embedding store; several are compared.", default_text=STORE_TEXT)
+    store: tuple[Path, ...] = setting(
+        (), "The embedding store; of several the embeddings of a frame stand side by side.", default_text=STORE_TEXT
+    )
     out: Path | None = setting(
         None,
         "Folder to write; what is finished in it is kept and skipped.",
@@ -48,8 +52,15 @@ class AblateSettings(TrainingSettings, EngineSettings):
     )
     yes: bool = setting(False, "Start also what is projected to take more than a day.")
 
+    @staticmethod
+    def varies_store(text: str) -> bool:
+        """Say whether an entry of ``vary`` is of stores."""
+        return text.partition("=")[0].strip() == "store"
+
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if sum(map(self.varies_store, self.vary)) > 1:
+            yield "--vary store is given twice; expected all stores in one place."
         yield from self.expect("seeds", at_least=1)
         yield from self.expect("held_out", more_than=0, less_than=1)
         if self.preset != "none" and self.list is not None:

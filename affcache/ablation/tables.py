@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from affcache.ablation.grid import stores_text
 from affcache.ablation.summary import Outcome, Summary, Trial
 from affcache.files import write_text
 from affcache.progress import metric_name
@@ -21,7 +22,7 @@ def write_results(path: Path, runs: Sequence[tuple[Trial, Outcome]], varied: Seq
     rows = [
         [
             trial.variant.name,
-            trial.variant.store.stem,
+            stores_text(trial.variant.store, short=True),
             *(as_text(trial.variant.values[name]) for name in varied),
             trial.settings.seed,
             trial.splits.task.metric,
@@ -47,8 +48,8 @@ def write_summary(path: Path, rows: Sequence[Summary], varied: Sequence[str]) ->
         of = row.difference
         interval = of.to_json().values() if of else (None, None, None)
         varying = (as_text(row.variant.values[name]) for name in varied)
-        own = [row.variant.name, row.variant.store.stem, *varying, row.metric, row.count, row.diverged]
-        table.append([*own, row.mean, row.deviation, *interval, row.selected])
+        own = [row.variant.name, stores_text(row.variant.store, short=True), *varying, row.metric]
+        table.append([*own, row.count, row.diverged, row.mean, row.deviation, *interval, row.selected])
     _write_csv(path, names, table)
 
 

@@ -33,7 +33,8 @@ from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionSt
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import say_loading
 from affcache.progress import Listener, counted
-from affcache.store.reading import BLOCK_ROWS, Rows
+from affcache.store.frames import Rows
+from affcache.store.reading import BLOCK_ROWS
 
 SECONDS_A_SHARD = 10.0  # what a lost worker costs, at most about twice this: it has two
 SHARES_OF_REST = 4  # towards the end shards become smaller, so that no worker is left with much

@@ -24,7 +24,7 @@ from affcache.extraction.pipeline import Encoded, ExtractionStats, Pipeline
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import tune_encoder
 from affcache.progress import Listener
-from affcache.store.reading import Rows
+from affcache.store.frames import Rows
 
 SAMPLED = 8  # crops
 

@@ -34,7 +34,8 @@ from affcache.exchange.sources import (
 from affcache.files import LARGEST_JSON, beside, cannot_write, open_regular, parse_json, read_bytes, whole_file
 from affcache.progress import Listener, Result
 from affcache.settings import command, existing_store
-from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore, fingerprint
+from affcache.store.frames import ENCODED, UNREADABLE
+from affcache.store.reading import EmbeddingStore, fingerprint
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")

@@ -19,7 +19,8 @@ from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, canonical, 
 from affcache.errors import ConfigError, InputError
 from affcache.files import open_regular
 from affcache.progress import Listener
-from affcache.store.reading import ENCODED, EmbeddingStore, Rows
+from affcache.store.frames import ENCODED, Rows
+from affcache.store.reading import EmbeddingStore
 
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")

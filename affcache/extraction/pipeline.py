@@ -30,7 +30,7 @@ from affcache.extraction.encode_pool import Embeddings, EncodePool, calls_at_onc
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import prepare_encoder
 from affcache.progress import Listener
-from affcache.store.reading import ENCODED, UNREADABLE, Rows
+from affcache.store.frames import ENCODED, UNREADABLE, Rows
 
 PHOTO_SIDE = 512  # pixels; crops of faces are seldom larger, and Aff-Wild2's have 112
 PHOTOS = (

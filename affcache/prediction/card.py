@@ -202,7 +202,7 @@ def _span(scores: Mapping[str, Any], before: str = "95 % ") -> str:
 def _recipe(trained: TrainedHead, words: CardWords) -> str:
     chosen = "strength" if trained.settings.head == "ridge" else "epoch"
     defaults = FitSettings()
-    recipe = replace(trained.settings, task=defaults.task, annotations=defaults.annotations, store=None)
+    recipe = replace(trained.settings, task=defaults.task, annotations=defaults.annotations, store=())
     text = _wrapped(
         f"Data: {words.data}. The {chosen} is number {trained.epoch}, the best by {metric_name(trained.task.metric)} "
         "on the validation split. All settings stand in config.json; these make such a head:"

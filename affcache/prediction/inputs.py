@@ -23,7 +23,8 @@ from affcache.faces.table import KEYS
 from affcache.files import read_bytes
 from affcache.prediction.outputs import Embeddings
 from affcache.progress import Listener, counted
-from affcache.store.reading import ENCODED, EmbeddingStore
+from affcache.store.frames import ENCODED
+from affcache.store.reading import EmbeddingStore
 
 STORES = (".h5", ".hdf5")
 LOOKED_AT = 16  # subfolders, to tell crops from photos

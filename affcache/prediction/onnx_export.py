@@ -15,7 +15,6 @@ from affcache.errors import ConfigError, first_line
 from affcache.prediction.model import Model
 from affcache.progress import quiet_libraries
 from affcache.scoring.trained import TrainedHead
-from affcache.training.data import prepare
 
 EMBEDDINGS, PIXELS = "embeddings.onnx", "pixels.onnx"
 CLOSE = 1e-5  # the largest difference of a probability to torch's
@@ -31,11 +30,12 @@ class HeadGraph(nn.Module):
 
     def __init__(self, trained: TrainedHead) -> None:
         super().__init__()
-        self.head, self.task, self.normalize = trained.head, trained.task, trained.settings.normalize
+        self.head, self.task = trained.head, trained.task
+        self.scaler = trained.scaler
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return probabilities (n, C) of float32 embeddings (n, D)."""
-        return self.task.probabilities(self.head(prepare(embeddings, self.normalize)))
+        return self.task.probabilities(self.head(self.scaler(embeddings)))
 
 
 class PixelGraph(nn.Module):

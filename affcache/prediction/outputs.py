@@ -12,7 +12,7 @@ import torch
 
 from affcache.errors import ConfigError, InputError
 from affcache.prediction.model import Model
-from affcache.scoring.predict import averaged
+from affcache.scoring.ensemble import averaged
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import CALL, rule_of_average
 from affcache.tasks.tasks import Task

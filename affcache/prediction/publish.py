@@ -62,7 +62,7 @@ def publish(settings: PublishSettings, listener: Listener) -> PublishResult:
             folder.mkdir()
             graphs = export_graphs(model, folder) if settings.onnx else {}
             write_text(folder / CARD, card_of_run(trained, words, sentences(graphs)))
-            write_tensors(folder / HEAD, trained.head.state_dict(), _header(trained))
+            write_tensors(folder / HEAD, {**trained.head.state_dict(), **trained.scaler.tensors()}, _header(trained))
             content = {path.name: path for path in sorted(folder.iterdir())}
             write_sealed(folder, _config(trained, words, metrics, graphs), content)
             if out.is_dir():

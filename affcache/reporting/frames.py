@@ -53,9 +53,14 @@ class ReportContext:
         """Labels, (n,) class indices or (n, C); what was decided, likewise; and probabilities (n, C)."""
         return self.joined.labels, self.scored.decided, self.scored.predictions.probabilities
 
+    @property
+    def video_names(self) -> tuple[str, ...]:
+        """The names of the videos that ``frame_names`` counts."""
+        return self.scored.predictions.frames.video_names
+
     @cached_property
     def frame_names(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """The video of the store (n,) that each frame is of, and its number (n,) there."""
+        """The video (n,) that each frame is of, and its number (n,) there."""
         return self.scored.predictions.videos, self.scored.predictions.frame_numbers
 
     @cached_property
@@ -87,7 +92,7 @@ class ReportContext:
         videos, numbers = self.frame_names
         pictures = {}
         for position in chosen:
-            index = index_of.get(canonical(self.run.store.video_names[videos[position]]))
+            index = index_of.get(canonical(self.video_names[videos[position]]))
             if index is None:
                 continue
             first, last = crops.video_start[index : index + 2]

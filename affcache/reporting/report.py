@@ -37,8 +37,9 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
         StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
         ConfigError: rules are to be fitted, but nothing was held out of the training.
     """
-    (run,), annotations, joined = open_split(settings, [settings.run] if settings.run else [], listener)
-    scored = score_frames(settings, [run], annotations, joined, listener)
+    runs, annotations, joined = open_split(settings, [settings.run] if settings.run else [], listener)
+    run = runs.first
+    scored = score_frames(settings, runs, annotations, joined, listener)
     losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
     context = ReportContext(run, settings.split, joined, scored, losses, settings.crops)
     if not context.pictures:

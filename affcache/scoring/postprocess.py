@@ -16,6 +16,7 @@ from scipy.special import log_expit, log_softmax
 
 from affcache.errors import ConfigError
 from affcache.progress import Listener, counted
+from affcache.scoring.ensemble import Ensemble, Weights, fit_weights, parse_weights
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.rule import DecisionRule, Values
 from affcache.scoring.settings import PredictionSettings
@@ -170,9 +171,9 @@ def fit_thresholds(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
 
 
 def find_rule(
-    settings: PredictionSettings, runs: Sequence[TrainedRun], annotations: Path, listener: Listener, *, reported: str
+    settings: PredictionSettings, runs: Ensemble, annotations: Path, listener: Listener, *, reported: str
 ) -> DecisionRule:
-    """Return the rule that the settings ask for, fitted where they say: the width, then the temperature, then offsets.
+    """Return the rule that the settings ask for, fitted where they say: weights, width, temperature, then offsets.
 
     Args:
         settings: what is asked for.
@@ -185,30 +186,34 @@ def find_rule(
         ConfigError: it is to be fitted on held-out videos, but the runs held none out, or not the same; or the task's
             values are no probabilities, so that nothing can be fitted to them.
     """
-    task, store = runs[0].task, runs[0].store
+    task, frames = runs.task, runs.frames
     if not task.has_classes and (settings.calibrate or settings.decide == "fitted"):
         name = "--calibrate" if settings.calibrate else "--decide fitted"
         raise ConfigError(
             f"{name} asks for probabilities, but {task.name} predicts values. Expected it without; --smooth works."
         )
     rule = DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
+    if settings.weights != "fitted":
+        rule = replace(rule, weights=parse_weights(settings.weights, len(runs.runs)))
+    elif len(runs.runs) == 1:
+        raise ConfigError("--weights fitted weighs several runs. Expected at least 2; name them, or leave it out.")
     if not settings.fits_rules:
         return rule
     if settings.fit_on == "validation":
-        joined, where = join_labels(store, annotations, task, "validation"), "validation"
+        joined, where = join_labels(frames, annotations, task, "validation"), "validation"
     else:
-        names, where = _held_out_videos(settings, runs), "held-out training videos"
-        train = join_labels(store, annotations, task, "train")
-        joined, missing = of_videos(store, train, names), sorted(set(names) - set(group_frames(store, train)[0]))
+        names, where = _held_out_videos(settings, runs.runs), "held-out training videos"
+        train = join_labels(frames, annotations, task, "train")
+        joined, missing = of_videos(frames, train, names), sorted(set(names) - set(group_frames(frames, train)[0]))
         if missing:
             words = (
-                f"{counted(len(missing), 'held-out video')} not in {store.path} with labels: {', '.join(missing[:5])}"
+                f"{counted(len(missing), 'held-out video')} not in {frames.path} with labels: {', '.join(missing[:5])}"
             )
             if not len(joined):
                 raise ConfigError(f"No rule can be fitted: {words}. Expected the store and labels of the training.")
             listener.warning(f"The rule is fitted without {words}")
-    rows, labels = rows_to_predict(store, joined.rows, settings.smooth), joined.labels
-    given = Predictions.of(runs, rows, settings.views, listener)
+    rows, labels = rows_to_predict(frames, joined.rows, settings.smooth), joined.labels
+    logits = runs.logits(rows, settings.views, listener)
     fitted_split = "validation" if settings.fit_on == "validation" else "train"
     rule = replace(rule, fitted_on=where, optimistic=fitted_split == reported)
 
@@ -219,6 +224,13 @@ def find_rule(
         smoothed = replace(rule, width=width)
         return task.score(labels, smoothed.decide(by(smoothed).probabilities, task)).value
 
+    def metric_by(weights: Weights) -> float:
+        said = rule.apply(runs.average(rows, logits, weights), task).at(joined.rows)
+        return task.score(labels, rule.decide(said.probabilities, task)).value
+
+    if settings.weights == "fitted":
+        rule = replace(rule, weights=fit_weights(len(runs.runs), metric_by))
+    given = runs.average(rows, logits, rule.weights)
     if settings.smooth != "none" and settings.smooth_width is None:
         rule = replace(rule, width=max(WIDTHS, key=metric))  # the smallest of those that are equal
     if settings.calibrate:

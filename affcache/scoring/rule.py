@@ -51,6 +51,7 @@ class DecisionRule(Result):
     offsets: tuple[float, ...] | None = None  # (C,): a bias a class, or a threshold a unit
     fitted_on: str | None = None  # which frames, in words
     optimistic: bool = False  # whether the frames that are reported are among them
+    weights: tuple[float, ...] | None = None  # (R,) of the runs that are averaged, in their order; None: equal ones
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], task: Task) -> "DecisionRule":
@@ -66,7 +67,11 @@ class DecisionRule(Result):
             raise ValueError(f"its offsets are not {task.outputs} numbers")
         if not isinstance(where, (str, type(None))) or not isinstance(optimistic, bool):
             raise ValueError(f"it was fitted on {where!r}")
-        return cls(kind, width, float(temperature), tuple(offsets) if offsets is not None else None, where, optimistic)
+        weights = values.get("weights")  # older rules lack it
+        if weights is not None and not (isinstance(weights, list) and weights and all(map(_finite, weights))):
+            raise ValueError(f"its weights are {weights!r}")
+        lists = [tuple(one) if one is not None else None for one in (offsets, weights)]
+        return cls(kind, width, float(temperature), lists[0], where, optimistic, lists[1])
 
     @property
     def name(self) -> str:

@@ -15,21 +15,16 @@ import torch
 from affcache.figures import drawing, save_figures
 from affcache.files import write_bytes, write_json
 from affcache.progress import Listener, metric_name
+from affcache.scoring.ensemble import Ensemble
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import metric_interval, without_interval
 from affcache.scoring.postprocess import find_rule, reliability
-from affcache.scoring.predict import (
-    Predictions,
-    TrainedRun,
-    open_runs,
-    require_one_task,
-    require_same_frames,
-    rows_to_predict,
-)
+from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, rows_to_predict
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import ScoreSettings, SplitSettings
 from affcache.scoring.trained import AVERAGE
 from affcache.settings import command
+from affcache.store.frames import shared_frames
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, group_frames, join_labels
 from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.tasks import Task
@@ -42,8 +37,8 @@ class ScoreResult:
     """The scores of one run, or of several averaged, on one split."""
 
     runs: tuple[str, ...]
-    store: str
-    store_fingerprint: str
+    store: str  # of several runs, those of all
+    store_fingerprint: str  # of the first run's
     task: str
     split: str
     epoch: int  # of the first run's head, counted from 1
@@ -82,13 +77,18 @@ class ScoreResult:
 class Scored:
     """What runs say of a split's frames, and what it is worth."""
 
-    task: Task
+    runs: tuple[TrainedRun, ...]
     joined: JoinedLabels
     predictions: Predictions  # smoothed and calibrated as the rule says
     rule: DecisionRule
     decided: npt.NDArray[Any]
     scores: Scores  # with intervals over videos
     statistics: Table  # (G, C, S) of the videos
+
+    @property
+    def task(self) -> Task:
+        """What was predicted."""
+        return self.runs[0].task
 
     @property
     def losses(self) -> torch.Tensor:
@@ -102,8 +102,9 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
 
     Of a published head they go below scores/; it needs a store and labels to be said.
 
-    The probabilities of several runs are averaged; what is written then goes into ``average/`` in the first one's
-    folder. Intervals are of 95 %, over videos, persons of a video together.
+    The probabilities of several runs are averaged, by ``weights`` where given, each run's on its own store or on that
+    of its encoder; what is written then goes into ``average/`` in the first one's folder. Intervals are of 95 %, over
+    videos, persons of a video together.
 
     Raises:
         InputError: no run, or labels that can't be read or that join to no crop; runs of several tasks.
@@ -111,27 +112,20 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         ConfigError: rules are to be fitted, but nothing was held out of the training.
     """
     runs, annotations, joined = open_split(settings, settings.run, listener)
-    task, first = runs[0].task, runs[0]
+    task, first = runs.task, runs.first
     scored = score_frames(settings, runs, annotations, joined, listener)
     _warn(scored, settings.split, listener)
-    against = None
-    if settings.against is not None:
-        other = TrainedRun.on_store(settings.against, settings.store, settings.device, listener)
-        require_one_task([first, other])
-        require_same_frames(first.store, other.store, joined.rows)
-        theirs = score_frames(settings, [other], annotations, joined, listener)
-        found = metric_interval(task, [scored.statistics], [theirs.statistics])
-        against = {"run": other.source, "value": theirs.scores.value, "difference": found.to_json()}
+    against = None if settings.against is None else _compared(settings, settings.against, scored, annotations, listener)
     figures: list[Path] = []
     if settings.figures is not None:
         given, history = (joined.labels, scored.decided, scored.predictions.probabilities), first.folder.read_history()
         with drawing():
             figures = save_figures(settings.figures, score_figures(task, scored.scores, *given, history))
     losses, probabilities = scored.losses, scored.predictions.probabilities
-    out = first.out if len(runs) == 1 else RunFolder(first.out.path / AVERAGE)
+    out = first.out if len(runs.runs) == 1 else RunFolder(first.out.path / AVERAGE)
     result = ScoreResult(
-        runs=tuple(run.source for run in runs),
-        store=str(first.store.path),
+        runs=tuple(run.source for run in runs.runs),
+        store=str(runs.frames.path),
         store_fingerprint=first.store.fingerprint(),
         task=task.name,
         split=settings.split,
@@ -168,30 +162,55 @@ def _warn(scored: Scored, split: str, listener: Listener) -> None:
         listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
 
 
+def _compared(
+    settings: ScoreSettings, against: Path, scored: Scored, annotations: Path, listener: Listener
+) -> dict[str, Any]:
+    """Score another run, and return its value and the difference to it, both on the frames that both have."""
+    task, store = scored.task, settings.store
+    other = Ensemble.of([TrainedRun.on_store(against, store, settings.device, listener)], listener)
+    require_one_task([other.first, *scored.runs])
+    joined = join_labels(other.frames, annotations, task, settings.split)
+    theirs = score_frames(settings, other, annotations, joined, listener)
+    _, (rows, their_rows) = shared_frames([scored.predictions.frames, other.frames])
+    both = np.isin(rows, scored.joined.rows) & np.isin(their_rows, joined.rows)
+    if (lacking := len(scored.joined) - int(both.sum())) or len(joined) > int(both.sum()):
+        listener.message(f"compared on {int(both.sum()):,} frames that both have; {lacking:,} are left out")
+    names, group = group_frames(scored.predictions.frames, scored.joined)
+    places = np.searchsorted(scored.joined.rows, rows[both])
+    labels, their_places = scored.joined.labels[places], np.searchsorted(joined.rows, their_rows[both])
+    sums = [
+        task.sums_by_video(labels, decided, group[places], len(names))
+        for decided in (scored.decided[places], theirs.decided[their_places])
+    ]
+    found = metric_interval(task, sums[:1], sums[1:])
+    value = task.score(labels, theirs.decided[their_places]).value
+    return {"run": other.first.source, "value": value, "difference": found.to_json()}
+
+
 def open_split(
     settings: SplitSettings, paths: Sequence[Path], listener: Listener
-) -> tuple[list[TrainedRun], Path, JoinedLabels]:
-    """Open runs, and join the labels of a split to their store; return the folder of the labels, too."""
-    runs = open_runs(paths, settings.store, settings.device, listener)
-    annotations = settings.annotations or runs[0].annotations
-    joined = join_labels(runs[0].store, annotations, runs[0].task, settings.split)
+) -> tuple[Ensemble, Path, JoinedLabels]:
+    """Open runs, and join the labels of a split to their frames; return the folder of the labels, too."""
+    runs = Ensemble.open(paths, settings.store, settings.device, listener)
+    annotations = settings.annotations or runs.first.annotations
+    joined = join_labels(runs.frames, annotations, runs.task, settings.split)
     listener.message(joined.account.sentence(settings.split))
     return runs, annotations, joined
 
 
 def score_frames(
-    settings: SplitSettings, runs: Sequence[TrainedRun], annotations: Path, joined: JoinedLabels, listener: Listener
+    settings: SplitSettings, runs: Ensemble, annotations: Path, joined: JoinedLabels, listener: Listener
 ) -> Scored:
     """Predict the joined frames of a split, decide by the rule that the settings ask for, and score."""
-    task, store = runs[0].task, runs[0].store
+    task, frames = runs.task, runs.frames
     rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
-    predictions = Predictions.of(runs, rows_to_predict(store, joined.rows, settings.smooth), settings.views, listener)
-    predictions = rule.apply(predictions, task).at(joined.rows)
+    rows = rows_to_predict(frames, joined.rows, settings.smooth)
+    predictions = rule.apply(runs.predict(rows, settings.views, listener, rule.weights), task).at(joined.rows)
     decided = rule.decide(predictions.probabilities, task)
-    names, group = group_frames(store, joined)
+    names, group = group_frames(frames, joined)
     statistics = task.sums_by_video(joined.labels, decided, group, len(names))
     scores = with_intervals(task, task.score(joined.labels, decided), statistics)
-    return Scored(task, joined, predictions, rule, decided, scores, statistics)
+    return Scored(runs.runs, joined, predictions, rule, decided, scores, statistics)
 
 
 def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:
@@ -216,7 +235,7 @@ def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
         file["rows"] = given.rows
         file["video"] = given.videos.astype(np.int32)
         file["frame_number"] = given.frame_numbers
-        file.create_dataset("video_name", data=list(given.store.video_names), dtype=h5py.string_dtype())
+        file.create_dataset("video_name", data=list(given.frames.video_names), dtype=h5py.string_dtype())
         file["probabilities"] = given.probabilities.astype(np.float32)
         file["decided"] = scored.decided
         file["labels"] = scored.joined.labels

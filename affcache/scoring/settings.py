@@ -31,6 +31,11 @@ class PredictionSettings(Settings):
         choices=("plain", "fitted"),
     )
     calibrate: bool = setting(False, "Divide logits by a temperature that is fitted.")
+    weights: str = setting(
+        "",
+        "How much each of several runs counts in the average: numbers in their order, 0.6,0.4; or fitted.",
+        default_text="all alike",
+    )
     fit_on: str = setting(
         "heldout",
         "Where rules are fitted: on training videos that fit --held-out set aside, or (optimistic) on validation.",
@@ -47,7 +52,8 @@ class PredictionSettings(Settings):
     @property
     def fits_rules(self) -> bool:
         """Whether anything is fitted."""
-        return self.decide == "fitted" or self.calibrate or (self.smooth != "none" and self.smooth_width is None)
+        fitted = self.decide == "fitted" or self.calibrate or self.weights == "fitted"
+        return fitted or (self.smooth != "none" and self.smooth_width is None)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class SplitSettings(PredictionSettings):
     """Which labelled frames heads are scored on."""
 
     split: str = setting("validation", "Which labels to score against.", choices=("validation", "train"))
-    store: Path | None = setting(None, "The embedding store.", default_text=TRAINED_ON)
+    store: tuple[Path, ...] = setting(
+        (), "The embedding store; of runs of several encoders one of each, in any order.", default_text=TRAINED_ON
+    )
     annotations: Path | None = setting(None, "Folder with the label files.", default_text=TRAINED_ON)
 
 

@@ -22,8 +22,9 @@ from affcache.scoring.published import (
 )
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
+from affcache.store.reading import encoders_of, fingerprint
 from affcache.tasks.tasks import Task, find_task
-from affcache.training.data import EVALUATION_BATCH, broken_rows, prepare
+from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
 from affcache.training.settings import FitSettings
@@ -46,7 +47,8 @@ class TrainedHead:
     config: dict[str, Any]  # config.json
     task: Task
     settings: FitSettings
-    head: nn.Module  # logits (B, C) of prepared embeddings (B, D), in evaluation mode
+    head: nn.Module  # logits (B, C) of scaled embeddings (B, D), in evaluation mode
+    scaler: Scaler
     epoch: int  # of the head, counted from 1
     device: torch.device
     encoder: dict[str, Any]  # the description of what made the embeddings that it was trained on
@@ -73,14 +75,15 @@ class TrainedHead:
             return cls._of_published(folder, source, where)
         config = folder.read_config()
         task, settings, store = find_task(config["task"]), settings_from_json(config["settings"]), config["store"]
-        head, epoch = _load_head(folder, settings, store.get("width"), task)
+        head, scaler, epoch = _load_head(folder, settings, store.get("width"), task)
         if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
             (listener or Listener()).warning(
                 f"run {folder.path} is unfinished: {done} of {counted(settings.epochs, 'epoch')}. "
                 f"Finish it with 'affcache fit --run {folder.path} --resume'."
             )
         encoder, sha256 = store["encoder"], store["encoder_fingerprint"]
-        of_head = (config, task, settings, head.to(where).eval(), epoch, where, encoder, sha256, store["width"])
+        modules = (head.to(where).eval(), scaler.to(where))
+        of_head = (config, task, settings, *modules, epoch, where, encoder, sha256, store["width"])
         return cls(source, folder, False, *of_head)
 
     @classmethod
@@ -94,10 +97,22 @@ class TrainedHead:
                 "publish' wrote it. Use the affcache that wrote it, or fetch the folder anew."
             ) from None
         settings, width = settings_of_published(config["settings"]), config["width"]
-        head, epoch = _load_head(folder, settings, width, task)
+        head, scaler, epoch = _load_head(folder, settings, width, task)
+        modules = (head.to(where).eval(), scaler.to(where))
         encoder, sha256 = config["encoder"], config["encoder_fingerprint"]
-        of_head = (config, task, settings, head.to(where).eval(), epoch, where, encoder, sha256, width)
+        of_head = (config, task, settings, *modules, epoch, where, encoder, sha256, width)
         return cls(source, folder, True, *of_head)
+
+    @property
+    def encoders(self) -> list[dict[str, Any]]:
+        """The description of each encoder, in the order in which their embeddings stand side by side."""
+        return encoders_of(self.encoder)
+
+    @property
+    def encoder_fingerprints(self) -> list[str]:
+        """The fingerprint of each encoder, in that order."""
+        several = len(self.encoders) > 1
+        return [fingerprint(one) for one in self.encoders] if several else [self.encoder_fingerprint]
 
     @property
     def out(self) -> RunFolder:
@@ -183,7 +198,7 @@ class TrainedHead:
     @torch.no_grad()
     def logits_of_group(self, embeddings: torch.Tensor, name: Callable[[int], str]) -> torch.Tensor:
         """Return the logits of at most ``EVALUATION_BATCH`` embeddings; ``name`` says which one is at a position."""
-        prepared = prepare(embeddings.to(self.device), self.settings.normalize)  # (B, D)
+        prepared = self.scaler(embeddings.to(self.device))  # (B, D)
         filled = torch.nn.functional.pad(prepared, (0, 0, 0, -len(prepared) % CALL))
         logits = torch.cat([self.head(one) for one in filled.split(CALL)])[: len(prepared)]  # (B, C)
         if len(wrong := broken_rows(embeddings)):
@@ -246,12 +261,13 @@ def said_elsewhere(source: str) -> str:
 
 
 def encoder_name(encoder: dict[str, Any]) -> str:
-    """Return what an encoder is called."""
-    return " ".join(str(encoder[name]) for name in ("model", "pretrained") if encoder.get(name)) or "of unknown name"
+    """Return what an encoder is called, or several whose embeddings stand side by side."""
+    each = [[str(one[name]) for name in ("model", "pretrained") if one.get(name)] for one in encoders_of(encoder)]
+    return " + ".join(" ".join(words) or "of unknown name" for words in each)
 
 
-def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -> tuple[nn.Module, int]:
-    """Return the best head and its epoch."""
+def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -> tuple[nn.Module, Scaler, int]:
+    """Return the best head, what is done to embeddings first, and its epoch."""
     if not folder.head.exists() and folder.history.exists():
         raise StoreError(
             f"The head of run {folder.path} was not kept. Expected {folder.head}; 'affcache ablate' keeps heads as "
@@ -269,10 +285,13 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -
         if any(name not in tensors or tensors[name].shape != like.shape for name, like in expected.items()):
             raise ValueError("other layers")
         head, epoch = build_head(fitted, width, task), int(best["epoch"])
-        head.load_state_dict(tensors)
+        scaler = Scaler.of_state(fitted.normalize, tensors)
+        if any(of.shape != (width,) for of in scaler.tensors().values()):
+            raise ValueError("a scaler of another width")
+        head.load_state_dict(without_scaler(tensors))
     except (RuntimeError, ValueError, TypeError, KeyError, OverflowError):
         raise StoreError(
             f"{folder.head} doesn't fit {folder.config}: the head has other layers than the settings there describe. "
             "Expected both files as 'affcache fit' wrote them. Restore them, or train again with 'affcache fit'."
         ) from None
-    return head, epoch
+    return head, scaler, epoch

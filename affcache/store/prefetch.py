@@ -6,30 +6,32 @@ lets go of Python's lock, so the caller isn't held up.
 
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from io import RawIOBase
 from itertools import pairwise
 from threading import Event
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from affcache.errors import StoreError
-from affcache.store.reading import EmbeddingStore, Rows, read_rows
+from affcache.store.frames import Rows
+from affcache.store.joined import AnyStore
+from affcache.store.reading import EmbeddingStore, read_rows
 
 SPAN_ROWS = 64  # rows of one read, about 100 KB: the call costs little beside the copy, and the lock is held briefly
 STAGING_ROWS = 8192  # rows on their way to a GPU
 
 
-def read_ahead(
-    store: EmbeddingStore, groups: Sequence[Rows], device: torch.device
-) -> Generator[torch.Tensor, None, None]:
+def read_ahead(store: AnyStore, groups: Sequence[Rows], device: torch.device) -> Generator[torch.Tensor, None, None]:
     """Yield the embeddings of groups of rows.
 
     There are two buffers, which take turns: what was yielded is overwritten once the one after it has been taken.
     The thread ends with the group it reads; when the generator is closed, sooner.
 
     Args:
-        store: what is read; its memory map isn't touched.
+        store: what is read, or several side by side; their memory maps aren't touched.
         groups: int64 arrays of rows, each rising.
         device: where the embeddings go; to a GPU by way of pinned memory.
 
@@ -43,15 +45,9 @@ def read_ahead(
         return
     most = max(len(group) for group in groups)
     buffers = [_empty(most, store.width, device) for _ in groups[:2]]
-    try:
-        file = store.path.open("rb", buffering=0)
-    except OSError as error:
-        raise StoreError(
-            f"The store {store.path} can't be opened any more: {error.strerror}. Expected the file to stay where it "
-            "was when the command began. Put it back, then run the command again."
-        ) from None
-    with file:
-        reader = _Reader(store, file, device)
+    with ExitStack() as stack:
+        files = [stack.enter_context(_opened(part)) for part in store.parts]
+        reader = _Reader(store, files, device)
         ahead = _in_thread(reader, groups[0], buffers[0])
         try:
             for number in range(1, len(groups) + 1):
@@ -64,11 +60,21 @@ def read_ahead(
             wait([ahead])  # the file closes after it
 
 
+def _opened(store: EmbeddingStore) -> RawIOBase:
+    try:
+        return store.path.open("rb", buffering=0)
+    except OSError as error:
+        raise StoreError(
+            f"The store {store.path} can't be opened any more: {error.strerror}. Expected the file to stay where it "
+            "was when the command began. Put it back, then run the command again."
+        ) from None
+
+
 class _Reader:
     """Reads rows into a buffer on a device."""
 
-    def __init__(self, store: EmbeddingStore, file: RawIOBase, device: torch.device) -> None:
-        self.store, self.file, self.device = store, file, device
+    def __init__(self, store: AnyStore, files: Sequence[RawIOBase], device: torch.device) -> None:
+        self.store, self.files, self.device = store, files, device
         self.stop = Event()
         self.staging = _staging(store.width, device)
 
@@ -93,14 +99,23 @@ class _Reader:
             ) from None
 
     def _read(self, rows: Rows, target: torch.Tensor) -> None:
-        """Read rising rows into a tensor on the CPU, in spans that end at multiples of ``SPAN_ROWS``."""
-        out = target.numpy()
-        cuts = np.flatnonzero(np.diff(rows // SPAN_ROWS)) + 1
+        """Read rising rows (n,) into a tensor (n, D) on the CPU."""
+        if isinstance(self.store, EmbeddingStore):
+            self._read_part(self.store, self.files[0], rows, target.numpy())
+            return
+        first = 0  # column
+        for part, of, file in zip(self.store.parts, self.store.rows_of_parts, self.files, strict=True):
+            self._read_part(part, file, of[rows], target.numpy()[:, first : first + part.width])
+            first += part.width
+
+    def _read_part(self, store: EmbeddingStore, file: RawIOBase, rows: Rows, out: npt.NDArray[np.float16]) -> None:
+        """Read rows in spans that end at multiples of ``SPAN_ROWS``, and where the rows of another video go back."""
+        cuts = np.flatnonzero((np.diff(rows // SPAN_ROWS) != 0) | (np.diff(rows) < 0)) + 1
         for first, last in pairwise([0, *cuts.tolist(), len(rows)]):
             if self.stop.is_set():  # nobody waits for the rest
                 return
             wanted = rows[first:last]
-            span = read_rows(self.file, self.store.features, int(wanted[0]), int(wanted[-1]) + 1)
+            span = read_rows(file, store.features, int(wanted[0]), int(wanted[-1]) + 1)
             out[first:last] = span if len(span) == len(wanted) else span[wanted - wanted[0]]
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from affcache.errors import StoreError
 from affcache.files import open_regular
+from affcache.store.frames import PENDING, UNREADABLE, FrameIndex, Rows
 from affcache.store.hdf5 import TEXT, StoreFile
 
 FORMAT = "affcache-embeddings"
@@ -33,8 +34,7 @@ NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
 }
 FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled")  # beyond rounding
 BLOCK_ROWS = 4096  # rows under one checksum
-PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
-Rows = npt.NDArray[np.int64]  # of a store
+SIDE_BY_SIDE = "stores"  # in a description of several encoders: the description of each
 VIEWS = ("flip",)  # further matrices that may lie beside a store
 
 
@@ -110,29 +110,37 @@ def _check_shapes(found: Mapping[str, tuple[str, tuple[int, ...]]], videos: int)
 def fingerprint(description: Mapping[str, Any]) -> str:
     """Return the sha256 over the fields of an encoder description that change the embeddings, in canonical JSON."""
     deciding = {k: v for k, v in description.items() if k not in FIELDS_THAT_DO_NOT_CHANGE_NUMBERS}
+    if SIDE_BY_SIDE in description:
+        deciding = {SIDE_BY_SIDE: [fingerprint(one) for one in encoders_of(description)]}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def encoders_of(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the description of each encoder whose embeddings stand side by side; of one alone, itself."""
+    found = description.get(SIDE_BY_SIDE)
+    return [dict(of) for of in found] if isinstance(found, list) else [dict(description)]
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Say which number-changing fields of two encoder descriptions differ, a line each, values included."""
+    pairs = [encoders_of(one) for one in (ours, theirs)]
+    if max(map(len, pairs)) > 1:
+        if len(pairs[0]) != len(pairs[1]):
+            return [f"encoders: {len(pairs[0])} against {len(pairs[1])}"]
+        each = enumerate(zip(*pairs, strict=True), start=1)
+        return [f"encoder {number}, {line}" for number, both in each for line in differing_fields(*both)]
     names = [n for n in {**ours, **theirs} if n not in FIELDS_THAT_DO_NOT_CHANGE_NUMBERS]
     return [f"{n}: {ours.get(n)!r} against {theirs.get(n)!r}" for n in names if ours.get(n) != theirs.get(n)]
 
 
 @dataclass(frozen=True)
-class EmbeddingStore:
+class EmbeddingStore(FrameIndex):
     """A store opened for reading. The arrays are read-only memory maps; nothing is loaded until it is used.
 
-    The rows of video v are ``video_start[v]:video_start[v + 1]``, in frame order. A row is there for every crop that
-    was found, also for one that cannot be read (status 2, features zero).
+    A row is there for every crop that was found, also for one that cannot be read (status 2, features zero).
     """
 
-    path: Path
     features: npt.NDArray[np.float16]  # (N, D) raw encoder output, not normalised
-    status: npt.NDArray[np.uint8]  # (N,) 0 pending, 1 encoded, 2 unreadable
-    frame_number: npt.NDArray[np.int32]  # (N,) the number in the crop's file name
-    video_names: tuple[str, ...]  # (V,)
-    video_start: npt.NDArray[np.int64]  # (V + 1,)
     block_checksum: npt.NDArray[np.uint32]  # (ceil(N / 4096),) CRC-32 of finished blocks of features, 0 while pending
     encoder: dict[str, Any]  # how the embeddings were made
     encoder_fingerprint: str  # sha256 over the fields of ``encoder`` that change the numbers
@@ -146,9 +154,6 @@ class EmbeddingStore:
             StoreError: no such file, not a store, of another format version, or cut short.
         """
         return cls(Path(path), **mapped_fields(Path(path)))
-
-    def __len__(self) -> int:
-        return len(self.status)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
@@ -166,9 +171,14 @@ class EmbeddingStore:
         pending, encoded, unreadable = np.bincount(self.status, minlength=3)[:3]
         return {"pending": int(pending), "encoded": int(encoded), "unreadable": int(unreadable)}
 
-    def video_of_rows(self) -> npt.NDArray[np.int64]:
-        """Return the video index of every row, int64 (N,)."""
-        return np.repeat(np.arange(len(self.video_names)), np.diff(self.video_start))
+    @property
+    def parts(self) -> "tuple[EmbeddingStore, ...]":
+        """The stores whose embeddings stand side by side: of one, itself."""
+        return (self,)
+
+    def read(self, rows: Rows) -> npt.NDArray[np.float16]:
+        """Return the embeddings (n, D) of some rows, as stored."""
+        return np.asarray(self.features[rows])
 
     def fingerprint(self) -> str:
         """Return a sha256 over what the store holds: encoder, index, statuses and block checksums."""

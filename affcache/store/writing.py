@@ -21,14 +21,12 @@ from affcache.crops.crop_list import CropList
 from affcache.errors import StoreError
 from affcache.files import DISK_IS_FULL, discard_partials, existing_parent, locked, whole_file
 from affcache.progress import Listener
+from affcache.store.frames import ENCODED, PENDING, UNREADABLE
 from affcache.store.reading import (
     BLOCK_ROWS,
-    ENCODED,
     FORMAT,
     FORMAT_VERSION,
     NUMERIC_DATASETS,
-    PENDING,
-    UNREADABLE,
     VIEWS,
     EmbeddingStore,
     block_bounds,

@@ -16,6 +16,10 @@ class SubmitSettings(PredictionSettings):
     )
     template: Path | None = setting(None, "The organisers' list of frames.", default_text="none")
     frames: Path | None = setting(None, "Instead of a template: a list of videos, video,count.", default_text="none")
-    store: Path | None = setting(None, "The embeddings of the test videos.", default_text="none; it is needed")
+    store: tuple[Path, ...] = setting(
+        (),
+        "The embeddings of the test videos; of runs of several encoders one store of each, in any order.",
+        default_text="none; it is needed",
+    )
     out: Path = setting(Path("predictions.txt"), "File to write.")
     overwrite: bool = setting(False, "Write over a file that is there.")

@@ -13,11 +13,12 @@ from affcache.crops.crop_list import canonical, parse_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_lines, write_text
 from affcache.progress import Listener, Result, counted
+from affcache.scoring.ensemble import Ensemble
 from affcache.scoring.postprocess import find_rule
-from affcache.scoring.predict import Predictions, TrainedRun, open_runs
+from affcache.scoring.predict import Predictions, TrainedRun
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import command
-from affcache.store.reading import ENCODED
+from affcache.store.frames import ENCODED
 from affcache.submission.settings import SubmitSettings
 from affcache.tasks.tasks import Task
 
@@ -194,7 +195,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
             "Expected one of --template FILE, the organisers' list of frames, and --frames FILE, videos with their "
             "frame counts."
         )
-    if settings.store is None:
+    if not settings.store:
         raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
     if settings.out.exists() and not settings.overwrite:
         raise ConfigError(
@@ -202,27 +203,28 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
             "another with --out FILE, or say --overwrite."
         )
     template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
-    runs = open_runs(settings.run, settings.store, settings.device, listener)
-    task, store = runs[0].task, runs[0].store
+    runs = Ensemble.open(settings.run, settings.store, settings.device, listener)
+    task, frames = runs.task, runs.frames
     require_template_of(template, task)
     on_training = runs
     if settings.fits_rules:
-        _require_runs(runs)
-        on_training = [TrainedRun.on_store(run.source, None, settings.device, Listener()) for run in runs]
-    rule = find_rule(settings, on_training, runs[0].settings.annotations, listener, reported="")
-    wanted = np.isin([canonical(name) for name in store.video_names], list(set(template.videos)))  # (V,)
-    rows = np.flatnonzero(wanted[store.video_of_rows()] & (np.asarray(store.status) == ENCODED))
+        _require_runs(runs.runs)
+        own = [TrainedRun.on_store(run.source, (), settings.device, Listener()) for run in runs.runs]
+        on_training = Ensemble.of(own, listener)
+    rule = find_rule(settings, on_training, runs.first.settings.annotations, listener, reported="")
+    wanted = np.isin([canonical(name) for name in frames.video_names], list(set(template.videos)))  # (V,)
+    rows = np.flatnonzero(wanted[frames.video_of_rows()] & (np.asarray(frames.status) == ENCODED))
     if not len(rows):
         raise InputError(
-            f"No video of the template has a crop in {store.path}: the template has {template.videos[0]}, ..., the "
-            f"store {store.video_names[0]}, .... Expected the crops of the test videos. Extract them with 'affcache "
+            f"No video of the template has a crop in {frames.path}: the template has {template.videos[0]}, ..., the "
+            f"store {frames.video_names[0]}, .... Expected the crops of the test videos. Extract them with 'affcache "
             "extract --crops DIR --store FILE'."
         )
-    predictions = Predictions.of(runs, rows, settings.views, listener)
+    predictions = runs.predict(rows, settings.views, listener, rule.weights)
     filled, count, missing = fill_gaps(template, rule.apply(predictions, task))
     if missing:
         listener.warning(
-            f"The template has {counted(len(missing), 'video')} without a crop in {store.path}: "
+            f"The template has {counted(len(missing), 'video')} without a crop in {frames.path}: "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all others."
         )
     write_submission(settings.out, template, rule.decide(filled, task), task)
@@ -230,7 +232,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     return SubmitResult(
         out=str(settings.out),
         task=task.name,
-        runs=tuple(run.source for run in runs),
+        runs=tuple(run.source for run in runs.runs),
         lines=len(template),
         videos=len(set(template.videos)),
         filled=count,
@@ -261,7 +263,7 @@ def fill_gaps(template: Template, predictions: Predictions) -> tuple[npt.NDArray
         whose frames have the mean over all that were predicted.
     """
     videos, starts, counts = np.unique(predictions.videos, return_index=True, return_counts=True)
-    names = [canonical(predictions.store.video_names[video]) for video in videos]
+    names = [canonical(predictions.frames.video_names[video]) for video in videos]
     rows = {name: slice(first, first + count) for name, first, count in zip(names, starts, counts, strict=True)}
     probabilities, frame_numbers = predictions.probabilities, predictions.frame_numbers
     found = np.empty((len(template), probabilities.shape[1]))

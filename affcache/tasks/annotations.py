@@ -14,7 +14,7 @@ from affcache.crops.crop_list import canonical
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_lines
 from affcache.progress import Result, counted
-from affcache.store.reading import ENCODED, EmbeddingStore
+from affcache.store.frames import ENCODED, FrameIndex
 from affcache.tasks.tasks import Task, find_task
 
 LARGEST_LABEL_FILE = 2**24  # bytes; of 24 hours of video at 30 frames a second a few million
@@ -193,7 +193,7 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
     )
 
 
-def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
+def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
     Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop.
@@ -247,14 +247,14 @@ def stripped_name(video: str) -> str:
     return video
 
 
-def group_frames(store: EmbeddingStore, joined: JoinedLabels) -> tuple[list[str], npt.NDArray[np.int64]]:
+def group_frames(store: FrameIndex, joined: JoinedLabels) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Return the names (G) of the videos that joined frames are of, sorted, and the number of each frame's (n,)."""
     names = np.array([stripped_name(name) for name in store.video_names])
     found, group = np.unique(names[store.video_of_rows()[joined.rows]], return_inverse=True)
     return found.tolist(), group.astype(np.int64)
 
 
-def hold_out(store: EmbeddingStore, joined: JoinedLabels, share: float) -> tuple[JoinedLabels, list[str]]:
+def hold_out(store: FrameIndex, joined: JoinedLabels, share: float) -> tuple[JoinedLabels, list[str]]:
     """Set about ``share`` of the videos aside: return the frames of the others, and the names of those set aside.
 
     A video is set aside or not by its own name alone, a hash of it: whatever other videos a store or a label folder has
@@ -276,9 +276,7 @@ def hold_out(store: EmbeddingStore, joined: JoinedLabels, share: float) -> tuple
     return of_videos(store, joined, aside, without=True), aside
 
 
-def of_videos(
-    store: EmbeddingStore, joined: JoinedLabels, names: Sequence[str], *, without: bool = False
-) -> JoinedLabels:
+def of_videos(store: FrameIndex, joined: JoinedLabels, names: Sequence[str], *, without: bool = False) -> JoinedLabels:
     """Return the frames of videos, named as ``group_frames`` does; or all others."""
     known, group = group_frames(store, joined)
     chosen = np.isin(known, list(names))[group] != without

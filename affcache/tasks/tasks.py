@@ -125,8 +125,11 @@ class Task(ABC):
         """Return logits (..., C) that stand for float64 probabilities."""
 
     @abstractmethod
-    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, C) that stand for the mean of the probabilities of float64 logits (K, n, C), exactly."""
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits (n, C) that stand for the mean of the probabilities of float64 logits (K, n, C), exactly.
+
+        ``shares`` (K, n, 1), which sum to 1, say how much each counts; None where all do alike.
+        """
 
     @abstractmethod
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
@@ -196,8 +199,9 @@ class Classes(Labelled):
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities.clamp(min=torch.finfo(torch.float64).tiny).log()
 
-    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(logits))
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        logs = torch.log_softmax(logits, dim=-1)
+        return logs.logsumexp(0) - math.log(len(logits)) if shares is None else (logs + shares.log()).logsumexp(0)
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
         return probabilities.argmax(axis=1)
@@ -234,8 +238,10 @@ class Units(Labelled):
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
         return torch.logit(probabilities, eps=TINY)
 
-    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
-        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        logs = 0.0 if shares is None else shares.log()
+        present, absent = (functional.logsigmoid(of) + logs for of in (logits, -logits))
+        return present.logsumexp(0) - absent.logsumexp(0)
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
         return (probabilities >= 0.5).astype(np.int64)
@@ -281,8 +287,9 @@ class Values(Task):
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities
 
-    def averaged(self, logits: torch.Tensor) -> torch.Tensor:
-        return self.probabilities(logits).mean(0)
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        values = self.probabilities(logits)
+        return values.mean(0) if shares is None else (values * shares).sum(0)
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
         return probabilities

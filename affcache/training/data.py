@@ -1,6 +1,6 @@
 """What heads train on: embeddings with their labels, in memory, and the order in which an epoch takes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -11,13 +11,16 @@ import torch
 from affcache.devices import GIGABYTE
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
+from affcache.store.joined import AnyStore
 from affcache.store.prefetch import read_ahead
-from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels
 
 EVALUATION_BATCH = 8192  # frames per forward pass without gradients
 BLOCK_FRAMES = 64  # 98 KB of ViT-L: 64 reads of a disk in one; larger ones mix worse, in proportion
+FLOAT16 = 2  # bytes
 SMALLEST_CHUNK = 64 * BLOCK_FRAMES  # frames; a batch of 32 from fewer blocks has more than 7 pairs of one block
+CONSTANT = 1e-12  # a deviation below this share of the mean is rounding: float32 can't hold a step that small
+SCALER = "scaler."  # begins the names of its tensors beside a head's
 Order = npt.NDArray[np.int64]
 
 
@@ -33,9 +36,9 @@ class Frames:
         return len(self.labels)
 
     @classmethod
-    def load(cls, store: EmbeddingStore, joined: JoinedLabels, device: torch.device) -> "Frames":
+    def load(cls, store: AnyStore, joined: JoinedLabels, device: torch.device) -> "Frames":
         """Copy the joined rows of a store to a device."""
-        embeddings = torch.from_numpy(np.asarray(store.features[joined.rows]))
+        embeddings = torch.from_numpy(store.read(joined.rows))
         return cls(embeddings.to(device), *labels_and_videos(store, joined, device))
 
     def chunks(self, order: torch.Tensor, batch_size: int) -> Iterator[tuple["Frames", torch.Tensor]]:
@@ -57,7 +60,7 @@ class StreamedFrames:
         chunk_frames: how many frames a chunk may hold at most. Two chunks are in memory at a time.
     """
 
-    def __init__(self, store: EmbeddingStore, joined: JoinedLabels, device: torch.device, chunk_frames: int) -> None:
+    def __init__(self, store: AnyStore, joined: JoinedLabels, device: torch.device, chunk_frames: int) -> None:
         self.store, self.device, self.chunk_frames = store, device, chunk_frames
         self.labels, self.videos = labels_and_videos(store, joined, device)
         self._rows = joined.rows
@@ -128,9 +131,7 @@ class StreamedFrames:
 FrameSource = Frames | StreamedFrames  # where an epoch's frames come from: memory, or disk
 
 
-def labels_and_videos(
-    store: EmbeddingStore, joined: JoinedLabels, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def labels_and_videos(store: AnyStore, joined: JoinedLabels, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the labels and the videos (n,) of joined rows on a device."""
     videos = torch.from_numpy(store.video_of_rows()[joined.rows].astype(np.int64))
     return torch.from_numpy(joined.labels).to(device), videos.to(device)
@@ -161,10 +162,68 @@ def require_finite(frames: FrameSource, split: str) -> None:
         )
 
 
-def prepare(embeddings: torch.Tensor, normalize: str) -> torch.Tensor:
-    """Turn stored float16 embeddings into the head's float32 input, scaled to length 1 for "l2"; float64 stays so."""
-    prepared = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    return torch.nn.functional.normalize(prepared, dim=-1) if normalize == "l2" else prepared
+@dataclass(frozen=True)
+class Scaler:
+    """What is done to an embedding before a head sees it; ``--normalize`` says what. It is kept beside the head."""
+
+    normalize: str = "none"  # none, l2 (scaled to length 1) or standard (each dimension by mean and deviation)
+    mean: torch.Tensor | None = None  # float32 (D,) of the training frames; None unless standard
+    deviation: torch.Tensor | None = None  # float32 (D,), above 0; 1 for a dimension that doesn't vary
+
+    @classmethod
+    def fit(cls, normalize: str, batches: Iterable[torch.Tensor]) -> "Scaler":
+        """Take mean and deviation of embeddings, batches (B, D) of any float type, where they count.
+
+        Batches are merged in float64 (Chan, Golub and LeVeque, Algorithms for computing the sample variance, The
+        American Statistician 37, 1983); the deviation is the population's, as scikit-learn's StandardScaler has it.
+        """
+        if normalize != "standard":
+            return cls(normalize)
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            values = batch.double()  # (B, D)
+            variance, own = torch.var_mean(values, dim=0, correction=0)  # (D,), (D,)
+            step, total = own - mean.to(own), count + len(values)
+            squares = squares.to(own) + variance * len(values) + step**2 * (count * len(values) / total)
+            mean = mean.to(own) + step * (len(values) / total)
+            count = total
+        deviation = (squares / count).sqrt()
+        varies = deviation > CONSTANT * mean.abs()
+        return cls(normalize, mean.float(), torch.where(varies, deviation, 1.0).float())
+
+    @classmethod
+    def of_state(cls, normalize: str, state: Mapping[str, torch.Tensor]) -> "Scaler":
+        """Return the scaler whose ``tensors`` a head's state holds; raises KeyError where it lacks them."""
+        if normalize != "standard":
+            return cls(normalize)
+        return cls(normalize, *(state[SCALER + name] for name in ("mean", "deviation")))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what is kept in the state of a head."""
+        if self.mean is None or self.deviation is None:
+            return {}
+        return {SCALER + "mean": self.mean, SCALER + "deviation": self.deviation}
+
+    def to(self, device: torch.device) -> "Scaler":
+        """Return the same on a device."""
+        return Scaler.of_state(self.normalize, {name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Turn embeddings (..., D) into a head's input, float32; float64 stays so."""
+        prepared = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        if self.normalize == "l2":
+            return torch.nn.functional.normalize(prepared, dim=-1)
+        if self.mean is None or self.deviation is None:
+            return prepared
+        return (prepared - self.mean) / self.deviation
+
+
+AS_STORED: Scaler = Scaler()
+
+
+def without_scaler(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state of a head's module alone."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(SCALER)}
 
 
 def epoch_order(
@@ -235,13 +294,13 @@ def chunk_bounds(frames: int, size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], frames], strict=True))
 
 
-def load_frames(store: EmbeddingStore, joined: JoinedLabels, device: torch.device, limit: float) -> FrameSource:
+def load_frames(store: AnyStore, joined: JoinedLabels, device: torch.device, limit: float) -> FrameSource:
     """Load the joined rows of a store into memory, or, if they take more than ``limit`` bytes, stream them.
 
     Raises:
         ConfigError: ``limit`` is too little to shuffle by.
     """
-    frame = store.width * store.features.itemsize  # bytes
+    frame = store.width * FLOAT16  # bytes
     if len(joined) * frame <= limit:
         return Frames.load(store, joined, device)
     if limit < 2 * SMALLEST_CHUNK * frame:
@@ -254,7 +313,7 @@ def load_frames(store: EmbeddingStore, joined: JoinedLabels, device: torch.devic
 
 
 def load_splits(
-    store: EmbeddingStore,
+    store: AnyStore,
     train: JoinedLabels,
     validation: JoinedLabels,
     device: torch.device,
@@ -268,7 +327,7 @@ def load_splits(
     Raises:
         ConfigError: ``memory`` is too little to shuffle by.
     """
-    frame, limit = store.width * store.features.itemsize, memory * GIGABYTE
+    frame, limit = store.width * FLOAT16, memory * GIGABYTE
     evaluating = min(len(validation), 2 * EVALUATION_BATCH) * frame
     source = load_frames(store, train, device, max(limit - evaluating, 0))
     left = limit - len(train) * frame if isinstance(source, Frames) else evaluating

@@ -17,7 +17,7 @@ from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
-from affcache.store.reading import EmbeddingStore
+from affcache.store.joined import AnyStore, open_stores
 from affcache.tasks.annotations import (
     SPLIT_FOLDERS,
     JoinedLabels,
@@ -29,7 +29,15 @@ from affcache.tasks.annotations import (
 )
 from affcache.tasks.metrics import Table
 from affcache.tasks.tasks import Task, find_task
-from affcache.training.data import FrameSource, epoch_length, load_frames, load_splits, require_finite
+from affcache.training.data import (
+    FLOAT16,
+    FrameSource,
+    Scaler,
+    epoch_length,
+    load_frames,
+    load_splits,
+    require_finite,
+)
 from affcache.training.epochs import Epochs, SavedRun
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
@@ -95,7 +103,7 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
 
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
     """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
-    joined = JoinedSplits.open(settings.store or existing_store(listener), task, settings.annotations, listener)
+    joined = JoinedSplits.open(settings.store or (existing_store(listener),), task, settings.annotations, listener)
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
@@ -156,12 +164,22 @@ class LoadedSplits:
     video_names: list[str]  # (G,) of validation, persons of a video together
     video_of_frame: Any  # int64 array (n,)
 
+    def scaler(self, normalize: str) -> Scaler:
+        """Return what is done to embeddings first, fitted to the training frames where it needs them."""
+        if normalize != "standard":
+            return Scaler(normalize)
+        return self._standard
+
+    @cached_property
+    def _standard(self) -> Scaler:
+        return Scaler.fit("standard", self.train.evaluation_batches())
+
 
 @dataclass(frozen=True)
 class JoinedSplits:
-    """Joined labels of a store: train to train on, selection to choose by, validation to report."""
+    """Joined labels of a store, or of several: train to train on, selection to choose by, validation to report."""
 
-    store: EmbeddingStore
+    store: AnyStore
     task: Task
     train: JoinedLabels
     selection: JoinedLabels  # validation itself, unless training videos were held out for it
@@ -169,15 +187,14 @@ class JoinedSplits:
     held_out: tuple[str, ...] = ()  # names of the training videos that were set aside, as ``group_frames`` has them
 
     @classmethod
-    def open(cls, path: Path, task: Task, annotations: Path, listener: Listener) -> "JoinedSplits":
-        """Check a store, join the labels of both splits to it, and say what was left out.
+    def open(cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener) -> "JoinedSplits":
+        """Check a store, or several, join the labels of both splits, and say what was left out.
 
         Raises:
-            InputError: labels that can't be read or that join to nothing.
-            StoreError: the store is incomplete or damaged.
+            InputError: labels that can't be read or that join to nothing; or stores that share no frame.
+            StoreError: a store is incomplete or damaged.
         """
-        store = EmbeddingStore.open(path)
-        store.require_complete()
+        store = open_stores(paths, listener)
         store.verify()  # two seconds for a million rows; a damaged one would train without a word
         train_files, validation_files = (find_label_files(annotations, task, split) for split in SPLIT_FOLDERS)
         if both := sorted(train_files.keys() & validation_files.keys()):
@@ -221,7 +238,7 @@ class JoinedSplits:
         train, validation = load_splits(self.store, self.train, self.validation, device, memory, listener)
         selection = validation
         if self.selection is not self.validation:
-            frame = self.store.width * self.store.features.itemsize
+            frame = self.store.width * FLOAT16
             left = memory * GIGABYTE - (len(self.train) + len(self.validation)) * frame
             selection = load_frames(self.store, self.selection, device, max(left, memory * GIGABYTE / 10))
             require_finite(selection, "held-out")
@@ -261,9 +278,10 @@ class JoinedSplits:
 def run_of(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.device) -> tuple[Run, str]:
     """Return what trains heads side by side, or a ridge alone, untrained; and why not the fast way, if it isn't."""
     if recipes[0].head == "ridge":
-        return Ridge(recipes[0], splits.task, splits.width), ""
+        return Ridge(recipes[0], splits.task, splits.width, splits.scaler(recipes[0].normalize)), ""
     counts = ClassCounts.of(splits.task, splits.train.labels)
-    learner, why = new_learner(recipes, splits.task, splits.width, device, counts, splits.videos)
+    scaler = splits.scaler(recipes[0].normalize)
+    learner, why = new_learner(recipes, splits.task, splits.width, device, counts, splits.videos, scaler)
     return Epochs(learner), why
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from affcache.errors import ConfigError, did_you_mean
 from affcache.tasks.tasks import Task
-from affcache.training.data import Frames, FrameSource, batches, epoch_order, prepare
+from affcache.training.data import Frames, FrameSource, Scaler, batches, epoch_order, without_scaler
 from affcache.training.heads import HEADS
 from affcache.training.objective import ClassCounts, Objective
 from affcache.training.settings import FitSettings
@@ -26,6 +26,8 @@ from affcache.training.stacked_parts import (
     StackedAdamW,
     clip_stacked_gradients,
     like,
+    load_moments,
+    moments_of,
     require_generator_state,
     write_stacked_worst_point,
 )
@@ -50,6 +52,7 @@ class BaseLearner(ABC):
         counts: how often each class stands in the training labels; None for a task without classes.
         videos: how many videos there are, for ``cvar_within="video"``.
         heads: untrained heads to begin with; None for those that the settings describe.
+        scaler: what is done to embeddings first; None where that needs no training frames.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class BaseLearner(ABC):
         counts: ClassCounts | None = None,
         videos: int = 0,
         heads: Sequence[nn.Module] | None = None,
+        scaler: Scaler | None = None,
     ) -> None:
         self.settings = settings[0]
+        self.scaler = (scaler or Scaler(self.settings.normalize)).to(device)
         self.recipes = list(settings)  # (H,)
         self.task = task
         self.device = device
@@ -98,13 +103,22 @@ class BaseLearner(ABC):
     def predict(self, frames: FrameSource) -> torch.Tensor:
         """Return the logits (H, n, C) of all frames, as trained heads give them."""
 
-    @abstractmethod
     def head_state(self, head: int) -> Tensors:
+        """Return one head's parameters and statistics, under the names of its module, and the scaler's."""
+        return {**self.module_state(head), **self.scaler.tensors()}
+
+    def load_head(self, head: int, state: Tensors) -> None:
+        """Take up what ``head_state`` returned."""
+        self.load_module(head, without_scaler(state))
+        self.scaler = Scaler.of_state(self.settings.normalize, state).to(self.device)
+
+    @abstractmethod
+    def module_state(self, head: int) -> Tensors:
         """Return one head's parameters and statistics, under the names of its module."""
 
     @abstractmethod
-    def load_head(self, head: int, state: Tensors) -> None:
-        """Take up what ``head_state`` returned."""
+    def load_module(self, head: int, state: Tensors) -> None:
+        """Take up what ``module_state`` returned."""
 
     @abstractmethod
     def _own_state(self) -> Tensors:
@@ -191,7 +205,7 @@ class Learner(BaseLearner):
 
     def _step(self, embeddings: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
         """Make one step on embeddings (H, B, D) and labels (H, B, ...) of videos (H, B); return the loss (H,)."""
-        prepared = prepare(embeddings, self.settings.normalize)
+        prepared = self.scaler(embeddings)
         factored = self.sharpness_aware and self.factored
         loss = self._gradients(prepared, labels, videos, factored=factored)
         if self.sharpness_aware:
@@ -236,13 +250,13 @@ class Learner(BaseLearner):
         # by their modules: to the bit what score makes of them
         modules = [copy.deepcopy(self._module) for _ in self.recipes]
         for number, module in enumerate(modules):
-            module.load_state_dict(self.head_state(number))
-        return predict(modules, frames, self.settings.normalize)
+            module.load_state_dict(self.module_state(number))
+        return predict(modules, frames, self.scaler)
 
-    def head_state(self, head: int) -> Tensors:
+    def module_state(self, head: int) -> Tensors:
         return self.heads.state_dict(head)
 
-    def load_head(self, head: int, state: Tensors) -> None:
+    def load_module(self, head: int, state: Tensors) -> None:
         self.heads.load_state_dict(head, state)
 
     def _own_state(self) -> Tensors:
@@ -261,11 +275,11 @@ class Learner(BaseLearner):
 
 
 @torch.no_grad()
-def predict(heads: Sequence[nn.Module], frames: FrameSource, normalize: str) -> torch.Tensor:
+def predict(heads: Sequence[nn.Module], frames: FrameSource, scaler: Scaler) -> torch.Tensor:
     """Return the logits (H, n, C) of all frames, as trained heads of any kind give them."""
     for head in heads:
         head.eval()
-    parts = (prepare(part, normalize) for part in frames.evaluation_batches())
+    parts = (scaler(part) for part in frames.evaluation_batches())
     return torch.cat([torch.stack([head(part) for head in heads]) for part in parts], dim=1)
 
 
@@ -326,18 +340,3 @@ def generator(seed: int, purpose: str, device: torch.device) -> torch.Generator:
 def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
     """Return the tensors whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def moments_of(optimiser: torch.optim.Optimizer) -> Tensors:
-    """Return what an optimiser remembers of each parameter: ``<parameter>.<name>``."""
-    states = optimiser.state_dict()["state"]
-    return {f"{number}.{name}": tensor for number, state in states.items() for name, tensor in state.items()}
-
-
-def load_moments(optimiser: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Take up what ``moments_of`` returned of an optimiser that made a step; raises ValueError where it is damaged."""
-    states: dict[int, Tensors] = {}
-    for number, parameter in enumerate(parameter for group in optimiser.param_groups for parameter in group["params"]):
-        likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-        states[number] = {name: like(own, tensors, f"{number}.{name}") for name, own in likes.items()}
-    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

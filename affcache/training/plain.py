@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from affcache.tasks.tasks import Task
-from affcache.training.data import Frames, FrameSource, prepare
+from affcache.training.data import Frames, FrameSource, Scaler
 from affcache.training.heads import MLPHead
 from affcache.training.learner import (
     BaseLearner,
@@ -23,14 +23,13 @@ from affcache.training.learner import (
     build_head,
     factors_pay,
     generator,
-    load_moments,
-    moments_of,
     predict,
     with_prefix,
 )
 from affcache.training.objective import ClassCounts, PlainObjective
 from affcache.training.sam import SAM, frozen_batch_norm
 from affcache.training.settings import FitSettings
+from affcache.training.stacked_parts import load_moments, moments_of
 
 TRIED_FRAMES, TRIED_WIDTH = 8, 12  # of the frames on which the fast step is held to the plain one
 CLOSE = 1e-6  # relative; both are in float64
@@ -63,7 +62,7 @@ class PlainLearner(BaseLearner):
     def _step(self, number: int, frames: Frames, rows: torch.Tensor) -> torch.Tensor:
         """Make one head's step on the frames of some rows (B,); return the loss of its first pass."""
         settings, head, optimiser = self.recipes[number], self.heads[number], self.optimisers[number]
-        embeddings = prepare(frames.embeddings[rows], settings.normalize)  # (B, D)
+        embeddings = self.scaler(frames.embeddings[rows])  # (B, D)
         labels, videos = frames.labels[rows], frames.videos[rows]
 
         def gradients(*, first_pass: bool) -> torch.Tensor:
@@ -99,12 +98,12 @@ class PlainLearner(BaseLearner):
             device.set_state(callers)
 
     def predict(self, frames: FrameSource) -> torch.Tensor:
-        return predict(self.heads, frames, self.settings.normalize)
+        return predict(self.heads, frames, self.scaler)
 
-    def head_state(self, head: int) -> Tensors:
+    def module_state(self, head: int) -> Tensors:
         return self.heads[head].state_dict()
 
-    def load_head(self, head: int, state: Tensors) -> None:
+    def load_module(self, head: int, state: Tensors) -> None:
         self.heads[head].load_state_dict(state)
 
     def _own_state(self) -> Tensors:
@@ -131,11 +130,12 @@ def new_learner(
     device: torch.device,
     counts: ClassCounts | None = None,
     videos: int = 0,
+    scaler: Scaler | None = None,
 ) -> tuple[BaseLearner, str]:
     """Return what trains H heads: ``Learner`` where it makes the step that is defined, else ``PlainLearner``.
 
     Args:
-        settings, task, width, device, counts, videos: as for ``Learner``.
+        settings, task, width, device, counts, videos, scaler: as for ``Learner``.
 
     Returns:
         The learner; and why it is not the fast one and what that costs, a sentence, or "" where it is.
@@ -144,8 +144,8 @@ def new_learner(
     for recipe in {replace(one, seed=0): None for one in settings}:
         why = why or disagreement(recipe, task)
     if not why:
-        return Learner(settings, task, width, device, counts, videos), ""
-    plain = PlainLearner(settings, task, width, device, counts, videos)
+        return Learner(settings, task, width, device, counts, videos, scaler=scaler), ""
+    plain = PlainLearner(settings, task, width, device, counts, videos, scaler=scaler)
     return plain, f"training by the definition of a step: {why}{_cost(settings, task, width, device, counts)}"
 
 
@@ -165,13 +165,14 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     labels = task.draw_labels(TRIED_FRAMES, drawn)
     frames = Frames(embeddings, labels, torch.randint(3, (TRIED_FRAMES,), generator=drawn))
     cpu, counts, rows = torch.device("cpu"), ClassCounts.of(task, labels), torch.arange(TRIED_FRAMES)[None]
+    scaler = Scaler.fit(recipe.normalize, [embeddings])
     try:
-        fast = Learner([recipe], task, TRIED_WIDTH, cpu, counts, 3, heads=[deepcopy(head)])
+        fast = Learner([recipe], task, TRIED_WIDTH, cpu, counts, 3, [deepcopy(head)], scaler)
         fast.factored = factors
     except Exception:  # the edited module has other parts
         return f"heads of kind {recipe.head} have other parameters than the faster ones"
     try:
-        plain = PlainLearner([recipe], task, TRIED_WIDTH, cpu, counts, 3, heads=[head])
+        plain = PlainLearner([recipe], task, TRIED_WIDTH, cpu, counts, 3, [head], scaler)
         with _units_dropped_alike(plain, fast):
             losses = [learner.step(frames, rows) for learner in (plain, fast)]
     except Exception as error:  # whatever an edited file raises is raised again where it trains
@@ -179,7 +180,7 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     gradients = fast.heads.gradients_of(0)
     pairs: dict[str, tuple[torch.Tensor | None, torch.Tensor]] = {"loss": (losses[0], losses[1])}
     pairs |= {f"gradient of {name}": (p.grad, gradients[name]) for name, p in plain.heads[0].named_parameters()}
-    pairs |= {name: (of, fast.head_state(0)[name]) for name, of in plain.head_state(0).items()}
+    pairs |= {name: (of, fast.module_state(0)[name]) for name, of in plain.module_state(0).items()}
     unlike = [name for name, (one, other) in pairs.items() if not _alike(one, other)]
     return f"heads.py, losses.py, risk.py or sam.py give another {unlike[0]} than the faster step" if unlike else ""
 
@@ -234,7 +235,8 @@ def _cost(
     frames = Frames(*(part.to(device) for part in (frames.embeddings, frames.labels, frames.videos)))
     batch = torch.arange(size, device=device).expand(len(settings), -1)
     try:
-        learners = [kind(settings, task, width, device, counts, 1) for kind in (PlainLearner, Learner)]
+        alike = [replace(one, normalize="none") for one in settings]
+        learners = [kind(alike, task, width, device, counts, 1) for kind in (PlainLearner, Learner)]
         seconds = [_seconds(learner, frames, batch) for learner in learners]
     except Exception:  # there is nothing to compare with
         return ""

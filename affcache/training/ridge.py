@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 
 from affcache.errors import InputError
 from affcache.tasks.tasks import Task
-from affcache.training.data import FrameSource
+from affcache.training.data import AS_STORED, CONSTANT, FrameSource, Scaler, without_scaler
 from affcache.training.epochs import Best, Entry, Epochs, metric_of
 from affcache.training.heads import linear_head
 from affcache.training.learner import Tensors, predict
@@ -33,9 +33,7 @@ from affcache.training.settings import FitSettings
 
 # 1e-4 to 1e2 in 13 half-decades: from barely any shrinking to barely any weight left
 STRENGTHS = tuple(10 ** (half_decade / 2) for half_decade in range(-8, 5))
-CONSTANT = 1e-12  # a deviation below this share of the mean is rounding: float32 can't hold a step that small
 MOST_PRODUCTS = 5e11  # of a baseline: 15 seconds on two cores
-SHORTEST = 1e-12  # as torch's normalize: zero embeddings stay zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ class RidgePath:
         width: int,
         targets: torch.Tensor,
         weights: torch.Tensor,
-        normalize: str = "none",
+        scaler: Scaler = AS_STORED,
     ) -> "RidgePath":
         """Read the frames once.
 
@@ -68,7 +66,7 @@ class RidgePath:
             width: D.
             targets: finite float tensor (n, C), what the head is to give.
             weights: finite float tensor (n,), each at least 0, in any scale.
-            normalize: "none", or "l2" to scale each embedding to length 1 first.
+            scaler: what is done to each embedding first.
 
         Raises:
             InputError: fewer than two frames have a weight.
@@ -81,10 +79,8 @@ class RidgePath:
         moments = _Moments(width, targets.shape[1])
         start = 0
         for block in blocks:
-            x, rows = _float64(block, block.device), slice(start, start + len(block))  # (B, D)
+            x, rows = scaler(_float64(block, block.device)), slice(start, start + len(block))  # (B, D)
             start = rows.stop
-            if normalize == "l2":
-                x /= x.norm(dim=1, keepdim=True).clamp(min=SHORTEST)
             moments.add(x, _float64(targets[rows], x.device), _float64(weights[rows], x.device))
         variance = moments.scatter.diagonal() / moments.weight  # (D,)
         deviation = variance.sqrt()
@@ -105,7 +101,7 @@ class RidgePath:
     def solution(self, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the head of one strength: weight (C, D) and bias (C,), both float32, as torch's Linear keeps them.
 
-        They apply to embeddings as stored (with "l2": scaled to length 1); the standardisation is folded in.
+        They apply to embeddings as the scaler leaves them; ridge's own standardisation is folded in.
 
         Args:
             strength: lambda, more than 0; see ``STRENGTHS``.
@@ -178,33 +174,35 @@ class Ridge:
         settings: of them only normalize and class_weights matter.
         task: what is predicted.
         width: D, the width of an embedding.
+        scaler: what is done to embeddings first; None where that needs no training frames.
     """
 
     unit, steps = "strength", len(STRENGTHS)
 
-    def __init__(self, settings: FitSettings, task: Task, width: int) -> None:
+    def __init__(self, settings: FitSettings, task: Task, width: int, scaler: Scaler | None = None) -> None:
         self.settings = settings
         self.task = task
         self.width = width
+        self.scaler = scaler or Scaler(settings.normalize)
         self.best = [Best()]
 
     def run(self, train: FrameSource, validation: FrameSource) -> Iterator[list[Entry]]:
         """Solve, and evaluate all strengths in one pass over the validation frames; yield a line for each."""
         heads = self._solve(train)
-        logits = predict(heads, validation, self.settings.normalize)  # (H, n, C)
+        logits = predict(heads, validation, self.scaler)  # (H, n, C)
         labels = validation.labels.to(logits.device)
         for number, (strength, head, of_head) in enumerate(zip(STRENGTHS, heads, logits, strict=True), start=1):
             start = time.perf_counter()
             value = metric_of(self.task, of_head, labels)
             entry = {"epoch": number, "strength": strength, self.task.metric: value}
             entry["seconds"] = round(time.perf_counter() - start, 3)
-            self.best[0].take(entry, value, head.state_dict())
+            self.best[0].take(entry, value, {**head.state_dict(), **self.scaler.tensors()})
             yield [entry]
 
     def predict_best(self, frames: FrameSource) -> torch.Tensor:
         """Return the logits (1, n, C) of the best strength's head."""
-        head = self._head(self.best[0].head, frames.labels.device)
-        return predict([head], frames, self.settings.normalize)
+        head = self._head(without_scaler(self.best[0].head), frames.labels.device)
+        return predict([head], frames, self.scaler)
 
     def _head(self, state: Tensors, device: torch.device) -> nn.Module:
         with torch.device("meta"):  # no weights are drawn: the caller's random numbers stay his own
@@ -222,7 +220,7 @@ class Ridge:
         counts = ClassCounts.of(self.task, labels)
         if self.task.exclusive and counts is not None and self.settings.class_weights == "balanced":
             weights = counts.balanced()[labels.cpu()]
-        path = RidgePath.from_blocks(train.evaluation_batches(), self.width, targets, weights, self.settings.normalize)
+        path = RidgePath.from_blocks(train.evaluation_batches(), self.width, targets, weights, self.scaler)
         heads: list[nn.Module] = []
         for strength in STRENGTHS:
             weight, bias = path.solution(strength)

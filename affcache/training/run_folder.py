@@ -28,16 +28,15 @@ from affcache.files import (
 )
 from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
-from affcache.store.reading import EmbeddingStore
+from affcache.store.joined import AnyStore
 from affcache.training.settings import FitSettings
 
 ELSEWHERE = ("store", "annotations", "device")  # may be said anew for a run that is continued
 MORE_EPOCHS = " Another number of epochs is another run from the start: the learning rate's cosine spans them all."
 CONFIG: dict[str, type] = {  # what readers of config.json take from it, and its type
     "task": str, "settings": dict, "settings.annotations": str, "labels": dict, "labels.train": dict, "store": dict,
-    "store.path": str,
-    "store.fingerprint": str, "store.encoder": dict, "store.encoder_fingerprint": str,
 }  # fmt: skip
+OF_STORE: dict[str, type] = {"path": str, "fingerprint": str, "encoder": dict, "encoder_fingerprint": str}
 
 
 def _within(config: Mapping[str, Any], name: str) -> Any:
@@ -74,6 +73,10 @@ class RunFolder:
             missing = [name for name, kind in CONFIG.items() if not isinstance(_within(config, name), kind)]
             if missing:  # other programs write a config.json too
                 raise ValueError(f"config.json doesn't have {', '.join(missing)}")
+            for store in (config["store"], *stores_of_run(config)):
+                lacking = [name for name, kind in OF_STORE.items() if not isinstance(store.get(name), kind)]
+                if lacking:
+                    raise ValueError(f"config.json doesn't have {', '.join(f'store.{name}' for name in lacking)}")
             held_out = config["labels"]["train"].get("held_out_videos", [])
             if not (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)):
                 raise ValueError("its held_out_videos is no list of names")
@@ -131,16 +134,24 @@ def newest_run(runs: Path) -> RunFolder:
     return RunFolder(heads[-1].parent)
 
 
-def describe_store(store: EmbeddingStore) -> dict[str, Any]:
-    """Return what a run keeps of its store, to recognise it by."""
+def describe_store(store: AnyStore) -> dict[str, Any]:
+    """Return what a run keeps of its store, to recognise it by; of several side by side, also of each."""
+    parts = [describe_store(part) for part in store.parts] if len(store.parts) > 1 else []
     return {
-        "path": str(store.path.absolute()),
+        "path": " + ".join(part["path"] for part in parts) or str(store.path.absolute()),
         "fingerprint": store.fingerprint(),
         "encoder": store.encoder,
         "encoder_fingerprint": store.encoder_fingerprint,
         "rows": len(store),
         "width": store.width,
+        **({"stores": parts} if parts else {}),
     }
+
+
+def stores_of_run(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run's config.json says of each of its stores, in their order."""
+    found = config["store"].get("stores")
+    return [of for of in found if isinstance(of, dict)] if isinstance(found, list) else [config["store"]]
 
 
 def settings_to_json(settings: FitSettings) -> dict[str, Any]:
@@ -154,7 +165,8 @@ def fit_command(settings: FitSettings) -> str:
     defaults, words = FitSettings(), ["affcache fit"]
     for name, value in asdict(settings).items():
         if name not in ("run", "resume", "memory", "device") and value != getattr(defaults, name):
-            words.append(flag(name) if value is True else f"{flag(name)} {as_text(value)}")
+            every = value if isinstance(value, tuple) else (value,)
+            words += [flag(name) if one is True else f"{flag(name)} {as_text(one)}" for one in every]
     return " ".join(words)
 
 
@@ -200,7 +212,8 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
             "out, since the run's folder knows them, or begin a new run with another --run DIR."
         )
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
-    return replace(began, **{"store": Path(config["store"]["path"]), **moved}, run=settings.run, resume=True)
+    stores = tuple(Path(store["path"]) for store in stores_of_run(config))
+    return replace(began, **{"store": stores, **moved}, run=settings.run, resume=True)
 
 
 def new_run(task: str) -> RunFolder:

@@ -68,7 +68,10 @@ class TrainingSettings(Settings):
     hidden_layers: int = setting(3, "Hidden layers of the head; 0 makes it linear.")
     hidden_width: int = setting(768, "Units of each hidden layer.")
     normalize: str = setting(
-        "none", "What to do to an embedding first: nothing, or scale it to length 1.", choices=("none", "l2")
+        "none",
+        "What to do to an embedding first: nothing, scale it to length 1, or (standard) each dimension by the mean and "
+        "the deviation of the training frames.",
+        choices=("none", "l2", "standard"),
     )
     device: str = setting("auto", "Where the head trains: auto, cpu, cuda, cuda:1, ...")
     memory: float | None = setting(
@@ -140,7 +143,9 @@ class TrainingSettings(Settings):
 class FitSettings(TrainingSettings):
     """Train a head on a store and labels. The defaults are the recipe "paper" (arXiv 2403.09915)."""
 
-    store: Path | None = setting(None, "The embedding store.", default_text=STORE_TEXT)
+    store: tuple[Path, ...] = setting(
+        (), "The embedding store; of several the embeddings of a frame stand side by side.", default_text=STORE_TEXT
+    )
     run: Path | None = setting(None, "Run folder to write.", default_text="runs/<task>-<date>-<time>")
     resume: bool = setting(False, "Continue an interrupted run from its last finished epoch.")
     seed: int = setting(0, "Seed of initial weights, order of frames and dropout.")

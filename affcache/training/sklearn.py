@@ -27,7 +27,7 @@ from affcache.errors import ConfigError
 from affcache.settings import build
 from affcache.tasks.knobs import KNOBS
 from affcache.tasks.tasks import Classes, Task, Units
-from affcache.training.data import EVALUATION_BATCH, Frames, prepare
+from affcache.training.data import EVALUATION_BATCH, Frames, Scaler
 from affcache.training.epochs import Epochs
 from affcache.training.learner import build_head
 from affcache.training.objective import ClassCounts
@@ -89,19 +89,20 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         targets = torch.tensor(labels, dtype=torch.int64)
         videos = torch.zeros(len(X), dtype=torch.int64, device=device)
         frames = Frames(_tensor(X).to(device), targets.to(device), videos)
-        learner, why = new_learner([settings], task, X.shape[1], device, ClassCounts.of(task, targets))
+        scaler = Scaler.fit(settings.normalize, frames.evaluation_batches())
+        learner, why = new_learner([settings], task, X.shape[1], device, ClassCounts.of(task, targets), 0, scaler)
         if why:
             warnings.warn(why, stacklevel=3)
         run = Epochs(learner)
         losses = [entry["train_loss"] for (entry,) in run.run(frames)]
-        head = {name: tensor.cpu().numpy().copy() for name, tensor in learner.head_state(0).items()}
+        head = {name: tensor.cpu().numpy().copy() for name, tensor in learner.module_state(0).items()}
         finite = all(np.isfinite(array).all() for array in head.values())  # the last step may have broken it
         if not (finite and math.isfinite(losses[-1])):
             raise ValueError(
                 f"The training diverged in epoch {len(losses)}: the loss or weights of the head are not finite. Lower "
                 "lr or rho, or scale the embeddings first, for instance with normalize='l2'."
             )
-        self._fitted_settings = settings
+        self._fitted_settings, self._scaler = settings, learner.scaler.to(torch.device("cpu"))
         self.head_ = head
         self.loss_curve_ = losses
         self.n_iter_ = len(losses)
@@ -116,10 +117,10 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         state = {name: torch.tensor(array, dtype=torch.float64, device=device) for name, array in self.head_.items()}
         head.load_state_dict(state, assign=True)
         head.eval()
-        normalize = self._fitted_settings.normalize
+        scaler = self._scaler.to(device)
         with torch.no_grad():
             parts = _tensor(X).split(EVALUATION_BATCH)
-            return torch.cat([head(prepare(part.to(device), normalize).double()) for part in parts]).cpu()
+            return torch.cat([head(scaler(part.to(device)).double()) for part in parts]).cpu()
 
     def _device(self) -> torch.device:
         with _value_errors():

@@ -314,3 +314,18 @@ def require_generator_state(name: str, found: torch.Tensor) -> None:
             own.set_state(found.cpu())
     except RuntimeError:
         raise ValueError(f"{name} is no state of a generator") from None
+
+
+def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return what an optimiser remembers of each parameter: ``<parameter>.<name>``."""
+    states = optimiser.state_dict()["state"]
+    return {f"{number}.{name}": tensor for number, state in states.items() for name, tensor in state.items()}
+
+
+def load_moments(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Take up what ``moments_of`` returned of an optimiser that made a step; raises ValueError where it is damaged."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for number, parameter in enumerate(parameter for group in optimiser.param_groups for parameter in group["params"]):
+        likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+        states[number] = {name: like(own, tensors, f"{number}.{name}") for name, own in likes.items()}
+    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -225,7 +225,7 @@ def test_stores_heads_and_tasks_are_axes(learnable: MakeData, tmp_path: Path) ->
     other.write_bytes(data[0].read_bytes())
     learnable("au")  # labels beside those of expr, for the same videos
     result = run(
-        data, tmp_path / "out", store=(data[0], other), vary=("task=expr,au", "head=mlp,linear,ridge"), seeds=1
+        data, tmp_path / "out", vary=(f"store={data[0]},{other}", "task=expr,au", "head=mlp,linear,ridge"), seeds=1
     )
     assert [row.variant.name for row in result.rows][:4] == [
         "task=expr, head=mlp, expr", "task=expr, head=mlp, other",

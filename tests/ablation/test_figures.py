@@ -44,7 +44,7 @@ def words(path: Path) -> str:
         ({"vary": ("alpha=0.3,0.5,1",)}, {"alpha"}),
         ({"vary": ("alpha=0.3,0.5,1", "rho=0,0.05")}, {"alpha", "rho", "heatmap"}),
         ({"vary": ("alpha=0.3,1", "rho=0,0.05", "dropout=0,0.5")}, {"alpha", "rho", "dropout"}),
-        ({"vary": ("head=mlp,linear",), "store": (Path("a.h5"), Path("b.h5"))}, {"head", "store", "heatmap"}),
+        ({"vary": ("head=mlp,linear", "store=a.h5,b.h5+a.h5")}, {"head", "store", "heatmap"}),
         ({"vary": ("task=expr,au", "rho=0,1")}, {"expr-rho", "au-rho"}),
         ({"preset": "paper"}, {"settings"}),
         ({"preset": "alpha"}, {"alpha"}),

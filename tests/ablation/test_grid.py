@@ -54,7 +54,6 @@ def test_values_take_the_type_of_their_setting(text: str, values: list[object]) 
         ("adaptive=yes", "adaptive is 'yes'; expected true or false"),
         ("alpha=0.5,0.50", "names a value twice"),
         ("seed=1,2", "seeds are varied by --seeds K"),
-        ("store=a.h5,b.h5", "stores are varied by several --store FILE"),
         ("device=cpu,cuda", "--device is the same for a whole grid"),
     ],
 )
@@ -168,13 +167,29 @@ def test_a_list_with_a_mistake_says_where(tmp_path: Path, content: str, message:
 
 
 def test_stores_are_an_axis() -> None:
-    grid = build_grid(AblateSettings(vary=("rho=0,1",), store=(Path("a.h5"), Path("b/b.h5"))))
-    assert [(variant.name, variant.store) for variant in grid][:2] == [
-        ("rho=0, a", Path("a.h5")), ("rho=0, b", Path("b/b.h5")),
-    ]  # fmt: skip
-    assert build_grid(AblateSettings(store=(Path("x/a.h5"), Path("y/a.h5")))).store_names == ["x/a.h5", "y/a.h5"]
-    with pytest.raises(ConfigError, match="names a store twice"):
-        build_grid(AblateSettings(store=(Path("a.h5"), Path("a.h5"))))
+    grid = build_grid(AblateSettings(vary=("rho=0,1", "store=a.h5, b/b.h5 ,a.h5+b/b.h5")))
+    a, b = Path("a.h5"), Path("b/b.h5")
+    of_name = {"a": (a,), "b": (b,), "a+b": (a, b)}
+    assert [(variant.name, variant.store) for variant in grid] == [
+        (f"rho={rho}, {name}", stores) for rho in (0, 1) for name, stores in of_name.items()
+    ]
+    assert grid.words == ["rho", "stores"]
+    assert build_grid(AblateSettings(vary=("store=x/a.h5,y/a.h5",))).store_names == ["x/a.h5", "y/a.h5"]
+    side_by_side = build_grid(AblateSettings(vary=("rho=0,1",), store=(a, b)))
+    assert [variant.store for variant in side_by_side] == [(a, b)] * 2
+    assert [variant.name for variant in side_by_side] == ["rho=0", "rho=1"]
+    for wrong in ("store=a.h5,a.h5", "store=a.h5,,b.h5", "store="):
+        with pytest.raises(ConfigError, match=r"can't be read. Expected stores, each once"):
+            build_grid(AblateSettings(vary=(wrong,)))
+    with pytest.raises(ConfigError, match="--vary store is given twice"):
+        AblateSettings(vary=("store=a.h5", "store=b.h5"))
+
+
+def test_a_store_with_a_plus_in_its_name_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a+b.h5").touch()
+    (variant,) = build_grid(AblateSettings(vary=(f"store={tmp_path}/a+b.h5",)))
+    assert variant.store == (tmp_path / "a+b.h5",)
+
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ BROKEN = Outcome(None, None, 0, 2, [], None, [])
 
 
 def variant(name: str, **values: Any) -> Variant:
-    return Variant(name, values, Path("store.h5"))
+    return Variant(name, values, (Path("store.h5"),))
 
 
 def rows_of(outcomes: list[dict[int, Outcome]]) -> list[Summary]:

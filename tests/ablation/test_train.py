@@ -32,7 +32,7 @@ def trials_of(recipes: list[FitSettings]) -> list[Any]:
 def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
     alone = {"seed": 5, "alpha": 0.3, "rho": 2.0, "lr": 0.1, "lr_minimum": 0.0, "lr_half_period": 1.0, "dropout": 0.1,
              "weight_decay": 0.5, "label_smoothing": 0.1, "focal_gamma": 2.0, "logit_adjustment": 1.0,
-             "store": Path("x.h5"), "ccc_weight": 0.1, "held_out": 0.2}  # fmt: skip
+             "store": (Path("x.h5"),), "ccc_weight": 0.1, "held_out": 0.2}  # fmt: skip
     for name, value in alone.items():
         assert form_of(replace(SMALL, **{name: value})) == form_of(SMALL), name
     forms = {"rho": 0.0, "epochs": 3, "batch_size": 64, "stride": 2, "frames_per_epoch": 10, "cvar_level": "set",
@@ -89,7 +89,7 @@ def test_a_day_is_the_limit() -> None:
 
 def test_more_epochs_and_frames_take_longer_in_proportion(learnable: MakeData) -> None:
     store, labels = learnable()
-    splits = JoinedSplits.open(store, TASKS["expr"], labels, Listener()).load(CPU, 1.0, Listener())
+    splits = JoinedSplits.open((store,), TASKS["expr"], labels, Listener()).load(CPU, 1.0, Listener())
     recipe = FitSettings(hidden_layers=1, hidden_width=16, batch_size=16, epochs=10)
     one = LocalTrainer(CPU).project([recipe] * 5, splits)
     many = LocalTrainer(CPU).project([replace(recipe, epochs=1000)] * 5, splits)

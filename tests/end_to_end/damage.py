@@ -207,7 +207,7 @@ def runs(folder: Path) -> Read:
     def read(folder: Path) -> None:
         run = RunFolder(folder / "run")
         try:
-            opened = TrainedRun.on_store(run.path, store, "cpu", Listener())
+            opened = TrainedRun.on_store(run.path, (store,), "cpu", Listener())
             opened.logits_of_rows(np.arange(5), "plain", lambda count: None)
             opened.folder.read_history()
         except AffcacheError:

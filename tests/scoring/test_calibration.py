@@ -11,7 +11,7 @@ from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 from affcache.scoring.postprocess import fit_temperature, reliability
 from affcache.scoring.predict import Predictions
 from affcache.scoring.rule import DecisionRule
-from affcache.store.reading import EmbeddingStore
+from affcache.store.frames import FrameIndex
 from affcache.tasks.tasks import TASKS, Task
 from tests.conftest import write_store
 
@@ -45,7 +45,7 @@ def test_probabilities_that_are_true_have_a_small_error() -> None:
 def predictions(task: Task, logits: np.ndarray) -> Predictions:
     """Return predictions of frames that are of no store."""
     given = torch.from_numpy(logits).float()
-    nowhere = cast(EmbeddingStore, None)
+    nowhere = cast(FrameIndex, None)
     return Predictions(nowhere, np.arange(len(logits)), task.probabilities(given).numpy(), given)
 
 

@@ -18,9 +18,10 @@ from affcache.figures import drawing
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.reporting.report import report
+from affcache.scoring.ensemble import Ensemble
 from affcache.scoring.figures import score_figures
 from affcache.scoring.postprocess import fit_class_biases, fit_temperature, fit_thresholds
-from affcache.scoring.predict import Predictions, open_runs, rows_to_predict
+from affcache.scoring.predict import rows_to_predict
 from affcache.scoring.rule import DecisionRule, smooth
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.reading import EmbeddingStore, block_crc, fingerprint, view_path
@@ -28,7 +29,7 @@ from affcache.tasks.annotations import hold_out, join_labels, of_videos
 from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
-from tests.conftest import Heard, MakeData, write_store
+from tests.conftest import Heard, MakeData, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
 
@@ -89,28 +90,19 @@ def test_runs_are_averaged_by_their_probabilities(learnable: MakeData, tmp_path:
     assert twice.loss == pytest.approx(score(run=runs[0]).loss, rel=1e-5)
 
 
-def test_runs_on_other_frames_are_not_averaged(learnable: MakeData, tmp_path: Path) -> None:
+def test_runs_of_stores_that_share_no_frame_are_not_averaged(learnable: MakeData, tmp_path: Path) -> None:
     one = fitted(learnable(), tmp_path / "one")
     second = tmp_path / "second"
     second.mkdir()
     (second / "expr.h5").write_bytes((tmp_path / "expr.h5").read_bytes())
     same = fitted((second / "expr.h5", tmp_path / "labels"), tmp_path / "same")
     assert score(run=(one, same)).scores.value >= 0, "another file with the same frames is fine"
-    fewer = learnable(videos=5)
-    with pytest.raises((InputError, StoreError)):
-        score(run=(one, fitted(fewer, tmp_path / "other")))
-
-
-def test_a_run_on_other_frames_is_no_comparison(learnable: MakeData, tmp_path: Path) -> None:
-    one = fitted(learnable(), tmp_path / "one")
-    (tmp_path / "expr.h5").rename(tmp_path / "first.h5")
-    config = (one / "config.json").read_text().replace("expr.h5", "first.h5")
-    (one / "config.json").write_text(config)
-    other = fitted(learnable(videos=7, frames=30), tmp_path / "other")
-    with pytest.raises(
-        InputError, match="don't hold the same frames, so that predictions on them can't be averaged or"
-    ):
-        score(run=one, against=other)
+    other = write_store(tmp_path / "other.h5", {"elsewhere": range(1, 21)}, np.ones((20, 16), np.float16))
+    labels = write_labels(tmp_path / "else", "expr", "train", {"elsewhere": [0, 1] * 10})
+    write_labels(tmp_path / "else", "expr", "validation", {"elsewhere": [0, 1] * 10})
+    elsewhere = fitted((other.path, labels), tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="share no frame, so that nothing can be averaged or compared"):
+        score(run=(one, elsewhere))
 
 
 def mirrored(path: Path) -> EmbeddingStore:
@@ -194,8 +186,7 @@ def test_rules_are_what_held_out_frames_say_once_they_are_smoothed(
     store = EmbeddingStore.open(data[0])
     train = join_labels(store, data[1], TASKS[task], "train")
     joined = of_videos(store, train, hold_out(store, train, 0.3)[1])
-    (opened,) = open_runs([run], None, "cpu", Listener())
-    given = Predictions.of([opened], joined.rows, "plain", Listener())
+    given = Ensemble.open([run], (), "cpu", Listener()).predict(joined.rows, "plain", Listener())
     given = DecisionRule(smoothed, width or 1).apply(given, TASKS[task])
     assert rule.temperature == pytest.approx(fit_temperature(given.logits.double().numpy(), joined.labels))
     given = DecisionRule(temperature=rule.temperature).apply(given, TASKS[task])

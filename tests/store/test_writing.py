@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from affcache.errors import InputError, StoreError
 from affcache.files import whole_file
 from affcache.progress import Listener
-from affcache.store.reading import BLOCK_ROWS, ENCODED, UNREADABLE, EmbeddingStore, block_crc
+from affcache.store.frames import ENCODED, UNREADABLE
+from affcache.store.reading import BLOCK_ROWS, EmbeddingStore, block_crc
 from affcache.store.writing import SparseFile, StoreWriter, create_store, writing_lock
 from tests.conftest import NAMED_ONLY, crop_list
 

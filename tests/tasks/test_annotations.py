@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import ConfigError, InputError
-from affcache.store.reading import ENCODED, UNREADABLE, EmbeddingStore
+from affcache.store.frames import ENCODED, UNREADABLE
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels, read_label_file
 from affcache.tasks.tasks import TASKS, Task
 from tests.conftest import crop_list, write_labels

@@ -132,7 +132,7 @@ def core(
     recipes: list[FitSettings], task: str, width: int, monkeypatch: pytest.MonkeyPatch, factored: bool | None = None
 ) -> Learner:
     """Build a learner in float64, and let it take float64 embeddings."""
-    monkeypatch.setattr("affcache.training.learner.prepare", lambda embeddings, normalize: embeddings)
+    monkeypatch.setattr("affcache.training.data.Scaler.__call__", lambda scaler, embeddings: embeddings)
     torch.set_default_dtype(torch.float64)
     try:
         learner = Learner(recipes, TASKS[task], width, torch.device("cpu"))

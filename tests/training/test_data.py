@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
-from affcache.training.data import Frames, batches, epoch_length, epoch_order, prepare
+from affcache.training.data import Frames, Scaler, batches, epoch_length, epoch_order
 from tests.conftest import MakeData
 
 CPU = torch.device("cpu")
@@ -73,8 +73,8 @@ def test_batches_are_the_order_without_a_last_one_of_one(frames: int, size: int)
 
 def test_l2_scales_to_length_1_and_none_leaves_as_stored() -> None:
     embeddings = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-600.0, 800.0]], dtype=torch.float16)
-    torch.testing.assert_close(prepare(embeddings, "l2"), torch.tensor([[0.6, 0.8], [0.0, 0.0], [-0.6, 0.8]]))
-    assert prepare(embeddings, "none").equal(embeddings.float())
+    torch.testing.assert_close(Scaler("l2")(embeddings), torch.tensor([[0.6, 0.8], [0.0, 0.0], [-0.6, 0.8]]))
+    assert Scaler()(embeddings).equal(embeddings.float())
 
 
 def test_frames_are_the_joined_rows(learnable: MakeData) -> None:

@@ -8,8 +8,9 @@ from scipy.stats import ks_2samp
 
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
-from affcache.training.learner import Learner, build_head, learning_rate, moments_of
+from affcache.training.learner import Learner, build_head, learning_rate
 from affcache.training.settings import FitSettings
+from affcache.training.stacked_parts import moments_of
 from tests.conftest import MakeData, frames_of, record_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +23,7 @@ STEPS = 200
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let learners be made, and take embeddings, in float64."""
-    monkeypatch.setattr("affcache.training.learner.prepare", lambda embeddings, normalize: embeddings.double())
+    monkeypatch.setattr("affcache.training.data.Scaler.__call__", lambda scaler, embeddings: embeddings.double())
     monkeypatch.setattr("affcache.training.learner.build_head", lambda *arguments: build_head(*arguments).double())
 
 

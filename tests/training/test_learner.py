@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from affcache.tasks.tasks import TASKS
-from affcache.training.data import Frames
+from affcache.training.data import Frames, Scaler
 from affcache.training.learner import Learner, build_head, generator, learning_rate, predict
 from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
@@ -158,8 +158,8 @@ def test_prediction_in_batches_is_the_prediction_of_all(monkeypatch: pytest.Monk
     head = build_head(QUICK, 6, TASKS["au"])
     embeddings = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).half()
     frames = Frames(embeddings, torch.zeros(50, 12), torch.zeros(50, dtype=torch.int64))
-    whole = predict([head], frames, "none")
+    whole = predict([head], frames, Scaler())
     assert whole.shape == (1, 50, 12)
     monkeypatch.setattr("affcache.training.data.EVALUATION_BATCH", 7)
-    torch.testing.assert_close(predict([head], frames, "none"), whole)
+    torch.testing.assert_close(predict([head], frames, Scaler()), whole)
     torch.testing.assert_close(whole[0], head.eval()(embeddings.float()).detach())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from affcache.errors import InputError
+from affcache.training.data import AS_STORED, Scaler
 from affcache.training.ridge import STRENGTHS, RidgePath
 
 Solution = tuple[torch.Tensor, torch.Tensor]
@@ -47,14 +48,14 @@ def path_of(
     embeddings: Any,
     targets: torch.Tensor,
     weights: torch.Tensor | None = None,
-    normalize: str = "none",
+    scaler: Scaler = AS_STORED,
     block: int = 16384,
 ) -> RidgePath:
     """The path of frames that lie in memory: a tensor, an array or a memory map (n, D)."""
     weights = torch.ones(len(embeddings)) if weights is None else weights
     embeddings = embeddings if isinstance(embeddings, torch.Tensor) else torch.from_numpy(np.array(embeddings))
     blocks = (embeddings[at : at + block] for at in range(0, len(targets), block))
-    return RidgePath.from_blocks(blocks, embeddings.shape[1], targets, weights, normalize)
+    return RidgePath.from_blocks(blocks, embeddings.shape[1], targets, weights, scaler)
 
 
 def assert_same(found: Solution, expected: Solution, tolerance: float = 1e-6) -> None:
@@ -176,7 +177,7 @@ def test_float16_is_read_as_the_numbers_it_holds_from_tensor_array_and_map(tmp_p
 def test_inputs_are_left_as_they_were(normalize: str, dtype: torch.dtype) -> None:
     inputs = [tensor.to(dtype) for tensor in made_up()]
     before = [tensor.clone() for tensor in inputs]
-    path_of(*inputs, normalize=normalize)
+    path_of(*inputs, scaler=Scaler(normalize))
     assert all(tensor.equal(copy) for tensor, copy in zip(inputs, before, strict=True))
 
 
@@ -184,7 +185,7 @@ def test_l2_is_the_head_of_embeddings_of_length_1() -> None:
     embeddings, targets, weights = made_up()
     embeddings[5] = 0
     scaled = torch.nn.functional.normalize(embeddings.double(), dim=1)
-    found = path_of(embeddings, targets, weights, normalize="l2").solution(0.1)
+    found = path_of(embeddings, targets, weights, scaler=Scaler("l2")).solution(0.1)
     assert_same(found, by_sklearn(scaled, targets, weights, 0.1))
 
 

@@ -46,7 +46,7 @@ def _buttons(context: ReportContext, name: str, positions: Sequence[int]) -> str
 def _button(context: ReportContext, position: int) -> str:
     task, (labels, decided, probabilities) = context.task, context.said
     videos, numbers = context.frame_names
-    video = context.run.store.video_names[videos[position]]
+    video = context.video_names[videos[position]]
     sure = f" ({probabilities[position, decided[position]]:.0%})" if task.exclusive else ""
     picture = context.pictures.get(position)
     image = f'<img src="{picture}" alt="" loading="lazy">' if picture else ""

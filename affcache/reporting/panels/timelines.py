@@ -53,7 +53,7 @@ def timelines(context: ReportContext) -> str:
     labels, decided, probabilities = context.said
     videos, numbers = context.frame_names
     said = TaskFrames(context.task, probabilities, decided, labels)
-    return timeline(TimelineFrames(context.run.store.video_names, videos, numbers, [said]))
+    return timeline(TimelineFrames(context.video_names, videos, numbers, [said]))
 
 
 def timeline(frames: TimelineFrames) -> str:

@@ -18,7 +18,7 @@ NOT_SHARED = {
     "report": ("store", "annotations"),
     "submit": ("store",),  # the test videos' store is another than that of training
     "faces": ("model", "pretrained"),  # an encoder is of use there, and loaded where it is asked for alone
-    "predict": ("model", "pretrained"),  # a run knows its encoder
+    "predict": ("store", "model", "pretrained"),  # a run knows its encoder, and inputs are named
     "demo": SHARED_KEYS,  # brings its own data and encoder
 }
 Commands = Mapping[str, type[Settings]]

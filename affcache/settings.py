@@ -145,8 +145,9 @@ def converted(
     kinds, converted = typing.get_type_hints(settings), {}
     for name, value in given:
         try:
-            if name in ("model", "pretrained") and isinstance(value, str):
-                value = _located(name, value, folder)
+            if name in ("model", "pretrained"):
+                every = isinstance(value, (list, tuple))
+                value = [_located(name, one, folder) for one in value] if every else _located(name, value, folder)
             converted[name] = _convert(value, kinds[name], folder)
         except TypeError as error:
             problems.append(f"{name} is {value!r}, expected {error}")
@@ -183,8 +184,10 @@ def _expanded(path: str | Path, folder: Path) -> Path:
         raise TypeError("a path; ~ names the home folder of a user who isn't there") from None
 
 
-def _located(name: str, text: str, folder: Path) -> str:
+def _located(name: str, text: Any, folder: Path) -> Any:
     """Take the path in local-dir:FOLDER, FILE or TAG:FILE as paths are taken; leave a name or a tag as it is."""
+    if not isinstance(text, str):
+        return text
     before, colon, path = text.partition(":") if name == "model" else text.rpartition(":")
     if before == "local-dir" or (name == "pretrained" and ("/" in path or Path(path).suffix)):
         return f"{before}{colon}{_expanded(path, folder)}"

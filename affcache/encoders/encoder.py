@@ -132,6 +132,10 @@ class Encoder:
         """fp32, bf16 or fp16."""
         return str(self.description["precision"])
 
+    def resize_large(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resize an image (height, width, 3) that is far larger than the input; as ``Preprocessing.resize_large``."""
+        return self.preprocessing.resize_large(pixels)
+
     def __repr__(self) -> str:
         name = f"{self.description['model']} {self.description['pretrained']}".strip()
         return f"<Encoder {name}: D = {self.width}, {self.precision} on {self.device}>"

@@ -17,29 +17,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.encoders.encoder import Crops, DeviceBatch, Encoder
+from affcache.encoders.encoder import Crops, DeviceBatch
+from affcache.encoders.side_by_side import AnyEncoder, SideBySideBatch
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 
 # every network has them between its heavy parts, which makes them places to stop at
 NORMS = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm)
 
+Batch = DeviceBatch | SideBySideBatch
 Embeddings = tuple[list[npt.NDArray[np.float32]], Counter[str]]  # parts (b, D) of a batch in order; seconds by stage
 
 
-def calls_at_once(encoder: Encoder, cores: int | None) -> int:
+def calls_at_once(encoder: AnyEncoder, cores: int | None) -> int:
     """Return how many calls are under way at a time: on a CPU one per core, None standing for torch's own choice."""
     if encoder.device.type == "cuda":
         return 2  # one is handed over while the device works on another
     return (cores or torch.get_num_threads()) if _threaded(encoder) else 1
 
 
-def _threaded(encoder: Encoder) -> bool:
+def _threaded(encoder: AnyEncoder) -> bool:
     return encoder.device.type == "cpu" and encoder.compiled is None  # a compiled one has its threads built in
 
 
 @contextmanager
-def one_thread_a_call(encoder: Encoder) -> Iterator[None]:
+def one_thread_a_call(encoder: AnyEncoder) -> Iterator[None]:
     """Let torch compute with one thread on a CPU for a while, in this thread and in those begun meanwhile."""
     before = torch.get_num_threads()
     if _threaded(encoder):
@@ -64,7 +66,7 @@ class EncodePool:
         listener: hears when the device runs out of memory.
     """
 
-    def __init__(self, encoder: Encoder, largest_call: int, listener: Listener, cores: int | None = None) -> None:
+    def __init__(self, encoder: AnyEncoder, largest_call: int, listener: Listener, cores: int | None = None) -> None:
         self.encoder, self.largest_call, self.listener = encoder, largest_call, listener
         self.at_once = calls_at_once(encoder, cores)
         self._lowering = Lock()
@@ -95,7 +97,7 @@ class EncodePool:
             return partial(_fetch, self._submit(crops))
         return self._pool.submit(lambda: _fetch(self._submit(crops))).result
 
-    def _submit(self, crops: Crops) -> list[DeviceBatch]:
+    def _submit(self, crops: Crops) -> list[Batch]:
         """Hand crops to the device in calls that fit its memory; smaller ones from the first that doesn't."""
         while True:
             size = self.largest_call
@@ -118,7 +120,7 @@ class EncodePool:
                 )
 
 
-def _fetch(batches: Sequence[DeviceBatch]) -> Embeddings:
+def _fetch(batches: Sequence[Batch]) -> Embeddings:
     """Wait for the device."""
     parts = [batch.wait() for batch in batches]
     seconds: Counter[str] = Counter()

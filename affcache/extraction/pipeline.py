@@ -25,7 +25,7 @@ from affcache.crops.crop_list import CropList
 from affcache.crops.folders import require_source
 from affcache.crops.images import DecodedCrop, decode_crop, mirrored
 from affcache.devices import resolve_device
-from affcache.encoders.encoder import Encoder
+from affcache.encoders.side_by_side import AnyEncoder
 from affcache.extraction.encode_pool import Embeddings, EncodePool, calls_at_once
 from affcache.extraction.settings import ExtractSettings
 from affcache.extraction.tuning import prepare_encoder
@@ -148,7 +148,7 @@ class Pipeline(Encoding):
     """Encodes rows of a list of crops in this process, and keeps account of what happened on the way."""
 
     crops: CropList
-    encoder: Encoder
+    encoder: AnyEncoder
     listener: Listener
     batch_size: int
     workers: int  # threads that decode
@@ -226,7 +226,7 @@ class Pipeline(Encoding):
         except UnreadableCropError as error:
             return str(error)
         pixels = mirrored(crop.pixels) if self.mirror else crop.pixels
-        return DecodedCrop(self.encoder.preprocessing.resize_large(pixels), crop.mode, is_large(pixels))
+        return DecodedCrop(self.encoder.resize_large(pixels), crop.mode, is_large(pixels))
 
     def _begin(self, rows: Rows, decoded: Decoded, calls: EncodePool) -> Callable[[], tuple[Rows, Encoded]]:
         """Keep account of a batch's crops, and hand the readable ones to the encoder; return what waits for them."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from affcache.progress import counted, metric_name
 from affcache.scoring.trained import TrainedHead, encoder_name, no_scores
+from affcache.store.reading import SIDE_BY_SIDE, encoders_of
 from affcache.tasks.tasks import Task
 from affcache.training.run_folder import fit_command
 from affcache.training.settings import FitSettings
@@ -90,7 +91,10 @@ def _on_own_store(scores: Mapping[str, Any], trained: TrainedHead) -> bool:
 
 
 def licence_of(encoder: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the licence of an encoder's weights and where it is said, as far as that is known."""
+    """Return the licence of an encoder's weights and where it is said, as far as that is known; of several, of each."""
+    if len(every := encoders_of(encoder)) > 1:
+        licences, sources = zip(*map(licence_of, every), strict=True)
+        return " + ".join(licences), "; ".join(dict.fromkeys(sources))
     if encoder.get("licence"):
         return str(encoder["licence"]), "the encoder's own description"
     tag = str(encoder.get("pretrained") or "")
@@ -158,8 +162,8 @@ print(model.classes, {shown})
 
 
 def _crops(encoder: Mapping[str, Any]) -> str:
-    size = " x ".join(map(str, encoder.get("image_size") or ()))
-    resized = f" affcache resizes them to the encoder's {size}." if size else ""
+    sizes = [" x ".join(map(str, one["image_size"])) for one in encoders_of(encoder) if one.get("image_size")]
+    resized = f" affcache resizes them to the encoder's {' and '.join(sizes)}." if sizes else ""
     return _wrapped(
         "One face an image, upright, aligned and cropped as the training data's. Aff-Wild2's crops are 112 x 112 "
         f"pixels, with eyes and mouth at fixed places.{resized} A whole photo or a loose crop is no such face."
@@ -213,13 +217,17 @@ def _recipe(trained: TrainedHead, words: CardWords) -> str:
 
 def _encoder(trained: TrainedHead) -> str:
     encoder, (licence, source) = without_folders(trained.encoder), licence_of(trained.encoder)
+    formats = " + ".join(str(one.get("precision", "an unknown number format")) for one in encoders_of(encoder))
+    side_by_side = " (embeddings side by side, in this order)" if len(trained.encoders) > 1 else ""
     text = _wrapped(
-        f"{encoder_name(encoder)}, D = {trained.width}, in {encoder.get('precision', 'an unknown number format')}. It "
+        f"{encoder_name(encoder)}{side_by_side}, D = {trained.width}, in {formats}. It "
         "isn't in this folder: affcache loads it by its name, and checks its weights. "
         f"Its licence: {licence} ({source}). Its terms, and those of the training data, may reach this head."
     )
-    if str(encoder.get("model")).startswith("local-dir:") or encoder.get("pretrained") != trained.encoder.get(
-        "pretrained"
+    named = zip(encoders_of(encoder), trained.encoders, strict=True)
+    if any(
+        str(one.get("model")).startswith("local-dir:") or one.get("pretrained") != own.get("pretrained")
+        for one, own in named
     ):
         text += "\n\n" + _wrapped(PRIVATE)
     return f"{text}\n\nFingerprint: `{trained.encoder_fingerprint}`"
@@ -228,6 +236,8 @@ def _encoder(trained: TrainedHead) -> str:
 def without_folders(encoder: Mapping[str, Any]) -> dict[str, Any]:
     """Return an encoder's description without the folders of this machine: of a path the last part stays."""
     found = dict(encoder)
+    if SIDE_BY_SIDE in found:
+        return {**found, SIDE_BY_SIDE: [without_folders(one) for one in encoders_of(found)]}
     for name in ("model", "pretrained"):
         kind, colon, path = str(found.get(name) or "").replace("\\", "/").rpartition(":")
         if "/" in path and kind != "hf-hub":

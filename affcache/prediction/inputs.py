@@ -14,7 +14,7 @@ from affcache.crops.archives import UnreadableCropError
 from affcache.crops.crop_list import IMAGE_SUFFIXES, CropList, canonical, split_name
 from affcache.crops.folders import find_crops, is_archive
 from affcache.crops.images import decode_crop
-from affcache.encoders.encoder import Encoder
+from affcache.encoders.side_by_side import AnyEncoder
 from affcache.errors import InputError, first_line
 from affcache.extraction.pipeline import Pipeline, default_workers, is_large
 from affcache.faces.find import TABLE
@@ -23,14 +23,12 @@ from affcache.faces.table import KEYS
 from affcache.files import read_bytes
 from affcache.prediction.outputs import Embeddings
 from affcache.progress import Listener, counted
-from affcache.store.frames import ENCODED
-from affcache.store.reading import EmbeddingStore
+from affcache.store.frames import ENCODED, FrameIndex
 
 STORES = (".h5", ".hdf5")
 LOOKED_AT = 16  # subfolders, to tell crops from photos
 LARGEST_CROP = 2**24  # bytes, of a picture that is looked at for it
 CROPS_OF = "crops"  # column of the video among the crops that a row is of; in no table that is written
-GROUP = 4096  # rows of a store that are read at a time
 
 
 @dataclass(frozen=True)
@@ -118,24 +116,14 @@ class EmbeddedRows:
     total: int  # embeddings to come, at most
 
 
-def rows_of_store(store: EmbeddingStore, *, named: bool) -> EmbeddedRows:
-    """Return the rows of a store, in its order: the video is the input, with the store's path where ``named``."""
-    there = np.asarray(store.status) == ENCODED
-    videos = store.video_of_rows().astype(np.int64)
-    of_video = [f"{store.path}/{name}" if named else name for name in store.video_names]
-    names = np.asarray(of_video, dtype=object)[videos]
-
-    def parts() -> Iterator[Part]:
-        rows = np.flatnonzero(there)
-        for start in range(0, len(rows), GROUP):
-            chosen = rows[start : start + GROUP]
-            yield chosen, np.asarray(store.features[chosen])
-
-    keys = _keys(names, np.asarray(store.frame_number), there)
-    return EmbeddedRows(store.path.name, keys, videos, parts(), int(there.sum()))
+def keys_of_frames(frames: FrameIndex, *, named: bool) -> pa.Table:
+    """Return a row for each frame of stores: the video is the input, after the store's path where ``named``."""
+    of_video = [f"{frames.path}/{name}" if named else name for name in frames.video_names]
+    names = np.asarray(of_video, dtype=object)[frames.video_of_rows()]
+    return _keys(names, np.asarray(frames.frame_number), np.asarray(frames.status) == ENCODED)
 
 
-def rows_of_crops(root: Path, encoder: Encoder, batch_size: int, listener: Listener) -> EmbeddedRows:
+def rows_of_crops(root: Path, encoder: AnyEncoder, batch_size: int, listener: Listener) -> EmbeddedRows:
     """Return the rows of crops in a folder or an archive, by video and frame, which are encoded as they are asked for.
 
     In a folder that ``affcache faces`` made, the rows are those of its table.

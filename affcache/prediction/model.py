@@ -1,6 +1,6 @@
 """A trained head as a model of images: what made its embeddings comes with it, by its description."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import Image
 from affcache.crops.images import as_pixels
 from affcache.encoders.encoder import Crop, Encoder
 from affcache.encoders.loading import load_encoder
+from affcache.encoders.side_by_side import AnyEncoder, side_by_side
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import read_bytes
 from affcache.prediction.card import card_of_run
@@ -33,8 +34,8 @@ def load(
     run: Path | str,
     *,
     device: str = "auto",
-    model: str | None = None,
-    pretrained: str | None = None,
+    model: str | Sequence[str] | None = None,
+    pretrained: str | Sequence[str] | None = None,
     listener: Listener | None = None,
 ) -> "Model":
     """Open a trained head, to use it on faces that nobody labelled.
@@ -44,14 +45,15 @@ def load(
             takes that one). Of a published head every file is checked first.
         device: where head and encoder compute: auto, cpu, cuda, cuda:1, ...
         model: where the encoder is now, as for ``load_encoder``, if it isn't where it was when the store was made.
-            That it is the same one is checked, by its weights.
+            That it is the same one is checked, by its weights. Of a head on several encoders, of each in their order,
+            "" for one that is where it was.
         pretrained: likewise.
         listener: is told where a run is unfinished.
 
     Raises:
         InputError: this is neither, or it can't be fetched.
         StoreError: a file is damaged, missing or was changed since it was published.
-        ConfigError: the device isn't there, or another affcache wrote it.
+        ConfigError: the device isn't there, another affcache wrote it, or ``model`` is of another number of encoders.
     """
     return Model(TrainedHead.open(run, device, listener), model, pretrained)
 
@@ -65,9 +67,27 @@ class Model:
         pretrained: likewise.
     """
 
-    def __init__(self, trained: TrainedHead, model: str | None = None, pretrained: str | None = None) -> None:
+    def __init__(
+        self,
+        trained: TrainedHead,
+        model: str | Sequence[str] | None = None,
+        pretrained: str | Sequence[str] | None = None,
+    ) -> None:
         self.trained = trained
-        self._elsewhere = {"model": model, "pretrained": pretrained}
+        self._elsewhere = {
+            "model": self._of_each("model", model),
+            "pretrained": self._of_each("pretrained", pretrained),
+        }
+
+    def _of_each(self, name: str, said: str | Sequence[str] | None) -> list[str | None]:
+        count = len(self.trained.encoders)
+        each = [said] if isinstance(said, str) else [None] * count if said is None else list(said)
+        if len(each) != count:
+            raise ConfigError(
+                f"{name}= says where {len(each)} encoders are, and {self.trained.source} is on {count}: "
+                f"{encoder_name(self.trained.encoder)}. Expected one for each, in this order."
+            )
+        return each
 
     def __repr__(self) -> str:
         """Say what it predicts, and by what."""
@@ -101,46 +121,57 @@ class Model:
     @property
     def encoder_is_known(self) -> bool:
         """Whether it is known what made the embeddings, as it isn't of a store that was imported."""
-        said = self.trained.encoder
-        return bool(said.get("weights_sha256")) and {"model", "activation", "precision"} <= said.keys()
+        return all(map(_is_known, self.trained.encoders))
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> AnyEncoder:
         """What makes the embeddings, on the model's device; loaded when it is first used.
 
         Raises:
             StoreError: it can't be known, or what is there now is another one.
-            InputError: its weights aren't where they were.
+            InputError: its weights aren't where they were; or two stores are by one encoder, of crops that differ.
         """
-        return self.encoder_in(str(self.trained.encoder.get("precision")))
+        self.require_one_crop_a_frame()
+        return side_by_side([self.encoder_of(number) for number in range(len(self.trained.encoders))])
 
-    def encoder_in(self, precision: str) -> Encoder:
-        """Load the encoder in another number format than the store's; raises as ``encoder``."""
-        said, sha256 = self.trained.encoder, self.trained.encoder_fingerprint
-        if not self.encoder_is_known:
+    def require_one_crop_a_frame(self) -> None:
+        """Refuse to encode pictures for a head on two stores by one encoder; raises InputError."""
+        if len(set(self.trained.encoder_fingerprints)) < len(self.trained.encoders):
+            raise InputError(
+                f"{self.trained.source} was trained on two stores by one encoder, so on two kinds of crops of each "
+                "frame, and pictures are of one kind. Expected stores. Extract both kinds, and name both stores."
+            )
+
+    def encoder_of(self, number: int, precision: str = "") -> Encoder:
+        """Load one of the encoders, counted from 0, in its store's number format or another; raises as ``encoder``."""
+        said, sha256 = self.trained.encoders[number], self.trained.encoder_fingerprints[number]
+        elsewhere = {part: of_each[number] for part, of_each in self._elsewhere.items()}
+        if not _is_known(said):
             raise StoreError(
                 f"{self.trained.source} was trained on embeddings that were imported, and what made them isn't known "
                 f"(said to be: {encoder_name(said)}). Expected an encoder whose weights are known, to encode images. "
                 "Encode them with what made the others, and pass embeddings=ARRAY."
             )
-        name, tag = (self._elsewhere[part] or str(said.get(part) or "") for part in ("model", "pretrained"))
-        if self._elsewhere["model"] and self._elsewhere["pretrained"] is None and name != said["model"]:
+        name, tag = (elsewhere[part] or str(said.get(part) or "") for part in ("model", "pretrained"))
+        if elsewhere["model"] and elsewhere["pretrained"] is None and name != said["model"]:
             tag = ""  # it was the other's
         try:
             encoder = load_encoder(
                 name,
                 tag,
                 activation=said["activation"],
-                precision=precision,
+                precision=precision or str(said["precision"]),
                 device=str(self.trained.device),
             )
         except (InputError, ConfigError) as error:
-            elsewhere = 'model="local-dir:FOLDER"'
+            where = 'model="local-dir:FOLDER"'
             if not name.startswith("local-dir:"):
-                elsewhere = f'model="{name}", pretrained="FILE"'
+                where = f'model="{name}", pretrained="FILE"'
+            if len(self.trained.encoders) > 1:
+                where = f"model=[...], pretrained=[...], one of each for {encoder_name(self.trained.encoder)}"
             raise InputError(
                 f"The encoder of {self.trained.source} can't be loaded: {error}\nIf it lies elsewhere, say where: "
-                f'affcache.load("{self.trained.source}", {elsewhere}). Without it, pass embeddings=ARRAY. '
+                f'affcache.load("{self.trained.source}", {where}). Without it, pass embeddings=ARRAY. '
                 "On the command line: affcache predict ... --model local-dir:FOLDER, or a store instead of pictures."
             ) from None
         found = {**encoder.description, "precision": said["precision"]}
@@ -181,7 +212,7 @@ class Model:
         found = [np.empty((0, self.trained.width), np.float16)]
         for start in range(0, len(images), batch_size):
             batch = [as_pixels(image) for image in images[start : start + batch_size]]
-            resized = [encoder.preprocessing.resize_large(pixels) for pixels in batch]  # as extract does it
+            resized = [encoder.resize_large(pixels) for pixels in batch]  # as extract does it
             with np.errstate(over="ignore"):  # beyond float16 is inf, which the head refuses
                 found.append(encoder.encode(resized).numpy().astype(np.float16))
         return np.concatenate(found)
@@ -253,6 +284,10 @@ class Model:
             found = "Neither images nor embeddings were" if images is None else "Both images and embeddings were"
             raise InputError(f"{found} given. Expected one of them: predict_proba(images), or with embeddings=ARRAY.")
         return self.logits(embeddings)
+
+
+def _is_known(encoder: Mapping[str, Any]) -> bool:
+    return bool(encoder.get("weights_sha256")) and {"model", "activation", "precision"} <= encoder.keys()
 
 
 @dataclass(frozen=True)

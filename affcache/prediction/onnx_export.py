@@ -84,7 +84,7 @@ def export_graphs(model: Model, folder: Path) -> dict[str, dict[str, Any]]:
     _export(graph, folder / EMBEDDINGS, given[-1], "embeddings", ("probabilities",))
     differences = [_largest(theirs[0], ours[0]) for theirs, ours in _both(graph, folder / EMBEDDINGS, given)]
     facts = {EMBEDDINGS: _facts(["n", trained.width], "float32", _close(EMBEDDINGS, max(differences)))}
-    if model.encoder_is_known:
+    if model.encoder_is_known and len(trained.encoders) == 1:
         facts[PIXELS] = _export_pixels(model, folder / PIXELS, random)
     return facts
 
@@ -95,7 +95,7 @@ def _export_pixels(model: Model, path: Path, random: np.random.Generator) -> dic
     Two encoders that agree to the last bits but one still round some values to different float16 numbers: so
     embeddings are compared by their cosine, and probabilities as a whole are reported.
     """
-    encoder = model.encoder_in("fp32")
+    encoder = model.encoder_of(0, "fp32")
     graph, (height, width) = PixelGraph(encoder, model.trained).eval(), encoder.preprocessing.size
     faces = encoder.prepare(check_faces()).contiguous().numpy()
     noise = random.integers(0, 256, (max(CHECKED), 3, height, width), dtype=np.uint8)

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 
 from affcache.errors import ConfigError, InputError
 from affcache.prediction.model import Model
-from affcache.scoring.ensemble import averaged
+from affcache.scoring.ensemble import Weights, averaged, shares_of
 from affcache.scoring.rule import DecisionRule
-from affcache.scoring.trained import CALL, rule_of_average
+from affcache.scoring.trained import CALL, encoder_name, rule_of_average
 from affcache.tasks.tasks import Task
 
 Embeddings = npt.NDArray[np.float16]
+Columns = npt.NDArray[np.int64]  # (D,) of a model's embedding among those of all encoders side by side
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TaskHeads:
 
     task: Task
     models: tuple[Model, ...]
+    inputs: tuple[Columns, ...]  # of each model
     rule: DecisionRule
 
     def columns(self, naming: str) -> list[tuple[str, pa.DataType]]:
@@ -55,7 +58,11 @@ class TaskHeads:
         return f"{self.task.name}_{output}{'_present' if kind == 'c' else ''}"
 
     def say(
-        self, logits: Sequence[torch.Tensor], persons: npt.NDArray[Any], frames: npt.NDArray[Any]
+        self,
+        logits: Sequence[torch.Tensor],
+        persons: npt.NDArray[Any],
+        frames: npt.NDArray[Any],
+        shares: torch.Tensor | None = None,
     ) -> list[npt.NDArray[Any]]:
         """Return the values (n,) of the task's columns.
 
@@ -63,9 +70,12 @@ class TaskHeads:
             logits: (n, C) of each head.
             persons: int (n,), whose faces they are.
             frames: int (n,), the numbers of their frames.
+            shares: (R, n), how much each head counts in each frame; None where the rule's weights say it.
         """
         order = np.lexsort((frames, persons))
-        probabilities, mean_logits = averaged(self.task, logits)
+        if shares is None and self.rule.weights is not None:
+            shares = shares_of(np.ones((len(logits), len(frames)), dtype=bool), self.rule.weights)
+        probabilities, mean_logits = averaged(self.task, logits, shares)
         said = Said(probabilities[order], mean_logits[order], persons[order], frames[order])
         applied = self.rule.apply(said, self.task).probabilities
         decided = self.rule.decide(applied, self.task)
@@ -78,33 +88,76 @@ class TaskHeads:
         return columns
 
 
-def heads_by_task(models: Sequence[Model], rule: DecisionRule, *, fitted: bool) -> list[TaskHeads]:
+def heads_by_task(
+    models: Sequence[Model], rule: DecisionRule, weights: Weights | None, *, fitted: bool
+) -> list[TaskHeads]:
     """Put models of one task together, in the order given.
 
     Args:
-        models: of one encoder.
+        models: of any encoders.
         rule: what counts unless a fitted one does.
+        weights: of the models; None for those of the rule.
         fitted: whether the rule that was fitted for each task's runs counts.
 
     Raises:
-        InputError: they are of several encoders, or two tasks of one name differ.
+        InputError: two tasks of one name differ.
         ConfigError: no rule was fitted, or several.
     """
-    first = models[0]
-    for model in models[1:]:
-        if model.trained.encoder_fingerprint != first.trained.encoder_fingerprint:
-            raise InputError(
-                f"{first.trained.source} and {model.trained.source} were trained on embeddings of different encoders. "
-                "Expected runs of one encoder. Predict with each alone."
-            )
-    found = []
+    inputs, found = columns_of_models(models), []
     for name in dict.fromkeys(model.task.name for model in models):
-        alike = tuple(model for model in models if model.task.name == name)
+        numbers = [number for number, model in enumerate(models) if model.task.name == name]
+        alike = tuple(models[number] for number in numbers)
         if any(model.task != alike[0].task for model in alike):
             words = ", ".join(model.trained.source for model in alike)
             raise InputError(f"The tasks {name} of {words} differ. Expected runs of one task, with the same outputs.")
-        found.append(TaskHeads(alike[0].task, alike, _fitted_rule(alike) if fitted else rule))
+        own = _fitted_rule(alike) if fitted else rule
+        if weights is not None:
+            own = replace(own, weights=tuple(weights[number] for number in numbers))
+        found.append(TaskHeads(alike[0].task, alike, tuple(inputs[number] for number in numbers), own))
     return found
+
+
+def encoders_of_models(models: Sequence[Model]) -> dict[str, tuple[Model, int]]:
+    """Return the encoders of all models, each once: by its fingerprint a model that has it, and its number there."""
+    found: dict[str, tuple[Model, int]] = {}
+    for model in models:
+        for number, fingerprint in enumerate(model.trained.encoder_fingerprints):
+            found.setdefault(fingerprint, (model, number))
+    return found
+
+
+def located(models: Sequence[Model], names: Sequence[str], tags: Sequence[str]) -> list[Model]:
+    """Return models whose encoders are where it is said, each encoder once, in the order of ``encoders_of_models``.
+
+    Raises:
+        ConfigError: another number is said than there are encoders.
+    """
+    encoders, places = encoders_of_models(models), []
+    for name, said in (("--model", names), ("--pretrained", tags)):
+        if said and len(said) != len(encoders):
+            known = " + ".join(encoder_name(model.trained.encoders[number]) for model, number in encoders.values())
+            raise ConfigError(
+                f"{name} is given {len(said)} times, and the runs are on {len(encoders)} encoders: {known}. Expected "
+                "one for each, in this order."
+            )
+        places.append(dict(zip(encoders, said, strict=True)) if said else {})
+    found = []
+    for model in models:
+        own = [[of.get(one) for one in model.trained.encoder_fingerprints] if of else None for of in places]
+        found.append(Model(model.trained, *own))
+    return found
+
+
+def columns_of_models(models: Sequence[Model]) -> list[Columns]:
+    """Return which values of all encoders' embeddings, side by side, are each model's."""
+    encoders = encoders_of_models(models)
+    widths = [model.trained.widths[number] for model, number in encoders.values()]
+    first = dict(zip(encoders, accumulate([0, *widths]), strict=False))
+    width = dict(zip(encoders, widths, strict=True))
+    return [
+        np.concatenate([first[one] + np.arange(width[one]) for one in model.trained.encoder_fingerprints])
+        for model in models
+    ]
 
 
 def require_different_columns(heads: Sequence[TaskHeads], naming: str, others: Sequence[str]) -> None:
@@ -142,12 +195,13 @@ class LogitsOfHeads:
 
     def __init__(self, heads: Sequence[TaskHeads]) -> None:
         self.models = [model for one in heads for model in one.models]
+        self._inputs = [columns for one in heads for columns in one.inputs]
         self._waiting: list[Embeddings] = []
         self._count = 0
         self._logits: list[list[torch.Tensor]] = [[torch.empty(0, model.task.outputs)] for model in self.models]
 
     def add(self, embeddings: Embeddings) -> None:
-        """Take the next embeddings (k, D)."""
+        """Take the next embeddings (k, D), of all encoders side by side."""
         self._waiting.append(embeddings)
         self._count += len(embeddings)
         if self._count >= CALL:
@@ -156,8 +210,8 @@ class LogitsOfHeads:
     def _say(self) -> None:
         if self._waiting:
             embeddings = np.concatenate(self._waiting)
-            for model, logits in zip(self.models, self._logits, strict=True):
-                logits.append(model.logits(embeddings))
+            for model, columns, logits in zip(self.models, self._inputs, self._logits, strict=True):
+                logits.append(model.logits(embeddings[:, columns]))
             self._waiting, self._count = [], 0
 
     def result(self) -> list[torch.Tensor]:
@@ -175,6 +229,7 @@ def output_columns(
     persons: npt.NDArray[np.int64],
     frames: npt.NDArray[Any],
     naming: str,
+    shares: torch.Tensor | None = None,
 ) -> dict[str, pa.Array]:
     """Return the columns of all tasks for the n rows of a table.
 
@@ -185,6 +240,7 @@ def output_columns(
         persons: int (n,), whose face it is in each row.
         frames: int (n,), numbers of frames.
         naming: affcache or openface.
+        shares: (R, m), how much each head counts; of one task alone. None where the rule says it.
     """
     columns, first = {}, 0
     empty = np.ones(len(frames), dtype=bool)
@@ -192,7 +248,7 @@ def output_columns(
     for one in heads:
         own = logits[first : first + len(one.models)]
         first += len(own)
-        values = one.say(own, persons[rows], frames[rows])
+        values = one.say(own, persons[rows], frames[rows], shares)
         for (name, kind), column in zip(one.columns(naming), values, strict=True):
             whole = np.zeros(len(frames), dtype=object if pa.types.is_string(kind) else column.dtype)
             whole[rows] = column

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from affcache.devices import on_device
-from affcache.encoders.encoder import Encoder
+from affcache.encoders.side_by_side import AnyEncoder, Encoders, side_by_side
 from affcache.errors import ConfigError, InputError
 from affcache.extraction.encode_pool import EncodePool
 from affcache.extraction.tuning import find_batch_size
@@ -22,13 +23,15 @@ from affcache.faces.media import DamagedMediaError, Media, require_video_extra
 from affcache.faces.scan import Scan, Scanner
 from affcache.faces.table import KEPT_SUFFIX, KEYS, POINTS, Damaged, FinishedInput, FinishedInputs, write_table
 from affcache.files import LOCK, discard_partials, locked, write_text
-from affcache.prediction.inputs import CROPS_OF, EmbeddedRows, Inputs, rows_of_crops, rows_of_store, sort_inputs
+from affcache.prediction.inputs import CROPS_OF, EmbeddedRows, Inputs, keys_of_frames, rows_of_crops, sort_inputs
 from affcache.prediction.media_faces import FaceBatches, FinishedPhotos, MediaWork
 from affcache.prediction.model import Model, load
 from affcache.prediction.outputs import (
     LogitsOfHeads,
     TaskHeads,
+    encoders_of_models,
     heads_by_task,
+    located,
     output_columns,
     require_different_columns,
 )
@@ -36,13 +39,15 @@ from affcache.prediction.overlay import draw_overlay, overlay_path
 from affcache.prediction.page import PredictionPage, Source
 from affcache.prediction.settings import PredictSettings
 from affcache.progress import Listener, Result, counted
-from affcache.scoring.predict import open_store
+from affcache.scoring.ensemble import Ensemble, parse_weights, warn_of_unused
+from affcache.scoring.predict import TrainedRun, open_store
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import RUNS, command
+from affcache.store.frames import ABSENT, all_frames
 from affcache.training.run_folder import newest_run
 
 NOT_DECIDING = ("inputs", "out", "workers", "device", "detector", "overlay", "page", "batch_size", "run", "model",
-                "pretrained")  # fmt: skip
+                "pretrained", "store", "weights")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,16 +75,16 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
     Photos and videos that are finished are not looked at again, so that the same command continues one that was killed.
 
     Raises:
-        InputError: no run, nothing to predict, no face in any of it, or runs of several encoders.
+        InputError: no run, nothing to predict, or no face in any of it.
         StoreError: a head, or a store, is damaged or of another encoder.
         ConfigError: the extra isn't installed, no rule was fitted, or a setting is out of range.
     """
-    if not settings.inputs or settings.out is None:
+    if not (settings.inputs or settings.store) or settings.out is None:
         raise ConfigError(
             "Expected photos, videos, crops or a store, and --out FILE.csv or FILE.parquet: affcache predict clip.mp4 "
             "--run RUN --out clip.csv."
         )
-    inputs = sort_inputs(settings.inputs)
+    inputs = sort_inputs([*settings.inputs, *settings.store])
     if inputs.others:
         listener.message(f"files left alone: {', '.join(f'{n:,} {kind}' for kind, n in inputs.others.most_common(5))}")
     if inputs.media:
@@ -90,11 +95,8 @@ def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
     if not inputs.media and (settings.every > 1 or settings.from_ or settings.to is not None):
         listener.warning("--every, --from and --to are of photos and videos: all rows of others are predicted.")
     locations: Sequence[Path] = settings.run or [newest_run(RUNS).path]
-    models = [
-        load(run, device=settings.device, model=settings.model, pretrained=settings.pretrained, listener=listener)
-        for run in locations
-    ]
-    return predict_with(models, inputs, settings, listener)
+    models = [load(run, device=settings.device, listener=listener) for run in locations]
+    return predict_with(located(models, settings.model, settings.pretrained), inputs, settings, listener)
 
 
 def _require_own_places(settings: PredictSettings, inputs: Inputs) -> None:
@@ -117,7 +119,8 @@ def predict_with(models: list[Model], inputs: Inputs, settings: PredictSettings,
     """Predict with models that are open already; as ``predict``, but for the settings that say which."""
     assert settings.out is not None
     rule = DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
-    heads = heads_by_task(models, rule, fitted=settings.decide == "fitted")
+    weights = parse_weights(settings.weights, len(models))
+    heads = heads_by_task(models, rule, weights, fitted=settings.decide == "fitted")
     refusal = ConfigError(
         f"Another 'affcache predict' writes {settings.out}. Expected to be alone there. Wait, or choose another --out."
     )
@@ -214,20 +217,47 @@ class _Prediction:
         self, stores: Sequence[Path], crops: Sequence[Path], media: Sequence[Media]
     ) -> Iterator[tuple[pa.Table, Source]]:
         """Yield the table of each input, and what pictures of its rows can be had from."""
-        for path in stores:
-            store = open_store(path, self.models[0].trained)
-            store.verify()
-            yield self._predict_rows(rows_of_store(store, named=len(stores) > 1)), None
+        of_each = [len(model.trained.encoders) for model in self.models]
+        apart = max(of_each) == len(encoders_of_models(self.models)) == 1  # else one of each encoder, side by side
+        for group in [[path] for path in stores] if apart else [stores] if stores else []:
+            yield self._predict_stores(group, named=apart and len(stores) > 1), None
         for root in crops:
-            encoder = self.models[0].encoder
+            encoder = self._encoder
             with on_device(encoder.device):
                 yield self._predict_rows(rows_of_crops(root, encoder, self._batch_size(encoder), self.listener)), root
         for one in media:
             if one.name in self.known:
                 yield self.kept.table(self.known[one.name]), one
 
-    def _batch_size(self, encoder: Encoder) -> int:
-        return self.settings.batch_size or find_batch_size(encoder)
+    @cached_property
+    def _encoder(self) -> AnyEncoder:
+        """All encoders side by side, in the order of ``TaskHeads.inputs``."""
+        for model in self.models:
+            model.require_one_crop_a_frame()
+        return side_by_side([model.encoder_of(number) for model, number in encoders_of_models(self.models).values()])
+
+    def _batch_size(self, encoder: AnyEncoder) -> int:
+        each = encoder.encoders if isinstance(encoder, Encoders) else (encoder,)
+        return self.settings.batch_size or min(map(find_batch_size, each))
+
+    def _predict_stores(self, paths: Sequence[Path], *, named: bool) -> pa.Table:
+        """Predict the frames of which the stores of at least one head have an embedding."""
+        runs = [
+            [TrainedRun(**vars(model.trained), store=open_store(paths, model.trained)) for model in one.models]
+            for one in self.heads
+        ]
+        warn_of_unused(paths, [run for of_task in runs for run in of_task], self.listener)
+        ensembles = [Ensemble.of(of_task, self.listener) for of_task in runs]
+        frames, rows = all_frames([one.frames for one in ensembles])
+        keys, numbers, videos = keys_of_frames(frames, named=named), frames.frame_number, frames.video_of_rows()
+        for one, ensemble, own in zip(self.heads, ensembles, rows, strict=True):
+            known = np.flatnonzero(own != ABSENT)
+            logits = ensemble.logits(own[known], "plain", self.listener)
+            shares = ensemble.shares(own[known], one.rule.weights)
+            said = output_columns([one], logits, known, videos, numbers, self.settings.columns, shares)
+            for name, column in said.items():
+                keys = keys.append_column(name, column)
+        return keys
 
     def _predict_rows(self, given: EmbeddedRows) -> pa.Table:
         """Predict rows of crops or a store."""
@@ -248,7 +278,7 @@ class _Prediction:
     def _predict_media(self, media: Sequence[Media]) -> None:
         """Find, encode and predict the faces of photos and videos, and keep the table of each as it is finished."""
         scanner = Scanner(self.settings, load_detector(self.settings.detector))
-        encoder = self.models[0].encoder
+        encoder = self._encoder
         with ExitStack() as stack:
             stack.enter_context(on_device(encoder.device))
             batch_size = self._batch_size(encoder)

@@ -16,6 +16,7 @@ from affcache.progress import Listener, Result
 from affcache.scoring.published import CARD, FORMAT, FORMAT_VERSION, HEAD, read_published, task_to_json, write_sealed
 from affcache.scoring.trained import TrainedHead
 from affcache.settings import RUNS, command
+from affcache.store.reading import SIDE_BY_SIDE
 from affcache.training.run_folder import newest_run, settings_to_json
 
 OF_MACHINE = ("annotations", "device", "memory")  # among the settings of a run
@@ -57,6 +58,8 @@ def publish(settings: PublishSettings, listener: Listener) -> PublishResult:
     _warn(words, metrics, listener)
     if settings.onnx and not model.encoder_is_known:
         listener.warning(f"There is no {PIXELS}: what made the embeddings isn't known, as they were imported.")
+    elif settings.onnx and len(trained.encoders) > 1:
+        listener.warning(f"There is no {PIXELS}: the head is on {len(trained.encoders)} encoders, a graph holds one.")
     try:
         with beside(out) as folder:
             folder.mkdir()
@@ -138,7 +141,8 @@ def _config(trained: TrainedHead, words: CardWords, metrics: Any, graphs: Mappin
     """Return config.json but for the files' sums: all that a head needs, and nothing of this machine."""
     licence, source = licence_of(trained.encoder)
     decided = {name: value for name, value in settings_to_json(trained.settings).items() if name not in OF_MACHINE}
-    prepared = {name: trained.encoder[name] for name in PREPROCESSING if name in trained.encoder}
+    every = [{name: one[name] for name in PREPROCESSING if name in one} for one in trained.encoders]
+    prepared = every[0] if len(every) == 1 else {SIDE_BY_SIDE: every}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -23,6 +23,11 @@ class PredictSettings(DetectionSettings):
         "Photos, videos, folders of them, folders or archives of crops, what 'affcache faces' made, or stores.",
         default_text="none",
     )
+    store: tuple[Path, ...] = setting(
+        (),
+        "A store, as among the inputs; for heads of several encoders one of each, in any order.",
+        default_text="none",
+    )
     run: tuple[Path, ...] = setting(
         (),
         "Run folder, published folder or hf-hub:OWNER/NAME; of several of one task the probabilities are averaged.",
@@ -33,6 +38,11 @@ class PredictSettings(DetectionSettings):
         "affcache",
         "How columns are called: openface has action units as AU01_c (present) and AU01_p (its probability).",
         choices=("affcache", "openface"),
+    )
+    weights: str = setting(
+        "",
+        "How much each run counts where several are averaged: numbers in their order, 0.6,0.4.",
+        default_text="all alike",
     )
     smooth: str = setting(
         "none", "Smooth over the frames of a person: by their mean or their median.", choices=("none", "mean", "median")
@@ -55,10 +65,12 @@ class PredictSettings(DetectionSettings):
     batch_size: int | None = setting(
         None, "Crops per encoder call.", default_text="what fits up to 512 on a GPU, 16 on the CPU"
     )
-    model: str | None = setting(
-        None, "Where the heads' encoder is now, if it isn't where it was.", default_text="as the runs say"
+    model: tuple[str, ...] = setting(
+        (),
+        "Where the heads' encoder is now, if it isn't where it was; of several, of each in the order of the runs.",
+        default_text="as the runs say",
     )
-    pretrained: str | None = setting(None, "Likewise, of its weights.", default_text="as the runs say")
+    pretrained: tuple[str, ...] = setting((), "Likewise, of its weights.", default_text="as the runs say")
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

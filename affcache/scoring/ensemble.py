@@ -39,10 +39,7 @@ class Ensemble:
             StoreError, ConfigError: as of ``TrainedRun.on_store``.
         """
         runs = [TrainedRun.on_store(path, stores, device, listener) for path in paths or [newest_run(RUNS).path]]
-        used = {part.path for run in runs for part in run.store.parts}
-        for path in stores:
-            if path not in used:
-                listener.warning(f"{path} isn't read: no run was trained on embeddings of its encoder")
+        warn_of_unused(stores, runs, listener)
         return cls.of(runs, listener)
 
     @classmethod
@@ -59,8 +56,8 @@ class Ensemble:
         frames, rows = all_frames([run.store for run in runs])
         if not (sum((own != ABSENT).astype(int) for own in rows) > 1).any():
             raise InputError(
-                f"{' and '.join(str(run.store.path) for run in runs)} share no frame, so that nothing can be averaged or "
-                "compared. Expected stores of the same videos and frames, whose names and numbers agree. Extract them "
+                f"{' and '.join(str(run.store.path) for run in runs)} share no frame, so that nothing can be averaged. "
+                "Expected stores of the same videos and frames, whose names and numbers agree. Extract them "
                 "from the same crops, or predict with each run alone."
             )
         there = frames.status == ENCODED
@@ -123,20 +120,38 @@ class Ensemble:
             logits: (n, C) of each run and view, as ``logits`` returned them.
             weights: of the runs; None for equal ones.
         """
-        shares = self._shares(rows, weights, len(logits) // len(self.runs))
+        shares = self.shares(rows, weights, len(logits) // len(self.runs))
         return Predictions(self.frames, rows, *averaged(self.task, logits, shares))
 
-    def _shares(self, rows: Rows, weights: Weights | None, views: int) -> torch.Tensor | None:
+    def shares(self, rows: Rows, weights: Weights | None, views: int = 1) -> torch.Tensor | None:
         """Return how much each run and view counts in each frame, (R * views, n); None where all do alike."""
         if weights is None and self.rows_of is None:
             return None
-        there = np.ones((len(self.runs), len(rows)))
+        there = np.ones((len(self.runs), len(rows)), dtype=bool)
         if self.rows_of is not None:
-            there = np.stack([of[rows] != ABSENT for of in self.rows_of]).astype(np.float64)
-        shares = there * np.asarray(weights or [1.0] * len(self.runs))[:, None]
-        shares = np.where(shares.sum(axis=0) > 0, shares, there)  # where only runs of no weight have the frame
-        shares = (shares / (views * shares.sum(axis=0))).repeat(views, axis=0)
-        return torch.from_numpy(shares)
+            there = np.stack([of[rows] != ABSENT for of in self.rows_of])
+        return shares_of(there, weights, views)
+
+
+def warn_of_unused(stores: Sequence[Path], runs: Sequence[TrainedRun], listener: Listener) -> None:
+    """Say which of the stores given are no run's."""
+    used = {part.path for run in runs for part in run.store.parts}
+    for path in stores:
+        if path not in used:
+            listener.warning(f"{path} isn't read: no run was trained on embeddings of its encoder")
+
+
+def shares_of(there: npt.NDArray[np.bool_], weights: Weights | None, views: int = 1) -> torch.Tensor:
+    """Return how much each run and view counts in each frame, float64 (R * views, n); over each frame they sum to 1.
+
+    Args:
+        there: (R, n), whether a run says anything of a frame; at least one does.
+        weights: (R,) of the runs; None for equal ones. Where only runs of no weight say anything, they count alike.
+        views: of each run.
+    """
+    shares = there * np.asarray(weights or [1.0] * len(there))[:, None]
+    shares = np.where(shares.sum(axis=0) > 0, shares, there)
+    return torch.from_numpy((shares / (views * shares.sum(axis=0))).repeat(views, axis=0))
 
 
 def _alike(store: FrameIndex, other: FrameIndex) -> bool:

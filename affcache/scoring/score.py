@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def _compared(
     other = Ensemble.of([TrainedRun.on_store(against, store, settings.device, listener)], listener)
     require_one_task([other.first, *scored.runs])
     joined = join_labels(other.frames, annotations, task, settings.split)
-    theirs = score_frames(settings, other, annotations, joined, listener)
+    theirs = score_frames(replace(settings, weights=""), other, annotations, joined, listener)
     _, (rows, their_rows) = shared_frames([scored.predictions.frames, other.frames])
     both = np.isin(rows, scored.joined.rows) & np.isin(their_rows, joined.rows)
     if (lacking := len(scored.joined) - int(both.sum())) or len(joined) > int(both.sum()):

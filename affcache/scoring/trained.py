@@ -1,7 +1,7 @@
 """A trained head opened to predict with, from a run folder, a published folder or the hub: no store is needed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,11 @@ class TrainedHead:
     def encoders(self) -> list[dict[str, Any]]:
         """The description of each encoder, in the order in which their embeddings stand side by side."""
         return encoders_of(self.encoder)
+
+    @property
+    def widths(self) -> list[int]:
+        """How many values the embeddings of each encoder have, in that order; their sum is ``width``."""
+        return [int(one["width"]) for one in self.encoders] if len(self.encoders) > 1 else [self.width]
 
     @property
     def encoder_fingerprints(self) -> list[str]:
@@ -226,8 +231,11 @@ def rule_of_average(heads: Sequence[TrainedHead]) -> DecisionRule | None:
             continue
         try:
             scores = read_json(path)
-            if sorted(map(_resolved, scores["runs"])) == sorted(_resolved(head.folder.path) for head in heads):
-                return DecisionRule.from_json(scores["rule"], first.task)
+            ours, theirs = [_resolved(head.folder.path) for head in heads], list(map(_resolved, scores["runs"]))
+            if sorted(ours) == sorted(theirs):
+                rule = DecisionRule.from_json(scores["rule"], first.task)
+                of_run = None if rule.weights is None else dict(zip(theirs, rule.weights, strict=True))
+                return rule if of_run is None else replace(rule, weights=tuple(of_run[run] for run in ours))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _no_rule(path, error) from None
     return None

@@ -191,7 +191,6 @@ def test_a_store_with_a_plus_in_its_name_is_one(tmp_path: Path) -> None:
     assert variant.store == (tmp_path / "a+b.h5",)
 
 
-
 @pytest.mark.parametrize(
     ("values", "base"),
     [

@@ -101,7 +101,7 @@ def test_runs_of_stores_that_share_no_frame_are_not_averaged(learnable: MakeData
     labels = write_labels(tmp_path / "else", "expr", "train", {"elsewhere": [0, 1] * 10})
     write_labels(tmp_path / "else", "expr", "validation", {"elsewhere": [0, 1] * 10})
     elsewhere = fitted((other.path, labels), tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="share no frame, so that nothing can be averaged or compared"):
+    with pytest.raises(InputError, match="share no frame, so that nothing can be averaged"):
         score(run=(one, elsewhere))
 
 

@@ -104,10 +104,14 @@ def crop_list(videos: dict[str, Sequence[int]]) -> CropList:
 
 
 def write_store(
-    path: Path, videos: dict[str, Sequence[int]], features: npt.NDArray[np.float16], unreadable: Sequence[int] = ()
+    path: Path,
+    videos: dict[str, Sequence[int]],
+    features: npt.NDArray[np.float16],
+    unreadable: Sequence[int] = (),
+    **described: Any,
 ) -> EmbeddingStore:
     """Write a complete store with the given features (N, D), without an encoder; some rows may be unreadable."""
-    encoder = {"model": "made-up", "pretrained": "", "weights_sha256": "0" * 64, "precision": "fp32"}
+    encoder = {"model": "made-up", "pretrained": "", "weights_sha256": "0" * 64, "precision": "fp32", **described}
     create_store(path, crop_list(videos), features.shape[1], encoder, fingerprint(encoder))
     status = np.full(len(features), ENCODED, dtype=np.uint8)
     status[list(unreadable)] = 2

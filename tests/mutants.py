@@ -86,7 +86,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("if settings.clip_norm:", "if settings.clip_norm and not settings.rho:"),
         ("nn.utils.clip_grad_norm_(head.parameters(), settings.clip_norm)", "pass"),
         ("adaptive=one.adaptive", "adaptive=False"),
-        ("predict(self.heads, frames, self.settings.normalize)", 'predict(self.heads, frames, "none")'),
+        ("predict(self.heads, frames, self.scaler)", 'predict(self.heads, frames, Scaler())'),
         ("optimiser.perturbed(), frozen_batch_norm(head):", "optimiser.perturbed():"),
         ("gradients(first_pass=False)", "gradients(first_pass=True)"),
         ("    if not why:", "    if True:"),
@@ -95,8 +95,8 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("if self.settings.clip_norm:", "if self.settings.clip_norm and not self.sharpness_aware:"),
         ("clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)", "pass"),
         ("adaptive = self.settings.adaptive", "adaptive = False"),
-        ("predict(modules, frames, self.settings.normalize)", 'predict(modules, frames, "none")'),
-        ("prepared = prepare(embeddings, self.settings.normalize)", 'prepared = prepare(embeddings, "none")'),
+        ("predict(modules, frames, self.scaler)", 'predict(modules, frames, Scaler())'),
+        ("prepared = self.scaler(embeddings)", 'prepared = Scaler()(embeddings)'),
         ("count_batch=first_pass", "count_batch=True"),
         ("(settings.lr_half_period * settings.epochs)", "settings.epochs"),
         ("torch.tensor([one.rho for one in settings])", "torch.tensor([first.rho for one in settings])"),
@@ -130,7 +130,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("(self.eigenvalues + strength)", "(self.eigenvalues + strength * len(self.eigenvalues))"),
         ("deviation > CONSTANT * moments.mean.abs()", "deviation > 0"),
         ("2.0 * present - 1", "1.0 * present"),
-        ("predict(heads, validation, self.settings.normalize)", 'predict(heads, validation, "none")'),
+        ("predict(heads, validation, self.scaler)", 'predict(heads, validation, AS_STORED)'),
         ("self.scatter.addr_(step, step, alpha=self.weight * weight / total)", "self.scatter.addr_(step, step)"),
     ]),
     ("affcache/training/data.py", ("tests/training/test_data.py", "tests/training/test_fit_limits.py"), [
@@ -141,7 +141,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/scoring/postprocess.py", ("tests/scoring/test_calibration.py", "tests/scoring/test_postprocess.py",
                                          RULES), [
-        ("joined, missing = of_videos(store, train, names)", "joined, missing = train"),
+        ("joined, missing = of_videos(frames, train, names)", "joined, missing = train"),
         ("fit(by(rule).probabilities, labels)", "fit(given.at(joined.rows).probabilities, labels)"),
         ("fit_temperature(by(rule).logits", "fit_temperature(given.at(joined.rows).logits"),
         ("max(WIDTHS, key=metric)", "max(reversed(WIDTHS), key=metric)"),
@@ -165,11 +165,11 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/prediction/onnx_export.py", ("tests/prediction/test_onnx.py",), [
         ("self.network(pixels).half().float()", "self.network(pixels)"),
         ("if not difference <= CLOSE:", "if difference > 1:"),
-        ("prepare(embeddings, self.normalize)", 'prepare(embeddings, "none")'),
+        ("self.head(self.scaler(embeddings))", 'self.head(embeddings)'),
         ("            _forget(program.model)\n", ""),
     ]),
     ("affcache/scoring/trained.py", ("tests/prediction/test_model.py", RULES, "tests/scoring/test_score.py"), [
-        ("prepare(embeddings.to(self.device), self.settings.normalize)", 'prepare(embeddings.to(self.device), "none")'),
+        ("self.scaler(embeddings.to(self.device))", 'embeddings.to(self.device).float()'),
     ]),
     ("affcache/scoring/intervals.py", ("tests/scoring/test_intervals.py",), [
         ("min(value, corrected) - reach, max(value, corrected) + reach", "corrected - reach, corrected + reach"),
@@ -177,10 +177,26 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("_scaled(each, limits).var(ddof=1) / seeds", "_scaled(each, limits).var(ddof=1)"),
         ("[chosen] < FEWEST_VIDEOS", "[chosen] <= FEWEST_VIDEOS"),
     ]),
+    ("affcache/scoring/ensemble.py", (RULES, "tests/scoring/test_score.py", "tests/scoring/test_ensemble.py"), [
+        ("return probabilities.mean(0).numpy(), task.averaged(each)",
+         "return task.probabilities(each.mean(0)).numpy(), task.averaged(each)"),
+        ("shares = there * np.asarray(weights or [1.0] * len(there))[:, None]", "shares = there * 1.0"),
+        ("shares = np.where(shares.sum(axis=0) > 0, shares, there)", "shares = shares + 1e-9"),
+        (".repeat(views, axis=0)", ".repeat(1, axis=0)"),
+        ("if values[chosen] > best:", "if True:"),
+        ("chosen = int(np.argmax(values))", "chosen = 0"),
+    ]),
+    ("affcache/store/frames.py", ("tests/store/test_joined.py", "tests/scoring/test_ensemble.py"), [
+        ("np.flatnonzero(store.status[first:last] == ENCODED)", "np.arange(last - first)"),
+        ("found.append(of[np.searchsorted(own, both)])", "found.append(of[: len(both)])"),
+        ("there = reduce(np.logical_or, (found != ABSENT for found in each))", "there = each[0] != ABSENT"),
+    ]),
+    ("affcache/store/prefetch.py", ("tests/store/test_joined.py",), [
+        (" | (np.diff(rows) < 0)", ""),
+        ("first += part.width", "first = part.width"),
+    ]),
     ("affcache/scoring/predict.py", (RULES, "tests/scoring/test_score.py"), [
-        ("torch.stack([task.probabilities(one.double()) for one in logits]).mean(0)",
-         "task.probabilities(torch.stack(list(logits)).double().mean(0))"),
-        ("wanted[videos] & (np.asarray(store.status) == ENCODED)", "wanted[videos]"),
+        ("wanted[videos] & (np.asarray(frames.status) == ENCODED)", "wanted[videos]"),
     ]),
     ("affcache/ablation/summary.py", ("tests/ablation/test_summary.py", "tests/ablation/test_ablate.py"), [
         ("statistics.stdev(values)", "statistics.pstdev(values)"),
@@ -226,7 +242,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/prediction/outputs.py", ("tests/prediction/test_predict.py",), [
         ("back = np.argsort(order)", "back = order"),
-        ("one.say(own, persons[rows], frames[rows])", "one.say(own, np.zeros_like(persons[rows]), frames[rows])"),
+        ("one.say(own, persons[rows], frames", "one.say(own, np.zeros_like(persons[rows]), frames"),
         ("whole[rows] = column", "whole[np.sort(rows)] = column[::-1]"),
     ]),
     ("affcache/prediction/predict.py", ("tests/prediction/test_predict.py",), [

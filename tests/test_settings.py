@@ -190,7 +190,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     settings = resolve(FitSettings, "fit", {}, config)
     assert settings.annotations == tmp_path / "labels"
     assert settings.run == tmp_path / "runs" / "x"
-    assert settings.store == absolute
+    assert settings.store == (absolute,)
     assert resolve(ExtractSettings, "extract", {}, config).crops == (tmp_path / "a", tmp_path / "b")
 
 
@@ -232,9 +232,9 @@ def test_shared_keys_count_for_every_command_that_has_them(toml: Toml, tmp_path:
     assert extract.crops == (tmp_path / "c",), "one folder needs no list"
     assert (extract.store, extract.model, extract.device) == (tmp_path / "s.h5", "ViT-B-32", "cpu")
     fit = resolve(FitSettings, "fit", {}, config)
-    assert (fit.store, fit.annotations, fit.seed) == (tmp_path / "s.h5", tmp_path / "l", 9)
+    assert (fit.store, fit.annotations, fit.seed) == ((tmp_path / "s.h5",), tmp_path / "l", 9)
     score = resolve(ScoreSettings, "score", {}, config)
-    assert (score.device, score.store, score.annotations) == ("cpu", None, None), "the run says what it is scored on"
+    assert (score.device, score.store, score.annotations) == ("cpu", (), None), "the run says what it is scored on"
     assert resolve(DemoSettings, "demo", {}, config) == DemoSettings(), "the demo brings its own data"
     known = {f.name for kind in SETTINGS.values() for f in dataclasses.fields(kind)}
     assert known >= set(SHARED_KEYS)
@@ -242,7 +242,7 @@ def test_shared_keys_count_for_every_command_that_has_them(toml: Toml, tmp_path:
 
 def test_a_commands_table_wins_over_shared_keys(toml: Toml, tmp_path: Path) -> None:
     config = toml("store = 'shared.h5'\nseed = 1\n[fit]\nstore = 'mine.h5'\nseed = 2\n")
-    assert resolve(FitSettings, "fit", {}, config).store == tmp_path / "mine.h5"
+    assert resolve(FitSettings, "fit", {}, config).store == (tmp_path / "mine.h5",)
     assert resolve(FitSettings, "fit", {}, config).seed == 2
     assert resolve(ExtractSettings, "extract", {}, config).store == tmp_path / "shared.h5"
 
@@ -330,7 +330,7 @@ def test_whole_numbers_are_fine_where_a_fraction_may_stand(toml: Toml) -> None:
 
 def test_build_takes_what_python_gives_and_names_what_it_cannot() -> None:
     settings = build(FitSettings, {"store": "x.h5", "annotations": Path("labels"), "run": None, "lr": 1})
-    assert (settings.store, settings.annotations, settings.run) == (Path("x.h5"), Path("labels"), None)
+    assert (settings.store, settings.annotations, settings.run) == ((Path("x.h5"),), Path("labels"), None)
     assert build(ExtractSettings, {"crops": ("a", Path("b"))}).crops == (Path("a"), Path("b"))
     assert build(ExtractSettings, {"crops": "a"}).crops == (Path("a"),)
     with pytest.raises(ConfigError) as caught:
@@ -355,7 +355,7 @@ def test_a_command_name_must_be_a_table(toml: Toml) -> None:
 
 def test_settings_objects_take_paths_as_text_and_nothing_else_is_taken_for_settings() -> None:
     settings = build(FitSettings, {"rho": 0.1}, over=FitSettings(task="au", store="a.h5"))  # type: ignore[arg-type]
-    assert (settings.task, settings.store, settings.rho) == ("au", Path("a.h5"), 0.1)
+    assert (settings.task, settings.store, settings.rho) == ("au", (Path("a.h5"),), 0.1)
     with pytest.raises(ConfigError, match=r"'my/faces' was given as settings. Expected ExtractSettings"):
         build(ExtractSettings, {}, over="my/faces")  # type: ignore[type-var]
 

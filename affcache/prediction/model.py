@@ -28,14 +28,15 @@ BATCH = 64  # images of one call of the encoder
 LARGEST_CARD = 2**24  # bytes
 Images = Crop | Sequence[Crop]
 Embeddings = npt.ArrayLike | torch.Tensor
+Place = str | Sequence[str | None] | None  # of an encoder, or of several; None where it was
 
 
 def load(
     run: Path | str,
     *,
     device: str = "auto",
-    model: str | Sequence[str] | None = None,
-    pretrained: str | Sequence[str] | None = None,
+    model: Place = None,
+    pretrained: Place = None,
     listener: Listener | None = None,
 ) -> "Model":
     """Open a trained head, to use it on faces that nobody labelled.
@@ -67,21 +68,14 @@ class Model:
         pretrained: likewise.
     """
 
-    def __init__(
-        self,
-        trained: TrainedHead,
-        model: str | Sequence[str] | None = None,
-        pretrained: str | Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, trained: TrainedHead, model: Place = None, pretrained: Place = None) -> None:
         self.trained = trained
-        self._elsewhere = {
-            "model": self._of_each("model", model),
-            "pretrained": self._of_each("pretrained", pretrained),
-        }
+        said = {"model": model, "pretrained": pretrained}
+        self._elsewhere = {name: self._of_each(name, place) for name, place in said.items()}
 
-    def _of_each(self, name: str, said: str | Sequence[str] | None) -> list[str | None]:
+    def _of_each(self, name: str, said: Place) -> Sequence[str | None]:
         count = len(self.trained.encoders)
-        each = [said] if isinstance(said, str) else [None] * count if said is None else list(said)
+        each: Sequence[str | None] = [said] if isinstance(said, str) else said or [None] * count
         if len(each) != count:
             raise ConfigError(
                 f"{name}= says where {len(each)} encoders are, and {self.trained.source} is on {count}: "

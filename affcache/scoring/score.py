@@ -168,7 +168,7 @@ def _compared(
     """Score another run, and return its value and the difference to it, both on the frames that both have."""
     task, store = scored.task, settings.store
     other = Ensemble.of([TrainedRun.on_store(against, store, settings.device, listener)], listener)
-    require_one_task([other.first, *scored.runs])
+    require_one_task([*scored.runs, other.first])
     joined = join_labels(other.frames, annotations, task, settings.split)
     theirs = score_frames(replace(settings, weights=""), other, annotations, joined, listener)
     _, (rows, their_rows) = shared_frames([scored.predictions.frames, other.frames])

@@ -118,7 +118,7 @@ def fingerprint(description: Mapping[str, Any]) -> str:
 def encoders_of(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the description of each encoder whose embeddings stand side by side; of one alone, itself."""
     found = description.get(SIDE_BY_SIDE)
-    return [dict(of) for of in found] if isinstance(found, list) else [dict(description)]
+    return [dict(of) for of in found] if isinstance(found, list) and found else [dict(description)]
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -73,7 +73,10 @@ class RunFolder:
             missing = [name for name, kind in CONFIG.items() if not isinstance(_within(config, name), kind)]
             if missing:  # other programs write a config.json too
                 raise ValueError(f"config.json doesn't have {', '.join(missing)}")
-            for store in (config["store"], *stores_of_run(config)):
+            several = config["store"].get("stores", [config["store"]])
+            if not (isinstance(several, list) and several and all(isinstance(store, dict) for store in several)):
+                raise ValueError("config.json doesn't describe its stores")
+            for store in (config["store"], *several):
                 lacking = [name for name, kind in OF_STORE.items() if not isinstance(store.get(name), kind)]
                 if lacking:
                     raise ValueError(f"config.json doesn't have {', '.join(f'store.{name}' for name in lacking)}")
@@ -150,8 +153,7 @@ def describe_store(store: AnyStore) -> dict[str, Any]:
 
 def stores_of_run(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a run's config.json says of each of its stores, in their order."""
-    found = config["store"].get("stores")
-    return [of for of in found if isinstance(of, dict)] if isinstance(found, list) else [config["store"]]
+    return list(config["store"].get("stores", [config["store"]]))
 
 
 def settings_to_json(settings: FitSettings) -> dict[str, Any]:

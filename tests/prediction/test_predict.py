@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_refused(
         affcache.predict(inputs=store, **asked)
     other = tmp_path / "other"
     affcache.fit(store=store, annotations=annotations, run=other, **QUICK)
-    with pytest.raises(InputError, match="different encoders"):
+    with pytest.raises(StoreError, match=r"other was trained on embeddings of another encoder than .*faces\.h5"):
         affcache.predict(inputs=tmp_path / "faces.h5", **{**asked, "run": (encoded, other)})
     with pytest.raises(InputError, match="does not exist"):
         affcache.predict(inputs=tmp_path / "none.mp4", **asked)

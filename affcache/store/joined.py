@@ -12,7 +12,7 @@ import numpy.typing as npt
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, counted
 from affcache.store.frames import ENCODED, FrameIndex, Rows, shared_frames
-from affcache.store.reading import SIDE_BY_SIDE, EmbeddingStore, fingerprint
+from affcache.store.reading import BLOCK_ROWS, SIDE_BY_SIDE, EmbeddingStore, fingerprint
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ class JoinedStores(FrameIndex):
 
     def read(self, rows: Rows) -> npt.NDArray[np.float16]:
         """Return the embeddings (n, D) of some rows, as stored."""
-        return np.concatenate([part.read(of[rows]) for part, of in zip(self.parts, self.rows_of_parts, strict=True)], 1)
+        found, first = np.empty((len(rows), self.width), np.float16), 0
+        for part, of in zip(self.parts, self.rows_of_parts, strict=True):
+            for start in range(0, len(rows), BLOCK_ROWS):  # no second copy of all
+                block = slice(start, start + BLOCK_ROWS)
+                found[block, first : first + part.width] = part.features[of[rows[block]]]
+            first += part.width
+        return found
 
     def fingerprint(self) -> str:
         """Return a sha256 over what the stores hold."""

@@ -35,6 +35,7 @@ FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_s
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
 Rows = npt.NDArray[np.int64]  # of a store
+TABLE = "table"  # an encoder's "imported_from", where it is none: features of frames that stood in a table
 VIEWS = ("flip",)  # further matrices that may lie beside a store
 
 
@@ -111,6 +112,11 @@ def fingerprint(description: Mapping[str, Any]) -> str:
     """Return the sha256 over the fields of an encoder description that change the embeddings, in canonical JSON."""
     deciding = {k: v for k, v in description.items() if k not in FIELDS_THAT_DO_NOT_CHANGE_NUMBERS}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_table(description: Mapping[str, Any]) -> bool:
+    """Say whether features stood in a table, so that no encoder can make such ones of an image."""
+    return description.get("imported_from") == TABLE
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

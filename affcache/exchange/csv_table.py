@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -29,8 +29,8 @@ from affcache.files import open_regular
 
 DELIMITERS = (",", ";", "\t")
 LARGEST_HEADER = 2**22  # bytes of the first line
-BLOCK_BYTES = 2**22  # parsed at once; a row is shorter
-_NOTHING = r"|[+-]?nan|null|#?n/?a"
+BLOCK_BYTES, CELL_BYTES = 2**20, 64  # parsed at once: a row is shorter, or has that much a cell
+_NOTHING = r"|[+-]?nan|null|#?n/?a|"
 _NUMBER = re.compile(rf"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?{_NOTHING}", re.ASCII | re.IGNORECASE)
 _BOOLEAN = re.compile(rf"true|false|0|1{_NOTHING}", re.IGNORECASE)
 NAMELESS = "\0"  # begins what stands for the name of a column without one
@@ -68,7 +68,8 @@ class CsvTable(TableFile):
             false_values=["false", "False", "FALSE", " false", " False", " FALSE", "0", " 0"],
         )
         parse = arrow.ParseOptions(delimiter=self._delimiter, newlines_in_values=True)
-        read = arrow.ReadOptions(block_size=BLOCK_BYTES, column_names=self._names, skip_rows=1)
+        block = max(BLOCK_BYTES, CELL_BYTES * len(self._names))
+        read = arrow.ReadOptions(block_size=block, column_names=self._names, skip_rows=1, use_threads=False)
         try:
             with open_regular(self.path) as file, arrow.open_csv(file, read, parse, convert) as reader:
                 yield reader
@@ -139,9 +140,10 @@ def _csv_header(path: Path) -> tuple[str, list[str]]:
         line = start.decode("utf-8-sig").rstrip("\r\n")
     found = {}
     for delimiter in DELIMITERS:
-        names = [name.strip() for cells in csv.reader([line], delimiter=delimiter) for name in cells]
-        if {*FRAME, *IMAGE}.intersection(names):
-            found[delimiter] = names
+        with suppress(csv.Error):
+            names = [name.strip() for cells in csv.reader([line], delimiter=delimiter) for name in cells]
+            if {*FRAME, *IMAGE}.intersection(names):
+                found[delimiter] = names
     if len(found) != 1:
         raise InputError(
             f"{path} begins with {line[:60]!r}, which doesn't name a column {', '.join((*FRAME, *IMAGE))} once it is "
@@ -154,5 +156,5 @@ def _csv_header(path: Path) -> tuple[str, list[str]]:
 
 
 def _is_number(cell: str, *, boolean: bool = False) -> bool:
-    """Say whether pyarrow takes a cell for a number, or a boolean, or for nothing; it is called after one was refused."""
+    """Say whether pyarrow takes a cell for a number, a boolean or nothing; it is called after one was refused."""
     return (_BOOLEAN if boolean else _NUMBER).fullmatch(cell.strip()) is not None

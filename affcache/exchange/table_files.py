@@ -14,6 +14,7 @@ from affcache.exchange.sources import BLOCK, Matrix, groups_of, import_pyarrow, 
 
 FRAME, IMAGE = ("frame", "frame_number"), ("image", "image_path")  # each of them says which frame
 NUMBER, LIST, TEXT, OBJECTS = "numbers", "lists of numbers", "text", "Python objects"
+EXPORT = b'"affcache-export"'  # in the metadata of an export
 BATCH_BYTES = 2**24  # of a batch of rows, about
 INDEX_OF_PANDAS = "__index_level_"  # begins the names of columns that no one meant
 
@@ -69,6 +70,11 @@ class ParquetTable(TableFile):
     def __init__(self, path: Path) -> None:
         with parquet_file(path) as file:
             schema = file.schema_arrow
+        if EXPORT in (schema.metadata or {}).get(b"affcache", b""):
+            raise InputError(
+                f"{path} is what 'affcache export' wrote. Expected, with --name, a table of another tool. Import it "
+                "without --name: it knows what its rows are."
+            )
         require_once(path, schema.names)
         self._types = dict(zip(schema.names, schema.types, strict=True))
         meant = {name: kind for name, kind in self._types.items() if not name.startswith(INDEX_OF_PANDAS)}
@@ -147,5 +153,7 @@ def _unlisted(column: Any, width: int, dtype: np.dtype[Any]) -> Matrix | int:
         return int(wrong[0])
     values = np.full((len(column), width), np.nan, dtype)
     kind = import_pyarrow().from_numpy_dtype(dtype)
-    values[there] = column.flatten().cast(kind, safe=False).to_numpy(zero_copy_only=False).reshape(-1, width)
+    values[there] = (
+        column.flatten().cast(kind, safe=False).to_numpy(zero_copy_only=False).reshape(int(there.sum()), width)
+    )
     return values

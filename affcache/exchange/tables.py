@@ -1,7 +1,7 @@
 """Frame features of other tools: a table keyed by video and frame becomes a source that no encoder made."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,13 +27,12 @@ from affcache.exchange.table_files import (
     TableFile,
     no_rows,
 )
-from affcache.progress import Listener, counted
+from affcache.progress import MOST_LISTED, Listener, counted, listed
 from affcache.store.reading import TABLE
 
 VIDEO, INPUT = "video", "input"  # INPUT: as affcache predict and py-feat call it, a path or a name
 KEYS = (VIDEO, INPUT, *FRAME, *IMAGE)  # never features
 MOST_ROWS = 2**24  # of a table
-MOST_NAMED = 5  # in a message
 KINDS = ((b"PAR1", ParquetTable), (b"PK", NpzTable))  # by how files begin; what begins otherwise is CSV
 OTHER_SUFFIXES = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".safetensors")  # what has them is no CSV
 
@@ -89,18 +88,13 @@ def open_tables(settings: ImportSettings, listener: Listener) -> list[ImportSour
     assert chosen is not None
     names = sources[0].features["columns"]
     if names:
-        listener.message(f"features: {counted(len(names), 'column')}, {named(names)}")
+        listener.message(f"features: {counted(len(names), 'column')}, {listed(names)}")
     if nameless:
         listener.message(
             f"{counted(len(nameless), 'table')} without a column video: each is one video, named after its file: "
-            f"{named(nameless)}"
+            f"{listed(nameless)}"
         )
     return sources
-
-
-def named(names: Sequence[str]) -> str:
-    """Write some names, of many the first and the last."""
-    return ", ".join(names if len(names) <= MOST_NAMED else [*names[:2], "...", names[-1]])
 
 
 def open_table(path: Path) -> TableFile:
@@ -138,7 +132,7 @@ def keys_of(table: TableFile) -> tuple[str, ...]:
         keys = (INPUT, frame) if INPUT in table.kinds else (frame,)
     else:
         raise InputError(
-            f"{table.path} doesn't say which row is which frame: it has {named(list(table.kinds)) or 'no columns'}. "
+            f"{table.path} doesn't say which row is which frame: it has {listed(list(table.kinds)) or 'no columns'}. "
             "Expected columns video and frame, or image_path with paths that end in <video>/<frame>.jpg. Rename, or "
             "add them."
         )
@@ -171,23 +165,23 @@ def columns_of(table: TableFile, wanted: str) -> tuple[str, ...]:
     for name in asked:
         if not any(_matches(one, name) for one in every):
             raise InputError(
-                f"{table.path} has no column {name}{did_you_mean(name, every)}; beside the keys it has {named(every)}. "
-                "Expected names of columns, or parts of them with *. Correct --columns."
+                f"{table.path} has no column {name}{did_you_mean(name, every)}; beside the keys it has "
+                f"{listed(every)}. Expected names of columns, or parts of them with *. Correct --columns."
             )
     chosen = [name for name in every if not asked or any(_matches(name, one) for one in asked)]
     kinds = {name: table.kinds[name] for name in chosen}
     wrong = [name for name, kind in kinds.items() if kind not in (NUMBER, LIST)]
     if wrong:
-        more = ", ..." if len(wrong) > MOST_NAMED else ""
+        more = ", ..." if len(wrong) > MOST_LISTED else ""
         raise InputError(
             f"{table.path} has columns that are no numbers: "
-            f"{', '.join(map(table.described, wrong[:MOST_NAMED]))}{more}. Expected features alone beside video and "
+            f"{', '.join(map(table.described, wrong[:MOST_LISTED]))}{more}. Expected features alone beside video and "
             "frame. Say which columns to take: --columns 'AU*,pose_Rx'."
         )
     lists = [name for name, kind in kinds.items() if kind == LIST]
     if lists and len(chosen) > 1:
         raise InputError(
-            f"{table.path} has embeddings in {named(lists)} beside {counted(len(chosen) - 1, 'other column')}. "
+            f"{table.path} has embeddings in {listed(lists)} beside {counted(len(chosen) - 1, 'other column')}. "
             f"Expected one of embeddings, or columns of numbers. Say which to take: --columns {lists[0]}."
         )
     if not 0 < len(chosen) <= WIDEST:
@@ -216,7 +210,7 @@ def _same_columns(first: Path, chosen: Choice, path: Path, choice: Choice) -> tu
     """Return the columns in the first table's order; refuse others."""
     here, there = set(choice.columns), set(chosen.columns)
     if here != there:
-        other = named(sorted(here ^ there))
+        other = listed(sorted(here ^ there))
         raise InputError(
             f"{first} and {path} have different columns of features: {other} in one of them alone. Expected the same. "
             "Say which to take with --columns, or import each into a store of its own."

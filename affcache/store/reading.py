@@ -122,7 +122,7 @@ def is_table(description: Mapping[str, Any]) -> bool:
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Say which number-changing fields of two encoder descriptions differ, a line each, values included."""
     names = [n for n in {**ours, **theirs} if n not in FIELDS_THAT_DO_NOT_CHANGE_NUMBERS]
-    return [f"{n}: {ours.get(n)!r} against {theirs.get(n)!r}" for n in names if ours.get(n) != theirs.get(n)]
+    return [f"{n}: {ours.get(n)!r:.200} against {theirs.get(n)!r:.200}" for n in names if ours.get(n) != theirs.get(n)]
 
 
 @dataclass(frozen=True)

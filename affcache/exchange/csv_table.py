@@ -20,6 +20,7 @@ from affcache.exchange.table_files import (
     TEXT,
     Batch,
     TableFile,
+    arrow_kind,
     key_of,
     no_rows,
     require_once,
@@ -33,7 +34,7 @@ BLOCK_BYTES, CELL_BYTES = 2**20, 64  # parsed at once: a row is shorter, or has 
 _NOTHING = r"|[+-]?nan|null|#?n/?a|"
 _NUMBER = re.compile(rf"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?{_NOTHING}", re.ASCII | re.IGNORECASE)
 _BOOLEAN = re.compile(rf"true|false|0|1{_NOTHING}", re.IGNORECASE)
-NAMELESS = "\0"  # begins what stands for the name of a column without one
+NAMELESS = "\0"  # begins what stands for the name of a column without one, as pandas' index
 
 
 class CsvTable(TableFile):
@@ -42,16 +43,12 @@ class CsvTable(TableFile):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._delimiter, names = _csv_header(path)
-        self._names = [
-            name or f"{NAMELESS}{position}" for position, name in enumerate(names)
-        ]  # an index of pandas has none
-        types = import_pyarrow().types
+        self._names = [name or f"{NAMELESS}{position}" for position, name in enumerate(names)]
         with self._read({}) as reader:
             found = dict(zip(self._names, reader.schema.types, strict=True))
-        self._booleans = {name for name, kind in found.items() if types.is_boolean(kind)}
-        numeric = (types.is_null, types.is_boolean, types.is_integer, types.is_floating)
-        kinds = {name: NUMBER if any(one(kind) for one in numeric) else TEXT for name, kind in found.items()}
-        self.kinds = {name: kind for name, kind in kinds.items() if not name.startswith(NAMELESS)}
+        self._booleans = {name for name, kind in found.items() if str(kind) == "bool"}
+        kinds = {name: arrow_kind(kind) for name, kind in found.items() if not name.startswith(NAMELESS)}
+        self.kinds = {name: kind if kind == NUMBER else TEXT for name, kind in kinds.items()}  # it may look like a date
 
     @contextmanager
     def _read(self, types: Mapping[str, Any]) -> Iterator[Any]:

@@ -11,7 +11,17 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
 from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of, magic_of
+from affcache.exchange.sources import (
+    HDF5_MAGIC,
+    PARQUET_MAGIC,
+    ImportSource,
+    Part,
+    Rounding,
+    SourceRows,
+    blocks_of,
+    facts_of,
+    magic_of,
+)
 from affcache.exchange.tables import open_tables
 from affcache.files import beside
 from affcache.progress import Listener, Result, counted
@@ -19,7 +29,6 @@ from affcache.settings import command, default_store
 from affcache.store.reading import TABLE, EmbeddingStore, differing_fields, fingerprint
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
-HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"
 EXPECTED = (
     "an HDF5 file of the published code, a folder of clip-retrieval (img_emb/ and metadata/), a folder, .parquet or "
     ".safetensors file that 'affcache export' wrote, or, with --name, a .csv, .parquet or .npz table of frame features"

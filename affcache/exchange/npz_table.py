@@ -52,11 +52,11 @@ class NpzTable(TableFile):
                 f"The arrays of {self.path} differ in length: {', '.join(f'{n} {c:,}' for n, c in lengths.items())}. "
                 "Expected an entry for each frame in all of them. Save them again from the same rows."
             )
-        self._require_order(columns)
+        self._require_readable((*keys, *columns))
         kinds = {array.dtype.newbyteorder("<") for array in arrays[len(keys) :]}
         dtype = kinds.pop() if len(kinds) == 1 else np.dtype("f8")
         dtype = dtype if dtype in (np.float16, np.float32) else np.dtype("f8")
-        rows = max(1, min(BLOCK, BATCH_BYTES // max(array.row_bytes for array in arrays)))
+        rows = max(1, min(BLOCK, BATCH_BYTES // max(1, sum(array.row_bytes for array in arrays))))
         with _damage(self.path), ExitStack() as stack:
             file = stack.enter_context(open_regular(self.path))
             archive = stack.enter_context(zipfile.ZipFile(file))
@@ -66,9 +66,14 @@ class NpzTable(TableFile):
                 values = [block.reshape(len(block), -1).astype(dtype) for block in blocks[len(keys) :]]
                 yield Batch(texts, np.concatenate(values, axis=1))
 
-    def _require_order(self, columns: Sequence[str]) -> None:
-        for name in columns:
+    def _require_readable(self, names: Sequence[str]) -> None:
+        for name in names:
             array = self._arrays[name]
+            if array.row_bytes > BATCH_BYTES:
+                raise InputError(
+                    f"The array {name} of {self.path} has {array.row_bytes:,} bytes in each row. Expected at most "
+                    f"{BATCH_BYTES:,}. Save shorter names, or other features."
+                )
             if array.transposed and array.row_bytes * array.shape[0] > LARGEST_TRANSPOSED:
                 raise InputError(
                     f"The array {name} of {self.path} is in Fortran order, column after column, and too large to be "
@@ -90,7 +95,7 @@ def _damage(path: Path) -> Iterator[None]:
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as stream:
         shape, transposed, dtype = _header(stream)
-    if dtype.itemsize > BATCH_BYTES or any(length < 0 for length in shape):
+    if any(length < 0 for length in shape):
         raise ValueError(f"{member.filename} holds {dtype} of shape {shape}")
     return Array(member, shape, transposed and len(shape) > 1, dtype)
 

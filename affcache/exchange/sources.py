@@ -26,7 +26,7 @@ FLOATS = ("float16", "float32", "float64")
 WIDEST = 2**16  # values of an embedding
 LARGEST_GROUP = 2**24  # rows of a Parquet file that are read at once
 PARQUET_BUFFER = 2**16  # bytes of a column that are read ahead
-MAGIC = 8  # bytes that tell kinds of files apart
+HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"  # how files begin
 NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
@@ -115,7 +115,7 @@ def magic_of(path: Path) -> bytes:
     if path.is_dir():
         return b""
     with reading(path), open_regular(path) as file:
-        return file.read(MAGIC) or b""
+        return file.read(len(HDF5_MAGIC)) or b""
 
 
 def require_floats(file: Path, what: str, dtype: str, shape: Sequence[int]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from affcache.errors import InputError
+from affcache.exchange.exporting import EXPORT_FORMAT, PROVENANCE_KEY
 from affcache.exchange.sources import BLOCK, Matrix, groups_of, import_pyarrow, parquet_file
 
 FRAME, IMAGE = ("frame", "frame_number"), ("image", "image_path")  # each of them says which frame
 NUMBER, LIST, TEXT, OBJECTS = "numbers", "lists of numbers", "text", "Python objects"
-EXPORT = b'"affcache-export"'  # in the metadata of an export
 BATCH_BYTES = 2**24  # of a batch of rows, about
 INDEX_OF_PANDAS = "__index_level_"  # begins the names of columns that no one meant
 
@@ -70,7 +70,7 @@ class ParquetTable(TableFile):
     def __init__(self, path: Path) -> None:
         with parquet_file(path) as file:
             schema = file.schema_arrow
-        if EXPORT in (schema.metadata or {}).get(b"affcache", b""):
+        if f'"{EXPORT_FORMAT}"'.encode() in (schema.metadata or {}).get(PROVENANCE_KEY.encode(), b""):
             raise InputError(
                 f"{path} is what 'affcache export' wrote. Expected, with --name, a table of another tool. Import it "
                 "without --name: it knows what its rows are."
@@ -78,14 +78,12 @@ class ParquetTable(TableFile):
         require_once(path, schema.names)
         self._types = dict(zip(schema.names, schema.types, strict=True))
         meant = {name: kind for name, kind in self._types.items() if not name.startswith(INDEX_OF_PANDAS)}
-        self.path, self.kinds = path, {name: _arrow_kind(kind) for name, kind in meant.items()}
+        self.path, self.kinds = path, {name: arrow_kind(kind) for name, kind in meant.items()}
 
     def batches(self, keys: Sequence[str], columns: Sequence[str]) -> Iterator[Batch]:
         """Read some columns; values are float32 where no column has more, else float64."""
-        short = all(
-            str(getattr(self._types[n], "value_type", self._types[n])) in ("float", "halffloat") for n in columns
-        )
-        dtype = np.dtype("f4" if short else "f8")
+        kinds = {str(getattr(self._types[name], "value_type", self._types[name])) for name in columns}
+        dtype = np.dtype("f4" if kinds <= {"float", "halffloat"} else "f8")
         listed = self.kinds[columns[0]] == LIST
         width = self._width(columns[0]) if listed else 0
         row = 0
@@ -103,7 +101,7 @@ class ParquetTable(TableFile):
     def _read(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
         with parquet_file(self.path) as file:
             groups = list(groups_of(self.path, file, streamed=True))
-            yield from file.iter_batches(min(BLOCK, max(64, rows)), groups, list(columns), use_threads=False)
+            yield from file.iter_batches(min(BLOCK, max(1, rows)), groups, list(columns), use_threads=False)
 
     def _width(self, column: str) -> int:
         """Return the length of the first list that is there; 0 without any."""
@@ -117,14 +115,16 @@ class ParquetTable(TableFile):
         return 0
 
 
-def _arrow_kind(kind: Any) -> str:
+def arrow_kind(kind: Any) -> str:
+    """Return what a column of an Arrow type holds."""
     types = import_pyarrow().types
     if types.is_dictionary(kind):
         kind = kind.value_type
-    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind):
+    numeric = (types.is_null, types.is_boolean, types.is_integer, types.is_floating, types.is_decimal)
+    if any(one(kind) for one in numeric):  # null: nothing is there
         return NUMBER
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return LIST if _arrow_kind(kind.value_type) == NUMBER else str(kind)
+        return LIST if arrow_kind(kind.value_type) == NUMBER else str(kind)
     return TEXT if types.is_string(kind) or types.is_large_string(kind) else str(kind)
 
 
@@ -153,7 +153,6 @@ def _unlisted(column: Any, width: int, dtype: np.dtype[Any]) -> Matrix | int:
         return int(wrong[0])
     values = np.full((len(column), width), np.nan, dtype)
     kind = import_pyarrow().from_numpy_dtype(dtype)
-    values[there] = (
-        column.flatten().cast(kind, safe=False).to_numpy(zero_copy_only=False).reshape(int(there.sum()), width)
-    )
+    flat = column.flatten().cast(kind, safe=False).to_numpy(zero_copy_only=False)  # without the missing ones
+    values[there] = flat.reshape(int(there.sum()), width)
     return values

@@ -1,8 +1,9 @@
 """Frame features of other tools: a table keyed by video and frame becomes a source that no encoder made."""
 
+import re
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from affcache.errors import InputError, did_you_mean
 from affcache.exchange.csv_table import CsvTable
 from affcache.exchange.npz_table import NpzTable
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import WIDEST, FrameKeys, ImportSource, Matrix, Part, magic_of, unpack
+from affcache.exchange.sources import PARQUET_MAGIC, WIDEST, FrameKeys, ImportSource, Matrix, Part, magic_of, unpack
 from affcache.exchange.table_files import (
     FRAME,
     IMAGE,
@@ -33,7 +34,7 @@ from affcache.store.reading import TABLE
 VIDEO, INPUT = "video", "input"  # INPUT: as affcache predict and py-feat call it, a path or a name
 KEYS = (VIDEO, INPUT, *FRAME, *IMAGE)  # never features
 MOST_ROWS = 2**24  # of a table
-KINDS = ((b"PAR1", ParquetTable), (b"PK", NpzTable))  # by how files begin; what begins otherwise is CSV
+KINDS = ((PARQUET_MAGIC, ParquetTable), (b"PK", NpzTable))  # by how files begin; what begins otherwise is CSV
 OTHER_SUFFIXES = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".safetensors")  # what has them is no CSV
 
 
@@ -73,19 +74,21 @@ def open_tables(settings: ImportSettings, listener: Listener) -> list[ImportSour
         InputError: one is no table, is damaged, has no rows, or lacks a key or a value; or their columns differ.
     """
     sources: list[ImportSource] = []
-    nameless = []
-    chosen: Choice | None = None
+    nameless, columns = [], tuple[str, ...]()
     for path in settings.sources:
         table = open_table(path)
-        choice = Choice(keys_of(table), columns_of(table, settings.columns))
-        if chosen is not None:
-            choice = replace(choice, columns=_same_columns(sources[0].path, chosen, path, choice))
-        chosen = chosen or choice
-        if {VIDEO, INPUT, *IMAGE}.isdisjoint(choice.keys):
+        keys, own = keys_of(table), columns_of(table, settings.columns)
+        columns = columns or own
+        if different := sorted(set(own).symmetric_difference(columns)):
+            raise InputError(
+                f"{settings.sources[0]} and {path} have different columns of features: {listed(different)} in one of "
+                "them alone. Expected the same. Say which to take with --columns, or import each into a store of its "
+                "own."
+            )
+        if {VIDEO, INPUT, *IMAGE}.isdisjoint(keys):
             nameless.append(path.stem)
-        sources.append(_source(table, choice, settings))
+        sources.append(_source(table, Choice(keys, columns), settings))
         listener.progress(len(sources), len(settings.sources), "table", "reading")
-    assert chosen is not None
     names = sources[0].features["columns"]
     if names:
         listener.message(f"features: {counted(len(names), 'column')}, {listed(names)}")
@@ -193,29 +196,8 @@ def columns_of(table: TableFile, wanted: str) -> tuple[str, ...]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Say whether a name is the pattern, or has its parts between * in their order; brackets are no wildcards here."""
-    first, *rest = pattern.split("*")
-    if name == pattern or not rest:
-        return name == pattern
-    at = len(first)
-    for part in rest[:-1]:
-        at = name.find(part, at)
-        if at < 0:
-            return False
-        at += len(part)
-    return name.startswith(first) and name.endswith(rest[-1]) and at + len(rest[-1]) <= len(name)
-
-
-def _same_columns(first: Path, chosen: Choice, path: Path, choice: Choice) -> tuple[str, ...]:
-    """Return the columns in the first table's order; refuse others."""
-    here, there = set(choice.columns), set(chosen.columns)
-    if here != there:
-        other = listed(sorted(here ^ there))
-        raise InputError(
-            f"{first} and {path} have different columns of features: {other} in one of them alone. Expected the same. "
-            "Say which to take with --columns, or import each into a store of its own."
-        )
-    return chosen.columns
+    """Say whether a name is a pattern, in which * stands for anything; brackets are a part of openSMILE's names."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 
 def _source(table: TableFile, choice: Choice, settings: ImportSettings) -> ImportSource:

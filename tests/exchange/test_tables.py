@@ -249,7 +249,7 @@ def test_whatever_arrow_calls_a_number_or_a_text(tmp_path: Path) -> None:
         "frame": pyarrow.array([1.0, 2.0]),
         "half": pyarrow.array([0.5, 1.5], pyarrow.float16()),
         "money": pyarrow.array([1, 2]).cast(pyarrow.decimal128(30, 2)),
-        "bytes": pyarrow.array([0, 255], pyarrow.uint8()),
+        "F0.sma3[1]": pyarrow.array([0, 255], pyarrow.uint8()),
         "__index_level_0__": pyarrow.array([9, 9]),
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "in.parquet")

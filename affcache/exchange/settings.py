@@ -36,7 +36,9 @@ class ImportSettings(Settings):
         "Columns of tables that are features: names separated by commas, in which * stands for anything.",
         default_text="all but video and frame",
     )
-    missing: str = setting("refuse", "Rows of tables in which a value is missing or NaN.", choices=("refuse", "drop"))
+    missing: str = setting(
+        "refuse", "What becomes of rows of tables in which a value is missing or NaN.", choices=("refuse", "drop")
+    )
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

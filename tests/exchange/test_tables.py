@@ -352,6 +352,9 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
             affcache.import_embeddings(sources=source, store=tmp_path / "x.h5", **values)
     with pytest.raises(InputError, match=r"with --name, a \.csv, \.parquet or .npz table of frame features"):
         affcache.import_embeddings(sources=source, store=tmp_path / "x.h5")
+    table = write_table(tmp_path / "in.parquet", ["a"], [1], matrix(1))
+    with pytest.raises(InputError, match="of a table of another tool say with --name what it holds"):
+        affcache.import_embeddings(sources=table, store=tmp_path / "x.h5")
     with pytest.raises(ConfigError, match="No source is given"):
         affcache.import_embeddings(name="own", store=tmp_path / "x.h5")
     with pytest.raises(StoreError, match="exists already"):

@@ -3,10 +3,11 @@
 import dataclasses
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+MOST_LISTED = 5  # names in a message
 logger = logging.getLogger("affcache")
 
 
@@ -51,6 +52,11 @@ class Result:
 def counted(number: int, what: str) -> str:
     """Write a number of things: 0 videos, 1 video, 1,200 videos."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write some names, of many the first and the last."""
+    return ", ".join(names if len(names) <= MOST_LISTED else [*names[:2], "...", names[-1]])
 
 
 def duration_text(seconds: float) -> str:

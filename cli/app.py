@@ -127,7 +127,8 @@ PAGES = {
     "demo": Page("", "--out demo-clip --model ViT-B-32 --pretrained openai"),
     "import": Page(
         "train.h5 val.h5 --list train.txt --list val.txt --model ViT-L-14 --pretrained openai",
-        "embeddings --store my/faces.h5 --model ViT-B-32 --pretrained openai",
+        "clip1.csv clip2.csv --name units --columns 'AU*_r' --store my/units.h5",
+        first=("list", "model", "pretrained", "name", "columns", "missing", "store"),
         positional=("sources",),
     ),
     "export": Page(

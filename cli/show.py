@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 import affcache
-from affcache.progress import counted, duration_text, metric_name
+from affcache.progress import counted, duration_text, listed, metric_name
 
 from .console import out, rate_text
 
@@ -86,7 +86,8 @@ def _fit_next(result: Any) -> str:
 def info(result: dict[str, Any]) -> None:
     """Print what a store holds, and how it was made."""
     encoder = result.pop("encoder")
-    out(fact_table(result), "encoder", fact_table({f"  {name}": value for name, value in encoder.items()}))
+    named = {name: listed(value) if name == "columns" and value else value for name, value in encoder.items()}
+    out(fact_table(result), "encoder", fact_table({f"  {name}": value for name, value in named.items()}))
 
 
 def verify(result: dict[str, Any]) -> None:

@@ -177,7 +177,8 @@ def read_provenance(path: Path, text: str | bytes | None) -> Mapping[str, Any]:
         raise InputError(
             f"{path} doesn't say how its embeddings were made ({type(error).__name__}: {error}). Expected the "
             f"provenance that 'affcache export' writes, {EXPORT_FORMAT!r} version {EXPORT_VERSION}. Import what "
-            "'affcache export' wrote, unchanged, or use the affcache version that wrote it."
+            "'affcache export' wrote, unchanged, or use the affcache version that wrote it; of a table of another tool "
+            "say with --name what it holds."
         ) from None
     return found
 

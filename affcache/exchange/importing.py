@@ -11,35 +11,53 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
 from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of, reading
-from affcache.files import beside, open_regular
+from affcache.exchange.sources import (
+    HDF5_MAGIC,
+    PARQUET_MAGIC,
+    ImportSource,
+    Part,
+    Rounding,
+    SourceRows,
+    blocks_of,
+    facts_of,
+    magic_of,
+)
+from affcache.exchange.tables import open_tables
+from affcache.files import beside
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, default_store
-from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint
+from affcache.store.reading import TABLE, EmbeddingStore, differing_fields, fingerprint
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
-HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"
 EXPECTED = (
-    "an HDF5 file of the published code, a folder of clip-retrieval (img_emb/ and metadata/), or a folder, .parquet or "
-    ".safetensors file that 'affcache export' wrote"
+    "an HDF5 file of the published code, a folder of clip-retrieval (img_emb/ and metadata/), a folder, .parquet or "
+    ".safetensors file that 'affcache export' wrote, or, with --name, a .csv, .parquet or .npz table of frame features"
 )
 
 
-def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> ImportSource:
+def open_sources(settings: ImportSettings, listener: Listener) -> ImportSource:
     """Open every source, check that they may go into one store, and take them together as one.
-
-    Args:
-        paths: at least one.
-        lists: of the HDF5 files among them, in their order.
 
     Raises:
         ConfigError: no source, or another number of lists than of HDF5 files.
         InputError: a source is missing, damaged, or of an unknown layout; or their widths differ.
         StoreError: they were made with two encoders.
     """
-    if not paths:
+    if not settings.sources:
         raise ConfigError(f"No source is given. Expected {EXPECTED}: affcache import SOURCE --store FILE.")
-    hdf5 = [path for path in paths if _magic(path) == HDF5_MAGIC]
+    tables = settings.name is not None
+    sources = open_tables(settings, listener) if tables else _open_embeddings(settings.sources, settings.list)
+    for source in sources[1:]:
+        _require_same_encoder(sources[0], source)
+    parts = [part for source in sources for part in source.parts]
+    _require_same_width(parts)
+    labels, left_out = (sum(getattr(source, of) for source in sources) for of in ("labels", "left_out"))
+    return replace(sources[0], parts=parts, labels=labels, left_out=left_out)
+
+
+def _open_embeddings(paths: Sequence[Path], lists: Sequence[Path]) -> list[ImportSource]:
+    """Open sources of embeddings that an encoder made; the lists are of the HDF5 files among them, in their order."""
+    hdf5 = [path for path in paths if magic_of(path) == HDF5_MAGIC]
     for path in hdf5:
         refuse_store(path)
     if len(hdf5) != len(lists):
@@ -49,26 +67,13 @@ def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> ImportSource:
             "affcache import train.h5 val.h5 --list train.txt --list val.txt ..."
         )
     remaining = iter(lists)
-    sources = [open_published_code(path, next(remaining)) if path in hdf5 else _open_other(path) for path in paths]
-    for source in sources[1:]:
-        _require_same_encoder(sources[0], source)
-    parts = [part for source in sources for part in source.parts]
-    _require_same_width(parts)
-    return replace(sources[0], parts=parts, labels=sum(source.labels for source in sources))
-
-
-def _magic(path: Path) -> bytes:
-    """Return the first bytes of a file, none of a folder."""
-    if path.is_dir():
-        return b""
-    with reading(path), open_regular(path) as file:
-        return file.read(len(HDF5_MAGIC)) or b""
+    return [open_published_code(path, next(remaining)) if path in hdf5 else _open_other(path) for path in paths]
 
 
 def _open_other(path: Path) -> ImportSource:
     if path.is_dir():
         return open_npy_export(path) if (path / NPY_FILE).exists() else open_clip_retrieval(path)
-    if _magic(path).startswith(PARQUET_MAGIC):
+    if magic_of(path).startswith(PARQUET_MAGIC):
         return open_parquet_export(path)
     if path.suffix == ".safetensors":
         return open_safetensors_export(path)
@@ -105,13 +110,14 @@ class ImportResult(Result):
     """What an import did."""
 
     store: str
-    imported_from: str  # "published code", "clip-retrieval" or "affcache export"
+    imported_from: str  # "published code", "clip-retrieval", "affcache export" or "table"
     sources: int
     rows: int  # N
     encoded: int  # rows with an embedding
     unreadable: int  # rows that an export marks as unreadable
     videos: int
     width: int  # D
+    rows_left_out: int  # rows of tables in which a value is missing
     labels_not_used: int  # labels met in lists
     values: int  # numbers read, N * D without unreadable rows
     changed_values: int  # numbers that float16 can't hold exactly, and that were rounded
@@ -125,11 +131,12 @@ class ImportResult(Result):
 
 @command(ImportSettings)
 def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportResult:
-    """Make an embedding store of embeddings that another tool, or ``export_embeddings``, wrote.
+    """Make an embedding store of embeddings or frame features that another tool, or ``export_embeddings``, wrote.
 
     Sources are HDF5 files of the code published with arXiv 2403.09915, with a list of frames each; folders of
-    clip-retrieval; and exports. Several of one kind go into one store. The store keeps float16 (N, D), ordered by video
-    and frame; float32 and float64 are rounded to it, and the result says by how much.
+    clip-retrieval; exports; and, with a name for what they hold, tables by video and frame. Several of one kind go into
+    one store. The store keeps float16 (N, D), ordered by video and frame; other numbers are rounded to it, and the
+    result says by how much.
 
     Raises:
         InputError: a source is missing, damaged or ambiguous, or holds a number that float16 can't.
@@ -137,7 +144,7 @@ def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportRes
         ConfigError: a setting is unknown or missing, or pyarrow isn't installed.
     """
     start = time.perf_counter()
-    source = open_sources(settings.sources, settings.list)
+    source = open_sources(settings, listener)
     path = settings.store or _default_store(settings, source)
     _require_new(path)
     rows = SourceRows(source.parts)
@@ -145,6 +152,11 @@ def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportRes
     listener.message(
         f"{counted(len(crops), 'frame')} in {counted(len(crops.video_names), 'video')}, from {source.imported_from}"
     )
+    if source.imported_from == TABLE and not crops.frame_number[crops.video_start[:-1]].any():
+        listener.warning(
+            "the frames of every video begin at 0. Labels, and the crops of Aff-Wild2, count frames from 1: unless "
+            "yours count from 0, add 1 to the numbers in the table and import it again"
+        )
     with writing_lock(path, listener), _written_store(path) as partial:
         _require_new(path)  # another process may have made it while this one waited
         rows.matrices = [part.open(path.parent) for part in rows.parts]
@@ -158,12 +170,13 @@ def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportRes
         written = EmbeddingStore.open(partial)
         same = _compare(source, written, listener) if len(settings.sources) == 1 else None
         facts = facts_of(written)
-    _say_what_was_left(found, source.labels, listener)
+    _say_what_was_left(found, source, listener)
     return ImportResult(
         store=str(path),
         imported_from=source.imported_from,
         sources=len(settings.sources),
         **facts,
+        rows_left_out=source.left_out,
         labels_not_used=source.labels,
         **{**asdict(found), **({"normalised": None} if source.provenance else {})},
         encoder_fingerprint=encoder_fingerprint,
@@ -172,17 +185,23 @@ def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportRes
     )
 
 
-def _say_what_was_left(found: Rounding, labels: int, listener: Listener) -> None:
+def _say_what_was_left(found: Rounding, source: ImportSource, listener: Listener) -> None:
+    if source.left_out:
+        listener.message(f"{counted(source.left_out, 'row')} left out, since a value is missing there")
     if found.changed_values:
         listener.message(
             f"{found.changed_values:,} of {found.values:,} values were rounded to float16, by at most "
             f"{found.largest_change:.2g}, or {found.largest_relative_change:.2g} of the value"
         )
-    if labels:
-        listener.message(f"{labels:,} labels in the lists are not used: 'affcache fit' reads them from --annotations")
+    if source.labels:
+        listener.message(
+            f"{source.labels:,} labels in the lists are not used: 'affcache fit' reads them from --annotations"
+        )
 
 
 def _default_store(settings: ImportSettings, source: ImportSource) -> Path:
+    if settings.name:
+        return default_store(settings.name, "")
     said = source.provenance.get("encoder", {})
     if settings.model:
         return default_store(settings.model, settings.pretrained)
@@ -225,6 +244,14 @@ def _encoder(
         if settings.model:
             listener.message("--model and --pretrained are not looked at: the export says its encoder itself")
         return provenance["encoder"], provenance["encoder_fingerprint"]
+    if source.features:
+        if settings.model:
+            listener.message("--model and --pretrained are not looked at: --name says what the features are")
+        encoder: dict[str, Any] = {
+            "model": settings.name, "pretrained": "", **source.features, "weights_sha256": None, "imported_from": TABLE,
+            "normalised": None, "width": source.parts[0].width,
+        }  # fmt: skip
+        return encoder, fingerprint(encoder)
     if settings.model is None:
         listener.warning(
             "--model isn't said, so these embeddings can't be told from those of another encoder of the same width"

@@ -1,5 +1,7 @@
 """The settings of import and export."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +10,12 @@ from affcache.settings import STORE_TEXT, Settings, setting
 
 @dataclass(frozen=True)
 class ImportSettings(Settings):
-    """Make an embedding store of embeddings that another tool, or affcache export, wrote."""
+    """Make an embedding store of embeddings or frame features that another tool, or affcache export, wrote."""
 
     sources: tuple[Path, ...] = setting(
         (),
-        "What to import: HDF5 files, folders with img_emb/ and metadata/, or what affcache export wrote.",
+        "What to import: HDF5 files, folders with img_emb/ and metadata/, what affcache export wrote, or tables: .csv, "
+        ".parquet or .npz, by video and frame.",
         default_text="none; at least one is needed",
     )
     list: tuple[Path, ...] = setting(
@@ -25,6 +28,26 @@ class ImportSettings(Settings):
         None, "Encoder that made the embeddings, as open_clip names it.", default_text="what an export says, or unknown"
     )
     pretrained: str = setting("", "Pretrained tag of that encoder.")
+    name: str | None = setting(
+        None, "What the features of tables are, instead of an encoder: audio, landmarks.", default_text="not a table"
+    )
+    columns: str = setting(
+        "",
+        "Columns of tables that are features: names separated by commas, in which * stands for anything.",
+        default_text="all but video and frame",
+    )
+    missing: str = setting(
+        "refuse", "What becomes of rows of tables in which a value is missing or NaN.", choices=("refuse", "drop")
+    )
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", self.name):
+            yield f"--name is {self.name!r}; expected letters, digits, and _ . + - between them, such as audio."
+        if self.name is None and (self.columns or self.missing != "refuse"):
+            yield "--columns and --missing are of tables. Give --name too, or leave them out."
+        if self.name is not None and self.list:
+            yield "--list is of HDF5 files, --name of tables. Give one of them."
 
 
 @dataclass(frozen=True)

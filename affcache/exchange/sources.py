@@ -26,6 +26,8 @@ BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
 WIDEST = 2**16  # values of an embedding
 LARGEST_GROUP = 2**24  # rows of a Parquet file that are read at once
+PARQUET_BUFFER = 2**16  # bytes of a column that are read ahead
+HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"  # how files begin
 NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
@@ -82,6 +84,7 @@ class Part:
     width: int  # D
     open: OpenMatrix  # maps it into memory; what can't be mapped is first unpacked into a temporary file
     named_by: Path | None = None  # the list whose lines name the rows, counted from 1; else rows are counted from 0
+    remedy = "Make them again, in float32, or remove the row from both files."  # where float16 can't hold a value
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -89,6 +92,10 @@ class Part:
     def place(self, row: int) -> str:
         """Name one of the part's rows for a message."""
         return f"{self.named_by}, line {row + 1}" if self.named_by else f"{self.file}, row {row} (counted from 0)"
+
+    def value(self, column: int) -> str:
+        """Name one of the values of an embedding for a message."""
+        return f"value {column} (counted from 0)"
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,16 @@ class ImportSource:
     imported_from: str
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of an export of affcache
     labels: int = 0  # labels met on the way, which are not used
+    features: Mapping[str, Any] = field(default_factory=dict)  # of a table: what its store says of them
+    left_out: int = 0  # rows of a table in which a value is missing
+
+
+def magic_of(path: Path) -> bytes:
+    """Return the first bytes of a file, none of a folder."""
+    if path.is_dir():
+        return b""
+    with reading(path), open_regular(path) as file:
+        return file.read(len(HDF5_MAGIC)) or b""
 
 
 def require_floats(file: Path, what: str, dtype: str, shape: Sequence[int]) -> None:
@@ -189,8 +206,8 @@ class SourceRows:
             first, second = (self._place(row) for row in sorted(self.order[at : at + 2]))
             raise InputError(
                 f"Frame {frame[at]} of the video {names[video[at]]} occurs twice: {first} and {second}. Expected every "
-                "frame once. Remove one of the two, or import sources that overlap, such as those of two tasks, into a "
-                "store each."
+                "frame once. Remove one of the two, as of two faces in a frame, or import sources that overlap, such "
+                "as those of two tasks, into a store each."
             )
 
     def _place(self, row: int) -> str:
@@ -272,8 +289,8 @@ def _halved(part: Part, first: int, block: Matrix, encoded: npt.NDArray[np.bool_
         value = block[row, column]
         problem = "is not finite" if not np.isfinite(value) else "is too large for float16, which ends at 65504"
         raise InputError(
-            f"{part.place(first + row)}: value {column} (counted from 0) is {value} and {problem}. Expected embeddings "
-            "that float16 can hold. Make them again, in float32, or remove the row from both files."
+            f"{part.place(first + row)}: {part.value(column)} is {value} and {problem}. Expected numbers that float16 "
+            f"can hold. {part.remedy}"
         )
     unexpected = np.flatnonzero(~encoded & half.any(axis=1))
     if len(unexpected):
@@ -299,7 +316,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
     pyarrow = import_pyarrow()
     with reading(path, ValueError, pyarrow.ArrowException):
         open_regular(path).close()
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
             yield file
 
 
@@ -313,11 +330,11 @@ def require_columns(path: Path, file: Any, columns: tuple[str, ...]) -> None:
         )
 
 
-def groups_of(path: Path, file: Any) -> range:
-    """Return the numbers of a Parquet file's row groups; refuse what unpacks to more than a group should hold."""
+def groups_of(path: Path, file: Any, *, streamed: bool = False) -> range:
+    """Return the numbers of a Parquet file's row groups; refuse too many rows in one, or bytes unless streamed."""
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
-        if group.num_rows > LARGEST_GROUP or group.total_byte_size > LARGEST_GROUP * 128:
+        if group.num_rows > LARGEST_GROUP or (group.total_byte_size > LARGEST_GROUP * 128 and not streamed):
             raise cannot_read(path, ValueError(f"row group {number} has {group.num_rows:,} rows in one piece"))
     return range(file.num_row_groups)
 

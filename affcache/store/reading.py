@@ -35,6 +35,7 @@ NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
 FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled")  # beyond rounding
 BLOCK_ROWS = 4096  # rows under one checksum
 SIDE_BY_SIDE = "stores"  # in a description of several encoders: the description of each
+TABLE = "table"  # an encoder's "imported_from", where it is none: features of frames that stood in a table
 VIEWS = ("flip",)  # further matrices that may lie beside a store
 
 
@@ -121,6 +122,11 @@ def encoders_of(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(of) for of in found] if isinstance(found, list) and found else [dict(description)]
 
 
+def is_table(description: Mapping[str, Any]) -> bool:
+    """Say whether features stood in a table, so that no encoder can make such ones of an image."""
+    return description.get("imported_from") == TABLE
+
+
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Say which number-changing fields of two encoder descriptions differ, a line each, values included."""
     pairs = [encoders_of(one) for one in (ours, theirs)]
@@ -130,7 +136,7 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
         each = enumerate(zip(*pairs, strict=True), start=1)
         return [f"encoder {number}, {line}" for number, both in each for line in differing_fields(*both)]
     names = [n for n in {**ours, **theirs} if n not in FIELDS_THAT_DO_NOT_CHANGE_NUMBERS]
-    return [f"{n}: {ours.get(n)!r} against {theirs.get(n)!r}" for n in names if ours.get(n) != theirs.get(n)]
+    return [f"{n}: {ours.get(n)!r:.200} against {theirs.get(n)!r:.200}" for n in names if ours.get(n) != theirs.get(n)]
 
 
 @dataclass(frozen=True)

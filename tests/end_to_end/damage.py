@@ -45,6 +45,7 @@ from affcache.training.fit import fit
 from affcache.training.run_folder import RunFolder
 from tests.conftest import crop_list, make_learnable, write_store
 from tests.exchange.sources import SHUFFLED, matrix, write_clip_retrieval, write_published
+from tests.exchange.tables import write_table
 
 SECONDS = 20
 MEMORY = 2**30  # bytes that reading may take beside what the process has
@@ -316,6 +317,28 @@ def imported(*, hdf5: bool) -> Callable[[Path], Read]:
     return make
 
 
+def tables(folder: Path) -> Read:
+    features = np.arange(36, dtype=np.float32).reshape(12, 3) / 8
+    videos, frames = ["a", "b", "c"] * 4, list(range(12))
+    of_kind = {"x.csv": (), "x.parquet": (), "lists.parquet": (), "x.npz": (), "columns.npz": ("x", "y", "z")}
+    for name, columns in {**of_kind, "x.parquet": ("x", "y", "z")}.items():
+        write_table(folder / name, videos, frames, features, columns)
+
+    def read(folder: Path) -> None:
+        for name in of_kind:
+            store = folder / f"{name}.store.h5"
+            for missing in ("refuse", "drop"):
+                try:
+                    result = import_embeddings(sources=folder / name, store=store, name="own", missing=missing)
+                except AffcacheError:
+                    continue
+                EmbeddingStore.open(store).verify()
+                store.unlink()
+                assert result.rows + result.rows_left_out < 100
+
+    return read
+
+
 KINDS: dict[str, tuple[Callable[[Path], Read], Damage]] = {
     "stores": (stores, damaged_store),
     "labels": (labels, damaged),
@@ -327,6 +350,7 @@ KINDS: dict[str, tuple[Callable[[Path], Read], Damage]] = {
     "pictures": (pictures, damaged),
     "imports": (imported(hdf5=False), damaged),
     "hdf5": (imported(hdf5=True), damaged),
+    "tables": (tables, damaged),
 }
 
 

@@ -16,7 +16,7 @@ from tests.end_to_end.damage import KINDS, MEMORY
 
 FULL = dict.fromkeys(KINDS, 5000) | {"stores": 20_000}
 # a tenth of it, where a reading takes milliseconds: a run is continued, an import writes a store or starts a process
-USUAL = {kind: count // 10 for kind, count in FULL.items()} | {"imports": 50, "runs": 20, "hdf5": 15}
+USUAL = {kind: count // 10 for kind, count in FULL.items()} | {"imports": 50, "runs": 20, "hdf5": 15, "tables": 50}
 
 
 @pytest.mark.slow

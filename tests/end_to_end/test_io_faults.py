@@ -75,6 +75,7 @@ COMMANDS = {
     "publish": "publish run --out shared --data crops --license mit",
     "ablate": f"ablate {DATA} {RECIPE} --epochs 2 --vary alpha=0.5,1 --seeds 2 --out grid",
     "import": "import expr.parquet --store back.h5",
+    "table": "import units.csv --name units --store units.h5",
     "npy": "export expr.h5 --format npy --out npy",
     "parquet": "export expr.h5 --format parquet --out again.parquet",
     "safetensors": "export expr.h5 --format safetensors --out expr.safetensors",
@@ -126,6 +127,8 @@ def base(root: Path, run: Run) -> Path:
     write_tiny_encoder(work / "encoder", seed=0)
     make_learnable(work)
     (work / "frames.csv").write_text("0-30-640x360,45\n1-30-640x360,40\n")
+    rows = "".join(f"{row % 3}-30-640x360,{row},{row}.25,{row % 7}\n" for row in range(10_000))
+    (work / "units.csv").write_text(f"video,frame,AU01,AU02\n{rows}")
     for command in (COMMANDS["fit"].replace("new", "run"), "export expr.h5 --format parquet --out expr.parquet"):
         code, said = run(command)
         assert code == 0, said

@@ -4,8 +4,9 @@ import os
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from affcache.files import read_bytes, read_lines
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LARGEST_FRAME_NUMBER = 2**31 - 1  # the store keeps frame numbers as int32
+RELEASE = "cropped_aligned"  # how the folders of Aff-Wild2's crops begin; what lies in them is named the same in all
 MOST_KINDS = 5  # of ignored files are said
 LARGEST_LIST = 2**30  # bytes; three million crops take a tenth of it
 _MOST_DIGITS = 18  # of a number in 64 bits
@@ -65,15 +67,16 @@ class IgnoredFiles:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str) -> None:
-        """Take a file that ``split_name`` refused, or whose number is too large."""
+    def add(self, name: str, why: str = "") -> None:
+        """Take a file that ``split_name`` refused, or whose number is too large; or what there is another reason for."""
         stem, dot, ending = name.rpartition(".")
         if not dot or f".{ending.lower()}" not in IMAGE_SUFFIXES:
-            why = f"with the suffix .{ending.lower()}" if dot else "without a suffix"
+            lacks = f"with the suffix .{ending.lower()}" if dot else "without a suffix"
         elif stem.rstrip("0123456789") == stem:
-            why = "without digits at the end of the name"
+            lacks = "without digits at the end of the name"
         else:
-            why = f"with a number above {LARGEST_FRAME_NUMBER:,}"
+            lacks = f"with a number above {LARGEST_FRAME_NUMBER:,}"
+        why = why or lacks
         self.counts[why] += 1
         self.examples.setdefault(why, name)
 
@@ -104,6 +107,84 @@ def canonical(video: str) -> str:
     macOS writes names decomposed (NFD), nearly all else composed (NFC); they look the same.
     """
     return unicodedata.normalize("NFC", video)
+
+
+def plain_path(path: str) -> str:
+    """Return a path without the parts that say nothing."""
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def names_below(folders: Sequence[str]) -> list[str]:
+    """Name videos by their folders, in an archive or in paths: without the folders that all of them lie in.
+
+    Nor do folders of Aff-Wild2's releases count, unless two videos would then share a name.
+
+    Args:
+        folders: (V,) each another; never "".
+    """
+    parts = [folder.split("/") for folder in folders]
+    together = zip(*(one[:-1] for one in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, together))
+    names = ["/".join(one[shared:]) for one in parts]
+    rest = [name.partition("/")[2] for name in names]
+    in_releases = all(rest) and all(name.startswith(RELEASE) for name in names)
+    return rest if in_releases and len(set(map(canonical, rest))) == len(rest) else names
+
+
+class VideoNames:
+    """Finds known videos by what a label file, a list or a template calls them; forms of accents don't matter.
+
+    A name that is known as a whole is that video. Else it may be short, the end of one known name and no other; or it
+    may have folders before it, as a path has: then it is the longest known name that it ends in, if that ends no other.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._index = {canonical(name): index for index, name in enumerate(names)}
+        self._parts = 1 + max((name.count("/") for name in names), default=0)  # at most, of a name
+        self._ends: dict[str, list[int]] = {}  # what follows a "/" in a name -> videos
+        for name, index in self._index.items():
+            while name := name.partition("/")[2]:
+                self._ends.setdefault(name, []).append(index)
+
+    def match(self, asked: Iterable[str], source: Path) -> dict[str, int]:
+        """Return the index of the video that each name means; names that mean none are left out.
+
+        Two names may mean one video only where one is the end of the other.
+
+        Raises:
+            InputError: a name may mean several videos, or two may mean one; ``source`` is what has the names.
+        """
+        found: dict[str, int] = {}
+        longest: dict[int, str] = {}
+        for name in asked:
+            plain = plain_path(canonical(name))
+            meant = self._meant(plain)
+            if len(meant) > 1:
+                others = ", ".join(self.names[index] for index in meant[:3]) + ", ..." * (len(meant) > 3)
+                raise self._ambiguous(source, f"{name} may be any of {len(meant)} videos, {others}", meant[0])
+            for index in meant:
+                shorter, longer = sorted((plain, longest.get(index, plain)), key=len)
+                if not f"/{longer}".endswith(f"/{shorter}"):
+                    raise self._ambiguous(source, f"{shorter} and {longer} may both be {self.names[index]}", index)
+                found[name], longest[index] = index, longer
+        return found
+
+    def _meant(self, name: str) -> list[int]:
+        """Return the videos that a plain name may mean."""
+        if name in self._index:
+            return [self._index[name]]
+        meant, parts = self._ends.get(name, []), name.split("/")[1:]
+        for count in range(min(len(parts), self._parts), 0, -1):
+            if (end := "/".join(parts[-count:])) in self._index:
+                return sorted({*meant, self._index[end], *self._ends.get(end, ())})
+        return meant
+
+    def _ambiguous(self, source: Path, what: str, index: int) -> InputError:
+        return InputError(
+            f"{source}: {what}. Expected names that tell the videos apart. Write the folders above the last one too, "
+            f"as in {self.names[index]}."
+        )
 
 
 def parse_path(path: str) -> tuple[str, str, int]:
@@ -206,24 +287,29 @@ class CropList:
 def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:
     """Keep the crops that a list names, by video and frame number.
 
-    A line is a crop's path, ``<video>/00001.jpg``, with or without folders before it; what follows a comma or a tab is
-    left alone, and a header ``image,...`` is skipped, so that s-Aff-Wild2's label files serve as they are.
+    A line is a crop's path, ``<video>/00001.jpg``, whose video is found as ``VideoNames`` does, with or without folders
+    before it; what follows a comma or a tab is left alone, and a header ``image,...`` is skipped, so that s-Aff-Wild2's
+    label files serve as they are.
 
     Returns:
         The crops that are both found and listed, and how many listed ones were not found.
 
     Raises:
-        InputError: the list can't be read, a line names no frame, or no crop that was found is listed.
+        InputError: the list can't be read, a line names no frame, or one of several videos, or no crop that was found
+            is listed.
     """
-    frames = _read_frame_list(path)
+    listed = _read_frame_list(path)
+    index_of = VideoNames(crops.video_names).match(listed, path)
+    frames: dict[int | str, array[int]] = {}  # by video, or by the name of one that wasn't found
+    for name, numbers in listed.items():
+        frames.setdefault(index_of.get(name, name), array("q")).extend(numbers)
     kept = np.zeros(len(crops), dtype=bool)
     asked = 0
-    index_of = {canonical(name): index for index, name in enumerate(crops.video_names)}
     for video, numbers in frames.items():
         wanted = np.unique(np.frombuffer(numbers, dtype=np.int64))
         asked += len(wanted)
-        if video in index_of:
-            first, last = crops.video_start[index_of[video] : index_of[video] + 2]
+        if isinstance(video, int):
+            first, last = crops.video_start[video : video + 2]
             kept[first:last] = np.isin(crops.frame_number[first:last], wanted, assume_unique=True)
     if not kept.any():
         raise InputError(
@@ -234,7 +320,7 @@ def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:
 
 
 def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
-    """Return the frame numbers that a list names, by video."""
+    """Return the frame numbers that a list names, by the folders that its lines have before the file's name."""
     frames: dict[str, array[int]] = {}
     try:
         for number, line in enumerate(read_lines(path, LARGEST_LIST), start=1):
@@ -242,13 +328,13 @@ def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
             if not entry or (number == 1 and entry == "image"):
                 continue
             try:
-                _, video, frame = parse_path(entry)
+                video, _, frame = parse_path(entry)
             except ValueError:
                 raise InputError(
                     f"{path}, line {number}: {entry[:80]!r} names no crop. Expected <video>/00001.jpg. Correct the "
                     "line."
                 ) from None
-            frames.setdefault(canonical(video), array("q")).append(frame)
+            frames.setdefault(video, array("q")).append(frame)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The list of crops {path} can't be read: {getattr(error, 'strerror', None) or error}. Expected a text "

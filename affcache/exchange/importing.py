@@ -9,7 +9,7 @@ from typing import Any
 
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
-from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
+from affcache.exchange.layouts import name_videos, open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of, reading
 from affcache.files import beside, open_regular
@@ -54,6 +54,7 @@ def open_sources(paths: Sequence[Path], lists: Sequence[Path]) -> ImportSource:
         _require_same_encoder(sources[0], source)
     parts = [part for source in sources for part in source.parts]
     _require_same_width(parts)
+    name_videos(sources)
     return replace(sources[0], parts=parts, labels=sum(source.labels for source in sources))
 
 

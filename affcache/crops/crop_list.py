@@ -6,7 +6,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from affcache.files import read_bytes, read_lines
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LARGEST_FRAME_NUMBER = 2**31 - 1  # the store keeps frame numbers as int32
-RELEASE = "cropped_aligned"  # how the folders of Aff-Wild2's crops begin; what lies in them is named the same in all
 MOST_KINDS = 5  # of ignored files are said
 LARGEST_LIST = 2**30  # bytes; three million crops take a tenth of it
 _MOST_DIGITS = 18  # of a number in 64 bits
@@ -68,7 +66,7 @@ class IgnoredFiles:
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, why: str = "") -> None:
-        """Take a file that ``split_name`` refused, or whose number is too large; or what there is another reason for."""
+        """Take a file that ``split_name`` refused, or whose number is too large, or that is ignored for a reason."""
         stem, dot, ending = name.rpartition(".")
         if not dot or f".{ending.lower()}" not in IMAGE_SUFFIXES:
             lacks = f"with the suffix .{ending.lower()}" if dot else "without a suffix"
@@ -112,23 +110,6 @@ def canonical(video: str) -> str:
 def plain_path(path: str) -> str:
     """Return a path without the parts that say nothing."""
     return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def names_below(folders: Sequence[str]) -> list[str]:
-    """Name videos by their folders, in an archive or in paths: without the folders that all of them lie in.
-
-    Nor do folders of Aff-Wild2's releases count, unless two videos would then share a name.
-
-    Args:
-        folders: (V,) each another; never "".
-    """
-    parts = [folder.split("/") for folder in folders]
-    together = zip(*(one[:-1] for one in parts), strict=False)
-    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, together))
-    names = ["/".join(one[shared:]) for one in parts]
-    rest = [name.partition("/")[2] for name in names]
-    in_releases = all(rest) and all(name.startswith(RELEASE) for name in names)
-    return rest if in_releases and len(set(map(canonical, rest))) == len(rest) else names
 
 
 class VideoNames:
@@ -262,6 +243,32 @@ class CropList:
     def absolute(self) -> "CropList":
         """Return the list with paths that hold in any working folder, for other processes."""
         return replace(self, folders=tuple(folder.absolute() for folder in self.folders))
+
+    def as_in(self, names: Sequence[str]) -> "CropList":
+        """Return the list with the videos' names and order in a store; as it is where they aren't the same, one by one.
+
+        A store may have other names than are found now: of an archive, it had the last folders once.
+        """
+        if set(map(canonical, names)) == set(map(canonical, self.video_names)):
+            return self
+        try:
+            known = VideoNames(names).match(self.video_names, Path())
+        except InputError:
+            return self
+        video_at = {known[name]: video for video, name in enumerate(self.video_names) if name in known}
+        if not len(video_at) == len(names) == len(self.video_names):
+            return self
+        order = [video_at[index] for index in range(len(names))]
+        rows = np.split(self.frame_number, self.video_start[1:-1])
+        return replace(
+            self,
+            folders=tuple(self.folders[video] for video in order),
+            video_names=tuple(names),
+            video_start=np.cumsum([0, *(len(rows[video]) for video in order)], dtype=np.int64),
+            frame_number=np.concatenate([rows[video] for video in order]),
+            namings={known[self.video_names[video]]: naming for video, naming in self.namings.items()},
+            archived={known[self.video_names[video]]: place for video, place in self.archived.items()},
+        )
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "CropList":
         """Return the list of the rows where ``kept``, bool (N,), is true; videos without a row are dropped."""

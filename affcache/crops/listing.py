@@ -125,7 +125,7 @@ def list_folder(folder: Folder) -> Listed:
 
 
 def _told_apart(path: Path, names: Set[str], files: FrameFiles) -> tuple[list[str], list[str]]:
-    """Return which names in a folder are folders, or links to some, and which aren't; ``files`` gets links to nothing."""
+    """Return which names in a folder are folders, or links to some, and which aren't; keep links to nothing apart."""
     folders, others = [], []
     with os.scandir(path) as entries:
         for entry in entries:

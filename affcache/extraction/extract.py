@@ -79,6 +79,7 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     with writing_lock(path, listener), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
+            crops = crops.as_in(EmbeddingStore.open(path).video_names)
             recorded = open_begun(path, crops).encoder  # before the encoder is loaded, which takes a while
         engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
         for view in dict.fromkeys(("plain", settings.view)):

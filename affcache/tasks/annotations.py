@@ -199,8 +199,8 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
 def join_labels(store: EmbeddingStore, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
-    Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop. A label file's video
-    is found as ``VideoNames`` does.
+    Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop. Which video a label
+    file is of, ``VideoNames`` says.
 
     Raises:
         InputError: label files that can't be read or may be of several videos, or none that belongs to a crop of the

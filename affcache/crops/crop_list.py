@@ -142,12 +142,18 @@ class VideoNames:
             plain = plain_path(canonical(name))
             meant = self._meant(plain)
             if len(meant) > 1:
-                others = ", ".join(self.names[index] for index in meant[:3]) + ", ..." * (len(meant) > 3)
-                raise self._ambiguous(source, f"{name} may be any of {len(meant)} videos, {others}", meant[0])
+                videos = ", ".join(self.names[index] for index in meant[:3]) + ", ..." * (len(meant) > 3)
+                raise InputError(
+                    f"{source}: {name} may be any of {len(meant)} videos, {videos}. Expected a name that only one "
+                    f"has. Write the folders above too, as in {self.names[meant[0]]}."
+                )
             for index in meant:
-                shorter, longer = sorted((plain, longest.get(index, plain)), key=len)
+                shorter, longer = sorted((longest.get(index, plain), plain), key=len)
                 if not f"/{longer}".endswith(f"/{shorter}"):
-                    raise self._ambiguous(source, f"{shorter} and {longer} may both be {self.names[index]}", index)
+                    raise InputError(
+                        f"{source}: {shorter} and {longer} may both be the video {self.names[index]}. Expected one of "
+                        "them. Take the other out, or extract from a folder further up, so that names tell them apart."
+                    )
                 found[name], longest[index] = index, longer
         return found
 
@@ -160,12 +166,6 @@ class VideoNames:
             if (end := "/".join(parts[-count:])) in self._index:
                 return sorted({*meant, self._index[end], *self._ends.get(end, ())})
         return meant
-
-    def _ambiguous(self, source: Path, what: str, index: int) -> InputError:
-        return InputError(
-            f"{source}: {what}. Expected names that tell the videos apart. Write the folders above the last one too, "
-            f"as in {self.names[index]}."
-        )
 
 
 def parse_path(path: str) -> tuple[str, str, int]:

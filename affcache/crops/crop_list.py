@@ -1,10 +1,9 @@
 """The list of crops that a store is made of: which video, which frame by its path, and where its bytes lie."""
 
 import os
-import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.archives import LARGEST_FILE, Archive, Member
+from affcache.crops.names import VideoNames, canonical
 from affcache.errors import InputError
 from affcache.files import read_bytes, read_lines
 
@@ -74,9 +74,8 @@ class IgnoredFiles:
             lacks = "without digits at the end of the name"
         else:
             lacks = f"with a number above {LARGEST_FRAME_NUMBER:,}"
-        why = why or lacks
-        self.counts[why] += 1
-        self.examples.setdefault(why, name)
+        self.counts[why or lacks] += 1
+        self.examples.setdefault(why or lacks, name)
 
     def take(self, other: "IgnoredFiles") -> None:
         """Add others."""
@@ -97,75 +96,6 @@ def format_of(before: str, digits: str, suffix: str) -> str:
     before, suffix = (text.replace("{", "{{").replace("}", "}}") for text in (before, suffix))
     padded = digits[0] == "0" or len(digits) >= 5  # 12.jpg may be one of 1.jpg to 99.jpg
     return f"{before}{{:0{len(digits) if padded else 1}d}}{suffix}"
-
-
-def canonical(video: str) -> str:
-    """Return a video's name in the form in which names are compared: an accent may be a character of its own, or not.
-
-    macOS writes names decomposed (NFD), nearly all else composed (NFC); they look the same.
-    """
-    return unicodedata.normalize("NFC", video)
-
-
-def plain_path(path: str) -> str:
-    """Return a path without the parts that say nothing."""
-    return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-class VideoNames:
-    """Finds known videos by what a label file, a list or a template calls them; forms of accents don't matter.
-
-    A name that is known as a whole is that video. Else it may be short, the end of one known name and no other; or it
-    may have folders before it, as a path has: then it is the longest known name that it ends in, if that ends no other.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self._index = {canonical(name): index for index, name in enumerate(names)}
-        self._parts = 1 + max((name.count("/") for name in names), default=0)  # at most, of a name
-        self._ends: dict[str, list[int]] = {}  # what follows a "/" in a name -> videos
-        for name, index in self._index.items():
-            while name := name.partition("/")[2]:
-                self._ends.setdefault(name, []).append(index)
-
-    def match(self, asked: Iterable[str], source: Path) -> dict[str, int]:
-        """Return the index of the video that each name means; names that mean none are left out.
-
-        Two names may mean one video only where one is the end of the other.
-
-        Raises:
-            InputError: a name may mean several videos, or two may mean one; ``source`` is what has the names.
-        """
-        found: dict[str, int] = {}
-        longest: dict[int, str] = {}
-        for name in asked:
-            plain = plain_path(canonical(name))
-            meant = self._meant(plain)
-            if len(meant) > 1:
-                videos = ", ".join(self.names[index] for index in meant[:3]) + ", ..." * (len(meant) > 3)
-                raise InputError(
-                    f"{source}: {name} may be any of {len(meant)} videos, {videos}. Expected a name that only one "
-                    f"has. Write the folders above too, as in {self.names[meant[0]]}."
-                )
-            for index in meant:
-                shorter, longer = sorted((longest.get(index, plain), plain), key=len)
-                if not f"/{longer}".endswith(f"/{shorter}"):
-                    raise InputError(
-                        f"{source}: {shorter} and {longer} may both be the video {self.names[index]}. Expected one of "
-                        "them. Take the other out, or extract from a folder further up, so that names tell them apart."
-                    )
-                found[name], longest[index] = index, longer
-        return found
-
-    def _meant(self, name: str) -> list[int]:
-        """Return the videos that a plain name may mean."""
-        if name in self._index:
-            return [self._index[name]]
-        meant, parts = self._ends.get(name, []), name.split("/")[1:]
-        for count in range(min(len(parts), self._parts), 0, -1):
-            if (end := "/".join(parts[-count:])) in self._index:
-                return sorted({*meant, self._index[end], *self._ends.get(end, ())})
-        return meant
 
 
 def parse_path(path: str) -> tuple[str, str, int]:

@@ -4,7 +4,6 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,16 +15,15 @@ from affcache.crops.crop_list import (
     CropList,
     IgnoredFiles,
     Naming,
-    canonical,
 )
 from affcache.crops.listing import DEEPEST, MACOS, TOO_DEEP, Folder, FrameFiles, list_folder
+from affcache.crops.names import RELEASE, canonical, names_below
 from affcache.crops.zip_archive import ZipArchive
 from affcache.errors import InputError
 
 # by the suffix of its name, what opens a file of crops; a further kind is a subclass of Archive and a line here
 SOURCES: Mapping[str, Callable[[Path], Archive]] = {".zip": ZipArchive, ".tar": TarArchive}
 OTHER_ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
-RELEASE = "cropped_aligned"  # how the folders of Aff-Wild2's crops begin
 LISTING_THREADS = 8  # hide a network file system's latency
 # the machine's fault, or the network's, whatever file they are met at
 NEVER_THE_CROP = frozenset(
@@ -152,23 +150,6 @@ def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
     if videos:
         videos[0].unsafe = archive.left_out
     return videos
-
-
-def names_below(folders: Sequence[str]) -> list[str]:
-    """Name videos by their folders, in an archive or in paths: without the folders that all of them lie in.
-
-    Nor do folders of Aff-Wild2's releases count, unless two videos would then share a name.
-
-    Args:
-        folders: (V,) each another; never "".
-    """
-    parts = [folder.split("/") for folder in folders]
-    together = zip(*(one[:-1] for one in parts), strict=False)
-    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, together))
-    names = ["/".join(one[shared:]) for one in parts]
-    rest = [name.partition("/")[2] for name in names]
-    in_releases = all(rest) and all(name.startswith(RELEASE) for name in names)
-    return rest if in_releases and len(set(map(canonical, rest))) == len(rest) else names
 
 
 def _require_unicode(root: Path, name: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from affcache.crops.crop_list import LARGEST_LIST, VideoNames
-from affcache.crops.folders import names_below
+from affcache.crops.crop_list import LARGEST_LIST
+from affcache.crops.names import VideoNames, names_below
 from affcache.errors import InputError
 from affcache.exchange import foreign_hdf5
 from affcache.exchange.sources import (

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, canonical, parse_path, plain_path
+from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, parse_path
+from affcache.crops.names import canonical, plain_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import open_regular
 from affcache.progress import Listener

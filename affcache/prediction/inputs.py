@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from affcache.crops.archives import UnreadableCropError
-from affcache.crops.crop_list import IMAGE_SUFFIXES, CropList, canonical, split_name
+from affcache.crops.crop_list import IMAGE_SUFFIXES, CropList, split_name
 from affcache.crops.folders import find_crops, is_archive
 from affcache.crops.images import decode_crop
+from affcache.crops.names import canonical
 from affcache.encoders.encoder import Encoder
 from affcache.errors import InputError, first_line
 from affcache.extraction.pipeline import Pipeline, default_workers, is_large

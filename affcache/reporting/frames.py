@@ -13,9 +13,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from affcache.crops.archives import UnreadableCropError
-from affcache.crops.crop_list import VideoNames
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
+from affcache.crops.names import VideoNames
 from affcache.errors import InputError
 from affcache.figures import drawing
 from affcache.reporting.page import inline_figure

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.crops.crop_list import canonical
+from affcache.crops.names import canonical
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.progress import Listener
 from affcache.scoring.trained import TrainedHead, said_elsewhere

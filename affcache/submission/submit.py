@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import VideoNames, canonical, parse_path, plain_path
+from affcache.crops.crop_list import parse_path
+from affcache.crops.names import VideoNames, canonical, plain_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_lines, write_text
 from affcache.progress import Listener, Result, counted

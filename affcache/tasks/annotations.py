@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import VideoNames, canonical
+from affcache.crops.names import VideoNames, canonical
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_lines
 from affcache.progress import Result, counted

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache import ExtractSettings, extract
-from affcache.crops.crop_list import CropList, VideoNames, keep_listed
-from affcache.crops.folders import find_crops, names_below
+from affcache.crops.crop_list import CropList, keep_listed
+from affcache.crops.folders import find_crops
 from affcache.crops.listing import DEEPEST
+from affcache.crops.names import VideoNames, names_below
 from affcache.errors import InputError, StoreError
 from affcache.store.reading import EmbeddingStore
 from tests.conftest import crop_list, write_crops

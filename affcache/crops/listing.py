@@ -106,8 +106,8 @@ def list_folder(folder: Folder) -> Listed:
             files.ignored.add(path.name, "that lead back to a folder above")
             return Listed(files, [], [])
         names = os.listdir(path)  # noqa: PTH208  # a Path for each of millions of names takes minutes
-        # of the root itself, no file is a crop
-        rest = {name for name in names if not name.startswith(".") and not (folder.name and files.add(name))}
+        is_crop = files.add if folder.name else (lambda name: False)  # in the root itself, nothing is
+        rest = {name for name in names if not name.startswith(".") and not is_crop(name)}
         inside, others = _told_apart(path, rest, files) if rest else ([], [])
     except OSError as error:
         raise _can_not_list(path, error) from None

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import affcache
+from affcache.prediction.inputs import holds_crops
 from affcache.submission.submit import submit
 from tests.conftest import write_crops
 from tests.crops.test_video_names import packed
@@ -84,3 +85,19 @@ def test_a_template_of_another_part_of_the_path_is_filled(bah: Path, tmp_path: P
     (tmp_path / "t.csv").write_text("".join(f"faces/{video}/face-{n}.jpg\n" for video in VIDEOS for n in (1, 2, 3, 4)))
     result = submit(run=bah / "run", store=bah / "s.h5", template=tmp_path / "t.csv", out=tmp_path / "o", device="cpu")
     assert (result.lines, result.filled, result.videos_without_crops) == (64, 16, ())
+
+
+def test_no_picture_is_shown_where_it_may_be_of_another_video(bah: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    shutil.copytree(bah / "crops" / "4" / "Visit1" / "Q3", flat / "Q3")  # of which person, nothing says
+    result = affcache.report(run=bah / "run", annotations=bah, crops=flat, out=tmp_path / "r.html", device="cpu")
+    assert "data:image/jpeg" not in Path(result.out).read_text(encoding="utf-8")
+
+
+def test_crops_at_any_depth_are_told_from_videos_with_small_pictures(tmp_path: Path) -> None:
+    write_crops(tmp_path / "crops", {"1/Visit1/Q3": [1], "2": []})
+    assert holds_crops(tmp_path / "crops")
+    write_crops(tmp_path / "recordings", {"day1/thumbs": [1]})
+    assert holds_crops(tmp_path / "recordings")
+    (tmp_path / "recordings" / "day1" / "clip.mp4").touch()
+    assert not holds_crops(tmp_path / "recordings")

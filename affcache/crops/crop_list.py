@@ -1,10 +1,9 @@
 """The list of crops that a store is made of: which video, which frame by its path, and where its bytes lie."""
 
 import os
-import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.archives import LARGEST_FILE, Archive, Member
+from affcache.crops.names import VideoNames, canonical
 from affcache.errors import InputError
 from affcache.files import read_bytes, read_lines
 
@@ -65,17 +65,17 @@ class IgnoredFiles:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str) -> None:
-        """Take a file that ``split_name`` refused, or whose number is too large."""
+    def add(self, name: str, why: str = "") -> None:
+        """Take a file that ``split_name`` refused, or whose number is too large, or that is ignored for a reason."""
         stem, dot, ending = name.rpartition(".")
         if not dot or f".{ending.lower()}" not in IMAGE_SUFFIXES:
-            why = f"with the suffix .{ending.lower()}" if dot else "without a suffix"
+            lacks = f"with the suffix .{ending.lower()}" if dot else "without a suffix"
         elif stem.rstrip("0123456789") == stem:
-            why = "without digits at the end of the name"
+            lacks = "without digits at the end of the name"
         else:
-            why = f"with a number above {LARGEST_FRAME_NUMBER:,}"
-        self.counts[why] += 1
-        self.examples.setdefault(why, name)
+            lacks = f"with a number above {LARGEST_FRAME_NUMBER:,}"
+        self.counts[why or lacks] += 1
+        self.examples.setdefault(why or lacks, name)
 
     def take(self, other: "IgnoredFiles") -> None:
         """Add others."""
@@ -96,14 +96,6 @@ def format_of(before: str, digits: str, suffix: str) -> str:
     before, suffix = (text.replace("{", "{{").replace("}", "}}") for text in (before, suffix))
     padded = digits[0] == "0" or len(digits) >= 5  # 12.jpg may be one of 1.jpg to 99.jpg
     return f"{before}{{:0{len(digits) if padded else 1}d}}{suffix}"
-
-
-def canonical(video: str) -> str:
-    """Return a video's name in the form in which names are compared: an accent may be a character of its own, or not.
-
-    macOS writes names decomposed (NFD), nearly all else composed (NFC); they look the same.
-    """
-    return unicodedata.normalize("NFC", video)
 
 
 def parse_path(path: str) -> tuple[str, str, int]:
@@ -182,6 +174,32 @@ class CropList:
         """Return the list with paths that hold in any working folder, for other processes."""
         return replace(self, folders=tuple(folder.absolute() for folder in self.folders))
 
+    def as_in(self, names: Sequence[str]) -> "CropList":
+        """Return the list with the videos' names and order in a store; as it is where they aren't the same, one by one.
+
+        A store may have other names than are found now: of an archive, it had the last folders once.
+        """
+        if set(map(canonical, names)) == set(map(canonical, self.video_names)):
+            return self
+        try:
+            known = VideoNames(names).match(self.video_names, Path())
+        except InputError:
+            return self
+        video_at = {known[name]: video for video, name in enumerate(self.video_names) if name in known}
+        if not len(video_at) == len(names) == len(self.video_names):
+            return self
+        order = [video_at[index] for index in range(len(names))]
+        rows = np.split(self.frame_number, self.video_start[1:-1])
+        return replace(
+            self,
+            folders=tuple(self.folders[video] for video in order),
+            video_names=tuple(names),
+            video_start=np.cumsum([0, *(len(rows[video]) for video in order)], dtype=np.int64),
+            frame_number=np.concatenate([rows[video] for video in order]),
+            namings={known[self.video_names[video]]: naming for video, naming in self.namings.items()},
+            archived={known[self.video_names[video]]: place for video, place in self.archived.items()},
+        )
+
     def only(self, kept: npt.NDArray[np.bool_]) -> "CropList":
         """Return the list of the rows where ``kept``, bool (N,), is true; videos without a row are dropped."""
         counts = np.add.reduceat(kept, self.video_start[:-1], dtype=np.int64)
@@ -206,24 +224,29 @@ class CropList:
 def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:
     """Keep the crops that a list names, by video and frame number.
 
-    A line is a crop's path, ``<video>/00001.jpg``, with or without folders before it; what follows a comma or a tab is
-    left alone, and a header ``image,...`` is skipped, so that s-Aff-Wild2's label files serve as they are.
+    A line is a crop's path, ``<video>/00001.jpg``, whose video is found as ``VideoNames`` does, with or without folders
+    before it; what follows a comma or a tab is left alone, and a header ``image,...`` is skipped, so that s-Aff-Wild2's
+    label files serve as they are.
 
     Returns:
         The crops that are both found and listed, and how many listed ones were not found.
 
     Raises:
-        InputError: the list can't be read, a line names no frame, or no crop that was found is listed.
+        InputError: the list can't be read, a line names no frame, or one of several videos, or no crop that was found
+            is listed.
     """
-    frames = _read_frame_list(path)
+    listed = _read_frame_list(path)
+    index_of = VideoNames(crops.video_names).match(listed, path)
+    frames: dict[int | str, array[int]] = {}  # by video, or by the name of one that wasn't found
+    for name, numbers in listed.items():
+        frames.setdefault(index_of.get(name, name), array("q")).extend(numbers)
     kept = np.zeros(len(crops), dtype=bool)
     asked = 0
-    index_of = {canonical(name): index for index, name in enumerate(crops.video_names)}
     for video, numbers in frames.items():
         wanted = np.unique(np.frombuffer(numbers, dtype=np.int64))
         asked += len(wanted)
-        if video in index_of:
-            first, last = crops.video_start[index_of[video] : index_of[video] + 2]
+        if isinstance(video, int):
+            first, last = crops.video_start[video : video + 2]
             kept[first:last] = np.isin(crops.frame_number[first:last], wanted, assume_unique=True)
     if not kept.any():
         raise InputError(
@@ -234,7 +257,7 @@ def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:
 
 
 def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
-    """Return the frame numbers that a list names, by video."""
+    """Return the frame numbers that a list names, by the folders that its lines have before the file's name."""
     frames: dict[str, array[int]] = {}
     try:
         for number, line in enumerate(read_lines(path, LARGEST_LIST), start=1):
@@ -242,13 +265,13 @@ def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
             if not entry or (number == 1 and entry == "image"):
                 continue
             try:
-                _, video, frame = parse_path(entry)
+                video, _, frame = parse_path(entry)
             except ValueError:
                 raise InputError(
                     f"{path}, line {number}: {entry[:80]!r} names no crop. Expected <video>/00001.jpg. Correct the "
                     "line."
                 ) from None
-            frames.setdefault(canonical(video), array("q")).append(frame)
+            frames.setdefault(video, array("q")).append(frame)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The list of crops {path} can't be read: {getattr(error, 'strerror', None) or error}. Expected a text "

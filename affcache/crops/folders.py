@@ -1,39 +1,30 @@
-"""Finding face crops: one folder per video, one file per frame, as Aff-Wild2 lays them out, on disk or in archives."""
+"""Finding face crops: one folder per video, one file per frame, at any depth, on disk or in archives."""
 
 import errno
 import os
-import struct
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 
-from affcache.crops.archives import MEMBER_DTYPE, Archive, Member, TarArchive, refuse_compressed
+from affcache.crops.archives import Archive, TarArchive, refuse_compressed
 from affcache.crops.crop_list import (
     IMAGE_SUFFIXES,
-    LARGEST_FRAME_NUMBER,
     USUAL_NAMING,
     CropList,
     IgnoredFiles,
     Naming,
-    canonical,
-    format_of,
-    split_name,
 )
+from affcache.crops.listing import DEEPEST, MACOS, TOO_DEEP, Folder, FrameFiles, list_folder
+from affcache.crops.names import RELEASE, canonical, names_below
 from affcache.crops.zip_archive import ZipArchive
 from affcache.errors import InputError
 
 # by the suffix of its name, what opens a file of crops; a further kind is a subclass of Archive and a line here
 SOURCES: Mapping[str, Callable[[Path], Archive]] = {".zip": ZipArchive, ".tar": TarArchive}
 OTHER_ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
-MOST_LOOKED_AT = 10_000  # files, to guess what was meant
 LISTING_THREADS = 8  # hide a network file system's latency
-_MEMBER = struct.Struct("<qqqIB")  # one entry of MEMBER_DTYPE
 # the machine's fault, or the network's, whatever file they are met at
 NEVER_THE_CROP = frozenset(
     {
@@ -45,72 +36,17 @@ NEVER_THE_CROP = frozenset(
 OnListed = Callable[[int, int, str], None]  # (done, total, unit)
 
 
-@dataclass
-class FrameFiles:
-    """The files of one video as they are met: frame numbers, names in short, and places in an archive."""
-
-    folder: Path
-    archive: Archive | None = None
-    format: str = ""
-    exceptions: dict[int, str] = field(default_factory=dict)
-    numbers: "array[int]" = field(default_factory=lambda: array("i"))
-    members: bytearray = field(default_factory=bytearray)
-    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
-    unsafe: int = 0
-    leads_nowhere: bool = False  # a link to what isn't there, or to itself
-
-    def add(self, name: str, member: Member | None = None) -> None:
-        """Take one file, or count it as ignored when it is no crop."""
-        parts = split_name(name)
-        if parts is None or not parts[2] or (number := int(parts[1])) > LARGEST_FRAME_NUMBER:
-            self.ignored.add(name)
-            return
-        if not self.format:
-            self.format = format_of(*parts)
-        if self.format.format(number) != name:
-            if number in self.exceptions:
-                raise self._twice(number, self.exceptions[number], name)
-            self.exceptions[number] = name
-        self.numbers.append(number)
-        if member is not None:
-            self.members += _MEMBER.pack(*member)
-
-    def in_order(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.void]]:
-        """Return frame numbers (n,), rising, and archive members (n,) in that order.
-
-        Raises:
-            InputError: two files have the same frame number.
-        """
-        numbers = np.frombuffer(self.numbers, dtype=np.intc).astype(np.int32)
-        order = np.argsort(numbers, kind="stable")
-        numbers = numbers[order]
-        repeated = np.flatnonzero(np.diff(numbers) == 0)
-        if len(repeated):
-            number = int(numbers[repeated[0]])
-            usual = self.format.format(number)
-            raise self._twice(number, usual, self.exceptions.get(number, usual))
-        if self.archive is None:
-            return numbers, np.empty(0, MEMBER_DTYPE)
-        return numbers, np.frombuffer(bytes(self.members), dtype=MEMBER_DTYPE)[order]
-
-    def _twice(self, number: int, one: str, other: str) -> InputError:
-        first, second = sorted((one, other))
-        return InputError(
-            f"Two crops of frame {number} in {self.folder}: {first} and {second}. Expected one file per frame. "
-            "Remove or rename one of them, then run the same command again."
-        )
-
-
 def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> CropList:
-    """List the crops below one or several roots, each ``<root>/<video>/NNNNN.jpg``.
+    """List the crops below one or several roots, each ``<root>/<video>/NNNNN.jpg``, where a video's name may have "/".
 
-    A root is a folder, or a .zip or .tar archive that holds such folders (or one video's crops at its top; its own
-    name is then the video's). Archives that lie in a root folder are read as roots too. The frame number is the run of
-    digits that ends the file name's stem; gaps are kept as they are. Hidden entries are skipped; other files that are
-    no crops are counted. A video that stands under two roots is taken from the first one.
+    A root is a folder, or a .zip or .tar archive of one (or of one video's crops at its top; its own name is then the
+    video's). Archives that lie in a root folder are read as roots too. A video's name is its path below the root; in an
+    archive, below what ``names_below`` leaves out. The frame number is the run of digits that ends the file name's
+    stem; gaps are kept as they are. Hidden entries are skipped; other files that are no crops are counted. A video
+    that is there twice is taken from the first root, in an archive from the first folder.
 
     Args:
-        roots: folders that hold one folder per video, and archives.
+        roots: folders and archives.
         on_listed: called with (done, in all, unit) on the way, where the unit is "video" or "archived MB".
 
     Raises:
@@ -126,20 +62,15 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
         for files in _videos_of(root, on_listed or (lambda done, total, unit: None)):
             ignored.take(files.ignored)
             unsafe += files.unsafe
-            name = files.folder.name
-            if files.leads_nowhere:
-                lost.append(files.folder)
+            lost += files.lost
+            if files.above and not files.numbers:
                 continue
-            if files.archive and files.folder == files.archive.path:  # crops at the top of an archive
-                name = files.folder.stem
-            if files.archive and not files.numbers:  # a folder above the videos
-                continue
-            _require_unicode(files.folder.parent, name)
-            if canonical(name) in seen:
+            _require_unicode(files.archive.path if files.archive else root, files.name)
+            if canonical(files.name) in seen:
                 shadowed.append(files.folder)
             elif files.numbers:
-                videos[name] = files
-            seen.add(canonical(name))
+                videos[files.name] = files
+            seen.add(canonical(files.name))
     if not videos:
         raise InputError(_nothing_found(roots, ignored, lost))
     names = sorted(videos)
@@ -161,7 +92,7 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
 
 
 def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:
-    """Yield the videos of one root: those of a folder by name, then those of archives."""
+    """Yield the videos of one root: those of a folder level by level, by name, then those of archives."""
     if is_archive(root):
         yield from _videos_of_archive(root, on_listed)
         return
@@ -174,39 +105,25 @@ def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:
             "of crops per video, or a .zip or .tar archive of one. Say where it is with --crops DIR, or with "
             "crops = [...] in affcache.toml."
         )
-    try:
-        visible = sorted((name, (root / name).is_dir()) for name in os.listdir(root) if not name.startswith("."))  # noqa: PTH208  # as below
-    except OSError as error:
-        raise _can_not_list(root, error) from None
-    folders = [root / name for name, is_folder in visible if is_folder]
+    top = list_folder(Folder(root, "", frozenset()))
+    yield top.files
+    level, done, total = top.folders, 0, 0
     with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="list") as pool:
-        for done, files in enumerate(pool.map(_video_of_folder, folders), start=1):
-            on_listed(done, len(folders), "video")
-            yield files
-    for name, is_folder in visible:
-        if not is_folder and not (root / name).exists():
-            yield FrameFiles(root / name, leads_nowhere=True)
-        elif not is_folder and is_archive(root / name):
+        while level:
+            total += len(level)
+            crops, deeper = False, list[Folder]()
+            for listed in pool.map(list_folder, level):
+                done += 1
+                on_listed(done, total, "video")
+                crops |= len(listed.files.numbers) > 0
+                deeper += listed.folders
+                yield listed.files
+            if level is top.folders and not crops and (root / RELEASE).is_dir():
+                raise InputError(_nothing_found([root], IgnoredFiles(), []))  # else its name would be in all names
+            level = deeper
+    for name in top.others:
+        if is_archive(root / name):
             yield from _videos_of_archive(root / name, on_listed)
-
-
-def _video_of_folder(folder: Path) -> FrameFiles:
-    files = FrameFiles(folder)
-    try:
-        names = os.listdir(folder)  # noqa: PTH208  # a Path for each of millions of names takes minutes
-    except OSError as error:
-        raise _can_not_list(folder, error) from None
-    for name in names:
-        if not name.startswith("."):
-            files.add(name)
-    return files
-
-
-def _can_not_list(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"The folder {folder} can't be listed: {error.strerror}. Expected a folder of crops that may be read. Give "
-        "yourself the right to read it, or reconnect its disk, then run the same command again."
-    )
 
 
 def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
@@ -215,13 +132,20 @@ def _videos_of_archive(path: Path, on_listed: OnListed) -> list[FrameFiles]:
     entries = archive.entries(lambda done, total: on_listed(done >> 20, max(total >> 20, 1), "archived MB"))
     for entry, member in entries:
         folder, _, name = entry.rpartition("/")
-        if any(part.startswith(".") or part == "__MACOSX" for part in (*folder.split("/"), name) if part):
+        if any(part.startswith(".") or part == MACOS for part in (*folder.split("/"), name) if part):
             continue
         files = folders.get(folder)
         if files is None:
-            files = folders[folder] = FrameFiles(path / PurePosixPath(folder) if folder else path, archive)
-        files.add(name, member)
+            place = path / PurePosixPath(folder) if folder else path
+            files = folders[folder] = FrameFiles(place, path.stem, archive, above=True)
+        if folder.count("/") >= DEEPEST:
+            files.ignored.add(name, TOO_DEEP)
+        elif not files.add(name, member):
+            files.ignored.add(name)
     archive.rest()
+    inside = [folder for folder, files in folders.items() if folder and files.numbers]
+    for folder, video in zip(inside, names_below(inside), strict=True):
+        folders[folder].name = video
     videos = [folders[folder] for folder in sorted(folders)]
     if videos:
         videos[0].unsafe = archive.left_out
@@ -247,12 +171,8 @@ def _nothing_found(roots: Sequence[Path], ignored: IgnoredFiles, lost: Sequence[
         if root.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.iterdir()):
             hint = f"{root} itself holds images: pass its parent folder, which holds one folder per video."
             break
-        if (root / "cropped_aligned").is_dir():
-            hint = f"Did you mean --crops {root / 'cropped_aligned'}?"
-            break
-        deeper = (path for path in islice(root.glob("*/*/*"), MOST_LOOKED_AT) if path.suffix.lower() in IMAGE_SUFFIXES)
-        if root.is_dir() and (found := next(deeper, None)):
-            hint = f"{found} lies one folder too deep: pass the folder above its video, {found.parents[1]}."
+        if (root / RELEASE).is_dir():
+            hint = f"Did you mean --crops {root / RELEASE}?"
             break
     else:
         hint = "Say where the crops are with --crops DIR, or with crops = [...] in affcache.toml."

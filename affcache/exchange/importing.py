@@ -9,7 +9,7 @@ from typing import Any
 
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
-from affcache.exchange.layouts import open_clip_retrieval, open_published_code, refuse_store
+from affcache.exchange.layouts import name_videos, open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
 from affcache.exchange.sources import (
     HDF5_MAGIC,
@@ -51,6 +51,8 @@ def open_sources(settings: ImportSettings, listener: Listener) -> ImportSource:
         _require_same_encoder(sources[0], source)
     parts = [part for source in sources for part in source.parts]
     _require_same_width(parts)
+    if not tables:
+        name_videos(sources)
     labels, left_out = (sum(getattr(source, of) for source in sources) for of in ("labels", "left_out"))
     return replace(sources[0], parts=parts, labels=labels, left_out=left_out)
 

@@ -2,12 +2,14 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from affcache.crops.crop_list import LARGEST_LIST
+from affcache.crops.names import VideoNames, names_below
 from affcache.errors import InputError
 from affcache.exchange import foreign_hdf5
 from affcache.exchange.sources import (
@@ -28,6 +30,26 @@ from affcache.store.reading import FORMAT
 EMBEDDINGS, METADATA = "img_emb", "metadata"
 DATASETS = ("train_features", "val_features")
 _LABEL = re.compile(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?)*", re.ASCII)  # 4, or 0,1,1,0,...
+
+
+def name_videos(sources: Sequence[ImportSource]) -> None:
+    """Name the videos of rows that came with the paths of their crops: by the last folder of a path.
+
+    Where a source has different folders of that name, neither the end of the other, all go by ``names_below``.
+    """
+    keys = [[part.keys for part in source.parts if part.keys.are_paths] for source in sources]
+    of_sources = [sorted({folder for one in of_source for folder in one.index}) for of_source in keys]
+    every = sorted({folder for folders in of_sources for folder in folders})
+    called = {folder: folder.rpartition("/")[2] for folder in every}
+    last = VideoNames(sorted(set(called.values())))
+    try:
+        for folders, source in zip(of_sources, sources, strict=True):
+            last.match(folders, source.path)
+    except InputError:
+        called = dict(zip(every, names_below(every), strict=True))
+    for of_source in keys:
+        for one in of_source:
+            one.called = called
 
 
 def open_clip_retrieval(folder: Path) -> ImportSource:

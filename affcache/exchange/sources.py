@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, canonical, parse_path
+from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, parse_path
+from affcache.crops.names import canonical, plain_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import open_regular
 from affcache.progress import Listener
@@ -38,6 +39,8 @@ class FrameKeys:
 
     def __init__(self) -> None:
         self.index: dict[str, int] = {}  # of a video, each used by at least one row
+        self.are_paths = False  # whether ``index`` has the folders of crops, not the names of videos
+        self.called: Mapping[str, str] = {}  # the name of the video, by folder
         self.video, self.frame, self.status = array("q"), array("q"), bytearray()
 
     def __len__(self) -> int:
@@ -61,7 +64,14 @@ class FrameKeys:
         """Take the key of the next row from the path of its crop; raises as ``add``."""
         if not isinstance(path, str):  # a column may hold anything
             raise ValueError(f"has the path {path!r}, which is no text")
-        self.add(*parse_path(path)[1:])
+        folder, _, frame = parse_path(path)
+        self.add(plain_path(folder), frame)
+        self.are_paths = True
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the videos in ``index``, in its order."""
+        return [self.called.get(name, name) for name in self.index]
 
 
 def gather(path: Path, rows: Iterable[tuple[Any, ...]], add: Callable[..., None], expected: str) -> FrameKeys:
@@ -183,11 +193,11 @@ class SourceRows:
         self.status = np.frombuffer(b"".join(part.keys.status for part in parts), dtype=np.uint8)  # (N,) as they come
         self.matrices: Sequence[Matrix] = ()  # (n, D) each, once they are open
         self._starts = np.cumsum([0, *map(len, parts)])
-        every = {name for part in parts for name in part.keys.index}
+        every = {name for part in parts for name in part.keys.names}
         names = sorted({canonical(name): name for name in sorted(every)}.values())  # one form of each
         found = {canonical(name): position for position, name in enumerate(names)}
         rank = {name: found[canonical(name)] for name in every}
-        ranks = [np.fromiter(map(rank.__getitem__, p.keys.index), np.int64)[np.array(p.keys.video)] for p in parts]
+        ranks = [np.fromiter(map(rank.__getitem__, p.keys.names), np.int64)[np.array(p.keys.video)] for p in parts]
         video, frame = np.concatenate(ranks), np.concatenate([part.keys.frame for part in parts]).astype(np.int32)
         self.order: Rows = np.lexsort((frame, video)).astype(np.int64)  # (N,) which of these a row of the store is
         video, frame = video[self.order], frame[self.order]

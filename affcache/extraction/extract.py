@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from affcache.crops.crop_list import LARGEST_LIST, CropList, canonical, keep_listed
+from affcache.crops.crop_list import LARGEST_LIST, CropList, keep_listed
 from affcache.crops.folders import find_crops
+from affcache.crops.names import canonical
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
 from affcache.extraction.pipeline import PHOTOS, Encoded, Encoding, Engine, ExtractionStats, is_large
@@ -80,6 +81,9 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     with writing_lock(path, listener), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
+            found, crops = crops, crops.as_in(EmbeddingStore.open(path).video_names)
+            if crops is not found:
+                listener.message(f"videos keep the names that {path} has, such as {crops.video_names[0]}")
             recorded = open_begun(path, crops).encoder  # before the encoder is loaded, which takes a while
         engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
         for view in dict.fromkeys(("plain", settings.view)):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from affcache.crops.archives import UnreadableCropError
-from affcache.crops.crop_list import IMAGE_SUFFIXES, CropList, canonical, split_name
+from affcache.crops.crop_list import IMAGE_SUFFIXES, CropList, split_name
 from affcache.crops.folders import find_crops, is_archive
 from affcache.crops.images import decode_crop
+from affcache.crops.names import canonical
 from affcache.encoders.side_by_side import AnyEncoder
 from affcache.errors import InputError, first_line
 from affcache.extraction.pipeline import Pipeline, default_workers, is_large
@@ -67,7 +69,7 @@ def sort_inputs(inputs: Sequence[Path]) -> Inputs:
 
 
 def holds_crops(folder: Path) -> bool:
-    """Say whether a folder is one of crops: made by ``affcache faces``, or of folders with small numbered pictures.
+    """Say whether a folder is one of crops: made by ``affcache faces``, or holding folders of small numbered pictures.
 
     A folder that holds videos or pictures itself is none.
     """
@@ -80,14 +82,25 @@ def holds_crops(folder: Path) -> bool:
         return False
     if any(is_archive(entry) for entry in entries):
         return True
-    said = (_holds_frames(entry) for entry in [entry for entry in entries if entry.is_dir()][:LOOKED_AT])
+    said = map(_holds_frames, islice(_folders_below(folder), LOOKED_AT))
     return next((one for one in said if one is not None), False)
 
 
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """Yield the folders below one by name, each before those in it, which are listed only if another is asked for."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield entry
+            yield from _folders_below(entry)
+
+
 def _holds_frames(folder: Path) -> bool | None:
-    """Say whether a folder's pictures are small and have numbers for names; None where it has none that can be read."""
+    """Say whether a folder's pictures are small and have numbers for names, and no videos are among them.
+
+    None where there is none that can be read.
+    """
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES or path.name.startswith("."):
             continue
         parts = split_name(path.name)
         if parts is None or parts[0]:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from affcache.crops.archives import UnreadableCropError
-from affcache.crops.crop_list import canonical
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
+from affcache.crops.names import canonical
 from affcache.errors import InputError
 from affcache.faces.media import Media, read_frames
 from affcache.faces.scan import cut_out

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from affcache.crops.archives import UnreadableCropError
-from affcache.crops.crop_list import canonical
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
+from affcache.crops.names import VideoNames
 from affcache.errors import InputError
 from affcache.figures import drawing
 from affcache.reporting.page import inline_figure
@@ -84,15 +84,16 @@ class ReportContext:
         chosen, there = [*self.hardest, *self.suspicious], [root for root in self.crops if root.exists()]
         if not there or not chosen:
             return {}
+        names = self.video_names
         try:
             crops = find_crops(there)
-        except InputError:  # nothing in it
+            index_of = VideoNames(crops.video_names).match(names, there[0])
+        except InputError:  # nothing in it, or no saying which is whose
             return {}
-        index_of = {canonical(name): index for index, name in enumerate(crops.video_names)}
         videos, numbers = self.frame_names
         pictures = {}
         for position in chosen:
-            index = index_of.get(canonical(self.video_names[videos[position]]))
+            index = index_of.get(names[videos[position]])
             if index is None:
                 continue
             first, last = crops.video_start[index : index + 2]

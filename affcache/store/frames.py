@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import canonical
+from affcache.crops.names import canonical
 
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
 Rows = npt.NDArray[np.int64]  # of a store

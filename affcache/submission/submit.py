@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import canonical, parse_path
+from affcache.crops.crop_list import parse_path
+from affcache.crops.names import VideoNames, canonical, plain_path
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_lines, write_text
 from affcache.progress import Listener, Result, counted
@@ -33,12 +34,23 @@ class Template:
     """The frames that a submission is of, in its order."""
 
     locations: list[str]  # as the organisers write them, such as 14-30-1920x1080/00001.jpg
-    videos: list[str]  # (n,) canonical
+    videos: list[str]  # (n,) canonical, with all folders before it until ``named_as`` knows better
     frame_numbers: npt.NDArray[np.int64]  # (n,)
     columns: tuple[str, ...] = ()  # what its header names after the location, if it has one that does
 
     def __len__(self) -> int:
         return len(self.locations)
+
+    def named_as(self, names: Sequence[str], path: Path) -> "Template":
+        """Return the template with the canonical names of known videos, found as ``VideoNames`` does.
+
+        Raises:
+            InputError: a line may be of several videos, or a frame comes twice; ``path`` is its file.
+        """
+        called = VideoNames(names).match(dict.fromkeys(self.videos), path)
+        videos = [canonical(names[called[video]]) if video in called else video for video in self.videos]
+        _require_once(path, videos, self.frame_numbers.tolist())
+        return replace(self, videos=videos)
 
 
 def read_template(path: Path) -> Template:
@@ -54,13 +66,13 @@ def read_template(path: Path) -> Template:
             columns = tuple(name.strip() for name in line.split(",")[1:] if name.strip())
             continue
         try:
-            video, _, number = parse_path(location)
+            folder, _, number = parse_path(location)
         except ValueError:
             raise InputError(
                 f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
                 "the first comma, as in the organisers' templates. Correct that line."
             ) from None
-        frames.append((location, canonical(video), number))
+        frames.append((location, canonical(plain_path(folder)), number))
     return _template(path, frames, columns)
 
 
@@ -155,12 +167,16 @@ def _template(path: Path, frames: Sequence[Frame], columns: tuple[str, ...] = ()
     if not frames:
         raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
     locations, videos, numbers = map(list, zip(*frames, strict=True))
+    _require_once(path, videos, numbers)
+    return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
+
+
+def _require_once(path: Path, videos: Sequence[str], numbers: Sequence[int]) -> None:
     (video, number), times = Counter(zip(videos, numbers, strict=True)).most_common(1)[0]
     if times > 1:
         raise InputError(
             f"{path} names frame {number} of {video} twice. Expected every frame once. Remove the second line."
         )
-    return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
 
 
 @dataclass(frozen=True)
@@ -202,10 +218,12 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
             f"{settings.out} is there already. Expected a new file, so that no submission or template is lost. Choose "
             "another with --out FILE, or say --overwrite."
         )
-    template = read_template(settings.template) if settings.template else read_frame_counts(settings.frames or Path())
+    path = settings.template or settings.frames or Path()
+    template = read_template(path) if settings.template else read_frame_counts(path)
     runs = Ensemble.open(settings.run, settings.store, settings.device, listener)
     task, frames = runs.task, runs.frames
     require_template_of(template, task)
+    template = template.named_as(frames.video_names, path)
     on_training = runs
     if settings.fits_rules:
         _require_runs(runs.runs)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import canonical
+from affcache.crops.names import VideoNames, canonical
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_lines
 from affcache.progress import Result, counted
@@ -69,7 +69,7 @@ class JoinedLabels:
 
 
 def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[str, Path]:
-    """Map each labelled video of a split to its label file.
+    """Map each labelled video of a split to its label file, by the canonical path below the split's folder.
 
     ``annotations`` may be the folder that holds the challenge folders, one above it, or a challenge folder itself;
     its name doesn't matter.
@@ -107,12 +107,15 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
 
 
 def _text_files(folder: Path) -> dict[str, Path]:
-    """Return the label files of a folder by the canonical name of their video."""
+    """Return the label files in a folder, at any depth, by the canonical name of their video."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.txt")):
-        if not path.name.startswith(".") and files.setdefault(canonical(path.stem), path) != path:
+    for path in sorted(folder.rglob("*.txt")):
+        video = path.relative_to(folder).with_suffix("")
+        if any(part.startswith(".") for part in video.parts):
+            continue
+        if files.setdefault(canonical(video.as_posix()), path) != path:
             raise InputError(
-                f"{folder} holds two label files of the video {path.stem}, whose names differ in the form of their "
+                f"{folder} holds two label files of the video {video}, whose names differ in the form of their "
                 "accents only. Expected one. Remove the other."
             )
     return files
@@ -196,15 +199,17 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
 def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
-    Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop.
+    Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop. Which video a label
+    file is of, ``VideoNames`` says.
 
     Raises:
-        InputError: label files that can't be read, or none that belongs to a crop of the store.
+        InputError: label files that can't be read or may be of several videos, or none that belongs to a crop of the
+            store.
         ConfigError: there is no such task or split.
     """
     task = find_task(task) if isinstance(task, str) else task
     files = find_label_files(annotations, task, split)
-    video_index = {canonical(name): index for index, name in enumerate(store.video_names)}
+    video_index = _videos_of_labels(files, store)
     rows: list[npt.NDArray[np.int64]] = []
     labels: list[npt.NDArray[Any]] = []
     counts = dict.fromkeys(("used", "no_crop", "no_label", "invalid_label", "unreadable_crop"), 0)
@@ -237,6 +242,29 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         )
     order = np.argsort(np.concatenate(rows), kind="stable")
     return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
+
+
+def _videos_of_labels(files: Mapping[str, Path], store: FrameIndex) -> dict[str, int]:
+    """Return which video of a store each label file is of; of several of one video, the one with its whole name is.
+
+    Raises:
+        InputError: none has, or a label file may be of several videos.
+    """
+    first, path = next(iter(files.items()))
+    folder = path.parents[first.count("/")]
+    called: dict[int, list[str]] = {}
+    for name, video in VideoNames(store.video_names).match(files, folder).items():
+        called.setdefault(video, []).append(name)
+    chosen = {}
+    for video, names in called.items():
+        whole = [name for name in names if name == canonical(store.video_names[video])]
+        if len(names) > 1 and not whole:
+            raise InputError(
+                f"{folder}: {' and '.join(names)} are both label files of the video {store.video_names[video]}. "
+                "Expected one. Remove the others."
+            )
+        chosen[(whole or names)[0]] = video
+    return chosen
 
 
 def stripped_name(video: str) -> str:

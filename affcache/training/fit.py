@@ -21,7 +21,6 @@ from affcache.store.joined import AnyStore, open_stores
 from affcache.tasks.annotations import (
     SPLIT_FOLDERS,
     JoinedLabels,
-    find_label_files,
     group_frames,
     hold_out,
     join_labels,
@@ -196,11 +195,11 @@ class JoinedSplits:
         """
         store = open_stores(paths, listener)
         store.verify()  # two seconds for a million rows; a damaged one would train without a word
-        train_files, validation_files = (find_label_files(annotations, task, split) for split in SPLIT_FOLDERS)
-        if both := sorted(train_files.keys() & validation_files.keys()):
-            examples = ", ".join(both[:3])
-            listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
         train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
+        videos = store.video_of_rows()
+        if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])):
+            examples = ", ".join(store.video_names[video] for video in both[:3])
+            listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
         listener.message(train.account.sentence("train"))
         listener.message(validation.account.sentence("validation"))
         if len(train) < 2:

@@ -490,3 +490,38 @@ def test_paths_that_are_no_texts(tmp_path: Path) -> None:
     table = pyarrow.table({"image_path": [b"a/1.jpg"]})
     pyarrow.parquet.write_table(table, folder / "metadata" / "metadata_0.parquet")
     assert "row 0 (counted from 0) has the path b'a/1.jpg', which is no text" in refused(tmp_path, sources=folder)
+
+
+DEEP = ("d/1/V1/Q3/00001.jpg", "d/1/V2/Q3/00001.jpg", "d/2/V1/Q3/00001.jpg")
+
+
+def test_videos_of_one_name_in_different_folders_stay_apart(tmp_path: Path) -> None:
+    train, val = (
+        write_published(tmp_path, matrix(len(paths)), paths, name=name)
+        for name, paths in (("train", DEEP), ("val", ["d/3/V1/Q4/00001.jpg"]))
+    )
+    sources, lists = zip(train, val, strict=True)
+    affcache.import_embeddings(sources=sources, list=lists, store=tmp_path / "s.h5", model="m")
+    assert EmbeddingStore.open(tmp_path / "s.h5").video_names == ("1/V1/Q3", "1/V2/Q3", "2/V1/Q3", "3/V1/Q4")
+    write_clip_retrieval(tmp_path / "in", {str(n): (matrix(1), [path]) for n, path in enumerate(DEEP)})
+    affcache.import_embeddings(sources=tmp_path / "in", store=tmp_path / "c.h5", model="m")
+    assert EmbeddingStore.open(tmp_path / "c.h5").video_names == ("1/V1/Q3", "1/V2/Q3", "2/V1/Q3")
+    for out in ("s.parquet", "s.safetensors", "s-npy"):
+        kind = out[2:].replace("npy", "npy")
+        affcache.export_embeddings(store=tmp_path / "s.h5", format=kind, out=tmp_path / out)
+        affcache.import_embeddings(sources=tmp_path / out, store=tmp_path / f"{kind}.h5")
+        assert (tmp_path / f"{kind}.h5").read_bytes() == (tmp_path / "s.h5").read_bytes()
+
+
+def test_the_last_folder_names_a_video_where_that_is_enough(tmp_path: Path) -> None:
+    train, val = (
+        write_published(tmp_path, matrix(2), paths, name=name)
+        for name, paths in (
+            ("train", ["cropped_aligned/a/1.jpg", "cropped_aligned_new_50_vids/b/1.jpg"]),
+            ("val", ["/elsewhere/a/2.jpg", "c/3.jpg"]),
+        )
+    )
+    sources, lists = zip(train, val, strict=True)
+    affcache.import_embeddings(sources=sources, list=lists, store=tmp_path / "s.h5", model="m")
+    store = EmbeddingStore.open(tmp_path / "s.h5")
+    assert (store.video_names, store.frame_number.tolist()) == (("a", "b", "c"), [1, 2, 1, 3])

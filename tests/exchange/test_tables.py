@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import affcache
-from affcache.crops.crop_list import canonical
+from affcache.crops.names import canonical
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.importing import ImportResult
 from affcache.exchange.tables import _matches

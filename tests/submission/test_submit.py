@@ -292,3 +292,45 @@ def test_a_name_with_a_comma_is_no_video_of_a_submission(tmp_path: Path) -> None
     (tmp_path / "videos.csv").write_text("q,uote,30\n")
     with pytest.raises(InputError, match="is no video with its frame count"):
         read_frame_counts(tmp_path / "videos.csv")
+
+
+DEEP = {"1/V1/Q3": [1, 2], "1/V2/Q3": [1, 2], "2/V1/Q4": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "videos",
+    [list(DEEP), [f"test/crops/{video}" for video in DEEP], ["V1/Q3", "1/V2/Q3", "Q4"]],
+    ids=["full", "folders before", "short"],
+)
+def test_videos_of_several_levels_are_found_by_their_names(
+    runs: dict[str, Path], tmp_path: Path, videos: list[str]
+) -> None:
+    features = np.random.default_rng(1).normal(size=(6, 16)).astype(np.float16)
+    store = write_store(tmp_path / "s.h5", DEEP, features).path
+    (tmp_path / "template").write_text("".join(f"{video}/{n:05d}.jpg\n" for video in videos for n in (1, 2)))
+    (tmp_path / "frames").write_text("".join(f"{video},2\n" for video in videos))
+    expected = predictions_of(runs["va"], {"store": store}, {video: [1, 2] for video in DEEP}, tmp_path)
+    for name in ("template", "frames"):
+        out = tmp_path / f"{name}.out"
+        result = submit(run=runs["va"], store=store, out=out, **{name: tmp_path / name})
+        assert (result.videos_without_crops, result.filled, result.videos) == ((), 0, 3)
+        lines = out.read_text().splitlines()[1:]
+        assert [line.split(",")[1:] for line in lines] == expected
+        assert lines[0].startswith(f"{videos[0]}/00001.jpg,")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("Q3/1.jpg\n", r"template: Q3 may be any of 2 videos, 1/V1/Q3, 1/V2/Q3\. "),
+        ("Q4/1.jpg\n2/V1/Q4/1.jpg\n", r"template names frame 1 of 2/V1/Q4 twice"),
+        ("9/V1/Q3/1.jpg\n", "No video of the template has a crop"),
+    ],
+)
+def test_a_template_line_is_never_of_another_video(
+    runs: dict[str, Path], tmp_path: Path, lines: str, said: str
+) -> None:
+    store = write_store(tmp_path / "s.h5", DEEP, np.ones((6, 16), np.float16)).path
+    (tmp_path / "template").write_text(lines)
+    with pytest.raises(InputError, match=said):
+        submit(run=runs["expr"], store=store, template=tmp_path / "template", out=tmp_path / "o")

@@ -86,7 +86,7 @@ def test_a_video_in_both_splits_is_warned_of_under_whatever_name(tmp_path: Path)
     annotations = write_nested(tmp_path, {"1/V1/Q1": [1, 1], "2/V1/Q3": [1, 1]})
     write_nested(tmp_path, {"Q1": [1, 1], "Q4": [0, 0]}, "validation")
     heard = Heard()
-    joined = JoinedSplits.open(store.path, TASKS["expr"], annotations, heard)
+    joined = JoinedSplits.open((store.path,), TASKS["expr"], annotations, heard)
     assert heard.warnings == ["1 video in both splits, so validation flatters: 1/V1/Q1"]
     rest, held = hold_out(store, joined.train, 0.5)
     assert {*held, *group_frames(store, rest)[0]} == {"1/V1/Q1", "2/V1/Q3"}

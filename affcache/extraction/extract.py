@@ -23,7 +23,7 @@ from affcache.faces.detector import detector_at_hand
 from affcache.faces.settings import DETECTION_SIDE
 from affcache.files import read_lines, remove, write_text
 from affcache.progress import Listener, Result, counted
-from affcache.settings import CROPS, command, default_store
+from affcache.settings import CROPS, command
 from affcache.store.reading import UNREADABLE, EmbeddingStore, Rows, differing_fields, fingerprint, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
@@ -71,7 +71,7 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
         StoreError: the store is of other crops or another encoder, damaged, in use, or out of disk space.
         ConfigError: a setting is unknown or out of range.
     """
-    path = settings.store or default_store(settings.model, settings.pretrained)
+    path = settings.store or settings.usual_store()
     engines = import_module(ENGINES[settings.engine])
     device = engines.driver_device(settings)  # says what can't work before crops are listed, which takes a while
     crops = list_crops(settings, listener)
@@ -79,7 +79,9 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     with writing_lock(path, listener), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
-            recorded = open_begun(path, crops).encoder  # before the encoder is loaded, which takes a while
+            recorded = open_begun(
+                path, crops, settings.every
+            ).encoder  # before the encoder is loaded, which takes a while
         engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
         for view in dict.fromkeys(("plain", settings.view)):
             result = _extract_view(settings, path, view, crops, engine, listener)
@@ -91,12 +93,14 @@ def _extract_view(
 ) -> ExtractResult:
     """Make or continue the file of one view, and say what was done."""
     path, description = store, dict(engine.description)
+    if settings.every > 1:
+        description["every"] = settings.every
     if view != "plain":
         path, description = view_path(store, view), {**description, "view": view}
         listener.message(f"view {view}: mirrored crops, into {path}")
     batch_size = int(description["batch_size"])
     if path.exists():
-        begun = open_begun(path, crops)
+        begun = open_begun(path, crops, settings.every)
         require_same_encoder(begun, description)
         batch_size = settings.batch_size or begun.encoder.get("batch_size", batch_size)  # a view may have its own
     else:
@@ -183,7 +187,27 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         listener.message(f"{len(crops):,} of them are in {settings.crop_list}")
         if missing:
             listener.warning(f"{counted(missing, 'crop')} that {settings.crop_list} names were not found")
-    return crops
+    return each_kth(crops, settings.every, listener) if settings.every > 1 else crops
+
+
+def each_kth(crops: CropList, every: int, listener: Listener) -> CropList:
+    """Keep the frames 1, 1 + K, 1 + 2 K, ... of each video: by their numbers, so that other stores have the same ones.
+
+    Raises:
+        InputError: no crop has such a number.
+    """
+    kept = (crops.frame_number - 1) % every == 0
+    if not kept.any():
+        raise InputError(
+            f"None of the {len(crops):,} crops is of a frame 1, 1 + {every}, 1 + 2 x {every}, ... Expected frame "
+            "numbers that count the frames of a video. Leave out --every."
+        )
+    thinned = crops.only(kept)
+    lost = len(crops.video_names) - len(thinned.video_names)
+    listener.message(f"{counted(len(thinned), 'crop')} of each {every}th frame are encoded")
+    if lost:
+        listener.warning(f"{counted(lost, 'video')} without such a frame left out")
+    return thinned
 
 
 def warn_of_photos(crops: CropList, listener: Listener) -> None:
@@ -279,9 +303,15 @@ def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) 
         )
 
 
-def open_begun(path: Path, crops: CropList) -> EmbeddingStore:
+def open_begun(path: Path, crops: CropList, every: int) -> EmbeddingStore:
     """Open a store to continue it; raise StoreError when it was made of other crops, saying what differs."""
     store = EmbeddingStore.open(path)
+    before = store.encoder.get("every", 1)
+    if before != every:
+        raise StoreError(
+            f"{path} was begun with --every {before}, and this is --every {every}: other frames. Expected the same. "
+            f"Say --every {before}. {FORWARD}"
+        )
     differences = []
     before, now = (list(map(canonical, one.video_names)) for one in (store, crops))
     if before != now:

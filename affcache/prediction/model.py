@@ -13,7 +13,7 @@ from PIL import Image
 
 from affcache.crops.images import as_pixels
 from affcache.encoders.encoder import Crop, Encoder
-from affcache.encoders.loading import load_encoder
+from affcache.encoders.loading import load_described
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import read_bytes
 from affcache.prediction.card import card_of_run
@@ -102,7 +102,7 @@ class Model:
     def encoder_is_known(self) -> bool:
         """Whether it is known what made the embeddings, as it isn't of a store that was imported."""
         said = self.trained.encoder
-        return bool(said.get("weights_sha256")) and {"model", "activation", "precision"} <= said.keys()
+        return bool(said.get("weights_sha256")) and {"model", "precision"} <= said.keys()
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -123,30 +123,23 @@ class Model:
                 f"(said to be: {encoder_name(said)}). Expected an encoder whose weights are known, to encode images. "
                 "Encode them with what made the others, and pass embeddings=ARRAY."
             )
-        name, tag = (self._elsewhere[part] or str(said.get(part) or "") for part in ("model", "pretrained"))
-        if self._elsewhere["model"] and self._elsewhere["pretrained"] is None and name != said["model"]:
-            tag = ""  # it was the other's
+        name = self._elsewhere["model"] or str(said["model"])
         try:
-            encoder = load_encoder(
-                name,
-                tag,
-                activation=said["activation"],
-                precision=precision,
-                device=str(self.trained.device),
-            )
+            encoder = load_described(said, **self._elsewhere, precision=precision, device=str(self.trained.device))
         except (InputError, ConfigError) as error:
-            elsewhere = 'model="local-dir:FOLDER"'
-            if not name.startswith("local-dir:"):
-                elsewhere = f'model="{name}", pretrained="FILE"'
+            kind = name.partition(":")[0]
+            place = {"local-dir": "local-dir:FOLDER", "onnx": "onnx:FILE", "python": name}.get(kind, "")
+            elsewhere = f'model="{place}"' if place else f'model="{name}", pretrained="FILE"'
             raise InputError(
                 f"The encoder of {self.trained.source} can't be loaded: {error}\nIf it lies elsewhere, say where: "
                 f'affcache.load("{self.trained.source}", {elsewhere}). Without it, pass embeddings=ARRAY. '
-                "On the command line: affcache predict ... --model local-dir:FOLDER, or a store instead of pictures."
+                f"On the command line: affcache predict ... --model {place or 'local-dir:FOLDER'}, or a store instead "
+                "of pictures."
             ) from None
         found = {**encoder.description, "precision": said["precision"]}
         if fingerprint(found) != sha256:
             lines = "\n  ".join(differing_fields(said, found))
-            now = encoder_name({"model": name, "pretrained": tag})
+            now = encoder_name(found)
             raise StoreError(
                 f"{self.trained.source} was trained on embeddings of another encoder than {now}. Expected the "
                 f"same one; these differ (the head's against this one's):\n  {lines}\nName the encoder that made the "

@@ -31,7 +31,8 @@ NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
     "video_start": np.dtype("<i8"),
     "block_checksum": np.dtype("<u4"),
 }
-FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled")  # beyond rounding
+# beyond rounding
+FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled", "licence", "every")
 BLOCK_ROWS = 4096  # rows under one checksum
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
 Rows = npt.NDArray[np.int64]  # of a store

@@ -96,8 +96,8 @@ def load_weights(
         pretrained,
         activation,
         (height, width) if height else None,
-        tuple(mean) if mean is not None else None,
-        tuple(std) if std is not None else None,
+        _colours("mean", mean),
+        _colours("std", std),
     )
     weights = ENCODERS[kind](wanted)
     own = weights.preprocessing
@@ -108,6 +108,12 @@ def load_weights(
     if wanted.image_size:
         _require_size(weights)
     return weights
+
+
+def _colours(name: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
+    if values is not None and (len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0)):
+        raise ConfigError(f"{name} is {values}; expected three numbers, for red, green and blue in [0, 1].")
+    return None if values is None else tuple(values)
 
 
 def kind_of(model: str) -> tuple[str, str]:

@@ -87,8 +87,8 @@ def _require_alike(architecture: str, file: str, every: list[PretrainedCfg]) -> 
         words = "; ".join(f"{tag} has {', '.join(way)}" for way, tag in ways.items())
         raise ConfigError(
             f"The checkpoint {file} doesn't say how images are prepared for it, and timm's weights of "
-            f"{architecture} differ there: {words}. The wrong one gives wrong embeddings without an error. Say the weights that it "
-            f"is, or was trained from: timm:{architecture}.TAG."
+            f"{architecture} differ there: {words}. The wrong one gives wrong embeddings without an error. Say the "
+            f"weights that it is, or was trained from: timm:{architecture}.TAG."
         )
 
 

@@ -111,7 +111,9 @@ def load_weights(
 
 
 def _colours(name: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
-    if values is not None and (len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0)):
+    if values is not None and (
+        len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0)
+    ):
         raise ConfigError(f"{name} is {values}; expected three numbers, for red, green and blue in [0, 1].")
     return None if values is None else tuple(values)
 

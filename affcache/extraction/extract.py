@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from affcache.crops.crop_list import LARGEST_LIST, CropList, canonical, keep_listed
+from affcache.crops.crop_list import LARGEST_LIST, CropList, canonical, keep_each, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.devices import on_device
 from affcache.errors import InputError, StoreError
@@ -187,27 +187,12 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         listener.message(f"{len(crops):,} of them are in {settings.crop_list}")
         if missing:
             listener.warning(f"{counted(missing, 'crop')} that {settings.crop_list} names were not found")
-    return each_kth(crops, settings.every, listener) if settings.every > 1 else crops
-
-
-def each_kth(crops: CropList, every: int, listener: Listener) -> CropList:
-    """Keep the frames 1, 1 + K, 1 + 2 K, ... of each video: by their numbers, so that other stores have the same ones.
-
-    Raises:
-        InputError: no crop has such a number.
-    """
-    kept = (crops.frame_number - 1) % every == 0
-    if not kept.any():
-        raise InputError(
-            f"None of the {len(crops):,} crops is of a frame 1, 1 + {every}, 1 + 2 x {every}, ... Expected frame "
-            "numbers that count the frames of a video. Leave out --every."
-        )
-    thinned = crops.only(kept)
-    lost = len(crops.video_names) - len(thinned.video_names)
-    listener.message(f"{counted(len(thinned), 'crop')} of each {every}th frame are encoded")
-    if lost:
-        listener.warning(f"{counted(lost, 'video')} without such a frame left out")
-    return thinned
+    if settings.every > 1:
+        videos, crops = len(crops.video_names), keep_each(crops, settings.every)
+        listener.message(f"each frame 1 + n x {settings.every} of a video: {counted(len(crops), 'crop')}")
+        if lost := videos - len(crops.video_names):
+            listener.warning(f"{counted(lost, 'video')} without such a frame left out")
+    return crops
 
 
 def warn_of_photos(crops: CropList, listener: Listener) -> None:

@@ -102,7 +102,7 @@ class Model:
     def encoder_is_known(self) -> bool:
         """Whether it is known what made the embeddings, as it isn't of a store that was imported."""
         said = self.trained.encoder
-        return bool(said.get("weights_sha256")) and {"model", "precision"} <= said.keys()
+        return bool(said.get("weights_sha256")) and {"model", "image_size", "precision"} <= said.keys()
 
     @cached_property
     def encoder(self) -> Encoder:

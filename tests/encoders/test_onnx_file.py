@@ -273,7 +273,9 @@ def test_files_that_are_none_of_onnx(tmp_path: Path, content: bytes | None) -> N
     path = tmp_path / "g.onnx"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="can't be opened as an ONNX file" if content is not None else "There is no ONNX"):
+    with pytest.raises(
+        InputError, match="can't be opened as an ONNX file" if content is not None else "There is no ONNX"
+    ):
         load_encoder(f"onnx:{path}", **HALF)
 
 

@@ -59,7 +59,9 @@ def test_a_preprocessing_may_be_affcaches_own(monkeypatch: pytest.MonkeyPatch) -
 def test_a_module_that_can_not_be_cast_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("affcache.encoders.loading.fast_precisions", lambda device: ("bf16",))
     assert load_encoder(f"{HERE}:exact").precision == "fp32"
-    with pytest.raises(InputError, match=r"The module of python:.*exact failed of a tensor bfloat16.*my_encoder.py, line"):
+    with pytest.raises(
+        InputError, match=r"The module of python:.*exact failed of a tensor bfloat16.*my_encoder.py, line"
+    ):
         load_encoder(f"{HERE}:exact", precision="bf16").encode(crops())
 
 
@@ -81,10 +83,18 @@ def test_a_module_that_can_not_be_cast_stays_in_fp32(monkeypatch: pytest.MonkeyP
             r"can't be used: 'crop' is none of size, .*size is 0, .*mean is \[1, 2\], .*std is .*interpolation is 'nearest'",
         ),
         (":no_description", InputError, r"The description that .* returned is str, which JSON can't hold"),
-        (":odd_description", InputError, r"The description that .* is dict, which JSON can't hold \(Object of type Tensor"),
+        (
+            ":odd_description",
+            InputError,
+            r"The description that .* is dict, which JSON can't hold \(Object of type Tensor",
+        ),
         (":tokens", InputError, r"of shape \(1, 3, 1024\) of 1 crops. Expected \(1, D\)"),
         (":rows", InputError, r"of shape \(0, 3\) of 1 crops. Expected \(1, D\)"),
-        (":integers", InputError, r"made a tensor int64 \(1, 3\) of a tensor float32 \(1, 3, 32, 32\). Expected a tensor"),
+        (
+            ":integers",
+            InputError,
+            r"made a tensor int64 \(1, 3\) of a tensor float32 \(1, 3, 32, 32\). Expected a tensor",
+        ),
         (":numpy", InputError, r"made ndarray of a tensor float32 \(1, 3, 32, 32\)"),
     ],
 )
@@ -100,7 +110,9 @@ def test_a_module_that_can_not_be_imported(tmp_path: Path, monkeypatch: pytest.M
     message = r"Importing broken_encoder failed: ZeroDivisionError: division by zero \(broken_encoder.py, line 3\)"
     with pytest.raises(InputError, match=message):
         load_encoder("python:broken_encoder:build")
-    with pytest.raises(InputError, match=r"Importing lacking_encoder failed: ModuleNotFoundError: No module named 'not_"):
+    with pytest.raises(
+        InputError, match=r"Importing lacking_encoder failed: ModuleNotFoundError: No module named 'not_"
+    ):
         load_encoder("python:lacking_encoder:build")
 
 

@@ -29,7 +29,9 @@ def few_threads(one_thread: None) -> None:
 
 def faces() -> list[npt.NDArray[np.uint8]]:
     random = np.random.default_rng(0)
-    coarse = [random.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in SIZES]  # noise alone is nearly grey when small
+    coarse = [
+        random.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in SIZES
+    ]  # noise alone is nearly grey when small
     return [
         np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BICUBIC))
         for one, size in zip(coarse, SIZES, strict=True)
@@ -86,9 +88,7 @@ def test_the_size_of_dinov2_is_its_own_unless_said_and_part_of_the_fingerprint(m
     from affcache.encoders import loading, timm_models
 
     monkeypatch.setattr(timm_models.timm, "create_model", lambda *_, **options: Recorder(options))
-    (own, asked) = (
-        loading.load_weights(f"timm:{DINOV2}.lvd142m", "", image_size=size) for size in (None, 224)
-    )
+    (own, asked) = (loading.load_weights(f"timm:{DINOV2}.lvd142m", "", image_size=size) for size in (None, 224))
     assert own.description["image_size"] == [518, 518]
     assert own.tower.options == {"pretrained": True, "num_classes": 0}
     assert asked.tower.options == {"pretrained": True, "num_classes": 0, "img_size": (224, 224)}
@@ -152,14 +152,21 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path, damage: str) -> None:
     save_file(state, tmp_path / "weights.safetensors")
     if damage == "none":
         (tmp_path / "weights.safetensors").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=rf"weights.safetensors doesn't fit timm:{CONVNEXT}.*a classifier may be in it"):
+    with pytest.raises(
+        InputError, match=rf"weights.safetensors doesn't fit timm:{CONVNEXT}.*a classifier may be in it"
+    ):
         load_encoder(f"timm:{CONVNEXT}.d2_in1k", str(tmp_path / "weights.safetensors"))
 
 
 @pytest.mark.parametrize(
     ("name", "pretrained", "options", "message"),
     [
-        ("vit_tiny_patch16_225", "", {}, r"no network 'vit_tiny_patch16_225' \(did you mean 'vit_tiny_patch16_224'\?\)"),
+        (
+            "vit_tiny_patch16_225",
+            "",
+            {},
+            r"no network 'vit_tiny_patch16_225' \(did you mean 'vit_tiny_patch16_224'\?\)",
+        ),
         ("convnext_atto.d2_in1", "", {}, r"no weights 'd2_in1' of convnext_atto \(did you mean 'd2_in1k'\?\)"),
         ("vit_tiny_patch16_224", "", {}, r"has \d+ sets of weights. Expected one to be said: timm:.*augreg_in21k"),
         ("vit_tiny_patch16_224", "openai", {}, r"has \d+ sets of weights"),

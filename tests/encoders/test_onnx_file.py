@@ -1,4 +1,4 @@
-"""Networks in ONNX files: torch's embeddings, whatever the file's batch, type and outputs; and words for what is none."""
+"""Networks in ONNX files: torch's embeddings, whatever the batch, type and outputs; and words for what is none."""
 
 import copy
 import pickle

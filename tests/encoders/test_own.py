@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import affcache
 from affcache.crops.images import Preprocessing
-
 from affcache.encoders.loading import load_described, load_encoder
 from affcache.errors import AffcacheError, ConfigError, InputError
 from affcache.store.reading import EmbeddingStore, fingerprint
@@ -80,7 +80,7 @@ def test_a_module_that_can_not_be_cast_stays_in_fp32(monkeypatch: pytest.MonkeyP
         (
             ":odd_preprocessing",
             InputError,
-            r"can't be used: 'crop' is none of size, .*size is 0, .*mean is \[1, 2\], .*std is .*interpolation is 'nearest'",
+            r"can't be used: 'crop' is none of size, .*size is 0, .*mean is \[1, 2\], .*std is .*interpolation is 'near",
         ),
         (":no_description", InputError, r"The description that .* returned is str, which JSON can't hold"),
         (
@@ -174,8 +174,21 @@ def test_errors_of_its_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AffcacheError("said already")
 
     monkeypatch.setattr(my_encoder, "another", ours, raising=False)
-    with pytest.raises(AffcacheError, match="^said already$"):
+    with pytest.raises(AffcacheError, match=r"^said already$"):
         load_encoder(f"{HERE}:another")
     monkeypatch.setattr(my_encoder, "another", refuse, raising=False)
     with pytest.raises(InputError, match="failed: StopIteration: StopIteration"):
         load_encoder(f"{HERE}:another")
+
+
+def test_the_function_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    block = page.partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    (tmp_path / "encoder_of_the_docs.py").write_text(block)
+    network = torchvision.models.resnet18()
+    torch.save(network.state_dict(), tmp_path / "my_weights.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    encoder = load_encoder("python:encoder_of_the_docs:build", precision="fp32")
+    assert (encoder.width, encoder.description["licence"]) == (512, "mit")

@@ -17,7 +17,8 @@ import affcache
 model, labels = sys.argv[1:]
 for name, given in {"clip": {"model": model}, "timm": {"model": "timm:test_vit", "pretrained": "random:0"}}.items():
     affcache.extract(crops=("crops",), store=f"{name}.h5", device="cpu", **given)
-    affcache.fit(store=f"{name}.h5", annotations=labels, run=name, epochs=1, hidden_layers=0, batch_size=4, device="cpu")
+    words = {"epochs": 1, "hidden_layers": 0, "batch_size": 4, "device": "cpu"}
+    affcache.fit(store=f"{name}.h5", annotations=labels, run=name, **words)
     affcache.score(run=name, annotations=labels)
     affcache.publish(run=name, out=f"{name}-head")
     affcache.load(f"{name}-head", device="cpu", model=given["model"]).predict_proba("crops/a/00001.jpg")

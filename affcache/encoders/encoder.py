@@ -19,7 +19,7 @@ import torchvision
 from PIL import Image
 
 from affcache.crops.images import Normalise, Preprocessing, as_pixels
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError, first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Crop = npt.NDArray[np.uint8] | Image.Image | Path | str
@@ -123,6 +123,33 @@ class Weights:
     tower: torch.nn.Module  # normalised inputs (B, 3, H, W) to embeddings (B, D)
     preprocessing: Preprocessing
     description: Mapping[str, Any]  # what a store keeps, but for the width, which shows when it runs
+
+
+@torch.inference_mode()
+def require_size(tower: torch.nn.Module, size: tuple[int, int], model: str) -> None:
+    """Refuse images of another size than its own that a network can't take, or of which it would leave out the border.
+
+    Raises:
+        ConfigError: says which of it.
+    """
+    (height, width), convolutions = size, (m for m in tower.modules() if isinstance(m, torch.nn.Conv2d))
+    first = next(convolutions, None)
+    if (
+        first is not None
+        and first.stride == first.kernel_size
+        and (height % first.stride[0] or width % first.stride[1])
+    ):
+        raise ConfigError(
+            f"--image-size {height} x {width}: {model} cuts images into pieces of {first.stride[0]} x "
+            f"{first.stride[1]} pixels, and would leave out what is over. Expected a multiple of that."
+        )
+    try:
+        tower(torch.zeros(1, 3, height, width))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"{model} takes no images of {height} x {width} pixels ({type(error).__name__}: {first_line(error)}). "
+            "Expected a size that it takes. Leave out --image-size, or try another."
+        ) from error
 
 
 def describe(

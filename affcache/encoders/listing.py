@@ -8,8 +8,9 @@ import open_clip
 import timm
 import torch
 
-from affcache.encoders.open_clip import licence_of_tag
+from affcache.encoders.open_clip import licence_of_tag, own_size
 from affcache.encoders.settings import EncodersSettings
+from affcache.encoders.timm_models import licence_of
 from affcache.errors import ConfigError
 from affcache.progress import Listener, Result, quiet_libraries
 from affcache.settings import command
@@ -60,15 +61,13 @@ def _name(one: ListedEncoder) -> str:
 def _of_open_clip() -> Iterator[ListedEncoder]:
     for model, tag in open_clip.list_pretrained():
         config = open_clip.get_model_config(model)
-        size = config["vision_cfg"].get("image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else size
-        yield ListedEncoder(model, tag, config["embed_dim"], (height, width), licence_of_tag(tag)[0])
+        yield ListedEncoder(model, tag, config["embed_dim"], own_size(config), licence_of_tag(tag)[0])
 
 
 def _of_timm() -> Iterator[ListedEncoder]:
     for name in timm.list_pretrained():
         config: Any = timm.get_pretrained_cfg(name)
-        yield ListedEncoder(f"timm:{name}", "", None, config.input_size[-2:], config.license or "")
+        yield ListedEncoder(f"timm:{name}", "", None, config.input_size[-2:], licence_of(config))
 
 
 def _with_widths(found: Sequence[ListedEncoder], listener: Listener) -> Iterator[ListedEncoder]:

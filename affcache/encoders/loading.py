@@ -15,7 +15,7 @@ from affcache.crops.images import decode_crop
 from affcache.devices import processor_facts, resolve_device
 from affcache.encoders import onnx_file, open_clip, own, timm_models
 from affcache.encoders.encoder import Encoder, ImageTower, Wanted, Weights, prepared
-from affcache.errors import ConfigError, first_line
+from affcache.errors import ConfigError
 from affcache.files import shipped
 from affcache.settings import PRETRAINED
 
@@ -102,12 +102,8 @@ def load_weights(
     weights = ENCODERS[kind](wanted)
     own = weights.preprocessing
     preprocessing = replace(own, mean=wanted.mean or own.mean, std=wanted.std or own.std)
-    weights = replace(
-        weights, preprocessing=preprocessing, description={**weights.description, **prepared(preprocessing)}
-    )
-    if wanted.image_size:
-        _require_size(weights)
-    return weights
+    description = {**weights.description, **prepared(preprocessing)}
+    return replace(weights, preprocessing=preprocessing, description=description)
 
 
 def _colours(name: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
@@ -165,29 +161,6 @@ def load_described(
         precision=precision,
         device=device,
     )
-
-
-@torch.inference_mode()
-def _require_size(weights: Weights) -> None:
-    """Refuse a size that the network can't take, or of which it would leave out the border."""
-    (height, width), model = weights.preprocessing.size, weights.description["model"]
-    first = next((m for m in weights.tower.modules() if isinstance(m, torch.nn.Conv2d)), None)
-    if (
-        first is not None
-        and first.stride == first.kernel_size
-        and (height % first.stride[0] or width % first.stride[1])
-    ):
-        raise ConfigError(
-            f"--image-size {height} x {width}: {model} cuts images into pieces of {first.stride[0]} x "
-            f"{first.stride[1]} pixels, and would leave out what is over. Expected a multiple of that."
-        )
-    try:
-        weights.tower(torch.zeros(1, 3, height, width))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"{model} takes no images of {height} x {width} pixels ({type(error).__name__}: {first_line(error)}). "
-            "Expected a size that it takes. Leave out --image-size, or try another."
-        ) from error
 
 
 def encoder_of(weights: Weights, *, precision: str = "auto", device: torch.device | str = "cpu") -> Encoder:

@@ -1,6 +1,6 @@
 """Building an open_clip network with its weights: the activation they need, and what to say when they can't be had."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import open_clip
 import torch
 
 from affcache.crops.images import Preprocessing
-from affcache.encoders.encoder import Wanted, Weights, describe, weights_sha256
+from affcache.encoders.encoder import Wanted, Weights, describe, require_size, weights_sha256
 from affcache.errors import ConfigError, InputError, did_you_mean, first_line
 from affcache.progress import quiet_libraries
 
@@ -34,6 +34,8 @@ def load_weights(wanted: Wanted) -> Weights:
     preprocessing = preprocessing_of(network)
     tower = network.visual  # the image half; the text half would double the memory
     assert isinstance(tower, torch.nn.Module)
+    if wanted.image_size not in (None, own_size(config)):
+        require_size(tower.eval(), preprocessing.size, model)
     description = describe(
         model,
         preprocessing,
@@ -195,12 +197,17 @@ def _without_own_size(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """Leave out an image size that is the model's own; a square is a number, since ResNets take no other."""
     if "force_image_size" not in options:
         return options
-    (height, width), own = options["force_image_size"], open_clip.get_model_config(model)["vision_cfg"]["image_size"]
-    size = height if height == width else (height, width)
-    others = {name: value for name, value in options.items() if name != "force_image_size"}
-    return (
-        others if size in (own, tuple(own) if isinstance(own, list) else own) else {**others, "force_image_size": size}
-    )
+    others = dict(options)
+    height, width = others.pop("force_image_size")
+    if (height, width) == own_size(open_clip.get_model_config(model)):
+        return others
+    return {**others, "force_image_size": height if height == width else (height, width)}
+
+
+def own_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the (height, width) of a model's images, of its configuration."""
+    size = config["vision_cfg"].get("image_size", 224)  # open_clip's default
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _why_not_built(model: str, pretrained: str, error: Exception) -> str:

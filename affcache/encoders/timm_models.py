@@ -13,7 +13,7 @@ import torch
 from timm.models import PretrainedCfg
 
 from affcache.crops.images import Preprocessing
-from affcache.encoders.encoder import Wanted, Weights, describe, weights_sha256
+from affcache.encoders.encoder import Wanted, Weights, describe, require_size, weights_sha256
 from affcache.encoders.open_clip import RANDOM_WEIGHTS, seeded
 from affcache.errors import ConfigError, InputError, did_you_mean, first_line
 from affcache.progress import quiet_libraries
@@ -34,12 +34,14 @@ def load_weights(wanted: Wanted) -> Weights:
     name = f"{architecture}.{tag}" if tag else architecture
     options = {"img_size": size} if config.fixed_input_size and size != config.input_size[-2:] else {}
     network = _build(name, wanted.pretrained, config, options)
+    if size != config.input_size[-2:]:
+        require_size(network.eval(), size, f"timm:{name}")
     preprocessing = Preprocessing(size, "squash", config.interpolation, tuple(config.mean), tuple(config.std))
     description = describe(
         f"timm:{name}",
         preprocessing,
         {"timm": timm.__version__},
-        licence="" if wanted.pretrained else config.license or "",  # a file's is its own
+        licence="" if wanted.pretrained else licence_of(config),  # a file's is its own
         pretrained=wanted.pretrained,
         architecture={"name": architecture, "pooling": pooling_of(network), "output": "before the classifier"},
         weights_sha256=weights_sha256(network),
@@ -141,6 +143,11 @@ def _overlay(file: str, config: PretrainedCfg) -> dict[str, Any]:
     for name in classifiers:
         state = {key: value for key, value in state.items() if key not in (f"{name}.weight", f"{name}.bias")}
     return {"state_dict": state, "num_classes": 0, "label_offset": 0, "custom_load": False}
+
+
+def licence_of(config: PretrainedCfg) -> str:
+    """Return the licence of weights as timm says it; "" where it doesn't know."""
+    return "" if config.license in (None, "unknown") else str(config.license)
 
 
 def pooling_of(network: torch.nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Fewer frames and other image sizes: the same frames in every run, and never two kinds in one store."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import affcache
 from affcache.encoders.loading import load_described, load_encoder
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.store.reading import EmbeddingStore, fingerprint
-from tests.conftest import Heard, write_crops
+from tests.conftest import TINY_CONFIG, Heard, write_crops
 
 VIDEOS = {"a": [1, 2, 3, 4, 6, 7], "b": range(1, 31), "c": [2, 3, 5]}
 
@@ -132,3 +133,15 @@ def test_the_doctor_and_extract_say_what_a_large_input_costs(given: dict[str, An
     result = affcache.doctor(store=tmp_path / "s.h5", every=10, **large)
     (finding,) = [check.finding for check in result.checks if check.name == "model"]
     assert f"; {remark}" in finding
+
+
+def test_a_size_of_its_own_that_is_no_multiple_is_loaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = {
+        **TINY_CONFIG,
+        "model_cfg": {**TINY_CONFIG["model_cfg"]},
+    }  # as SigLIP's SO400M, 384 pixels in pieces of 14
+    config["model_cfg"]["vision_cfg"] = {**TINY_CONFIG["model_cfg"]["vision_cfg"], "image_size": 40}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    encoder = load_encoder(f"local-dir:{tmp_path}", "random:0", precision="fp32")
+    assert encoder.description["image_size"] == [40, 40]
+    assert load_described(encoder.description, precision="fp32").description == encoder.description

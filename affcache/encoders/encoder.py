@@ -132,16 +132,13 @@ def require_size(tower: torch.nn.Module, size: tuple[int, int], model: str) -> N
     Raises:
         ConfigError: says which of it.
     """
-    (height, width), convolutions = size, (m for m in tower.modules() if isinstance(m, torch.nn.Conv2d))
-    first = next(convolutions, None)
-    if (
-        first is not None
-        and first.stride == first.kernel_size
-        and (height % first.stride[0] or width % first.stride[1])
-    ):
+    height, width = size
+    first = next((module for module in tower.modules() if isinstance(module, torch.nn.Conv2d)), None)
+    down, across = first.stride if first is not None and first.stride == first.kernel_size else (1, 1)
+    if height % int(down) or width % int(across):
         raise ConfigError(
-            f"--image-size {height} x {width}: {model} cuts images into pieces of {first.stride[0]} x "
-            f"{first.stride[1]} pixels, and would leave out what is over. Expected a multiple of that."
+            f"--image-size {height} x {width}: {model} cuts images into pieces of {down} x {across} pixels, and would "
+            "leave out what is over. Expected a multiple of that."
         )
     try:
         tower(torch.zeros(1, 3, height, width))

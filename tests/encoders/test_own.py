@@ -80,7 +80,7 @@ def test_a_module_that_can_not_be_cast_stays_in_fp32(monkeypatch: pytest.MonkeyP
         (
             ":odd_preprocessing",
             InputError,
-            r"can't be used: 'crop' is none of size, .*size is 0, .*mean is \[1, 2\], .*std is .*interpolation is 'near",
+            r"can't be used: 'crop' is none of size, .*size is 0, .*mean is \[1, 2\], .*std is .*interpolation is 'n",
         ),
         (":no_description", InputError, r"The description that .* returned is str, which JSON can't hold"),
         (

@@ -135,7 +135,7 @@ def test_the_doctor_and_extract_say_what_a_large_input_costs(given: dict[str, An
     assert f"; {remark}" in finding
 
 
-def test_a_size_of_its_own_that_is_no_multiple_is_loaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_size_of_its_own_that_is_no_multiple_is_loaded_again(tmp_path: Path) -> None:
     config = {
         **TINY_CONFIG,
         "model_cfg": {**TINY_CONFIG["model_cfg"]},

@@ -111,7 +111,7 @@ def _colours(name: str, values: Sequence[float] | None) -> tuple[float, ...] | N
         len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0)
     ):
         raise ConfigError(f"{name} is {values}; expected three numbers, for red, green and blue in [0, 1].")
-    return None if values is None else tuple(values)
+    return None if values is None else tuple(map(float, values))
 
 
 def kind_of(model: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from affcache.crops.images import Preprocessing
 from affcache.encoders.encoder import Wanted, Weights, describe, require_size, weights_sha256
 from affcache.encoders.open_clip import RANDOM_WEIGHTS, seeded
 from affcache.errors import ConfigError, InputError, did_you_mean, first_line
-from affcache.progress import quiet_libraries
+from affcache.progress import counted, quiet_libraries
 
 PREPARED = ("mean", "std", "interpolation", "input_size")  # what timm's table of weights says of images
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -71,9 +71,10 @@ def _known(model: str, pretrained: str) -> tuple[str, str, PretrainedCfg]:
             f"weights the name tells which, timm:{architecture}.TAG, with {', '.join(every) or '(it has none)'}."
         )
     if not tag and not pretrained and len(every) != 1:
+        tags = f"timm:{architecture}.TAG, with {', '.join(every)}; or " if every else ""
         raise ConfigError(
-            f"timm:{architecture} has {len(every)} sets of weights. Expected one to be said: timm:{architecture}.TAG, "
-            f"with {', '.join(every) or 'none there, --pretrained FILE or random:SEED'}."
+            f"timm has {counted(len(every), 'set')} of weights of {architecture}. Expected one to be said: {tags}"
+            "--pretrained FILE or random:SEED."
         )
     tag = tag or ("" if pretrained else next(iter(every)))
     if pretrained and not tag and not pretrained.startswith(RANDOM_WEIGHTS):

@@ -168,8 +168,14 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path, damage: str) -> None:
             r"no network 'vit_tiny_patch16_225' \(did you mean 'vit_tiny_patch16_224'\?\)",
         ),
         ("convnext_atto.d2_in1", "", {}, r"no weights 'd2_in1' of convnext_atto \(did you mean 'd2_in1k'\?\)"),
-        ("vit_tiny_patch16_224", "", {}, r"has \d+ sets of weights. Expected one to be said: timm:.*augreg_in21k"),
-        ("vit_tiny_patch16_224", "openai", {}, r"has \d+ sets of weights"),
+        (
+            "vit_tiny_patch16_224",
+            "",
+            {},
+            r"timm has \d+ sets of weights of vit_.*Expected one to be said: timm:.*augreg_in21k",
+        ),
+        ("vit_tiny_patch16_224", "openai", {}, r"timm has \d+ sets of weights"),
+        ("coatnet_0_224", "", {}, "timm has 0 sets of weights of coatnet.*be said: --pretrained FILE or random:SEED"),
         ("vit_tiny_patch16_224", "augreg_in21k", {}, "augreg_in21k is no file.*of timm's weights the name tells which"),
         ("vit_tiny_patch16_224", "random:x", {}, "expected random:SEED with a whole number"),
         ("vit_tiny_patch16_224", "random:0", {"image_size": 100}, "pieces of 16 x 16 pixels.*Expected a multiple"),
@@ -220,6 +226,7 @@ def test_normalisation_may_be_said() -> None:
     usual = load_encoder(f"timm:{CONVNEXT}", "random:0", image_size=32, precision="fp32")
     said = load_encoder(f"timm:{CONVNEXT}", "random:0", image_size=32, mean=(0, 0, 0), std=(1, 1, 1), precision="fp32")
     assert (said.description["mean"], said.preprocessing.std) == ([0, 0, 0], (1, 1, 1))
+    assert all(isinstance(value, float) for value in said.description["mean"]), "as the command line says them"
     assert fingerprint(said.description) != fingerprint(usual.description)
     assert not torch.allclose(said.encode(faces()), usual.encode(faces()))
 

@@ -41,15 +41,14 @@ class Graph:
 
 
 class OnnxTower(torch.nn.Module):
-    """A graph as a torch module without parameters. Its session is made where it is used: it can't be copied or sent.
+    """A graph as a torch module without parameters. A copy makes a session of its own: sessions can't be copied.
 
     Every call has one thread, as all of affcache's on a CPU: the bits of an embedding don't hang on the machine.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, session: Any) -> None:
         super().__init__()
-        self.graph, self.device = graph, torch.device("cpu")
-        self.session = open_session(graph.path)
+        self.graph, self.session, self.device = graph, session, torch.device("cpu")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}
@@ -110,7 +109,7 @@ def load_weights(wanted: Wanted) -> Weights:
         ConfigError: onnxruntime isn't installed; or its images' size, mean or std aren't known or can't be had.
         InputError: it is no such file, or has no image input or no embedding.
     """
-    graph, onnxruntime = read_graph(wanted.model), _onnxruntime()
+    (graph, session), onnxruntime = open_graph(wanted.model), _onnxruntime()
     preprocessing = _preprocessing(graph, wanted)
     described = {"input": graph.input, "type": graph.type, "batch": graph.batch, "output": graph.output}
     description = describe(
@@ -122,7 +121,7 @@ def load_weights(wanted: Wanted) -> Weights:
         architecture=described,
         weights_sha256=_sha256(graph.path),
     )
-    return Weights(OnnxTower(graph).eval(), preprocessing, description)
+    return Weights(OnnxTower(graph, session).eval(), preprocessing, description)
 
 
 def _onnxruntime() -> Any:
@@ -167,8 +166,12 @@ def open_session(path: Path, device: torch.device | None = None) -> Any:
         ) from error
 
 
-def read_graph(name: str) -> Graph:
-    """Read what a file says of its images and embeddings; raises InputError where that is no encoder."""
+def open_graph(name: str) -> tuple[Graph, Any]:
+    """Open a file; return what it says of its images and embeddings, and its session on the CPU.
+
+    Raises:
+        InputError: it is no encoder.
+    """
     file, _, chosen = (name, "", "") if Path(name).is_file() else name.partition("#")
     session = open_session(Path(file))
     inputs, outputs = session.get_inputs(), {one.name: one for one in session.get_outputs()}
@@ -179,7 +182,7 @@ def read_graph(name: str) -> Graph:
         )
     (image,) = inputs
     shape = image.shape
-    if len(shape) != 4 or shape[1] not in (3, *filter(_is_free, shape[1:2])):
+    if len(shape) != 4 or not (shape[1] == 3 or _is_free(shape[1])):
         raise InputError(f"{file} takes {shape}. Expected images (n, 3, height, width). Export it so.")
     if image.type not in (*INPUTS, PIXELS):
         raise InputError(f"{file} takes {image.type}. Expected floating-point or uint8 images. Export it so.")
@@ -198,7 +201,7 @@ def read_graph(name: str) -> Graph:
     batch, height, width = (0 if _is_free(shape[axis]) else shape[axis] for axis in (0, 2, 3))
     size = (height, width) if height and width else None
     said = dict(session.get_modelmeta().custom_metadata_map)
-    return Graph(Path(file), image.name, image.type, batch, size, output, said)
+    return Graph(Path(file), image.name, image.type, batch, size, output, said), session
 
 
 def _is_free(length: Any) -> bool:
@@ -215,12 +218,12 @@ def _preprocessing(graph: Graph, wanted: Wanted) -> Preprocessing:
     size = graph.size or wanted.image_size or _said(graph, "image_size", 2)
     mean, std = wanted.mean or _said(graph, "mean", 3), wanted.std or _said(graph, "std", 3)
     if graph.type == PIXELS:
-        if not {wanted.mean, wanted.std} <= {None, (0.0,) * 3, (1.0,) * 3}:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+        if wanted.mean not in (None, mean) or wanted.std not in (None, std):
             raise ConfigError(
                 f"{graph.path} takes pixels and normalises them itself. Expected no --mean and no --std. Leave "
                 "them out."
             )
-        mean, std = (0.0,) * 3, (1.0,) * 3
     if not (size and mean and std):
         flags = {"--mean R,G,B": mean, "--std R,G,B": std, "--image-size S": size}
         missing = " and ".join(name for name, said in flags.items() if not said)

@@ -7,7 +7,10 @@ from .demonstration import DemoResult as DemoResult
 from .demonstration import DemoSettings as DemoSettings
 from .demonstration import demo as demo
 from .encoders.encoder import Encoder as Encoder
+from .encoders.listing import EncodersResult as EncodersResult
+from .encoders.listing import list_encoders as list_encoders
 from .encoders.loading import load_encoder as load_encoder
+from .encoders.settings import EncodersSettings as EncodersSettings
 from .errors import AffcacheError as AffcacheError
 from .errors import ConfigError as ConfigError
 from .errors import InputError as InputError

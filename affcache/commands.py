@@ -9,6 +9,7 @@ from typing import Any
 from affcache.ablation.settings import AblateSettings
 from affcache.config import ConfigFile, resolve
 from affcache.demonstration import DemoSettings
+from affcache.encoders.settings import EncodersSettings
 from affcache.exchange.settings import ExportSettings, ImportSettings
 from affcache.extraction.settings import DoctorSettings, ExtractSettings
 from affcache.faces.settings import FacesSettings
@@ -16,7 +17,7 @@ from affcache.prediction.settings import PredictSettings, PublishSettings
 from affcache.progress import Listener
 from affcache.reporting.settings import ReportSettings
 from affcache.scoring.settings import ScoreSettings
-from affcache.settings import MODEL, PRETRAINED, Settings, default_store, existing_store
+from affcache.settings import Settings, default_store, existing_store
 from affcache.submission.settings import SubmitSettings
 from affcache.training.settings import FitSettings
 
@@ -43,9 +44,11 @@ COMMANDS: Mapping[str, Command] = {
     "publish": Command(PublishSettings, "affcache.prediction.publish:publish"),
     "demo": Command(DemoSettings, "affcache.demonstration:demo"),
     "doctor": Command(DoctorSettings, "affcache.extraction.doctor:doctor", like="extract"),
+    "encoders": Command(EncodersSettings, "affcache.encoders.listing:list_encoders"),
     "import": Command(ImportSettings, "affcache.exchange.importing:import_embeddings"),
     "export": Command(ExportSettings, "affcache.exchange.exporting:export_embeddings", reads_store=True),
 }
+NAMES_THE_STORE = ("model", "pretrained", "image_size", "every")  # among extract's settings
 SETTINGS: Mapping[str, type[Settings]] = {name: command.settings for name, command in COMMANDS.items()}
 
 
@@ -56,7 +59,7 @@ def store_of(config: ConfigFile, listener: Listener) -> Path:
         ConfigError: the former isn't there, and there are several others.
     """
     extract = config.of("extract")
-    usual = default_store(extract.get("model", MODEL), extract.get("pretrained", PRETRAINED))
+    usual = default_store(**{name: extract[name] for name in NAMES_THE_STORE if name in extract})
     return extract.get("store") or existing_store(listener, usual)
 
 

@@ -31,7 +31,7 @@ class DemoSettings(Settings):
 
     out: Path = setting(Path("demo"), "Folder for the store and the runs.")
     model: str | None = setting(
-        None, "open_clip model to use instead of a small one with random weights.", default_text="small, random"
+        None, "Encoder to use instead of a small one with random weights, as for extract.", default_text="small, random"
     )
     pretrained: str = setting("", "Pretrained tag or checkpoint file that goes with --model.")
     seed: int = setting(0, "Seed of the heads' training.")

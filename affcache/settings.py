@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import operator
+import re
 import sys
 import types
 import typing
@@ -24,6 +25,10 @@ STORE_TEXT = "data/features/<model>-<pretrained>.h5"  # of ``default_store``, fo
 RUNS = Path("runs")
 HUB = "hf-hub:"  # begins the names of what lies on the Hugging Face hub
 MODEL, PRETRAINED = "ViT-L-14", "openai"
+OWN_FILES = ("local-dir", "onnx")  # kinds of encoders that are named by a path
+MODEL_TEXT = (
+    "open_clip model name, hf-hub:OWNER/NAME, local-dir:FOLDER, timm:NAME.TAG, onnx:FILE or python:MODULE:NAME."
+)
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -81,14 +86,19 @@ def flag(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")
 
 
-def default_store(model: str = MODEL, pretrained: str = PRETRAINED) -> Path:
+def default_store(
+    model: str = MODEL, pretrained: str = PRETRAINED, image_size: int | None = None, every: int = 1
+) -> Path:
     """Return where the store of an encoder lies unless said otherwise: data/features/<model>-<pretrained>.h5."""
-    if model.startswith(("hf-hub:", "local-dir:")):
-        own = model.partition(":")[2].rstrip("/").rpartition("/")[2]
-        parts = [own, pretrained if pretrained.startswith("random:") else ""]
-    else:
-        parts = [model, Path(pretrained).stem if Path(pretrained).suffix else pretrained]
-    name = "-".join(part.replace("/", "-").replace(":", "-") for part in parts if part)
+    kind, _, own = model.partition(":")
+    if kind in (*OWN_FILES, "hf-hub"):
+        last = own.rstrip("/").rpartition("/")[2]
+        model = f"onnx-{last.replace('.onnx', '')}" if kind == "onnx" else last
+    if kind in (*OWN_FILES, "hf-hub", "timm", "python") and not pretrained.startswith("random:"):
+        pretrained = pretrained if kind == "timm" and Path(pretrained).suffix else ""  # the name says the weights
+    tag = Path(pretrained).stem if Path(pretrained).suffix else pretrained
+    marks = [f"{image_size}px" if image_size else "", f"every-{every}" if every > 1 else ""]
+    name = "-".join(re.sub(r"[/\\:#]", "-", part) for part in (model, tag, *marks) if part)
     return FEATURES / f"{name}.h5"
 
 
@@ -185,11 +195,11 @@ def _expanded(path: str | Path, folder: Path) -> Path:
 
 
 def _located(name: str, text: Any, folder: Path) -> Any:
-    """Take the path in local-dir:FOLDER, FILE or TAG:FILE as paths are taken; leave a name or a tag as it is."""
+    """Take the path in local-dir:FOLDER, onnx:FILE, FILE or TAG:FILE as paths are taken; leave other names alone."""
     if not isinstance(text, str):
         return text
     before, colon, path = text.partition(":") if name == "model" else text.rpartition(":")
-    if before == "local-dir" or (name == "pretrained" and ("/" in path or Path(path).suffix)):
+    if (name == "model" and before in OWN_FILES) or (name == "pretrained" and ("/" in path or Path(path).suffix)):
         return f"{before}{colon}{_expanded(path, folder)}"
     return text
 

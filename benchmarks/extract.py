@@ -71,6 +71,7 @@ def like_extract(settings: BenchExtractSettings) -> ExtractSettings:
     return ExtractSettings(
         model=settings.model,
         pretrained=settings.pretrained,
+        image_size=settings.image_size,
         precision=settings.precision,
         batch_size=settings.batch_size,
         device=settings.device,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affcache.settings import MODEL, Settings, setting
+from affcache.settings import MODEL, MODEL_TEXT, Settings, setting
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,9 @@ class BenchExtractSettings(Settings):
     crops: tuple[Path, ...] = setting(
         (), "Folder or archive of crops; may be given several times.", default_text="the shipped practice faces"
     )
-    model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
+    model: str = setting(MODEL, MODEL_TEXT)
     pretrained: str = setting("random:0", "Weights, as for extract; random ones are as fast as any.")
+    image_size: int | None = setting(None, "As for extract.", default_text="the network's own")
     precision: str = setting(
         "auto", "Number format of the encoder, as for extract.", choices=("auto", "fp32", "bf16", "fp16")
     )
@@ -40,7 +41,7 @@ class BenchPredictSettings(Settings):
 
     video: Path | None = setting(None, "Video to predict, of one face.", default_text="none")
     detector: str = setting("yunet", "Face detector: yunet, fetched on first use, or the path of its file.")
-    model: str = setting(MODEL, "open_clip model name, hf-hub:OWNER/NAME, or local-dir:FOLDER.")
+    model: str = setting(MODEL, MODEL_TEXT)
     pretrained: str = setting("random:0", "Weights, as for extract; random ones are as fast as any.")
     workers: int | None = setting(None, "Threads that find faces.", default_text="one per core, at most 16")
     device: str = setting("auto", "Where the encoder runs: auto, cpu, cuda, cuda:1, ...")

@@ -78,7 +78,7 @@ PAGES = {
     "extract": Page(
         "--crops data/Aff-Wild2/cropped_aligned",
         "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k",
-        first=("crops", "crop_list", "store", "model", "pretrained"),
+        first=("crops", "crop_list", "every", "store", "model", "pretrained", "image_size", "mean", "std"),
     ),
     "fit": Page(
         "--task expr",
@@ -136,6 +136,7 @@ PAGES = {
         "my/faces.h5 --format parquet --out my/faces.parquet",
         positional=("store",),
     ),
+    "encoders": Page("dinov2", "siglip base --json", positional=("word",)),
     "doctor": Page("", "--crops my/faces --store my/faces.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k"),
 }  # fmt: skip
 

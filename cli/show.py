@@ -96,6 +96,17 @@ def verify(result: dict[str, Any]) -> None:
     out(f"{result['store']} is sound: {counted(result['rows'], 'row')}, every block matches its checksum{views}")
 
 
+def encoders(result: Any) -> None:
+    """Print a line for each encoder, which ends in what selects it."""
+    layout = "{:>6} {:>9}  {:<12} {}"  # names last: they are long, and to be copied
+    lines = [layout.format("width", "pixels", "licence", "")]
+    for one in result.encoders:
+        size = " x ".join(map(str, dict.fromkeys(one.image_size)))
+        words = f"--model {one.model}" + (f" --pretrained {one.pretrained}" if one.pretrained else "")
+        lines.append(layout.format(one.width or "?", size, one.licence or "not known", words))
+    out(*lines, f"{counted(len(result.encoders), 'encoder')}; next: affcache extract {words}")
+
+
 def doctor(result: Any) -> None:
     """Print what was looked at, a line each."""
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -248,6 +259,7 @@ COMMANDS = (
     publish,
     info,
     verify,
+    encoders,
     demo,
     import_,
     export,

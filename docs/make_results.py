@@ -42,9 +42,7 @@ def main() -> None:
             annotations = sample / "annotations"
             store = sample_store(sample, arguments.out / "sample.h5")
         text = tables(arguments, store, annotations)
-    page = DOCS / "results.md"
-    page.write_text(replaced(page.read_text(encoding="utf-8"), arguments.name, text), encoding="utf-8")
-    print(text)
+    put(DOCS / "results.md", arguments.name, text)
 
 
 def sample_store(sample: Path, store: Path) -> Path:
@@ -65,18 +63,24 @@ def tables(arguments: argparse.Namespace, store: Path, annotations: Path) -> str
     if arguments.task == "expr":  # variants.toml has settings that only classes have
         variants = affcache.ablate(list=VARIANTS, seeds=3, out=folder / "variants", **common)
         parts += ['Variants of the recipe "paper", 3 seeds:\n', markdown(variants.rows, heldout=False)]
+    return "\n".join([*parts, made_with()])
+
+
+def made_with() -> str:
+    """Say when and on what machine a table was made."""
     machine = describe_machine(torch.device("cpu"))
     where = f"torch {machine['torch']}, {machine['cores']} cores of {machine['processor']}"
-    return "\n".join([*parts, f"Made on {datetime.date.today()} with {where}.\n"])
+    return f"Made on {datetime.date.today()} with {where}.\n"
 
 
-def replaced(page: str, name: str, text: str) -> str:
-    """Return the page with the text between the lines of a name."""
-    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
-    if begin not in page or end not in page:
-        raise SystemExit(f"docs/results.md has no lines {begin.strip()} and {end.strip()}. Expected both. Add them.")
-    before, _, rest = page.partition(begin)
-    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+def put(page: Path, name: str, text: str) -> None:
+    """Put a text between the lines of a name in a page, and print it."""
+    content, begin, end = page.read_text(encoding="utf-8"), f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
+    if begin not in content or end not in content:
+        raise SystemExit(f"docs/{page.name} has no lines {begin.strip()} and {end.strip()}. Expected both. Add them.")
+    before, _, rest = content.partition(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

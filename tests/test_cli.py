@@ -103,7 +103,7 @@ def test_help_names_every_setting_with_its_sentence_and_default(name: str) -> No
     for declared in dataclasses.fields(SETTINGS[name]):
         positional = (name, declared.name) in {
             ("score", "run"), ("report", "run"), ("submit", "run"), ("import", "sources"), ("export", "store"),
-            ("publish", "run"), ("faces", "inputs"), ("predict", "inputs"),
+            ("publish", "run"), ("faces", "inputs"), ("predict", "inputs"), ("encoders", "word"),
         }  # fmt: skip
         assert (f"[{declared.name.upper()}]" if positional else flag(declared.name)) in shown
         assert squeezed(declared.metadata["help"]) in shown

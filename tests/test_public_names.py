@@ -24,6 +24,7 @@ HEAVY = ("torch", "torchvision", "h5py", "sklearn", "open_clip", "PIL", "numpy",
 NAMES = {
     "AblateResult", "AblateSettings", "AffcacheError", "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier",
     "ConfigError", "DemoResult", "DemoSettings", "DoctorResult", "DoctorSettings", "EmbeddingStore", "Encoder",
+    "EncodersResult", "EncodersSettings", "list_encoders",
     "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FacesResult", "FacesSettings", "FitResult",
     "FitSettings", "ImportResult",
     "ImportSettings", "InputError", "Listener", "MLPHead", "Model", "PredictResult", "PredictSettings", "PublishResult",

@@ -119,6 +119,12 @@ def test_the_defaults_are_the_recipe_paper() -> None:
         ("local-dir:models/tiny/", "", "tiny.h5"),
         ("local-dir:models/tiny", "random:3", "tiny-random-3.h5"),
         ("ViT/weird:name", "a/b", "ViT-weird-name-a-b.h5"),
+        ("timm:vit_small_patch14_dinov2.lvd142m", "openai", "timm-vit_small_patch14_dinov2.lvd142m.h5"),
+        ("timm:convnext_atto", "random:0", "timm-convnext_atto-random-0.h5"),
+        ("timm:convnext_atto.d2_in1k", "weights/own.pth", "timm-convnext_atto.d2_in1k-own.h5"),
+        ("onnx:models/enc.onnx", "openai", "onnx-enc.h5"),
+        ("onnx:models/enc.onnx#pooled", "", "onnx-enc-pooled.h5"),
+        ("python:my.encoder:build", "openai", "python-my.encoder-build.h5"),
     ],
 )
 def test_the_default_store_is_named_after_the_encoder(model: str, pretrained: str, name: str) -> None:
@@ -127,6 +133,7 @@ def test_the_default_store_is_named_after_the_encoder(model: str, pretrained: st
 
 def test_the_bare_default_store_is_clips() -> None:
     assert default_store() == Path("data/features/ViT-L-14-openai.h5")
+    assert default_store(image_size=336, every=5) == Path("data/features/ViT-L-14-openai-336px-every-5.h5")
 
 
 # affcache.toml
@@ -200,6 +207,9 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
         ("model", "local-dir:enc", "local-dir:{folder}/enc"),
         ("model", "local-dir:~/enc", "local-dir:{home}/enc"),
         ("model", "hf-hub:a/b", "hf-hub:a/b"),
+        ("model", "onnx:enc.onnx#pooled", "onnx:{folder}/enc.onnx#pooled"),
+        ("model", "timm:convnext_atto.d2_in1k", "timm:convnext_atto.d2_in1k"),
+        ("model", "python:my.encoder:build", "python:my.encoder:build"),
         ("model", "ViT-B-32", "ViT-B-32"),
         ("pretrained", "weights.pt", "{folder}/weights.pt"),
         ("pretrained", "~/in/weights", "{home}/in/weights"),

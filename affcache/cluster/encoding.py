@@ -27,11 +27,10 @@ from affcache.cluster.pool import SHARDS_A_WORKER, Worker, WorkerPool
 from affcache.cluster.worker import CropSample, EncodingWorker, Job, Reply, versions
 from affcache.crops.crop_list import CropList
 from affcache.encoders.encoder import Weights
-from affcache.encoders.loading import load_weights
 from affcache.errors import AffcacheError, ConfigError, InputError, first_line
 from affcache.extraction.pipeline import Encoded, Encoding, Engine, ExtractionStats, bottleneck, consecutive_batches
 from affcache.extraction.settings import ExtractSettings
-from affcache.extraction.tuning import say_loading
+from affcache.extraction.tuning import load_wanted
 from affcache.progress import Listener, counted
 from affcache.store.frames import Rows
 from affcache.store.reading import BLOCK_ROWS
@@ -40,6 +39,7 @@ SECONDS_A_SHARD = 10.0  # what a lost worker costs, at most about twice this: it
 SHARES_OF_REST = 4  # towards the end shards become smaller, so that no worker is left with much
 SECONDS_TO_WAIT = 1.0
 MOST_LOSSES = 5  # of the workers that had the same shard: then the shard is to blame
+STAYS = ("onnx:", "python:")  # encoders that other machines wouldn't find
 ROOM_FOR_REPLIES = 2**30  # bytes of shared memory, of which the list of crops takes some too
 
 
@@ -193,8 +193,14 @@ def driver_device(settings: ExtractSettings) -> torch.device:
     """Return the device of the driver, which encodes nothing.
 
     Raises:
-        ConfigError: Ray hands out no such device or isn't installed, or nothing listens at the address.
+        ConfigError: Ray hands out no such device or isn't installed, or nothing listens at the address; or the encoder
+            can't travel.
     """
+    if settings.model.startswith(STAYS):
+        raise ConfigError(
+            f"--engine ray sends the encoder to other machines, and {settings.model} can't travel: code and files are "
+            "of this one. Expected an encoder of open_clip or timm. Leave out --engine, or take another --model."
+        )
     require_handed_out(settings.device)
     require_ray(settings.ray_address)
     return torch.device("cpu")
@@ -210,8 +216,7 @@ def opened_engine(
         ConfigError: Ray isn't installed, there is no cluster, or none of its machines can take a worker.
         InputError: a machine doesn't see the crops, or the weights can't be loaded.
     """
-    say_loading(settings, listener)
-    weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
+    weights = load_wanted(settings, listener)
     crops = crops.absolute()
     held = sum(tensor.nbytes for tensor in chain(weights.tower.parameters(), weights.tower.buffers()))
     with connected(settings.ray_address, 2 * held + ROOM_FOR_REPLIES, listener) as ray:

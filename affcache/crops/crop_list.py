@@ -256,6 +256,23 @@ def keep_listed(crops: CropList, path: Path) -> tuple[CropList, int]:
     return crops.only(kept), asked - int(kept.sum())
 
 
+def keep_each(crops: CropList, every: int) -> CropList:
+    """Keep the frames 1, 1 + K, 1 + 2 K, ... of each video.
+
+    By their numbers, not by their places: stores of other crops of the same videos then have the same frames.
+
+    Raises:
+        InputError: no crop has such a number.
+    """
+    kept = (crops.frame_number - 1) % every == 0
+    if not kept.any():
+        raise InputError(
+            f"None of the {len(crops):,} crops is of a frame 1, {1 + every}, {1 + 2 * every}, ... Expected frame "
+            "numbers that count the frames of a video. Leave out --every."
+        )
+    return crops.only(kept)
+
+
 def _read_frame_list(path: Path) -> dict[str, "array[int]"]:
     """Return the frame numbers that a list names, by the folders that its lines have before the file's name."""
     frames: dict[str, array[int]] = {}

@@ -1,10 +1,10 @@
-"""The frozen image encoder: any open_clip model, with the right activation, preprocessing, precision and a fingerprint.
+"""The frozen image encoder: pixels to embeddings, whatever network that is, and the description that a store keeps.
 
-Closes three traps. A pretrained tag that needs QuickGELU gets it, although open_clip builds GELU for the plain model
-name and only warns. Inputs are cast with the weights. Resizing is batched but equals open_clip's own transform.
+Inputs are cast with the weights. Resizing is batched but equals the transform that the weights were trained with.
 """
 
 import copy
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torchvision
 from PIL import Image
 
 from affcache.crops.images import Normalise, Preprocessing, as_pixels
+from affcache.errors import ConfigError, InputError, first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Crop = npt.NDArray[np.uint8] | Image.Image | Path | str
@@ -82,7 +84,7 @@ class DeviceBatch:
 
 
 class ImageTower(torch.nn.Module):
-    """Resized pixels to embeddings: normalise in float32, cast, and run the image half of an open_clip model."""
+    """Resized pixels to embeddings: normalise in float32, cast, and run the network."""
 
     def __init__(self, tower: torch.nn.Module, preprocessing: Preprocessing, dtype: torch.dtype) -> None:
         super().__init__()
@@ -103,12 +105,91 @@ class ImageTower(torch.nn.Module):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Which encoder is asked for. None, "" and "auto" stand for what goes with the weights."""
+
+    model: str  # what --model says, without the word for its kind
+    pretrained: str = ""
+    activation: str = "auto"
+    image_size: tuple[int, int] | None = None  # (height, width) in pixels
+    mean: tuple[float, ...] | None = None  # (3,) of values in [0, 1]
+    std: tuple[float, ...] | None = None  # (3,)
+
+
+@dataclass(frozen=True)
 class Weights:
     """An image tower in fp32 on the CPU, before it goes to a device."""
 
-    tower: torch.nn.Module
+    tower: torch.nn.Module  # normalised inputs (B, 3, H, W) to embeddings (B, D)
     preprocessing: Preprocessing
     description: Mapping[str, Any]  # what a store keeps, but for the width, which shows when it runs
+
+
+@torch.inference_mode()
+def require_size(tower: torch.nn.Module, size: tuple[int, int], model: str) -> None:
+    """Refuse images of another size than its own that a network can't take, or of which it would leave out the border.
+
+    Raises:
+        ConfigError: says which of it.
+    """
+    height, width = size
+    first = next((module for module in tower.modules() if isinstance(module, torch.nn.Conv2d)), None)
+    down, across = first.stride if first is not None and first.stride == first.kernel_size else (1, 1)
+    if height % int(down) or width % int(across):
+        raise ConfigError(
+            f"--image-size {height} x {width}: {model} cuts images into pieces of {down} x {across} pixels, and would "
+            "leave out what is over. Expected a multiple of that."
+        )
+    try:
+        tower(torch.zeros(1, 3, height, width))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"{model} takes no images of {height} x {width} pixels ({type(error).__name__}: {first_line(error)}). "
+            "Expected a size that it takes. Leave out --image-size, or try another."
+        ) from error
+
+
+def describe(
+    model: str, preprocessing: Preprocessing, versions: Mapping[str, str], *, licence: str = "", **more: Any
+) -> dict[str, Any]:
+    """Return the description of an encoder in fp32, in JSON's types.
+
+    Args:
+        model: what --model says.
+        preprocessing: of its images.
+        versions: of the packages that compute it.
+        licence: of its weights, where it is known.
+        more: pretrained, weights_sha256, architecture, and what else changes its numbers.
+    """
+    known = {"licence": licence} if licence else {}
+    return {
+        "model": model,
+        **more,
+        **prepared(preprocessing),
+        "precision": "fp32",
+        "normalised": False,
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__, **versions},
+        **known,
+    }
+
+
+def prepared(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the part of a description that says what is done to images."""
+    return {
+        "image_size": list(preprocessing.size),
+        "resize": f"{preprocessing.resize_mode} {preprocessing.interpolation} antialias",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+
+
+def weights_sha256(tower: torch.nn.Module) -> str:
+    """Hash the names, shapes and values of all weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -173,10 +254,21 @@ class Encoder:
             embeddings = self.compiled(filled.contiguous(memory_format=torch.channels_last))[: len(pixels)]
         else:
             embeddings = self.network(pixels)
+        self._require_rows(embeddings, len(pixels))
         batch.mark("encode")
         batch.fetch(embeddings)  # (B, D)
         batch.mark("copy")
         return batch
+
+    def _require_rows(self, embeddings: torch.Tensor, crops: int) -> None:
+        """Refuse embeddings that are not (B, D), of the width that earlier ones had."""
+        width = self.description.get("width", "D")
+        if embeddings.ndim != 2 or len(embeddings) != crops or width not in ("D", embeddings.shape[1]):
+            raise InputError(
+                f"{self.description['model']} made embeddings of shape {tuple(embeddings.shape)} of {crops} crops. "
+                f"Expected ({crops}, {width}): a pooled embedding for each crop, always as wide. Mend the encoder, or "
+                "take another --model."
+            )
 
     @torch.inference_mode()
     def prepare(self, crops: Crops) -> torch.Tensor:

@@ -1,15 +1,15 @@
 """Building an open_clip network with its weights: the activation they need, and what to say when they can't be had."""
 
-import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-import torchvision
 
 from affcache.crops.images import Preprocessing
-from affcache.encoders.encoder import Weights
+from affcache.encoders.encoder import Wanted, Weights, describe, require_size, weights_sha256
 from affcache.errors import ConfigError, InputError, did_you_mean, first_line
 from affcache.progress import quiet_libraries
 
@@ -18,34 +18,40 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_cli
 LONGEST_LINE, MOST_LINES = 200, 5  # of torch's list of what in a checkpoint doesn't fit
 OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # models that bring their weights with them
 
+LICENCES = {  # by the beginning of open_clip's tag, which says none: licence, and where it is said
+    "openai": ("MIT", "https://github.com/openai/CLIP/blob/main/LICENSE, which is of the repository"),
+    "laion2b": ("MIT", "the model cards of https://huggingface.co/laion"),
+    "laion400m": ("MIT", "the model cards of https://huggingface.co/laion"),
+}
 
-def load_weights(model: str, pretrained: str, activation: str) -> Weights:
+
+def load_weights(wanted: Wanted) -> Weights:
     """Build the image tower of an open_clip model with its weights; as ``affcache.load_encoder``."""
+    model, pretrained = wanted.model, wanted.pretrained
     if model.startswith(OWN_WEIGHTS) and not pretrained.startswith(RANDOM_WEIGHTS):
         pretrained = ""
-    network, config = build_network(model, pretrained, activation)
+    network, config = build_network(model, pretrained, wanted.activation, wanted.image_size)
     preprocessing = preprocessing_of(network)
     tower = network.visual  # the image half; the text half would double the memory
     assert isinstance(tower, torch.nn.Module)
-    description = {
-        "model": model,
-        "pretrained": pretrained,
-        "architecture": {"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
-        "weights_sha256": _weights_sha256(tower),
-        "activation": "quick_gelu" if config["quick_gelu"] else "gelu",
-        "image_size": list(preprocessing.size),
-        "resize": f"{preprocessing.resize_mode} {preprocessing.interpolation} antialias",
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "precision": "fp32",
-        "projected": True,
-        "normalised": False,
-        "versions": {package.__name__: package.__version__ for package in (torch, torchvision, open_clip)},
-    }
+    if wanted.image_size not in (None, own_size(config)):
+        require_size(tower.eval(), preprocessing.size, model)
+    description = describe(
+        model,
+        preprocessing,
+        {"open_clip": open_clip.__version__},
+        pretrained=pretrained,
+        architecture={"embed_dim": config.get("embed_dim"), **config["vision_cfg"]},
+        weights_sha256=weights_sha256(tower),
+        activation="quick_gelu" if config["quick_gelu"] else "gelu",
+        projected=True,
+    )
     return Weights(tower.eval().requires_grad_(False), preprocessing, description)
 
 
-def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+def build_network(
+    model: str, pretrained: str, activation: str, image_size: tuple[int, int] | None = None
+) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Build an open_clip network in float32 with its weights loaded; arguments and errors as ``affcache.load_encoder``.
 
     Returns:
@@ -66,7 +72,11 @@ def build_network(model: str, pretrained: str, activation: str) -> tuple[torch.n
         options["quick_gelu"] = _needs_quick_gelu(model, tag or pretrained, activation)
     elif activation != "auto":
         options["quick_gelu"] = activation == "quick_gelu"
-    prepared = {"force_preprocess_cfg": _preprocessing_of_file(model, tag, file, **options)} if file else {}
+    prepared: dict[str, Any] = {}
+    if file:
+        prepared["force_preprocess_cfg"] = _preprocessing_of_file(model, tag, file, **options)
+    if image_size is not None:
+        prepared["force_image_size"] = image_size
     network = _build(model, file or pretrained, {**options, **prepared})
     config = {"quick_gelu": False, **open_clip.get_model_config(model), **options}
     return network, config
@@ -78,6 +88,12 @@ def checkpoint_of(pretrained: str) -> tuple[str, str]:
         return "", pretrained
     tag, _, file = pretrained.partition(":")
     return (tag, file) if Path(file).is_file() else ("", "")
+
+
+def licence_of_tag(tag: str) -> tuple[str, str]:
+    """Return the licence of a pretrained tag's weights, and where it is said; "" and "" where that isn't known."""
+    known = [found for start, found in LICENCES.items() if tag == start or tag.startswith(f"{start}_")]
+    return known[0] if known else ("", "")
 
 
 def preprocessing_of(network: torch.nn.Module) -> Preprocessing:
@@ -137,22 +153,61 @@ def _needs_quick_gelu(model: str, pretrained: str, activation: str) -> bool:
 
 def _build(model: str, pretrained: str, options: dict[str, Any]) -> torch.nn.Module:
     """Build the network and load its weights, or explain why that failed."""
-    seed = pretrained.removeprefix(RANDOM_WEIGHTS) if pretrained.startswith(RANDOM_WEIGHTS) else None
-    if seed is not None and (not seed.isdecimal() or int(seed) >= 2**63):
-        raise ConfigError(
-            f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example random:0."
-        )
     try:
-        if seed is not None:
-            with torch.random.fork_rng(devices=[]), quiet_libraries():
-                torch.default_generator.manual_seed(int(seed))  # the CPU's alone
+        options = _without_own_size(model, options)
+        with seeded(pretrained), quiet_libraries():
+            if pretrained.startswith(RANDOM_WEIGHTS):
                 return open_clip.create_model(model, load_weights=False, pretrained_text=False, **options)
-        with quiet_libraries():
             return open_clip.create_model(
                 model, pretrained or None, pretrained_text=False, require_pretrained=True, **options
             )
+    except ConfigError:
+        raise
     except Exception as error:  # a download, a file format or a shape: open_clip raises nearly anything here
+        if "force_image_size" in options:
+            raise ConfigError(
+                f"{model} can't be had at --image-size {options['force_image_size']} ({type(error).__name__}: "
+                f"{first_line(error)}). Expected a size that it takes, and weights within reach. Leave out "
+                "--image-size."
+            ) from error
         raise InputError(_why_not_built(model, pretrained, error)) from error
+
+
+@contextmanager
+def seeded(pretrained: str) -> Iterator[None]:
+    """Draw what is drawn meanwhile as random:SEED says, if that is what it says.
+
+    Raises:
+        ConfigError: SEED is no seed.
+    """
+    if not pretrained.startswith(RANDOM_WEIGHTS):
+        yield
+        return
+    seed = pretrained.removeprefix(RANDOM_WEIGHTS)
+    if not seed.isdecimal() or int(seed) >= 2**63:
+        raise ConfigError(
+            f"--pretrained {pretrained}: expected random:SEED with a whole number below 2**63, for example random:0."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))  # the CPU's alone
+        yield
+
+
+def _without_own_size(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out an image size that is the model's own; a square is a number, since ResNets take no other."""
+    if "force_image_size" not in options:
+        return options
+    others = dict(options)
+    height, width = others.pop("force_image_size")
+    if (height, width) == own_size(open_clip.get_model_config(model)):
+        return others
+    return {**others, "force_image_size": height if height == width else (height, width)}
+
+
+def own_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the (height, width) of a model's images, of its configuration."""
+    size = config["vision_cfg"].get("image_size", 224)  # open_clip's default
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _why_not_built(model: str, pretrained: str, error: Exception) -> str:
@@ -218,12 +273,3 @@ def _preprocessing_of_file(model: str, tag: str, file: str, quick_gelu: bool = F
             f"it is, or was trained from, with --pretrained TAG:{file}."
         )
     return next(iter(ways.values()), None)
-
-
-def _weights_sha256(tower: torch.nn.Module) -> str:
-    """Hash the names, shapes and values of all weights, wherever they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -24,14 +24,14 @@ from affcache.extraction.encode_pool import calls_at_once, one_thread_a_call
 from affcache.extraction.extract import list_crops
 from affcache.extraction.pipeline import PHOTOS, default_workers, is_large
 from affcache.extraction.settings import DoctorSettings, EncodingSettings
-from affcache.extraction.tuning import prepare_encoder
+from affcache.extraction.tuning import prepare_encoder, remarks_on
 from affcache.faces.crop_kind import LEAST_CONFIDENCE, crop_kind, sample_of
 from affcache.faces.detector import detector_at_hand, load_detector
 from affcache.faces.media import EXTRA, require_video_extra
 from affcache.faces.settings import DETECTION_SIDE
 from affcache.files import existing_parent
 from affcache.progress import Listener, Result, counted, duration_text
-from affcache.settings import command, default_store
+from affcache.settings import command
 from affcache.store.reading import EmbeddingStore
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -97,7 +97,7 @@ class Doctor:
 
     def __init__(self, settings: DoctorSettings, listener: Listener) -> None:
         self.settings, self.listener = settings, listener
-        self.path = settings.store or default_store(settings.model, settings.pretrained)
+        self.path = settings.store or settings.usual_store()
         self.device = torch.device("cpu")
         self.crops: CropList | None = None
         self.encoder: Encoder | None = None
@@ -215,6 +215,7 @@ class Doctor:
         return OK, (
             f"{self.settings.model} loads in {time.perf_counter() - start:.1f} s: D = {self.encoder.width}, "
             f"{self.encoder.precision}{self._why_precision()}, {counted(batch_size_of(self.encoder), 'crop')} a call"
+            + "".join(f"; {remark}" for remark in remarks_on(self.encoder.description))
         )
 
     def _why_precision(self) -> str:

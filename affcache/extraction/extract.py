@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from affcache.crops.crop_list import LARGEST_LIST, CropList, keep_listed
+from affcache.crops.crop_list import LARGEST_LIST, CropList, keep_each, keep_listed
 from affcache.crops.folders import find_crops
 from affcache.crops.names import canonical
 from affcache.devices import on_device
@@ -24,7 +24,7 @@ from affcache.faces.detector import detector_at_hand
 from affcache.faces.settings import DETECTION_SIDE
 from affcache.files import read_lines, remove, write_text
 from affcache.progress import Listener, Result, counted
-from affcache.settings import CROPS, command, default_store
+from affcache.settings import CROPS, command
 from affcache.store.frames import UNREADABLE, Rows
 from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
@@ -73,7 +73,7 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
         StoreError: the store is of other crops or another encoder, damaged, in use, or out of disk space.
         ConfigError: a setting is unknown or out of range.
     """
-    path = settings.store or default_store(settings.model, settings.pretrained)
+    path = settings.store or settings.usual_store()
     engines = import_module(ENGINES[settings.engine])
     device = engines.driver_device(settings)  # says what can't work before crops are listed, which takes a while
     crops = list_crops(settings, listener)
@@ -84,7 +84,8 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
             found, crops = crops, crops.as_in(EmbeddingStore.open(path).video_names)
             if crops is not found:
                 listener.message(f"videos keep the names that {path} has, such as {crops.video_names[0]}")
-            recorded = open_begun(path, crops).encoder  # before the encoder is loaded, which takes a while
+            # before the encoder is loaded, which takes a while
+            recorded = open_begun(path, crops, settings.every).encoder
         engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
         for view in dict.fromkeys(("plain", settings.view)):
             result = _extract_view(settings, path, view, crops, engine, listener)
@@ -96,12 +97,14 @@ def _extract_view(
 ) -> ExtractResult:
     """Make or continue the file of one view, and say what was done."""
     path, description = store, dict(engine.description)
+    if settings.every > 1:
+        description["every"] = settings.every
     if view != "plain":
         path, description = view_path(store, view), {**description, "view": view}
         listener.message(f"view {view}: mirrored crops, into {path}")
     batch_size = int(description["batch_size"])
     if path.exists():
-        begun = open_begun(path, crops)
+        begun = open_begun(path, crops, settings.every)
         require_same_encoder(begun, description)
         batch_size = settings.batch_size or begun.encoder.get("batch_size", batch_size)  # a view may have its own
     else:
@@ -188,6 +191,11 @@ def list_crops(settings: EncodingSettings, listener: Listener) -> CropList:
         listener.message(f"{len(crops):,} of them are in {settings.crop_list}")
         if missing:
             listener.warning(f"{counted(missing, 'crop')} that {settings.crop_list} names were not found")
+    if settings.every > 1:
+        videos, crops = len(crops.video_names), keep_each(crops, settings.every)
+        listener.message(f"each frame 1 + n x {settings.every} of a video: {counted(len(crops), 'crop')}")
+        if lost := videos - len(crops.video_names):
+            listener.warning(f"{counted(lost, 'video')} without such a frame left out")
     return crops
 
 
@@ -284,9 +292,15 @@ def require_same_encoder(store: EmbeddingStore, description: Mapping[str, Any]) 
         )
 
 
-def open_begun(path: Path, crops: CropList) -> EmbeddingStore:
+def open_begun(path: Path, crops: CropList, every: int) -> EmbeddingStore:
     """Open a store to continue it; raise StoreError when it was made of other crops, saying what differs."""
     store = EmbeddingStore.open(path)
+    before = store.encoder.get("every", 1)
+    if before != every:
+        raise StoreError(
+            f"{path} was begun with --every {before}, and this is --every {every}: other frames. Expected the same. "
+            f"Say --every {before}. {FORWARD}"
+        )
     differences = []
     before, now = (list(map(canonical, one.video_names)) for one in (store, crops))
     if before != now:

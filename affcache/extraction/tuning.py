@@ -20,6 +20,8 @@ from affcache.extraction.settings import EncodingSettings
 from affcache.progress import Listener, counted
 
 LARGEST_BATCH = 512  # on an H200 calls of 32 to 1,024 differ by 4 %: docs/performance.md
+HERE = ("local-dir:", "onnx:", "python:")  # models that are not fetched, or fetch themselves
+USUAL_SIDE = 224  # pixels of most encoders' input
 CPU_BATCH = 16  # near the best of 1 to 64 for transformers; a convolutional network liked 8 a little better
 
 
@@ -34,15 +36,42 @@ def prepare_encoder(settings: EncodingSettings, recorded: Mapping[str, Any], lis
     Returns:
         The encoder; its description carries ``batch_size`` and ``compiled`` for a store to keep.
     """
+    return tune_encoder(load_wanted(settings, listener), settings, recorded, listener)
+
+
+def load_wanted(settings: EncodingSettings, listener: Listener) -> Weights:
+    """Load the weights that the settings name, and say what is worth knowing of them."""
     say_loading(settings, listener)
-    weights = load_weights(settings.model, settings.pretrained, activation=settings.activation)
-    return tune_encoder(weights, settings, recorded, listener)
+    weights = load_weights(
+        settings.model,
+        settings.pretrained,
+        activation=settings.activation,
+        image_size=settings.image_size,
+        mean=settings.colours("mean"),
+        std=settings.colours("std"),
+    )
+    for remark in remarks_on(weights.description):
+        listener.message(remark)
+    return weights
+
+
+def remarks_on(description: Mapping[str, Any]) -> list[str]:
+    """Return sentences on an encoder that a user should read before it works for hours."""
+    remarks = [f"the licence of its weights: {description['licence']}"] if description.get("licence") else []
+    height, width = description["image_size"]
+    if height * width > 2 * USUAL_SIDE**2:
+        times = height * width / USUAL_SIDE**2
+        remarks.append(
+            f"it looks at {height} x {width} pixels, {times:.1f} times as many as at {USUAL_SIDE} x {USUAL_SIDE}, "
+            f"where Aff-Wild2's crops have 112 x 112: --image-size {USUAL_SIDE} is quicker, if the network can"
+        )
+    return remarks
 
 
 def say_loading(settings: EncodingSettings, listener: Listener) -> None:
     """Say that the encoder is loaded, which takes a while, and longer where its weights have to be fetched."""
     model, pretrained = settings.model, settings.pretrained
-    here = model.startswith("local-dir:") or pretrained.startswith(RANDOM_WEIGHTS) or checkpoint_of(pretrained)[1]
+    here = model.startswith(HERE) or pretrained.startswith(RANDOM_WEIGHTS) or checkpoint_of(pretrained)[1]
     remark = "" if here else "; its weights are fetched if they are not here yet"
     listener.message(f"loading the encoder {model}{remark}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from affcache.encoders.open_clip import licence_of_tag
 from affcache.progress import counted, metric_name
 from affcache.scoring.trained import TrainedHead, encoder_name, no_scores
 from affcache.store.reading import SIDE_BY_SIDE, encoders_of
@@ -17,11 +18,6 @@ from affcache.training.settings import FitSettings
 UNKNOWN = "unknown"
 UNNAMED = "not named by who published this head"
 OF_MACHINE = {"run", "runs", "predictions", "figures", "store", "against", "labels"}  # in scores.json
-LICENCES = {  # by the beginning of open_clip's tag, which says none: licence, and where it is said
-    "openai": ("MIT", "https://github.com/openai/CLIP/blob/main/LICENSE, which is of the repository"),
-    "laion2b": ("MIT", "the model cards of https://huggingface.co/laion"),
-    "laion400m": ("MIT", "the model cards of https://huggingface.co/laion"),
-}
 NOT_FOR = (
     "**It reads faces, not feelings.** Its labels are what annotators saw: apparent expression. What somebody feels, "
     "intends, is or has, no face says, and neither does this head.",
@@ -38,9 +34,11 @@ CHOSEN = (
     "**The epoch was chosen on these validation frames**, so that the figures flatter a little. Intervals are of 95 %, "
     "over videos; there is none where a class is in fewer than three. On other data expect less."
 )
+PRIVATE_KINDS = ("local-dir:", "onnx:", "python:")
 PRIVATE = (
     "It has no public name: who published this head has its weights. Say where they lie on your machine, with "
-    '`affcache.load(..., model="local-dir:FOLDER")` or `pretrained="FILE"`, or pass embeddings.'
+    '`affcache.load(..., model="local-dir:FOLDER")`, `"onnx:FILE"`, `"python:module:function"` or `pretrained="FILE"`, '
+    "or pass embeddings."
 )
 HUB_WORDS = (
     "`hf upload OWNER/NAME FOLDER` puts this folder there. A file that is edited there isn't as it was published any "
@@ -97,9 +95,8 @@ def licence_of(encoder: Mapping[str, Any]) -> tuple[str, str]:
         return " + ".join(licences), "; ".join(dict.fromkeys(sources))
     if encoder.get("licence"):
         return str(encoder["licence"]), "the encoder's own description"
-    tag = str(encoder.get("pretrained") or "")
-    known = [found for start, found in LICENCES.items() if tag == start or tag.startswith(f"{start}_")]
-    return known[0] if known else (UNKNOWN, "its weights don't say it, and affcache doesn't know")
+    licence, source = licence_of_tag(str(encoder.get("pretrained") or ""))
+    return (licence, source) if licence else (UNKNOWN, "its weights don't say it, and affcache doesn't know")
 
 
 def card_of_run(trained: TrainedHead, words: CardWords | None = None, graphs: Mapping[str, str] | None = None) -> str:
@@ -226,7 +223,7 @@ def _encoder(trained: TrainedHead) -> str:
     )
     named = zip(encoders_of(encoder), trained.encoders, strict=True)
     if any(
-        str(one.get("model")).startswith("local-dir:") or one.get("pretrained") != own.get("pretrained")
+        str(one.get("model")).startswith(PRIVATE_KINDS) or one.get("pretrained") != own.get("pretrained")
         for one, own in named
     ):
         text += "\n\n" + _wrapped(PRIVATE)

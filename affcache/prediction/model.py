@@ -13,7 +13,7 @@ from PIL import Image
 
 from affcache.crops.images import as_pixels
 from affcache.encoders.encoder import Crop, Encoder
-from affcache.encoders.loading import load_encoder
+from affcache.encoders.loading import load_described
 from affcache.encoders.side_by_side import AnyEncoder, side_by_side
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import read_bytes
@@ -21,7 +21,7 @@ from affcache.prediction.card import card_of_run
 from affcache.progress import Listener
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name
-from affcache.store.reading import differing_fields, fingerprint
+from affcache.store.reading import differing_fields, fingerprint, is_table
 from affcache.tasks.tasks import Task
 
 BATCH = 64  # images of one call of the encoder
@@ -140,38 +140,38 @@ class Model:
         """Load one of the encoders, counted from 0, in its store's number format or another; raises as ``encoder``."""
         said, sha256 = self.trained.encoders[number], self.trained.encoder_fingerprints[number]
         elsewhere = {part: of_each[number] for part, of_each in self._elsewhere.items()}
+        if is_table(said):
+            raise StoreError(
+                f"{self.trained.source} was trained on features of frames that stood in a table, {encoder_name(said)}: no "
+                "encoder makes them of an image. Expected stores. Import the same features of these frames with "
+                "'affcache import', or pass embeddings=ARRAY."
+            )
         if not _is_known(said):
             raise StoreError(
                 f"{self.trained.source} was trained on embeddings that were imported, and what made them isn't known "
                 f"(said to be: {encoder_name(said)}). Expected an encoder whose weights are known, to encode images. "
                 "Encode them with what made the others, and pass embeddings=ARRAY."
             )
-        name, tag = (elsewhere[part] or str(said.get(part) or "") for part in ("model", "pretrained"))
-        if elsewhere["model"] and elsewhere["pretrained"] is None and name != said["model"]:
-            tag = ""  # it was the other's
+        name = elsewhere["model"] or str(said["model"])
+        as_stored = precision or str(said["precision"])
         try:
-            encoder = load_encoder(
-                name,
-                tag,
-                activation=said["activation"],
-                precision=precision or str(said["precision"]),
-                device=str(self.trained.device),
-            )
+            encoder = load_described(said, **elsewhere, precision=as_stored, device=str(self.trained.device))
         except (InputError, ConfigError) as error:
-            where = 'model="local-dir:FOLDER"'
-            if not name.startswith("local-dir:"):
-                where = f'model="{name}", pretrained="FILE"'
+            kind = name.partition(":")[0]
+            place = {"local-dir": "local-dir:FOLDER", "onnx": "onnx:FILE", "python": name}.get(kind, "")
+            where = f'model="{place}"' if place else f'model="{name}", pretrained="FILE"'
             if len(self.trained.encoders) > 1:
                 where = f"model=[...], pretrained=[...], one of each for {encoder_name(self.trained.encoder)}"
             raise InputError(
                 f"The encoder of {self.trained.source} can't be loaded: {error}\nIf it lies elsewhere, say where: "
                 f'affcache.load("{self.trained.source}", {where}). Without it, pass embeddings=ARRAY. '
-                "On the command line: affcache predict ... --model local-dir:FOLDER, or a store instead of pictures."
+                f"On the command line: affcache predict ... --model {place or 'local-dir:FOLDER'}, or a store instead "
+                "of pictures."
             ) from None
         found = {**encoder.description, "precision": said["precision"]}
         if fingerprint(found) != sha256:
             lines = "\n  ".join(differing_fields(said, found))
-            now = encoder_name({"model": name, "pretrained": tag})
+            now = encoder_name(found)
             raise StoreError(
                 f"{self.trained.source} was trained on embeddings of another encoder than {now}. Expected the "
                 f"same one; these differ (the head's against this one's):\n  {lines}\nName the encoder that made the "
@@ -281,7 +281,7 @@ class Model:
 
 
 def _is_known(encoder: Mapping[str, Any]) -> bool:
-    return bool(encoder.get("weights_sha256")) and {"model", "activation", "precision"} <= encoder.keys()
+    return bool(encoder.get("weights_sha256")) and {"model", "image_size", "precision"} <= encoder.keys()
 
 
 @dataclass(frozen=True)

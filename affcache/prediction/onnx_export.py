@@ -64,8 +64,17 @@ def require_onnx() -> None:
         ) from None
 
 
+def why_no_pixels(model: Model) -> str:
+    """Say why there can be no graph from pixels; "" where there can."""
+    if not model.encoder_is_known:
+        return "what made the embeddings isn't known, as they were imported"
+    if (count := len(model.trained.encoders)) > 1:
+        return f"the head is on {count} encoders, and a graph holds one"
+    return "its encoder is an ONNX file already" if str(model.trained.encoder["model"]).startswith("onnx:") else ""
+
+
 def export_graphs(model: Model, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write embeddings.onnx, and pixels.onnx where the encoder is known, into a folder.
+    """Write embeddings.onnx, and pixels.onnx unless ``why_no_pixels`` says otherwise, into a folder.
 
     Args:
         model: on the CPU.
@@ -84,7 +93,7 @@ def export_graphs(model: Model, folder: Path) -> dict[str, dict[str, Any]]:
     _export(graph, folder / EMBEDDINGS, given[-1], "embeddings", ("probabilities",))
     differences = [_largest(theirs[0], ours[0]) for theirs, ours in _both(graph, folder / EMBEDDINGS, given)]
     facts = {EMBEDDINGS: _facts(["n", trained.width], "float32", _close(EMBEDDINGS, max(differences)))}
-    if model.encoder_is_known and len(trained.encoders) == 1:
+    if not why_no_pixels(model):
         facts[PIXELS] = _export_pixels(model, folder / PIXELS, random)
     return facts
 
@@ -100,7 +109,8 @@ def _export_pixels(model: Model, path: Path, random: np.random.Generator) -> dic
     faces = encoder.prepare(check_faces()).contiguous().numpy()
     noise = random.integers(0, 256, (max(CHECKED), 3, height, width), dtype=np.uint8)
     given = [faces, *(noise[:count] for count in CHECKED)]
-    _export(graph, path, given[0], "pixels", ("probabilities", "embeddings"))
+    resize = str(encoder.description["resize"])  # so that the file is an encoder by itself: --model onnx:pixels.onnx
+    _export(graph, path, given[0], "pixels", ("probabilities", "embeddings"), {"resize": resize})
     heads, cosines, whole = [], [], []
     for (theirs, embeddings), (ours, expected) in _both(graph, path, given):
         with torch.no_grad():
@@ -124,8 +134,15 @@ def _facts(shape: Sequence[Any], kind: str, difference: float) -> dict[str, Any]
     return {"input": {"shape": list(shape), "type": kind}, "opset": OPSET, "largest_difference": difference}
 
 
-def _export(graph: nn.Module, path: Path, example: npt.NDArray[Any], name: str, outputs: Sequence[str]) -> None:
-    """Write a graph whose first axis is free, without what the exporter notes of this machine's files."""
+def _export(
+    graph: nn.Module,
+    path: Path,
+    example: npt.NDArray[Any],
+    name: str,
+    outputs: Sequence[str],
+    said: Mapping[str, str] | None = None,
+) -> None:
+    """Write a graph whose first axis is free, with what is ``said``, and without what the exporter notes of files."""
     dynamic = {name: {0: torch.export.Dim("n", min=1)}}
     try:
         with quiet_libraries():
@@ -140,6 +157,7 @@ def _export(graph: nn.Module, path: Path, example: npt.NDArray[Any], name: str, 
                 verbose=False,
             )
             _forget(program.model)
+            program.model.metadata_props.update(said or {})
             weights = sum(tensor.nbytes for tensor in graph.state_dict().values())
             program.save(path, external_data=weights > LARGEST_FILE)
     except OSError:  # the disk

@@ -10,7 +10,7 @@ from affcache.errors import ConfigError, InputError
 from affcache.files import beside, cannot_write, read_bytes, write_tensors, write_text
 from affcache.prediction.card import UNKNOWN, UNNAMED, CardWords, card_of_run, licence_of, metrics_of, without_folders
 from affcache.prediction.model import LARGEST_CARD, Model
-from affcache.prediction.onnx_export import PIXELS, export_graphs, require_onnx, sentences
+from affcache.prediction.onnx_export import PIXELS, export_graphs, require_onnx, sentences, why_no_pixels
 from affcache.prediction.settings import PublishSettings
 from affcache.progress import Listener, Result
 from affcache.scoring.published import CARD, FORMAT, FORMAT_VERSION, HEAD, read_published, task_to_json, write_sealed
@@ -56,10 +56,8 @@ def publish(settings: PublishSettings, listener: Listener) -> PublishResult:
     model = Model(TrainedHead.open(settings.run or newest_run(RUNS).path, "cpu", listener))
     trained, words, metrics = model.trained, _words(settings, model.trained), metrics_of(model.trained)
     _warn(words, metrics, listener)
-    if settings.onnx and not model.encoder_is_known:
-        listener.warning(f"There is no {PIXELS}: what made the embeddings isn't known, as they were imported.")
-    elif settings.onnx and len(trained.encoders) > 1:
-        listener.warning(f"There is no {PIXELS}: the head is on {len(trained.encoders)} encoders, a graph holds one.")
+    if settings.onnx and (why := why_no_pixels(model)):
+        listener.warning(f"There is no {PIXELS}: {why}.")
     try:
         with beside(out) as folder:
             folder.mkdir()

@@ -32,7 +32,8 @@ NUMERIC_DATASETS: dict[str, np.dtype[Any]] = {
     "video_start": np.dtype("<i8"),
     "block_checksum": np.dtype("<u4"),
 }
-FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled")  # beyond rounding
+# beyond rounding
+FIELDS_THAT_DO_NOT_CHANGE_NUMBERS = ("model", "pretrained", "versions", "batch_size", "compiled", "licence", "every")
 BLOCK_ROWS = 4096  # rows under one checksum
 SIDE_BY_SIDE = "stores"  # in a description of several encoders: the description of each
 TABLE = "table"  # an encoder's "imported_from", where it is none: features of frames that stood in a table

@@ -65,6 +65,13 @@ def test_extract(tiny_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []  # the stores are gone
 
 
+def test_extract_with_a_network_of_timm() -> None:
+    words = {"model": "timm:test_vit", "image_size": 32, "seconds": 0.05, "rounds": 1, "batch_size": 8, "device": "cpu"}
+    result = bench_extract(**words)
+    assert (result.model, result.batch_size) == ("timm:test_vit", 8)
+    assert result.ratio == result.rate / result.bare
+
+
 def test_a_list_can_be_made_longer(tmp_path: Path) -> None:
     root = write_crops(tmp_path / "crops", {"a": [1, 2], "b": [5]})
     (root / "b" / "00005.jpg").rename(root / "b" / "face_5.jpg")

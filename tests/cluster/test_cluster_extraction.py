@@ -119,6 +119,13 @@ def test_bytes_of_a_local_run_for_any_number_of_workers(
         assert heard.warnings == []
 
 
+def test_a_network_of_timm_travels(cluster: Any, crops: Path, tmp_path: Path) -> None:
+    words = {"model": "timm:test_vit", "pretrained": "random:0", "image_size": 32, "every": 2}
+    extract(crops, tmp_path / "local.h5", **words)
+    extract(crops, tmp_path / "ray.h5", engine="ray", actors=2, **words)
+    assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
+
+
 def test_the_only_worker_killed(
     cluster: Any, crops: Path, tmp_path: Path, tiny_encoder: str, handed_out: list[Shard]
 ) -> None:

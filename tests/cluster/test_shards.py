@@ -185,6 +185,12 @@ def test_a_device_that_ray_does_not_hand_out_is_refused_at_once(tmp_path: Path) 
         extract(crops=(tmp_path,), store=tmp_path / "s.h5", engine="ray", device="mps")
 
 
+@pytest.mark.parametrize("model", ["onnx:encoder.onnx", "python:my.encoder:build"])
+def test_an_encoder_that_can_not_travel_is_refused_at_once(tmp_path: Path, model: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--engine ray sends the encoder to other machines, and {model} can't"):
+        extract(crops=(tmp_path,), store=tmp_path / "s.h5", engine="ray", model=model)
+
+
 def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but it doesn't listen

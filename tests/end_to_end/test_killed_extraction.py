@@ -33,8 +33,15 @@ main()
 """
 
 
-def start(folder: Path, store: str, model: str) -> "subprocess.Popen[str]":
-    words = ["extract", "--crops", "crops", "--store", store, "--model", model, "--batch-size", "16", "--view", "flip"]
+# extract's words, by the kind of encoder: the tiny one of open_clip, and a small one of timm on each other frame
+OF_KIND = {
+    "open_clip": [],
+    "timm": ["--model", "timm:test_vit", "--pretrained", "random:0", "--image-size", "32", "--every", "2"],
+}
+
+
+def start(folder: Path, store: str, model: list[str]) -> "subprocess.Popen[str]":
+    words = ["extract", "--crops", "crops", "--store", store, *model, "--batch-size", "16", "--view", "flip"]
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words, "--device", "cpu", "--json"],
         cwd=folder,
@@ -58,11 +65,13 @@ def check_what_is_there(path: Path, whole: EmbeddingStore) -> int:
 
 @pytest.mark.kill
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_killed_at_random_moments(tmp_path: Path, tiny_encoder: str) -> None:
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_killed_at_random_moments(tmp_path: Path, tiny_encoder: str, kind: str) -> None:
+    model = OF_KIND[kind] or ["--model", tiny_encoder]
     write_crops(tmp_path / "crops", VIDEOS)
     (tmp_path / "crops" / "video3" / "00007.jpg").write_bytes(b"")
     began = time.monotonic()
-    with start(tmp_path, "whole.h5", tiny_encoder) as process:
+    with start(tmp_path, "whole.h5", model) as process:
         assert process.communicate()[0].startswith("{")
     duration = time.monotonic() - began
     views = {name: EmbeddingStore.open(tmp_path / name) for name in ("whole.h5", "whole.flip.h5")}
@@ -72,7 +81,7 @@ def test_killed_at_random_moments(tmp_path: Path, tiny_encoder: str) -> None:
     rows_at_kills = []
     killed = 0
     while killed < KILLS:
-        with start(tmp_path, "s.h5", tiny_encoder) as process:
+        with start(tmp_path, "s.h5", model) as process:
             try:
                 # loading takes most of the time, so most moments are drawn from what comes after it
                 process.wait(timeout=duration * generator.choice((generator.random(), generator.uniform(0.3, 0.9))))
@@ -87,7 +96,7 @@ def test_killed_at_random_moments(tmp_path: Path, tiny_encoder: str) -> None:
         killed += 1
         rows = [check_what_is_there(tmp_path / name.replace("whole", "s"), store) for name, store in views.items()]
         rows_at_kills.append(sum(rows))
-    with start(tmp_path, "s.h5", tiny_encoder) as process:
+    with start(tmp_path, "s.h5", model) as process:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert output.startswith("{")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import affcache
-from affcache.errors import ConfigError, StoreError
+from affcache.errors import ConfigError, InputError, StoreError
 from affcache.prediction import onnx_export
 from affcache.prediction.model import Model
 from affcache.prediction.onnx_export import HeadGraph, export_graphs
@@ -85,6 +85,32 @@ def test_pixels_have_the_models_probabilities(published: Path) -> None:
     assert config["pixels.onnx"]["smallest_cosine_of_embeddings"] > 0.9999
     card = (head / "README.md").read_text()
     assert "- `pixels.onnx`: uint8 (n, 3, 32, 32) to probabilities (n, C); at most " in card
+
+
+def test_pixels_onnx_is_an_encoder_by_itself(published: Path) -> None:
+    encoder = affcache.load_encoder(f"onnx:{published / 'head' / 'pixels.onnx'}")
+    model = affcache.load(published / "run", device="cpu")
+    images = sorted((published / "crops").rglob("*.jpg"))
+    np.testing.assert_allclose(encoder.encode(images).numpy(), model.embed(images), rtol=2e-3, atol=1e-4)
+    assert encoder.description["resize"] == model.encoder.description["resize"]
+    assert encoder.preprocessing.size == (32, 32)
+
+
+def test_a_head_on_an_onnx_file_has_no_pixels_onnx(published: Path, tmp_path: Path) -> None:
+    model = f"onnx:{published / 'head' / 'pixels.onnx'}"
+    crops, labels = published / "crops", published / "labels"
+    affcache.extract(crops=crops, store=tmp_path / "f.h5", model=model, device="cpu")
+    affcache.fit(run=tmp_path / "run", store=tmp_path / "f.h5", annotations=labels, **{**QUICK, "batch_size": 4})
+    heard = Heard()
+    result = affcache.publish(run=tmp_path / "run", out=tmp_path / "head", onnx=True, listener=heard)
+    assert list(result.onnx) == ["embeddings.onnx"]
+    assert "There is no pixels.onnx: its encoder is an ONNX file already." in heard.warnings
+    path = crops / "a" / "00001.jpg"
+    expected = affcache.load(tmp_path / "run", device="cpu").predict_proba(path)
+    assert np.array_equal(affcache.load(tmp_path / "head", device="cpu", model=model).predict_proba(path), expected)
+    assert str(published) not in (tmp_path / "head" / "config.json").read_text()
+    with pytest.raises(InputError, match=r'(?s)There is no ONNX file pixels.onnx.*model="onnx:FILE"'):
+        affcache.load(tmp_path / "head", device="cpu").embed(path)
 
 
 def test_graphs_say_nothing_of_this_machine(published: Path, tiny_encoder: str) -> None:

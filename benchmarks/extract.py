@@ -19,7 +19,7 @@ from affcache.extraction.tuning import prepare_encoder
 from affcache.files import shipped
 from affcache.progress import Listener, Result
 from affcache.settings import build
-from affcache.store.reading import fingerprint
+from affcache.store.description import fingerprint
 from affcache.store.writing import StoreWriter, create_store
 from benchmarks.settings import BenchExtractSettings
 from benchmarks.shared import seconds_of, temporary_folder

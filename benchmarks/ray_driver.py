@@ -24,8 +24,9 @@ from affcache.cluster.worker import Joined, Reply
 from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Encoded, ExtractionStats
 from affcache.progress import Listener
+from affcache.store.description import fingerprint
 from affcache.store.frames import Rows
-from affcache.store.reading import BLOCK_ROWS, fingerprint
+from affcache.store.reading import BLOCK_ROWS
 from affcache.store.writing import StoreWriter, create_store
 from benchmarks.shared import one_video, script_parser, seconds_of, temporary_folder
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.crop_list import CropList
+from affcache.store.description import fingerprint
 from affcache.store.frames import ENCODED
-from affcache.store.reading import BLOCK_ROWS, fingerprint
+from affcache.store.reading import BLOCK_ROWS
 from affcache.store.writing import StoreWriter, create_store
 
 Features = npt.NDArray[np.float16]

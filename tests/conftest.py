@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 
 from affcache.crops.crop_list import CropList
 from affcache.progress import Listener
+from affcache.store.description import fingerprint
 from affcache.store.frames import ENCODED
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS

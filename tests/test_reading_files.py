@@ -13,7 +13,7 @@ from affcache.crops.crop_list import keep_listed
 from affcache.errors import AffcacheError
 from affcache.exchange.exporting import open_npy_export, open_safetensors_export
 from affcache.exchange.layouts import _read_listing
-from affcache.exchange.sources import parquet_file
+from affcache.exchange.parquet import parquet_file
 from affcache.files import LARGEST_LINE, read_bytes, read_json, read_lines, read_tensors, written_by_others
 from affcache.settings import read_toml
 from affcache.store.reading import EmbeddingStore

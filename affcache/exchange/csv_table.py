@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from affcache.errors import InputError
-from affcache.exchange.sources import cannot_read, import_pyarrow, reading
+from affcache.exchange.parquet import import_pyarrow
+from affcache.exchange.sources import cannot_read, reading
 from affcache.exchange.table_files import (
     FRAME,
     IMAGE,

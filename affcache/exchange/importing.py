@@ -26,7 +26,8 @@ from affcache.exchange.tables import open_tables
 from affcache.files import beside
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, default_store
-from affcache.store.reading import TABLE, EmbeddingStore, differing_fields, fingerprint
+from affcache.store.description import TABLE, differing_fields, fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 EXPECTED = (

@@ -12,6 +12,7 @@ from affcache.crops.crop_list import LARGEST_LIST
 from affcache.crops.names import VideoNames, names_below
 from affcache.errors import InputError
 from affcache.exchange import foreign_hdf5
+from affcache.exchange.parquet import rows_of
 from affcache.exchange.sources import (
     FrameKeys,
     ImportSource,
@@ -22,7 +23,6 @@ from affcache.exchange.sources import (
     reading,
     require_floats,
     require_same_length,
-    rows_of,
 )
 from affcache.files import open_regular, read_lines
 from affcache.store.reading import FORMAT

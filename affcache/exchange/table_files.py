@@ -11,7 +11,8 @@ import numpy as np
 
 from affcache.errors import InputError
 from affcache.exchange.exporting import EXPORT_FORMAT, PROVENANCE_KEY
-from affcache.exchange.sources import BLOCK, Matrix, groups_of, import_pyarrow, parquet_file
+from affcache.exchange.parquet import groups_of, import_pyarrow, parquet_file
+from affcache.exchange.sources import BLOCK, Matrix
 
 FRAME, IMAGE = ("frame", "frame_number"), ("image", "image_path")  # each of them says which frame
 NUMBER, LIST, TEXT, OBJECTS = "numbers", "lists of numbers", "text", "Python objects"

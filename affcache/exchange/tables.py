@@ -29,7 +29,7 @@ from affcache.exchange.table_files import (
     no_rows,
 )
 from affcache.progress import MOST_LISTED, Listener, counted, listed
-from affcache.store.reading import TABLE
+from affcache.store.description import TABLE
 
 VIDEO, INPUT = "video", "input"  # INPUT: as affcache predict and py-feat call it, a path or a name
 KEYS = (VIDEO, INPUT, *FRAME, *IMAGE)  # never features

@@ -25,8 +25,9 @@ from affcache.faces.settings import DETECTION_SIDE
 from affcache.files import read_lines, remove, write_text
 from affcache.progress import Listener, Result, counted
 from affcache.settings import CROPS, command
+from affcache.store.description import differing_fields, fingerprint
 from affcache.store.frames import UNREADABLE, Rows
-from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint, view_path
+from affcache.store.reading import EmbeddingStore, view_path
 from affcache.store.writing import StoreWriter, create_store, writing_lock
 
 # what encodes, by --engine: modules with driver_device and opened_engine, imported when they are asked for

@@ -10,7 +10,7 @@ from typing import Any
 from affcache.encoders.open_clip import licence_of_tag
 from affcache.progress import counted, metric_name
 from affcache.scoring.trained import TrainedHead, encoder_name, no_scores
-from affcache.store.reading import SIDE_BY_SIDE, encoders_of
+from affcache.store.description import SIDE_BY_SIDE, encoders_of, is_table
 from affcache.tasks.tasks import Task
 from affcache.training.run_folder import fit_command
 from affcache.training.settings import FitSettings
@@ -40,6 +40,7 @@ PRIVATE = (
     '`affcache.load(..., model="local-dir:FOLDER")`, `"onnx:FILE"`, `"python:module:function"` or `pretrained="FILE"`, '
     "or pass embeddings."
 )
+FACES = '["face1.jpg", "face2.jpg"])  # float32 (n, C); or PIL images, uint8 arrays'
 HUB_WORDS = (
     "`hf upload OWNER/NAME FOLDER` puts this folder there. A file that is edited there isn't as it was published any "
     "more, and affcache then refuses the folder: publish it again instead."
@@ -136,29 +137,37 @@ def _front_matter(trained: TrainedHead, words: CardWords) -> str:
 def _what_it_is(trained: TrainedHead, words: CardWords) -> str:
     task = trained.task
     says = f"{task.description}. " if task.description else ""
+    tables = sum(map(is_table, trained.encoders))
+    inputs = ["embeddings of a frozen image encoder"] * (len(trained.encoders) > tables)
+    inputs += ["features of frames from a table"] * bool(tables)
     return _wrapped(
-        f"A light head on embeddings of a frozen image encoder, {encoder_name(without_folders(trained.encoder))}. "
+        f"A light head on {' and '.join(inputs)}, {encoder_name(without_folders(trained.encoder))}. "
         f"{says}Outputs, in their order: {', '.join(task.classes)}. Trained with affcache on: {words.data}."
     )
 
 
 def _use(trained: TrainedHead) -> str:
     shown = "p.argmax(axis=1)" if trained.task.exclusive else "p.round(2)"
+    given, remark = FACES, "Embeddings that are there already go without the encoder: "
+    if any(map(is_table, trained.encoders)):  # no encoder makes them
+        given, remark = f"embeddings=array)  # (n, {trained.width}); float32 (n, C)", "It takes no images: "
     return f"""```python
 import affcache
 
 model = affcache.load("hf-hub:OWNER/NAME")  # or this folder
-p = model.predict_proba(["face1.jpg", "face2.jpg"])  # float32 (n, C); or PIL images, uint8 arrays
+p = model.predict_proba({given}
 print(model.classes, {shown})
 ```
 
 """ + _wrapped(
-        "Embeddings that are there already go without the encoder: `model.predict_proba(embeddings=array)`. Every file "
+        f"{remark}`model.predict_proba(embeddings=array)`. Every file "
         "of this folder is checked against its sha256 in config.json when it is loaded."
     )
 
 
 def _crops(encoder: Mapping[str, Any]) -> str:
+    if all(map(is_table, encoders_of(encoder))):
+        return ""
     sizes = [" x ".join(map(str, one["image_size"])) for one in encoders_of(encoder) if one.get("image_size")]
     resized = f" affcache resizes them to the encoder's {' and '.join(sizes)}." if sizes else ""
     return _wrapped(
@@ -216,10 +225,13 @@ def _encoder(trained: TrainedHead) -> str:
     encoder, (licence, source) = without_folders(trained.encoder), licence_of(trained.encoder)
     formats = " + ".join(str(one.get("precision", "an unknown number format")) for one in encoders_of(encoder))
     side_by_side = " (embeddings side by side, in this order)" if len(trained.encoders) > 1 else ""
+    tables = [str(one["model"]) for one in trained.encoders if is_table(one)]
+    from_tables = f" {' and '.join(tables)}: features that no encoder makes of an image." if tables else ""
     text = _wrapped(
         f"{encoder_name(encoder)}{side_by_side}, D = {trained.width}, in {formats}. It "
         "isn't in this folder: affcache loads it by its name, and checks its weights. "
         f"Its licence: {licence} ({source}). Its terms, and those of the training data, may reach this head."
+        f"{from_tables}"
     )
     named = zip(encoders_of(encoder), trained.encoders, strict=True)
     if any(

@@ -21,7 +21,7 @@ from affcache.prediction.card import card_of_run
 from affcache.progress import Listener
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name
-from affcache.store.reading import differing_fields, fingerprint, is_table
+from affcache.store.description import differing_fields, fingerprint, is_table
 from affcache.tasks.tasks import Task
 
 BATCH = 64  # images of one call of the encoder
@@ -142,8 +142,8 @@ class Model:
         elsewhere = {part: of_each[number] for part, of_each in self._elsewhere.items()}
         if is_table(said):
             raise StoreError(
-                f"{self.trained.source} was trained on features of frames that stood in a table, {encoder_name(said)}: no "
-                "encoder makes them of an image. Expected stores. Import the same features of these frames with "
+                f"{self.trained.source} was trained on features of frames that stood in a table, {encoder_name(said)}: "
+                "no encoder makes them of an image. Expected stores. Import the same features of these frames with "
                 "'affcache import', or pass embeddings=ARRAY."
             )
         if not _is_known(said):

@@ -16,7 +16,7 @@ from affcache.progress import Listener, Result
 from affcache.scoring.published import CARD, FORMAT, FORMAT_VERSION, HEAD, read_published, task_to_json, write_sealed
 from affcache.scoring.trained import TrainedHead
 from affcache.settings import RUNS, command
-from affcache.store.reading import SIDE_BY_SIDE
+from affcache.store.description import SIDE_BY_SIDE
 from affcache.training.run_folder import newest_run, settings_to_json
 
 OF_MACHINE = ("annotations", "device", "memory")  # among the settings of a run

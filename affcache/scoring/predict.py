@@ -13,10 +13,11 @@ import torch
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.progress import Listener
 from affcache.scoring.trained import TrainedHead, encoder_name, said_elsewhere
+from affcache.store.description import differing_fields
 from affcache.store.frames import ENCODED, FrameIndex, Rows
 from affcache.store.joined import AnyStore, join_stores
 from affcache.store.prefetch import read_ahead
-from affcache.store.reading import EmbeddingStore, differing_fields
+from affcache.store.reading import EmbeddingStore
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import stores_of_run
 

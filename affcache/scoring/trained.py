@@ -22,7 +22,7 @@ from affcache.scoring.published import (
 )
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
-from affcache.store.reading import encoders_of, fingerprint
+from affcache.store.description import encoders_of, fingerprint
 from affcache.tasks.tasks import Task, find_task
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head

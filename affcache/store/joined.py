@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, counted
+from affcache.store.description import SIDE_BY_SIDE, fingerprint
 from affcache.store.frames import ENCODED, FrameIndex, Rows, shared_frames
-from affcache.store.reading import BLOCK_ROWS, SIDE_BY_SIDE, EmbeddingStore, fingerprint
+from affcache.store.reading import BLOCK_ROWS, EmbeddingStore
 
 
 @dataclass(frozen=True)

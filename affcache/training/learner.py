@@ -105,7 +105,8 @@ class BaseLearner(ABC):
 
     def head_state(self, head: int) -> Tensors:
         """Return one head's parameters and statistics, under the names of its module, and the scaler's."""
-        return {**self.module_state(head), **self.scaler.tensors()}
+        own = {name: tensor.clone() for name, tensor in self.scaler.tensors().items()}  # files hold no tensor twice
+        return {**self.module_state(head), **own}
 
     def load_head(self, head: int, state: Tensors) -> None:
         """Take up what ``head_state`` returned."""

@@ -334,11 +334,12 @@ class Killed(Exception):
     """Stands for a kill at some point."""
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("at", "normalize"), [(1, "none"), (2, "standard"), (3, "l2"), (4, "none"), (5, "standard")])
 def test_interrupted_after_any_epoch_the_tables_are_the_same(
-    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    learnable: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, normalize: str
 ) -> None:
-    data, grid = learnable(), {"vary": ("alpha=0.3,0.5,1", "rho=0,0.05"), "epochs": 3, "dropout": 0.5}
+    vary = ("alpha=0.3,0.5,1", "rho=0,0.05")
+    data, grid = learnable(), {"vary": vary, "epochs": 3, "dropout": 0.5, "normalize": normalize}
     run(data, tmp_path / "whole", **grid)
     monkeypatch.setattr(grouping, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 

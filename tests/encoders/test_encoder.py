@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from affcache.encoders.encoder import DTYPES, Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.errors import InputError
-from affcache.store.reading import differing_fields, fingerprint
+from affcache.store.description import differing_fields, fingerprint
 from affcache.tasks.tasks import TASKS
 from tests.conftest import TINY_CONFIG, write_store, write_tiny_encoder
 

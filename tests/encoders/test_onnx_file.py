@@ -17,7 +17,8 @@ from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import choose_precision, load_described, load_encoder, load_weights
 from affcache.errors import ConfigError, InputError
 from affcache.extraction.tuning import compile_encoder
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import Heard, write_crops
 
 onnx = pytest.importorskip("onnx")

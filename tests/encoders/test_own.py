@@ -12,7 +12,8 @@ import affcache
 from affcache.crops.images import Preprocessing
 from affcache.encoders.loading import load_described, load_encoder
 from affcache.errors import AffcacheError, ConfigError, InputError
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import write_crops, write_labels
 from tests.encoders import my_encoder
 

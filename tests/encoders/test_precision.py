@@ -14,7 +14,7 @@ from affcache.encoders.loading import (
     load_encoder,
     smallest_cosine,
 )
-from affcache.store.reading import fingerprint
+from affcache.store.description import fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from affcache.encoders.encoder import Encoder
 from affcache.encoders.loading import load_encoder
 from affcache.encoders.timm_models import pooling_of
 from affcache.errors import ConfigError, InputError
-from affcache.store.reading import fingerprint
+from affcache.store.description import fingerprint
 
 VIT, CONVNEXT, EFFICIENTNET = "vit_tiny_patch16_224", "convnext_atto", "efficientnet_lite0"
 DINOV2, SIGLIP = "vit_small_patch14_dinov2", "vit_base_patch16_siglip_224"

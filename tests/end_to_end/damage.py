@@ -36,8 +36,9 @@ from affcache.exchange.importing import import_embeddings
 from affcache.files import write_json, write_tensors
 from affcache.progress import Listener
 from affcache.scoring.predict import TrainedRun
+from affcache.store.description import fingerprint
 from affcache.store.hdf5 import lookup3
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.submission.submit import read_frame_counts, read_template
 from affcache.tasks.annotations import read_label_file
 from affcache.tasks.tasks import TASKS

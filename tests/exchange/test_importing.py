@@ -14,7 +14,8 @@ import affcache
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange import foreign_hdf5
 from affcache.progress import Listener
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import writing_lock
 from tests.conftest import MakeData, write_store
 from tests.exchange.sources import IN_ORDER, SHUFFLED, matrix, unit, write_clip_retrieval, write_published

@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 import affcache
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
 from tests.conftest import NAMED_ONLY, crop_list, write_store
 from tests.exchange.sources import matrix

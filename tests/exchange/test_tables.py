@@ -17,7 +17,8 @@ from affcache.crops.names import canonical
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.importing import ImportResult
 from affcache.exchange.tables import _matches
-from affcache.store.reading import EmbeddingStore, fingerprint, is_table
+from affcache.store.description import fingerprint, is_table
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import Heard, MakeData, write_store
 from tests.exchange.sources import matrix
 from tests.exchange.tables import KINDS, write_table

@@ -12,7 +12,8 @@ import torch
 import affcache
 from affcache.encoders.loading import load_described, load_encoder
 from affcache.errors import ConfigError, InputError, StoreError
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import TINY_CONFIG, Heard, write_crops
 
 VIDEOS = {"a": [1, 2, 3, 4, 6, 7], "b": range(1, 31), "c": [2, 3, 5]}

@@ -18,7 +18,8 @@ from affcache.extraction import extract as extract_module
 from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline, consecutive_batches
 from affcache.progress import Listener
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import write_crops
 

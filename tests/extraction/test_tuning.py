@@ -14,7 +14,7 @@ from affcache.encoders.loading import load_encoder
 from affcache.extraction import tuning
 from affcache.extraction.extract import write_embeddings
 from affcache.extraction.pipeline import Pipeline
-from affcache.store.reading import fingerprint
+from affcache.store.description import fingerprint
 from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import write_crops
 from tests.extraction.test_extract import Recorder

@@ -9,7 +9,7 @@ from PIL import Image
 
 from affcache import EmbeddingStore, ExtractSettings, StoreError, extract
 from affcache.crops.images import mirrored
-from affcache.store.reading import fingerprint
+from affcache.store.description import fingerprint
 from affcache.store.writing import create_store
 from tests.conftest import crop_list, write_crops, write_store, write_tiny_encoder
 from tests.extraction.test_extract import Recorder

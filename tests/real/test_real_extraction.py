@@ -12,7 +12,8 @@ from PIL import Image
 import affcache
 from affcache.crops.folders import find_crops
 from affcache.encoders.loading import load_encoder
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import REAL
 
 pytestmark = [

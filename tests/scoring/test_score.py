@@ -14,7 +14,8 @@ from sklearn.metrics import f1_score
 from affcache.errors import InputError, StoreError
 from affcache.progress import Listener
 from affcache.scoring.score import score
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from affcache.training.settings import FitSettings

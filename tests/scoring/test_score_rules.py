@@ -24,7 +24,8 @@ from affcache.scoring.postprocess import fit_class_biases, fit_temperature, fit_
 from affcache.scoring.predict import rows_to_predict
 from affcache.scoring.rule import DecisionRule, smooth
 from affcache.scoring.score import ScoreResult, score
-from affcache.store.reading import EmbeddingStore, block_crc, fingerprint, view_path
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore, block_crc, view_path
 from affcache.tasks.annotations import hold_out, join_labels, of_videos
 from affcache.tasks.metrics import ClassScores, Scores
 from affcache.tasks.tasks import TASKS

@@ -11,7 +11,8 @@ import pytest
 
 from affcache.errors import StoreError
 from affcache.store import hdf5
-from affcache.store.reading import EmbeddingStore, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
 from tests.conftest import NAMED_ONLY, crop_list, write_store
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.store.description import differing_fields, fingerprint
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex, all_frames, shared_frames
 from affcache.store.joined import join_stores, open_stores
 from affcache.store.prefetch import read_ahead
-from affcache.store.reading import EmbeddingStore, differing_fields, fingerprint
+from affcache.store.reading import EmbeddingStore
 from tests.conftest import Heard, spoil_features, write_store
 
 CPU = torch.device("cpu")

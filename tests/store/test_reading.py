@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import StoreError
-from affcache.store.reading import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc, fingerprint
+from affcache.store.description import fingerprint
+from affcache.store.reading import BLOCK_ROWS, EmbeddingStore, block_bounds, block_crc
 from affcache.store.writing import StoreWriter, create_store
 from tests.conftest import NAMED_ONLY, crop_list, write_store
 

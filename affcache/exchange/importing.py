@@ -52,8 +52,7 @@ def open_sources(settings: ImportSettings, listener: Listener) -> ImportSource:
         _require_same_encoder(sources[0], source)
     parts = [part for source in sources for part in source.parts]
     _require_same_width(parts)
-    if not tables:
-        name_videos(sources)
+    name_videos(sources)
     labels, left_out = (sum(getattr(source, of) for source in sources) for of in ("labels", "left_out"))
     return replace(sources[0], parts=parts, labels=labels, left_out=left_out)
 

@@ -71,7 +71,7 @@ def finished(text: str, crops: Path, annotations: Path, arguments: argparse.Name
     )  # fmt: skip
     scored = affcache.score(run=folder / "run", annotations=annotations, **common)
     row = {
-        "encoder": " ".join([Path(model).name if model.startswith("local-dir:") else model, pretrained]).strip(),
+        "encoder": " ".join([re.sub(r"(local-dir|onnx):.*/", r"\1:", model), pretrained]).strip(),
         "pixels": store.encoder["image_size"],
         "width": store.width,
         "rate": encoded.rate,

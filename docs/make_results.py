@@ -98,7 +98,7 @@ def of_several(arguments: argparse.Namespace, stores: list[Path], annotations: P
     common = task.videos_of_outputs(base[0]) >= FEWEST_VIDEOS  # (C,)
     outputs = np.flatnonzero(common).tolist()
     text = [
-        "| stores | macro F1 | s.d. | difference, classes in 3 videos | 95 % |",
+        f"| stores | {metric_name(task.metric)} | s.d. | difference, classes in 3 videos | 95 % |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, of in found.items():

@@ -79,9 +79,8 @@ def extract(settings: ExtractSettings, listener: Listener) -> ExtractResult:
     with writing_lock(path, listener), on_device(device), ExitStack() as stack:
         recorded: Mapping[str, Any] = {}
         if path.exists():
-            recorded = open_begun(
-                path, crops, settings.every
-            ).encoder  # before the encoder is loaded, which takes a while
+            # before the encoder is loaded, which takes a while
+            recorded = open_begun(path, crops, settings.every).encoder
         engine: Engine = stack.enter_context(engines.opened_engine(settings, recorded, crops, listener))
         for view in dict.fromkeys(("plain", settings.view)):
             result = _extract_view(settings, path, view, crops, engine, listener)

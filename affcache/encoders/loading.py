@@ -143,7 +143,7 @@ def load_described(
         InputError: as ``load_encoder``.
     """
     name, tag = model or str(description["model"]), pretrained or str(description.get("pretrained") or "")
-    if model and pretrained is None and model != description["model"]:
+    if model and not pretrained and model != description["model"]:
         tag = ""  # it was the other's
     kind, _ = kind_of(name)
     if kind == "python" and not model:

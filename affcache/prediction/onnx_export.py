@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from affcache.encoders.encoder import Encoder
-from affcache.encoders.loading import check_faces, smallest_cosine
+from affcache.encoders.loading import check_faces, kind_of, smallest_cosine
 from affcache.errors import ConfigError, first_line
 from affcache.prediction.model import Model
 from affcache.progress import quiet_libraries
@@ -70,7 +70,11 @@ def why_no_pixels(model: Model) -> str:
         return "what made the embeddings isn't known, as they were imported"
     if (count := len(model.trained.encoders)) > 1:
         return f"the head is on {count} encoders, and a graph holds one"
-    return "its encoder is an ONNX file already" if str(model.trained.encoder["model"]).startswith("onnx:") else ""
+    kind, _ = kind_of(str(model.trained.encoder["model"]))
+    return {
+        "onnx": "its encoder is an ONNX file already",
+        "python": "its encoder is a function of your own, which is called only where you name it",
+    }.get(kind, "")
 
 
 def export_graphs(model: Model, folder: Path) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from affcache.crops.names import canonical
 
 PENDING, ENCODED, UNREADABLE = 0, 1, 2  # values of /status
 Rows = npt.NDArray[np.int64]  # of a store
+BESIDE = " + "  # between the names of files
 ABSENT = -1  # in place of a row: the store hasn't this frame, or no embedding of it
 
 
@@ -116,7 +117,7 @@ def _index(
     frames: Sequence[npt.NDArray[np.int32]],
     there: "npt.NDArray[np.bool_] | bool",
 ) -> FrameIndex:
-    path = Path(" + ".join(dict.fromkeys(str(store.path) for store in stores)))
+    path = Path(BESIDE.join(dict.fromkeys(one for store in stores for one in str(store.path).split(BESIDE))))
     status = np.full(starts[-1], UNREADABLE, np.uint8)
     status[there if isinstance(there, np.ndarray) else slice(None)] = ENCODED
     numbers = np.concatenate([np.empty(0, np.int32), *frames])

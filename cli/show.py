@@ -144,8 +144,8 @@ def score(result: Any) -> None:
     if result.rule.fitted_on:
         note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
         out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule, names)}")
-    elif result.rule.smooth != "none":
-        out(f"smoothed: {rule_text(result.rule, names)}")
+    elif words := rule_text(result.rule, names):
+        out(f"rule: {words}")
     if result.against:
         of = result.against["difference"]
         interval = ", without an interval"
@@ -219,8 +219,8 @@ def submit(result: Any) -> None:
     }
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
-    if result.rule.fitted_on or result.rule.smooth != "none":
-        facts["rule"] = rule_text(result.rule, affcache.TASKS[result.task].classes)
+    if words := rule_text(result.rule, affcache.TASKS[result.task].classes):
+        facts["rule"] = words
     out(fact_table(facts))
 
 
@@ -303,6 +303,8 @@ def _range(bounds: tuple[float, float] | None) -> str:
 def rule_text(rule: "DecisionRule", names: Sequence[str]) -> str:
     """Say what a fitted rule does; ``names`` are the task's."""
     parts = []
+    if rule.weights:
+        parts.append(f"weights {', '.join(f'{share / sum(rule.weights):.2f}' for share in rule.weights)}")
     if rule.smooth != "none":
         smoothed = f"{rule.smooth} over {counted(rule.width, 'frame number')}"
         parts.append(smoothed if rule.width > 1 else "no smoothing, which was best")

@@ -78,7 +78,8 @@ class DecisionRule(Result):
         """What files of its scores are called by: "" for the task's own rule."""
         if self.optimistic or self.fitted_on:
             return "optimistic" if self.optimistic else "fitted"
-        return "smoothed" if self.smooth != "none" and self.width > 1 else ""
+        smoothed = self.smooth != "none" and self.width > 1
+        return "smoothed" if smoothed else "weighted" if self.weights else ""
 
     def apply(self, given: Said, task: Task) -> Said:
         """Return predictions smoothed over the frames given, and with the temperature; as they are where both are off.

@@ -65,7 +65,9 @@ def test_frames_that_one_store_lacks_get_the_others_word(two: Two) -> None:
 def test_weights_weigh(two: Two, tmp_path: Path) -> None:
     _, one, other = two
     first, second = said(score(run=one)), said(score(run=other))
-    weighed = said(score(run=(one, other), weights="0.3,0.9"))
+    result = score(run=(one, other), weights="0.3,0.9")
+    assert Path(result.scores_file) == one / "average" / "scores-weighted.json"
+    weighed = said(result)
     for frame, probabilities in weighed.items():
         expected = 0.25 * first[frame] + 0.75 * second[frame] if frame in second else first[frame]
         np.testing.assert_allclose(probabilities, expected, atol=1e-6)

@@ -327,6 +327,7 @@ def test_rules_are_printed_with_the_names_of_classes() -> None:
     rule = DecisionRule("mean", 1, offsets=(0.5, -0.25), fitted_on="validation")
     assert rule_text(rule, ("AU1", "AU2")) == "no smoothing, which was best; offsets AU1 0.50, AU2 -0.25"
     assert rule_text(DecisionRule("median", 5), ()) == "median over 5 frame numbers"
+    assert rule_text(DecisionRule(weights=(3.0, 1.0)), ()) == "weights 0.75, 0.25"
 
 
 def test_the_chosen_width_is_the_best_where_it_was_chosen(learnable: MakeData, tmp_path: Path) -> None:

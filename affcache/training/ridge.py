@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import scipy.linalg
 import torch
 from torch import nn
 from torch.nn.functional import one_hot
@@ -88,7 +89,7 @@ class RidgePath:
         inverse = torch.where(varies, 1 / deviation, 0.0)  # (D,)
         correlation = moments.scatter / moments.weight * inverse * inverse[:, None]  # (D, D)
         cross = moments.cross / moments.weight * inverse[:, None]  # (D, C)
-        eigenvalues, eigenvectors = torch.linalg.eigh(correlation)  # (D,), (D, D)
+        eigenvalues, eigenvectors = _eigh(correlation)  # (D,), (D, D)
         return cls(
             mean=moments.mean,
             inverse_deviation=inverse,
@@ -157,6 +158,15 @@ class _Moments:
         self.mean += step * (weight / total)
         self.target_mean += target_step * (weight / total)
         self.weight = total
+
+
+def _eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues (D,), rising, and eigenvectors (D, D) of a symmetric matrix (D, D)."""
+    try:
+        return torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:  # met where nearly all features were constant: this way takes longer, and ends
+        values, vectors = scipy.linalg.eigh(symmetric.cpu().numpy(), driver="ev")
+        return torch.from_numpy(values).to(symmetric), torch.from_numpy(vectors).to(symmetric)
 
 
 def _float64(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -239,3 +239,15 @@ def test_fewer_than_two_frames_are_refused(weights: list[float]) -> None:
 def test_strength_out_of_range_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match="expected a finite number above 0"):
         path_of(torch.randn(4, 2), torch.ones(4, 1)).solution(strength)
+
+
+def test_where_one_way_to_the_eigenvectors_fails_another_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(90, 12, generator=random), torch.randn(90, 3, generator=random)
+    expected = path_of(*inputs).solution(0.1)
+
+    def fail(matrix: torch.Tensor) -> None:
+        raise torch.linalg.LinAlgError("The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    assert_same(path_of(*inputs).solution(0.1), expected)

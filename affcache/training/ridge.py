@@ -164,7 +164,7 @@ def _eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return eigenvalues (D,), rising, and eigenvectors (D, D) of a symmetric matrix (D, D)."""
     try:
         return torch.linalg.eigh(symmetric)
-    except torch.linalg.LinAlgError:  # met where nearly all features were constant: this way takes longer, and ends
+    except RuntimeError:  # met where nearly all features were constant: this way takes longer, and ends
         values, vectors = scipy.linalg.eigh(symmetric.cpu().numpy(), driver="ev")
         return torch.from_numpy(values).to(symmetric), torch.from_numpy(vectors).to(symmetric)
 

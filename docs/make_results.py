@@ -88,7 +88,7 @@ def of_several(arguments: argparse.Namespace, stores: list[Path], annotations: P
     )  # fmt: skip
     with (Path(grid.out) / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    runs = {name: [Path(row["run"]) for row in rows if row["setting"] == name] for name in names_of(stores)}
+    runs = {name: [Path(grid.out, row["run"]) for row in rows if row["setting"] == name] for name in names_of(stores)}
     alone = list(runs.values())[: len(stores)]
     chosen = {name: [(run,) for run in of] for name, of in runs.items()}
     chosen["averaged"] = list(zip(*alone, strict=True))

@@ -173,7 +173,8 @@ def _convert(value: Any, kind: Any, folder: Path) -> Any:
         if value is None:
             return ()
         if isinstance(value, Mapping):  # of names to values, as --vary has them
-            value = [f"{name}={','.join(map(as_text, of))}" for name, of in value.items()]
+            each = {name: [of] if isinstance(of, (str, Path)) else of for name, of in value.items()}
+            value = [f"{name}={','.join(map(as_text, of))}" for name, of in each.items()]
         entries = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(entry, typing.get_args(kind)[0], folder) for entry in entries)
     if kind is Path and isinstance(value, (str, Path)) and "\0" not in str(value):
@@ -229,6 +230,8 @@ def as_text(value: Any) -> str:
     """Write a value as ``from_text`` reads it."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, (list, tuple)):  # stores side by side
+        return "+".join(map(as_text, value))
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 

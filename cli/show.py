@@ -1,6 +1,6 @@
 """What each command prints of its result, for people."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -13,7 +13,6 @@ from affcache.progress import counted, duration_text, listed, metric_name
 from .console import out, rate_text
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
-    from affcache.scoring.rule import DecisionRule
     from affcache.tasks.metrics import Scores
     from affcache.tasks.tasks import Task
 
@@ -30,6 +29,8 @@ def faces(result: Any) -> None:
         "without": f"{counted(result.frames_without_faces, 'frame')} without a face",
         "time": f"{duration_text(result.seconds)}, {rate_text(result.rate, 'frame')}",
     }
+    if rules := "; ".join(f"{task}: {rule}" for task, rule in result.rules.items() if rule):
+        facts["rule"] = rules
     if result.unreadable:
         facts["left out"] = f"{counted(len(result.unreadable), 'input')}, listed in {result.unreadable_list}"
     out(fact_table(facts), f"next: affcache predict {result.out} --run RUN --out FILE.csv, or extract --crops it")
@@ -143,16 +144,19 @@ def score(result: Any) -> None:
     names = affcache.TASKS[result.task].classes
     if result.rule.fitted_on:
         note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
-        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {rule_text(result.rule, names)}")
-    elif words := rule_text(result.rule, names):
+        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
+    elif words := result.rule.in_words(names):
         out(f"rule: {words}")
     if result.against:
         of = result.against["difference"]
         interval = ", without an interval"
         if of["low"] is not None:
             interval = f", 95 % {of['low']:+.3f} to {of['high']:+.3f}"
+        shared, own = f"the {result.against['frames']:,} frames of both", f"this {result.against['own']:.3f}"
+        where = f"on {shared}, where {own}" if result.against["frames"] != result.frames else ""
         out(
-            f"{result.against['run']} has {result.against['value']:.3f}: the difference is {of['value']:+.3f}{interval}"
+            f"{result.against['run']} has {result.against['value']:.3f} {where}".rstrip()
+            + f": the difference is {of['value']:+.3f}{interval}"
         )
     out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
 
@@ -165,6 +169,8 @@ def predict(result: Any) -> None:
         "says": f"{', '.join(result.tasks)} by {', '.join(result.runs)}",
         "time": f"{duration_text(result.seconds)}, {rate_text(result.rate, 'row')}",
     }
+    if rules := "; ".join(f"{task}: {rule}" for task, rule in result.rules.items() if rule):
+        facts["rule"] = rules
     if result.unreadable:
         facts["left out"] = f"{counted(len(result.unreadable), 'input')}, listed in {result.unreadable_list}"
     pictures = [*result.overlays, *([result.page] if result.page else [])]
@@ -219,7 +225,7 @@ def submit(result: Any) -> None:
     }
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
-    if words := rule_text(result.rule, affcache.TASKS[result.task].classes):
+    if words := result.rule.in_words(affcache.TASKS[result.task].classes):
         facts["rule"] = words
     out(fact_table(facts))
 
@@ -298,22 +304,6 @@ def score_table(scores: "Scores", task: "Task") -> Table:
 
 def _range(bounds: tuple[float, float] | None) -> str:
     return "{:.3f} to {:.3f}".format(*bounds) if bounds else ""
-
-
-def rule_text(rule: "DecisionRule", names: Sequence[str]) -> str:
-    """Say what a fitted rule does; ``names`` are the task's."""
-    parts = []
-    if rule.weights:
-        parts.append(f"weights {', '.join(f'{share / sum(rule.weights):.2f}' for share in rule.weights)}")
-    if rule.smooth != "none":
-        smoothed = f"{rule.smooth} over {counted(rule.width, 'frame number')}"
-        parts.append(smoothed if rule.width > 1 else "no smoothing, which was best")
-    if rule.temperature != 1:
-        parts.append(f"temperature {rule.temperature:.2f}")
-    if rule.offsets:
-        each = ", ".join(f"{name} {offset:.2f}" for name, offset in zip(names, rule.offsets, strict=True))
-        parts.append(f"offsets {each}")
-    return "; ".join(parts)
 
 
 def fact_table(facts: Mapping[str, Any]) -> Table:

@@ -91,9 +91,11 @@ class Ablation:
         if self.outcomes:
             words += f", {len(self.outcomes):,} of them finished before"
         self.listener.message(words)
-        for joined in self.splits.values():
-            if few := without_interval(joined.task, joined.validation_sums):
-                self.listener.message(f"differences of {metric_name(joined.task.metric)} have no intervals: {few}")
+        for metric, few in {
+            of.task.metric: without_interval(of.task, of.validation_sums) for of in self.splits.values()
+        }.items():
+            if few:
+                self.listener.message(f"differences of {metric_name(metric)} have no intervals: {few}")
         if self.settings.seeds < FEW_SEEDS:
             self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
         without = sum(not trial.folder.head.is_file() for trial, found in self._finished() if found.diverged is None)
@@ -261,6 +263,18 @@ class AblateResult:
         return {**{name: value for name, value in vars(self).items() if name != "rows"}, "settings": settings}
 
 
+def _warn_of_other_frames(splits: SplitsOf, listener: Listener) -> None:
+    """Warn where stores that are compared are scored on other frames."""
+    for task in dict.fromkeys(name for _, name in splits):
+        counts = {stores: len(joined.validation) for (stores, name), joined in splits.items() if name == task}
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"{stores_text(stores)} {count:,}" for stores, count in counts.items())
+            listener.warning(
+                f"The stores have different numbers of validation frames ({each}), so that differences between them "
+                "are also those of their frames. Extract the same crops with every encoder."
+            )
+
+
 @command(AblateSettings)
 def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
     """Train a grid of heads side by side off one read of each store, and compare them.
@@ -292,6 +306,7 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
             splits[store, task] = joined
+        _warn_of_other_frames(splits, listener)
         refusal = ConfigError(
             f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "
             "another --out DIR."

@@ -192,7 +192,8 @@ def parse_stores(text: str) -> list[Stores]:
     """
     parts = [part.strip() for part in text.partition("=")[2].split(",")]
     stores = [(Path(part),) if Path(part).exists() else tuple(map(Path, part.split("+"))) for part in parts]
-    if not all(parts) or len(set(stores)) < len(stores):
+    empty = any(not name for part in parts for name in part.split("+"))
+    if empty or len(set(stores)) < len(stores):
         raise ConfigError(
             f"--vary {text!r} can't be read. Expected stores, each once, such as --vary store=a.h5,b.h5,a.h5+b.h5."
         )

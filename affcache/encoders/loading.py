@@ -21,6 +21,7 @@ from affcache.settings import PRETRAINED
 
 AGREEMENT = 0.999  # smallest cosine to fp32's embeddings that counts as the same
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+LARGEST_STD = 4.0  # of values in [0, 1]; 1 where nothing is divided
 CHECK_FACES = 4  # shipped practice faces that are encoded in both formats
 # by the word before the colon of --model; open_clip's models need none. A further kind is a file and a line here:
 # a function from what is wanted to the network, its preprocessing and its description
@@ -102,6 +103,11 @@ def load_weights(
     weights = ENCODERS[kind](wanted)
     own = weights.preprocessing
     preprocessing = replace(own, mean=wanted.mean or own.mean, std=wanted.std or own.std)
+    if not all(0 <= value <= 1 for value in preprocessing.mean) or max(preprocessing.std) > LARGEST_STD:
+        raise ConfigError(
+            f"{model} has mean {preprocessing.mean} and std {preprocessing.std}, which aren't of values in [0, 1]: all "
+            "crops would look nearly alike to it. Expected both for pixels / 255. Divide them by 255."
+        )
     description = {**weights.description, **prepared(preprocessing)}
     return replace(weights, preprocessing=preprocessing, description=description)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 
 from affcache.crops.images import Preprocessing
@@ -120,13 +121,23 @@ def preprocessing_of(network: torch.nn.Module) -> Preprocessing:
     )
 
 
+def _meant(model: str) -> str:
+    """Guess of which kind a name is that open_clip doesn't know; "" without a guess."""
+    if model.endswith(".onnx") or ".onnx#" in model:
+        return f" (did you mean 'onnx:{model}'?)"
+    if ":" in model:
+        return f" (did you mean 'python:{model}'?)"
+    return f" (did you mean 'timm:{model}'?)" if timm.is_model(model.partition(".")[0]) else ""
+
+
 def _needs_quick_gelu(model: str, pretrained: str, activation: str) -> bool:
     """Decide between QuickGELU (True) and GELU for a built-in model name."""
     config = open_clip.get_model_config(model)
     if config is None:
         raise ConfigError(
-            f"open_clip has no model {model!r}{did_you_mean(model, open_clip.list_models())}. Expected one of "
-            "open_clip.list_models(), hf-hub:owner/name, or local-dir:path."
+            f"open_clip has no model {model!r}{_meant(model) or did_you_mean(model, open_clip.list_models())}. "
+            "Expected one that 'affcache encoders WORD' lists, hf-hub:owner/name, local-dir:path, timm:NAME, onnx:FILE "
+            "or python:module:function."
         )
     configured = bool(config.get("quick_gelu", False))
     if activation != "auto":
@@ -221,11 +232,8 @@ def _why_not_built(model: str, pretrained: str, error: Exception) -> str:
     if pretrained.startswith(RANDOM_WEIGHTS):
         return f"{what} can't be built ({reason}). Expected a model that open_clip builds. Take another --model."
     if Path(pretrained).is_file():
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        details = "; ".join(line[:LONGEST_LINE] + " ..." * (len(line) > LONGEST_LINE) for line in lines[:MOST_LINES])
-        more = f"; and {len(lines) - MOST_LINES:,} lines more" if len(lines) > MOST_LINES else ""
         return (
-            f"The checkpoint {pretrained} doesn't fit {model} ({type(error).__name__}: {details}{more}). Expected a "
+            f"The checkpoint {pretrained} doesn't fit {model} ({misfits(error)}). Expected a "
             "file of open_clip weights of that very model. Check --model and --pretrained."
         )
     return (
@@ -234,6 +242,16 @@ def _why_not_built(model: str, pretrained: str, error: Exception) -> str:
         "--pretrained FILE with an open_clip checkpoint, or --model local-dir:FOLDER with open_clip_config.json "
         "and the weights in it."
     )
+
+
+def misfits(error: Exception) -> str:
+    """Say what of a checkpoint doesn't fit, as torch lists it, in a few lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    details = "; ".join(line[:LONGEST_LINE] + " ..." * (len(line) > LONGEST_LINE) for line in lines[:MOST_LINES])
+    more = f"; and {len(lines) - MOST_LINES:,} lines more" if len(lines) > MOST_LINES else ""
+    if "weights_only" in details:  # torch would have it unpickled
+        details, more = "it is a pickled object, which could run any code, and no state of weights", ""
+    return f"{type(error).__name__}: {details}{more}"
 
 
 def _preprocessing_of_file(model: str, tag: str, file: str, quick_gelu: bool = False) -> dict[str, Any] | None:

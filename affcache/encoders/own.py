@@ -73,6 +73,7 @@ def load_weights(wanted: Wanted) -> Weights:
             "Expected no --image-size: change it there, in its preprocessing."
         )
     tower = OwnTower(module.float().cpu(), name).eval().requires_grad_(False)
+    _require_steady(tower, preprocessing, name)
     licence = str(description.pop("licence", ""))
     return Weights(
         tower,
@@ -87,6 +88,18 @@ def load_weights(wanted: Wanted) -> Weights:
             weights_sha256=weights_sha256(tower),
         ),
     )
+
+
+@torch.inference_mode()
+def _require_steady(tower: OwnTower, preprocessing: Preprocessing, name: str) -> None:
+    """Refuse a module that says something else of the same images the second time."""
+    images = torch.rand(2, 3, *preprocessing.size, generator=torch.Generator().manual_seed(0))
+    first, second = tower(images), tower(images)
+    if first.shape == second.shape and not torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise InputError(
+            f"The module of {name} makes other embeddings of the same images the second time. Expected the same: no "
+            "dropout, no noise, no state that it changes. Mend it there."
+        )
 
 
 def _function(path: str) -> Callable[[], Any]:
@@ -116,7 +129,9 @@ def _preprocessing(name: str, said: Any) -> Preprocessing:
     """Return what is to be done to images, of a ``Preprocessing`` or a dict of its fields."""
     given = vars(said) if isinstance(said, Preprocessing) else said
     if not isinstance(given, Mapping) or not {"size", "mean", "std"} <= given.keys():
-        raise InputError(f"The preprocessing that {name} returned is {_shape(said)}. {EXPECTED}.")
+        missing = sorted({"size", "mean", "std"} - given.keys()) if isinstance(given, Mapping) else []
+        without = f" without {', '.join(missing)}" if missing else ""
+        raise InputError(f"The preprocessing that {name} returned is {_shape(said)}{without}. {EXPECTED}.")
     found = {"resize_mode": "squash", "interpolation": "bicubic", **given}
     names = [field.name for field in fields(Preprocessing)]
     problems = [f"{key!r} is none of {', '.join(names)}" for key in found if key not in names]
@@ -169,7 +184,9 @@ def _shape(found: Any) -> str:
 
 def _failed(what: str, where: str, error: Exception) -> str:
     """Say what the user's code raised, and in which of its lines."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not {"site-packages", "affcache"}.intersection(Path(frame.filename).parts)]
+    last = (own or frames)[-1]  # not the line of torch that it led to
     return (
         f"{what} failed {where}".rstrip() + f": {type(error).__name__}: {first_line(error)} "
         f"({Path(last.filename).name}, line {last.lineno}). Expected it to run through. Try it in Python by itself, "

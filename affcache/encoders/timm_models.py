@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg
 
 from affcache.crops.images import Preprocessing
 from affcache.encoders.encoder import Wanted, Weights, describe, require_size, weights_sha256
-from affcache.encoders.open_clip import RANDOM_WEIGHTS, seeded
+from affcache.encoders.open_clip import RANDOM_WEIGHTS, misfits, seeded
 from affcache.errors import ConfigError, InputError, did_you_mean, first_line
 from affcache.progress import counted, quiet_libraries
 
@@ -125,8 +125,8 @@ def _build(name: str, pretrained: str, config: PretrainedCfg, options: dict[str,
             ) from error
         if pretrained and not random:
             raise InputError(
-                f"The checkpoint {pretrained} doesn't fit timm:{name} ({reason}). Expected a file of timm's weights of "
-                "that very network; a classifier may be in it. Check --model and --pretrained."
+                f"The checkpoint {pretrained} doesn't fit timm:{name} ({misfits(error)}). Expected a file of timm's "
+                "weights of that very network; a classifier may be in it. Check --model and --pretrained."
             ) from error
         raise InputError(
             f"The weights of timm:{name} could not be loaded ({reason}). Expected a connection to the model hub, or "

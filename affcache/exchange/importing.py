@@ -154,10 +154,12 @@ def import_embeddings(settings: ImportSettings, listener: Listener) -> ImportRes
     listener.message(
         f"{counted(len(crops), 'frame')} in {counted(len(crops.video_names), 'video')}, from {source.imported_from}"
     )
-    if source.imported_from == TABLE and not crops.frame_number[crops.video_start[:-1]].any():
+    from_zero = int((crops.frame_number[crops.video_start[:-1]] == 0).sum())
+    if source.imported_from == TABLE and from_zero:
         listener.warning(
-            "the frames of every video begin at 0. Labels, and the crops of Aff-Wild2, count frames from 1: unless "
-            "yours count from 0, add 1 to the numbers in the table and import it again"
+            f"the frames of {from_zero:,} of {counted(len(crops.video_names), 'video')} begin at 0. Labels, and the "
+            "crops of Aff-Wild2, count frames from 1: unless yours count from 0, add 1 to the numbers in the table and "
+            "import it again"
         )
     with writing_lock(path, listener), _written_store(path) as partial:
         _require_new(path)  # another process may have made it while this one waited

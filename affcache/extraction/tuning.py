@@ -88,8 +88,8 @@ def tune_encoder(
         encoder = compile_encoder(encoder, batch_size, listener)
     how = {"batch_size": batch_size, "compiled": encoder.compiled is not None}
     listener.message(
-        f"encoding on {encoder.device} in {encoder.precision}, {counted(batch_size, 'crop')} a call"
-        + (", compiled" if how["compiled"] else "")
+        f"encoding to D = {encoder.width} on {encoder.device} in {encoder.precision}, "
+        f"{counted(batch_size, 'crop')} a call" + (", compiled" if how["compiled"] else "")
     )
     return replace(encoder, description={**encoder.description, **how})
 

@@ -41,6 +41,7 @@ PRIVATE = (
     "or pass embeddings."
 )
 FACES = '["face1.jpg", "face2.jpg"])  # float32 (n, C); or PIL images, uint8 arrays'
+SEVERAL = ' Of several encoders give lists, an entry for each in this order, "" for one that is where its name says.'
 HUB_WORDS = (
     "`hf upload OWNER/NAME FOLDER` puts this folder there. A file that is edited there isn't as it was published any "
     "more, and affcache then refuses the folder: publish it again instead."
@@ -212,7 +213,10 @@ def _span(scores: Mapping[str, Any], before: str = "95 % ") -> str:
 def _recipe(trained: TrainedHead, words: CardWords) -> str:
     chosen = "strength" if trained.settings.head == "ridge" else "epoch"
     defaults = FitSettings()
-    recipe = replace(trained.settings, task=defaults.task, annotations=defaults.annotations, store=())
+    stores = tuple(Path(f"{number}.h5") for number in range(1, len(trained.encoders) + 1))  # one of each encoder
+    recipe = replace(
+        trained.settings, task=defaults.task, annotations=defaults.annotations, store=stores if len(stores) > 1 else ()
+    )
     text = _wrapped(
         f"Data: {words.data}. The {chosen} is number {trained.epoch}, the best by {metric_name(trained.task.metric)} "
         "on the validation split. All settings stand in config.json; these make such a head:"
@@ -238,7 +242,7 @@ def _encoder(trained: TrainedHead) -> str:
         str(one.get("model")).startswith(PRIVATE_KINDS) or one.get("pretrained") != own.get("pretrained")
         for one, own in named
     ):
-        text += "\n\n" + _wrapped(PRIVATE)
+        text += "\n\n" + _wrapped(PRIVATE + SEVERAL * (len(trained.encoders) > 1))
     return f"{text}\n\nFingerprint: `{trained.encoder_fingerprint}`"
 
 

@@ -57,6 +57,7 @@ class PredictResult(Result):
     out: str
     runs: tuple[str, ...]
     tasks: tuple[str, ...]
+    rules: dict[str, str]  # by task, in words; "" for the task's own
     inputs: int
     rows: int
     faces: int  # rows with a face
@@ -72,7 +73,7 @@ class PredictResult(Result):
 def predict(settings: PredictSettings, listener: Listener) -> PredictResult:
     """Predict every face of photos, videos, crops or stores with trained heads, and write one table.
 
-    Photos and videos that are finished are not looked at again, so that the same command continues one that was killed.
+    Photos and videos that are finished aren't looked at again: the same command continues one that was killed.
 
     Raises:
         InputError: no run, nothing to predict, or no face in any of it.
@@ -187,20 +188,21 @@ class _Prediction:
         if self.settings.page is not None:
             discard_partials(self.settings.page)
             write_text(self.settings.page, shown.html())
-        overlays = self._draw(self.settings.overlay, inputs.media) if self.settings.overlay is not None else []
+        overlays = self._draw(self.settings.overlay, inputs.media) if self.settings.overlay else []
         self.kept.remove()
         seconds = time.perf_counter() - start
         return PredictResult(
             out=str(self.out),
             runs=tuple(model.trained.source for model in self.models),
             tasks=tuple(one.task.name for one in self.heads),
+            rules={one.task.name: one.rule.in_words(one.task.classes) for one in self.heads},
             inputs=len(inputs.stores) + len(inputs.crops) + len(inputs.media) - len(self.damaged.reasons),
             rows=rows,
             faces=faces,
             unreadable=tuple(map(str, self.damaged.reasons)),
             unreadable_list=str(self.damaged.path) if self.damaged.reasons else None,
             overlays=tuple(overlays),
-            page=str(self.settings.page) if self.settings.page is not None else None,
+            page=str(self.settings.page) if self.settings.page else None,
             seconds=seconds,
             rate=rows / seconds,
         )
@@ -277,8 +279,8 @@ class _Prediction:
 
     def _predict_media(self, media: Sequence[Media]) -> None:
         """Find, encode and predict the faces of photos and videos, and keep the table of each as it is finished."""
+        encoder = self._encoder  # before a detector is fetched: there may be none
         scanner = Scanner(self.settings, load_detector(self.settings.detector))
-        encoder = self._encoder
         with ExitStack() as stack:
             stack.enter_context(on_device(encoder.device))
             batch_size = self._batch_size(encoder)

@@ -77,6 +77,8 @@ class PredictSettings(DetectionSettings):
         yield from self.expect("batch_size", at_least=1)
         if self.out is not None and self.out.suffix.lower() not in (".csv", ".parquet"):
             yield f"--out is {self.out}; expected a file that ends in .csv or .parquet, which say its kind."
+        if self.weights and self.decide == "fitted":
+            yield "--weights and --decide fitted are both given; expected one: a fitted rule has its own weights."
         if (self.smooth == "none") != (self.smooth_width is None):
             yield "--smooth and --smooth-width go together; expected both or none."
         if self.smooth_width is not None and (self.smooth_width < 1 or self.smooth_width % 2 == 0):

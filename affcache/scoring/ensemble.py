@@ -12,6 +12,7 @@ import torch
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
 from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
+from affcache.scoring.rule import are_weights
 from affcache.settings import RUNS
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex, Rows, all_frames
 from affcache.tasks.tasks import Task
@@ -31,15 +32,20 @@ class Ensemble:
     rows_of: tuple[Rows, ...] | None  # of each run, its store's row of every frame; None where all have the same rows
 
     @classmethod
-    def open(cls, paths: Sequence[Path], stores: Sequence[Path], device: str, listener: Listener) -> "Ensemble":
+    def open(
+        cls, paths: Sequence[Path], stores: Sequence[Path], device: str, listener: Listener, also: Sequence[Path] = ()
+    ) -> "Ensemble":
         """Open runs, each on its own stores or on those of its encoders among some; with none named, the newest one.
+
+        Stores that are for neither these runs nor those of ``also`` are named in a warning.
 
         Raises:
             InputError: there is none, one is no run folder, or they are of several tasks.
             StoreError, ConfigError: as of ``TrainedRun.on_store``.
         """
         runs = [TrainedRun.on_store(path, stores, device, listener) for path in paths or [newest_run(RUNS).path]]
-        warn_of_unused(stores, runs, listener)
+        others = [TrainedRun.on_store(path, stores, device, Listener()) for path in also if stores]
+        warn_of_unused(stores, [*runs, *others], listener)
         return cls.of(runs, listener)
 
     @classmethod
@@ -188,7 +194,7 @@ def parse_weights(text: str, runs: int) -> Weights | None:
         weights = tuple(float(part) for part in text.split(","))
     except ValueError:
         weights = ()
-    if len(weights) != runs or not all(0 <= one < np.inf for one in weights) or not sum(weights):
+    if len(weights) != runs or not are_weights(weights):
         raise ConfigError(
             f"--weights is {text!r}. Expected a number of at least 0 for each of {runs} runs, in their order, not all "
             "0, such as 0.6,0.4; or fitted."

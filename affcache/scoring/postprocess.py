@@ -20,7 +20,7 @@ from affcache.scoring.ensemble import Ensemble, Weights, fit_weights, parse_weig
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.rule import DecisionRule, Values
 from affcache.scoring.settings import PredictionSettings
-from affcache.tasks.annotations import group_frames, join_labels, of_videos
+from affcache.tasks.annotations import group_frames, join_labels, of_videos, stripped_name
 from affcache.tasks.metrics import class_counts, f1_of_classes
 
 BINS = 15
@@ -242,10 +242,16 @@ def find_rule(
 
 
 def _held_out_videos(settings: PredictionSettings, runs: Sequence[TrainedRun]) -> list[str]:
-    """Return the names of the training videos that all runs held out; raises ConfigError unless they are the same."""
+    """Return the names of the training videos that runs held out, and that none trained on.
+
+    Raises:
+        ConfigError: a run held none out, or has one that another held out in its store, and didn't hold it out.
+    """
     each = [_held_out_by(run) for run in runs]
-    if each[0] and all(names == each[0] for names in each):
-        return list(each[0])
+    every = sorted({name for names in each for name in names})
+    there = [set(map(stripped_name, run.store.video_names)) for run in runs]
+    if all(each) and not any(has & set(every) - set(own) for own, has in zip(each, there, strict=True)):
+        return every
     found = "held out different ones" if any(each) else "trained on all training videos"
     if any(run.published for run in runs):
         found = "don't say which videos they held out, as published heads don't"

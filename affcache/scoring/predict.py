@@ -38,7 +38,10 @@ class TrainedRun(TrainedHead):
             ConfigError: the device isn't there, a published head has no store, or it isn't clear which is its.
         """
         trained = TrainedHead.open(location, device, listener)
-        return cls(**vars(trained), store=open_store(given, trained))
+        store = open_store(given, trained)
+        if given and len(set(trained.encoder_fingerprints)) < len(trained.encoders):
+            listener.message(f"{trained.source}, on several stores by one encoder, takes them as {store.path}")
+        return cls(**vars(trained), store=store)
 
     def logits_of_rows(self, rows: Rows, view: str, on_done: Callable[[int], None]) -> torch.Tensor:
         """Return the head's logits (n, C) float32, on the CPU, for rows of the store, which rise within a video.
@@ -123,10 +126,23 @@ def _chosen(given: Sequence[Path], trained: TrainedHead) -> list[EmbeddingStore]
                 f"{trained.source} was trained on {wanted.count(one)} store by {encoder_name(trained.encoders[number])}"
                 f", and {len(alike)} of those given are: {names}. Expected as many. Name fewer, or more, with --store."
             )
-        found.append(alike[wanted[:number].count(one)])  # of several by one encoder, as they were given
+        found.append(_as_trained(trained, alike, wanted, number))
     if found and sum(store.width for store in found) != trained.width:
         raise _of_another(trained, trained.encoder, found[0])
     return found
+
+
+def _as_trained(
+    trained: TrainedHead, alike: Sequence[EmbeddingStore], wanted: Sequence[str], number: int
+) -> EmbeddingStore:
+    """Return which of the stores by one encoder stands at a place: the one it was trained on there, else as given."""
+    places = [place for place, one in enumerate(wanted) if one == wanted[number]]
+    if len(places) > 1 and not trained.published:
+        own = [stores_of_run(trained.config)[place]["fingerprint"] for place in places]
+        given = {store.fingerprint(): store for store in alike}
+        if sorted(own) == sorted(given):
+            return given[own[places.index(number)]]
+    return alike[places.index(number)]
 
 
 def _complete(path: Path) -> EmbeddingStore:

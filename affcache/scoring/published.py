@@ -14,6 +14,7 @@ from typing import Any
 from affcache.errors import ConfigError, InputError, StoreError, first_line
 from affcache.files import LARGEST_JSON, open_regular, parse_json, read_bytes, write_bytes
 from affcache.settings import HUB, build
+from affcache.store.description import require_sound
 from affcache.tasks.tasks import TASKS, Classes, Task, Units, Values
 from affcache.training.settings import FitSettings
 
@@ -24,6 +25,7 @@ GRAPHS = (".onnx", ".data")  # not fetched from the hub: a graph from pixels hol
 PIECE = 2**20  # bytes
 SEAL = re.compile(rb'(?<="config_sha256": ")[0-9a-f]{64}(?=")')
 UNSEALED = "0" * 64
+MARKS = (b'"format": "affcache-head"', b'"config_sha256": "')  # one of them stays where a byte is changed
 KEYS: dict[str, type] = {
     "task": dict, "settings": dict, "epoch": int, "encoder": dict, "encoder_fingerprint": str, "width": int,
     "files": dict,
@@ -61,7 +63,8 @@ def local_folder(location: Path | str) -> tuple[Path, str]:
 def is_published(folder: Path) -> bool:
     """Say whether a folder is of a published head, be it damaged, rather than a run's."""
     with suppress(OSError):
-        return FORMAT.encode() in read_bytes(folder / CONFIG, LARGEST_JSON)
+        content = read_bytes(folder / CONFIG, LARGEST_JSON)
+        return any(mark in content for mark in MARKS)
     return False
 
 
@@ -104,6 +107,7 @@ def read_published(folder: Path, name: str) -> dict[str, Any]:
         sums = {file: str(said["sha256"]) for file, said in config["files"].items()}
         if wrong or not {CARD, HEAD} <= sums.keys() or any(Path(file).name != file for file in sums):
             raise ValueError(f"it lacks {', '.join(wrong) or 'files, or names some elsewhere'}")
+        require_sound(config["encoder"], config["encoder_fingerprint"], config["width"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _changed(path, first_line(error)) from None
     for file, expected in sums.items():

@@ -1,7 +1,7 @@
 """The rule by which probabilities become decisions: smoothed, calibrated, with a bias a class or a threshold a unit."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.progress import Result
+from affcache.progress import Result, counted
 from affcache.tasks.tasks import Labels, Task
 
 Values = npt.NDArray[np.float64]
@@ -68,7 +68,8 @@ class DecisionRule(Result):
         if not isinstance(where, (str, type(None))) or not isinstance(optimistic, bool):
             raise ValueError(f"it was fitted on {where!r}")
         weights = values.get("weights")  # older rules lack it
-        if weights is not None and not (isinstance(weights, list) and weights and all(map(_finite, weights))):
+        sound = isinstance(weights, list) and all(map(_finite, weights)) and are_weights(weights)
+        if weights is not None and not sound:
             raise ValueError(f"its weights are {weights!r}")
         lists = [tuple(one) if one is not None else None for one in (offsets, weights)]
         return cls(kind, width, float(temperature), lists[0], where, optimistic, lists[1])
@@ -80,6 +81,21 @@ class DecisionRule(Result):
             return "optimistic" if self.optimistic else "fitted"
         smoothed = self.smooth != "none" and self.width > 1
         return "smoothed" if smoothed else "weighted" if self.weights else ""
+
+    def in_words(self, names: Sequence[str]) -> str:
+        """Say what the rule does where it isn't the task's own; ``names`` are the task's outputs."""
+        parts = []
+        if self.weights:
+            parts.append(f"weights {', '.join(f'{share / sum(self.weights):.2f}' for share in self.weights)}")
+        if self.smooth != "none":
+            smoothed = f"{self.smooth} over {counted(self.width, 'frame number')}"
+            parts.append(smoothed if self.width > 1 else "no smoothing, which was best")
+        if self.temperature != 1:
+            parts.append(f"temperature {self.temperature:.2f}")
+        if self.offsets:
+            each = ", ".join(f"{name} {offset:.2f}" for name, offset in zip(names, self.offsets, strict=True))
+            parts.append(f"offsets {each}")
+        return "; ".join(parts)
 
     def apply(self, given: Said, task: Task) -> Said:
         """Return predictions smoothed over the frames given, and with the temperature; as they are where both are off.
@@ -108,6 +124,11 @@ class DecisionRule(Result):
             logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny).astype(np.float64))
             return np.asarray((logs + np.asarray(self.offsets)).argmax(axis=1))
         return (probabilities >= np.asarray(self.offsets)).astype(np.int64)
+
+
+def are_weights(numbers: Sequence[float]) -> bool:
+    """Say whether numbers can weigh: none below 0, and a sum above it that is no infinity."""
+    return all(0 <= one < math.inf for one in numbers) and 0 < sum(numbers) < math.inf
 
 
 def _finite(value: Any) -> bool:

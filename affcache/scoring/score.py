@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from affcache.errors import InputError
 from affcache.figures import drawing, save_figures
 from affcache.files import write_bytes, write_json
 from affcache.progress import Listener, metric_name
@@ -20,11 +21,12 @@ from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import metric_interval, without_interval
 from affcache.scoring.postprocess import find_rule, reliability
 from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, rows_to_predict
+from affcache.scoring.published import sha256_of
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import ScoreSettings, SplitSettings
 from affcache.scoring.trained import AVERAGE
 from affcache.settings import command
-from affcache.store.frames import shared_frames
+from affcache.store.frames import BESIDE, shared_frames
 from affcache.tasks.annotations import JoinAccount, JoinedLabels, group_frames, join_labels
 from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.tasks import Task
@@ -51,7 +53,8 @@ class ScoreResult:
     alpha: float  # the level of the first run
     rule: DecisionRule
     calibration_error: float | None  # in [0, 1]; None for va
-    against: dict[str, Any] | None  # the other run, its value, and the paired difference with its interval
+    against: dict[str, Any] | None  # the other run; on the frames of both its value, this one's, and their difference
+    heads: tuple[str, ...]  # sha256 of each run's head
     scores_file: str  # the file these scores were written to
     predictions_file: str
     figures: tuple[str, ...] = ()  # pictures, where they were asked for
@@ -68,7 +71,7 @@ class ScoreResult:
             "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
             "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
             "predictions": self.predictions_file, "figures": list(self.figures), "store": self.store,
-            "store_fingerprint": self.store_fingerprint,
+            "store_fingerprint": self.store_fingerprint, "heads": list(self.heads),
             "classes_without_support": list(self.scores.without_support), "labels": self.account.to_json(),
         }  # fmt: skip
 
@@ -125,7 +128,8 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     out = first.out if len(runs.runs) == 1 else RunFolder(first.out.path / AVERAGE)
     result = ScoreResult(
         runs=tuple(run.source for run in runs.runs),
-        store=str(runs.frames.path),
+        store=BESIDE.join(dict.fromkeys(str(part.path) for run in runs.runs for part in run.store.parts)),
+        heads=tuple(sha256_of(run.folder.head) for run in runs.runs),
         store_fingerprint=first.store.fingerprint(),
         task=task.name,
         split=settings.split,
@@ -173,25 +177,29 @@ def _compared(
     theirs = score_frames(replace(settings, weights=""), other, annotations, joined, listener)
     _, (rows, their_rows) = shared_frames([scored.predictions.frames, other.frames])
     both = np.isin(rows, scored.joined.rows) & np.isin(their_rows, joined.rows)
-    if (lacking := len(scored.joined) - int(both.sum())) or len(joined) > int(both.sum()):
-        listener.message(f"compared on {int(both.sum()):,} frames that both have; {lacking:,} are left out")
-    names, group = group_frames(scored.predictions.frames, scored.joined)
+    if not both.any():
+        raise InputError(
+            f"No labelled frame is both in {scored.predictions.frames.path} and in {other.frames.path}, on which "
+            f"{other.first.source} predicts. Expected stores of the same videos. Compare runs on the same crops."
+        )
     places = np.searchsorted(scored.joined.rows, rows[both])
-    labels, their_places = scored.joined.labels[places], np.searchsorted(joined.rows, their_rows[both])
-    sums = [
-        task.sums_by_video(labels, decided, group[places], len(names))
-        for decided in (scored.decided[places], theirs.decided[their_places])
-    ]
+    their_places = np.searchsorted(joined.rows, their_rows[both])
+    _, group = group_frames(scored.predictions.frames, scored.joined)
+    videos, group = np.unique(group[places], return_inverse=True)  # of these frames alone
+    labels, decided = scored.joined.labels[places], (scored.decided[places], theirs.decided[their_places])
+    sums = [task.sums_by_video(labels, one, group, len(videos)) for one in decided]
     found = metric_interval(task, sums[:1], sums[1:])
-    value = task.score(labels, theirs.decided[their_places]).value
-    return {"run": other.first.source, "value": value, "difference": found.to_json()}
+    own, value = (task.score(labels, one).value for one in decided)
+    difference = found.to_json()
+    return {"run": other.first.source, "value": value, "own": own, "frames": len(labels), "difference": difference}
 
 
 def open_split(
     settings: SplitSettings, paths: Sequence[Path], listener: Listener
 ) -> tuple[Ensemble, Path, JoinedLabels]:
     """Open runs, and join the labels of a split to their frames; return the folder of the labels, too."""
-    runs = Ensemble.open(paths, settings.store, settings.device, listener)
+    against = [settings.against] if isinstance(settings, ScoreSettings) and settings.against else []
+    runs = Ensemble.open(paths, settings.store, settings.device, listener, also=against)
     annotations = settings.annotations or runs.first.annotations
     joined = join_labels(runs.frames, annotations, runs.task, settings.split)
     listener.message(joined.account.sentence(settings.split))

@@ -18,6 +18,7 @@ from affcache.scoring.published import (
     local_folder,
     read_published,
     settings_of_published,
+    sha256_of,
     task_from_json,
 )
 from affcache.scoring.rule import DecisionRule
@@ -33,6 +34,7 @@ from affcache.training.settings import FitSettings
 # are, and by its place among them. Of this number, a multiple of all heights of tiles from 4 to 16, every row comes out
 # the same wherever it stands, so that a frame is said the same of alone, in a video and in a store.
 CALL = 1008
+SMALLEST = 1e-30  # deviation of a dimension that varies; float16 has none below 6e-8
 AVERAGE = "average"  # below a run's folder: what is found with several averaged
 SCORES = Path("scores")  # below the working folder: where what is found with a published head is written
 
@@ -211,6 +213,11 @@ class TrainedHead:
                 f"{len(wrong):,} of {len(embeddings):,} frames have an embedding with nan or inf in it, the first is "
                 f"{name(int(wrong[0]))}. Expected finite numbers. Extract or import these embeddings again."
             )
+        if len(broken := broken_rows(logits)):
+            raise StoreError(
+                f"The head of {self.source} gives {name(int(broken[0]))} logits that are nan or inf. Expected finite "
+                "ones. Restore its folder from a sound copy, or train again."
+            )
         return logits.cpu()
 
 
@@ -219,26 +226,37 @@ def _position_name(start: int, position: int) -> str:
 
 
 def rule_of_average(heads: Sequence[TrainedHead]) -> DecisionRule | None:
-    """Return the rule that ``score`` fitted for the average of these runs, in any order; None without one.
+    """Return the rule that ``score`` fitted for the average of these very heads, in any order; None without one.
+
+    Where several were fitted, in the folders of several runs, the newest counts.
 
     Raises:
-        StoreError: the file that has it is damaged.
+        StoreError: a file that has one is damaged.
     """
-    for first in heads:
-        average = RunFolder(first.out.path / AVERAGE)
-        path = average.of_split(average.scores, "validation", "fitted")
-        if not path.is_file():
-            continue
+    ours = [sha256_of(head.folder.head) for head in heads]
+    folders = {RunFolder(head.out.path / AVERAGE).path for head in heads}
+    files = [RunFolder(folder).of_split(RunFolder(folder).scores, "validation", "fitted") for folder in folders]
+    for path in sorted((one for one in files if one.is_file()), key=lambda one: one.stat().st_mtime, reverse=True):
         try:
             scores = read_json(path)
-            ours, theirs = [_resolved(head.folder.path) for head in heads], list(map(_resolved, scores["runs"]))
-            if sorted(ours) == sorted(theirs):
-                rule = DecisionRule.from_json(scores["rule"], first.task)
-                of_run = None if rule.weights is None else dict(zip(theirs, rule.weights, strict=True))
-                return rule if of_run is None else replace(rule, weights=tuple(of_run[run] for run in ours))
+            theirs = [str(head) for head in scores.get("heads", ())]
+            if scores["task"] == heads[0].task.name and sorted(ours) == sorted(theirs):
+                return _in_order(DecisionRule.from_json(scores["rule"], heads[0].task), ours, theirs)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _no_rule(path, error) from None
     return None
+
+
+def _in_order(rule: DecisionRule, ours: Sequence[str], theirs: list[str]) -> DecisionRule:
+    """Return a rule with the weights of the same heads in another order; one that comes twice has two of them."""
+    if rule.weights is None:
+        return rule
+    left = list(zip(theirs, rule.weights, strict=True))
+    weights = []
+    for head in ours:
+        place = next(number for number, (other, _) in enumerate(left) if other == head)
+        weights.append(left.pop(place)[1])
+    return replace(rule, weights=tuple(weights))
 
 
 def no_scores(path: Path, error: Exception) -> StoreError:
@@ -254,10 +272,6 @@ def _no_rule(path: Path, error: Exception) -> StoreError:
         f"{path} has no rule that can be read ({first_line(error)}). Expected it as affcache wrote it. Write it "
         "anew with 'affcache score RUN --decide fitted', or delete it."
     )
-
-
-def _resolved(path: Path | str) -> str:
-    return str(Path(path).resolve())
 
 
 def said_elsewhere(source: str) -> str:
@@ -294,8 +308,11 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -
             raise ValueError("other layers")
         head, epoch = build_head(fitted, width, task), int(best["epoch"])
         scaler = Scaler.of_state(fitted.normalize, tensors)
-        if any(of.shape != (width,) for of in scaler.tensors().values()):
-            raise ValueError("a scaler of another width")
+        for name, of in scaler.tensors().items():
+            if of.shape != (width,) or of.dtype != torch.float32 or ("deviation" in name and not (of > SMALLEST).all()):
+                raise ValueError("no such scaler")
+        if len(without_scaler(tensors)) + len(scaler.tensors()) != len(tensors):
+            raise ValueError("a scaler that the settings don't ask for")
         head.load_state_dict(without_scaler(tensors))
     except (RuntimeError, ValueError, TypeError, KeyError, OverflowError):
         raise StoreError(

@@ -25,6 +25,20 @@ def encoders_of(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(of) for of in found] if isinstance(found, list) and found else [dict(description)]
 
 
+def require_sound(description: Mapping[str, Any], sha256: str, width: Any) -> None:
+    """Refuse a description of encoders side by side that isn't what its fingerprint is of; raises ValueError."""
+    if SIDE_BY_SIDE not in description:
+        return
+    found = description[SIDE_BY_SIDE]
+    if not (isinstance(found, list) and len(found) > 1 and all(isinstance(one, dict) for one in found)):
+        raise ValueError(f"{SIDE_BY_SIDE} of its encoder are no descriptions")
+    widths = [one.get("width") for one in found]
+    if any(SIDE_BY_SIDE in one for one in found) or not all(type(one) is int and one > 0 for one in widths):
+        raise ValueError("the description of one of its encoders can't be")
+    if fingerprint(description) != sha256 or sum(widths) != width:
+        raise ValueError("the description of its encoders doesn't match their fingerprint, or their width")
+
+
 def is_table(description: Mapping[str, Any]) -> bool:
     """Say whether features stood in a table, so that no encoder can make such ones of an image."""
     return description.get("imported_from") == TABLE

@@ -29,6 +29,11 @@ class FrameIndex:
     def __len__(self) -> int:
         return len(self.status)
 
+    @property
+    def known_names(self) -> tuple[str, ...]:
+        """``video_names``, and after them those of videos that stores have of which nothing is here."""
+        return self.video_names
+
     def video_of_rows(self) -> npt.NDArray[np.int64]:
         """Return the video index of every row, int64 (N,)."""
         return np.repeat(np.arange(len(self.video_names)), np.diff(self.video_start))
@@ -117,7 +122,8 @@ def _index(
     frames: Sequence[npt.NDArray[np.int32]],
     there: "npt.NDArray[np.bool_] | bool",
 ) -> FrameIndex:
-    path = Path(BESIDE.join(dict.fromkeys(one for store in stores for one in str(store.path).split(BESIDE))))
+    paths = (part.path for store in stores for part in getattr(store, "parts", (store,)))
+    path = Path(BESIDE.join(dict.fromkeys(map(str, paths))))
     status = np.full(starts[-1], UNREADABLE, np.uint8)
     status[there if isinstance(there, np.ndarray) else slice(None)] = ENCODED
     numbers = np.concatenate([np.empty(0, np.int32), *frames])

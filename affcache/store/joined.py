@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from affcache.crops.names import canonical
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, counted
 from affcache.store.description import SIDE_BY_SIDE, fingerprint
@@ -31,6 +32,12 @@ class JoinedStores(FrameIndex):
     def width(self) -> int:
         """D, the number of values in one embedding."""
         return sum(part.width for part in self.parts)
+
+    @property
+    def known_names(self) -> tuple[str, ...]:
+        here = set(map(canonical, self.video_names))
+        every = {canonical(name): name for part in self.parts for name in part.video_names}
+        return (*self.video_names, *(name for key, name in every.items() if key not in here))
 
     @property
     def encoder(self) -> dict[str, Any]:

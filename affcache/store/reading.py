@@ -202,6 +202,13 @@ class EmbeddingStore(FrameIndex):
             and np.array_equal(self.video_start, other.video_start)
             and np.array_equal(self.frame_number, other.frame_number)
         )
+        unlike = same_frames and (self.status != other.status) & (self.status != PENDING) & (other.status != PENDING)
+        if same_encoder and np.any(unlike):
+            raise StoreError(
+                f"{path} has embeddings of other crops than {self.path}: one has some that the other couldn't read. "
+                f"Expected both of the same. Run the command that made the store again, with --view {name} and "
+                "--retry-unreadable."
+            )
         if not (same_encoder and same_frames):
             raise StoreError(
                 f"{path} is no view of {self.path}: it is of other crops or another encoder. Delete it, and make it "

@@ -223,7 +223,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     runs = Ensemble.open(settings.run, settings.store, settings.device, listener)
     task, frames = runs.task, runs.frames
     require_template_of(template, task)
-    template = template.named_as(frames.video_names, path)
+    template = template.named_as(frames.known_names, path)
     on_training = runs
     if settings.fits_rules:
         _require_runs(runs.runs)
@@ -264,8 +264,8 @@ def _require_runs(runs: Sequence[TrainedRun]) -> None:
     if published := [run.source for run in runs if run.published]:
         raise ConfigError(
             f"A rule is to be fitted, but {published[0]} is a published head: it brings neither the store nor the "
-            "labels that it was trained on. Expected a run folder. Leave out --decide fitted and --calibrate, and say "
-            "--smooth-width N with --smooth."
+            "labels that it was trained on. Expected a run folder. Leave out --decide fitted, --calibrate and "
+            "--weights fitted, and say --smooth-width N with --smooth."
         )
 
 

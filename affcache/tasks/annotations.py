@@ -253,8 +253,9 @@ def _videos_of_labels(files: Mapping[str, Path], store: FrameIndex) -> dict[str,
     first, path = next(iter(files.items()))
     folder = path.parents[first.count("/")]
     called: dict[int, list[str]] = {}
-    for name, video in VideoNames(store.video_names).match(files, folder).items():
-        called.setdefault(video, []).append(name)
+    for name, video in VideoNames(store.known_names).match(files, folder).items():
+        if video < len(store.video_names):
+            called.setdefault(video, []).append(name)
     chosen = {}
     for video, names in called.items():
         whole = [name for name in names if name == canonical(store.video_names[video])]

@@ -220,6 +220,13 @@ class JoinedSplits:
             f"held out {purpose}: {counted(len(held_out), 'training frame')} of {counted(len(names), 'video')}; "
             f"{len(train):,} are left"
         )
+        sides = (names, group_frames(self.store, train)[0])
+        above = [{name.partition("/")[0] for name in side if "/" in name} for side in sides]
+        if both := sorted(above[0] & above[1]):
+            listener.warning(
+                f"Videos of {counted(len(both), 'folder')}, such as {both[0]}, stand on both sides: whole videos are "
+                "held out, not the folders that they lie in. Where a folder is a person, what is fitted there flatters."
+            )
         if abs(len(held_out) / len(self.train) - share) > share / 2:
             listener.warning(
                 f"{len(held_out) / len(self.train):.0%} of the training frames are held out, where {share:.0%} were "

@@ -28,6 +28,7 @@ from affcache.files import (
 )
 from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
+from affcache.store.description import encoders_of, require_sound
 from affcache.store.joined import AnyStore
 from affcache.training.settings import FitSettings
 
@@ -80,6 +81,10 @@ class RunFolder:
                 lacking = [name for name, kind in OF_STORE.items() if not isinstance(store.get(name), kind)]
                 if lacking:
                     raise ValueError(f"config.json doesn't have {', '.join(f'store.{name}' for name in lacking)}")
+            encoder, sha256, width = (config["store"].get(name) for name in ("encoder", "encoder_fingerprint", "width"))
+            require_sound(encoder, sha256, width)
+            if len(several) > 1 and encoders_of(encoder) != [store["encoder"] for store in several]:
+                raise ValueError("its stores and the description of their encoders differ")
             held_out = config["labels"]["train"].get("held_out_videos", [])
             if not (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)):
                 raise ValueError("its held_out_videos is no list of names")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -240,6 +241,16 @@ def test_stores_heads_and_tasks_are_axes(learnable: MakeData, tmp_path: Path) ->
         assert first.mean == second.mean, "the stores hold the same"
     assert result.rows[1].difference is not None
     assert result.rows[1].difference.value == 0
+
+
+def test_stores_of_other_frames_are_warned_of(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable()
+    store = EmbeddingStore.open(data[0])
+    videos = {name: range(1, 21) for name in store.video_names}
+    fewer = write_store(tmp_path / "fewer.h5", videos, store.read(np.flatnonzero(store.frame_number <= 20))).path
+    heard = Heard()
+    run(data, tmp_path / "out", vary=(f"store={data[0]},{fewer}",), seeds=1, head="ridge", listener=heard)
+    assert any(f"({data[0]} 80, {fewer} 40)" in text for text in heard.warnings)
 
 
 def test_a_ridge_is_chosen_and_scored_as_fit_does(learnable: MakeData, tmp_path: Path) -> None:

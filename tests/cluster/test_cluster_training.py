@@ -104,7 +104,7 @@ def test_heads_that_nobody_keeps_stay_with_the_worker() -> None:
 
 def test_frames_travel_as_they_are(learnable: MakeData) -> None:
     store, labels = learnable()
-    joined = JoinedSplits.open(store, TASKS["expr"], labels, Listener())
+    joined = JoinedSplits.open((store,), TASKS["expr"], labels, Listener())
     joined = joined.holding_out(0.2, "to choose by", Listener(), select=True)
     source = joined.load(torch.device("cpu"), 1.0, Listener())
     again = copy.deepcopy(changed(source, Travelling))
@@ -120,7 +120,7 @@ def test_frames_travel_as_they_are(learnable: MakeData) -> None:
 
 def test_frames_that_do_not_fit_are_refused(learnable: MakeData) -> None:
     store, labels = learnable()
-    source = JoinedSplits.open(store, TASKS["expr"], labels, Listener())
+    source = JoinedSplits.open((store,), TASKS["expr"], labels, Listener())
     loaded = source.load(torch.device("cpu"), 1.0, Listener())
     streamed = replace(loaded, train=StreamedFrames(source.store, source.train, torch.device("cpu"), 4096))
     with pytest.raises(ConfigError, match=r"keeps all embeddings in memory.* Raise --memory GB"):

@@ -64,11 +64,11 @@ def test_stores_and_crops_of_either_form_are_the_same(tmp_path: Path, one: str, 
     features = np.ones((2, 3), np.float16)
     store, second = (write_store(tmp_path / f"{n}.h5", {v: [1, 2]}, features) for n, v in enumerate((one, other)))
     assert store.has_frames_of(second)
-    open_begun(store.path, find_crops([write_crops(tmp_path / "crops", {other: [1, 2]})]))
+    open_begun(store.path, find_crops([write_crops(tmp_path / "crops", {other: [1, 2]})]), 1)
     # "e" and an accent sorts before "f", a composed "é" after it
     two = write_store(tmp_path / "two.h5", {"f": [1], unicodedata.normalize("NFC", "é"): [1]}, features)
     with pytest.raises(StoreError, match=r"the order of the videos, by the form of accents"):
-        open_begun(two.path, find_crops([write_crops(tmp_path / "more", {"f": [1], "e\u0301": [1]})]))
+        open_begun(two.path, find_crops([write_crops(tmp_path / "more", {"f": [1], "e\u0301": [1]})]), 1)
 
 
 def test_a_video_in_both_forms_is_taken_once(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_an_unknown_task(data: tuple[Path, Path]) -> None:
 def test_several_settings_out_of_range(data: tuple[Path, Path]) -> None:
     message = refusal(*fit_arguments(data), "--alpha", "0", "--rho", "-1", "--normalize", "l1")
     for problem in (
-        "--normalize is 'l1'; expected one of none, l2.",
+        "--normalize is 'l1'; expected one of none, l2, standard.",
         "--rho is -1.0; expected at least 0 and less than inf.",
         "--alpha is 0.0; expected more than 0 and at most 1.",
     ):

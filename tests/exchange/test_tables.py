@@ -315,9 +315,14 @@ def test_frames_from_0_are_warned_of(tmp_path: Path) -> None:
     heard = Heard()
     imported(tmp_path, text(tmp_path, "video,frame,x\na,0,1\na,1,1\nb,0,1\n"), heard=heard)
     (warning,) = heard.warnings
-    assert warning.startswith("the frames of every video begin at 0. Labels, and the crops of Aff-Wild2, count frames")
+    assert warning.startswith(
+        "the frames of 2 of 2 videos begin at 0. Labels, and the crops of Aff-Wild2, count frames"
+    )
     heard = Heard()
     imported(tmp_path, text(tmp_path, "video,frame,x\na,0,1\nb,1,1\n"), heard=heard)
+    assert heard.warnings[0].startswith("the frames of 1 of 2 videos begin at 0.")
+    heard = Heard()
+    imported(tmp_path, text(tmp_path, "video,frame,x\na,3,1\nb,1,1\n"), heard=heard)
     assert heard.warnings == []
 
 

@@ -102,7 +102,7 @@ def test_a_run_and_what_it_says(settings: ExtractSettings, tiny_encoder: str) ->
     assert store.frame_number[:6].tolist() == [1, 2, 3, 5, 8, 13]
     assert store.encoder["model"] == tiny_encoder
     loading = f"loading the encoder {tiny_encoder}"  # on the disk already: nothing is fetched
-    chosen = "encoding on cpu in fp32, 4 crops a call"
+    chosen = "encoding to D = 24 on cpu in fp32, 4 crops a call"
     assert recorder.messages == ["46 crops in 3 videos", loading, chosen]
     assert recorder.warnings == []
     listing = [step for step in recorder.steps if step[2] == "video"]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from hypothesis import strategies as st
 
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.scoring.ensemble import averaged, fit_weights, parse_weights, shares_of
+from affcache.scoring.intervals import metric_interval
 from affcache.scoring.score import ScoreResult, score
+from affcache.scoring.trained import TrainedHead, rule_of_average
+from affcache.store.joined import join_stores
 from affcache.store.reading import EmbeddingStore
 from affcache.submission.submit import submit
+from affcache.tasks.annotations import join_labels
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
-from tests.conftest import Heard, MakeData, write_store
+from tests.conftest import Heard, MakeData, write_labels, write_store
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}
 Two = tuple[Path, Path, Path]
@@ -171,8 +176,8 @@ def test_another_run_is_compared_on_the_frames_that_both_have(two: Two) -> None:
     annotations, one, other = two
     heard = Heard()
     result = score(run=one, against=other, listener=heard)
-    assert "compared on 90 frames that both have; 30 are left out" in heard.messages
     assert result.against is not None
+    assert (result.against["frames"], result.frames) == (90, 120)
     assert result.against["value"] == score(run=other).scores.value
     frames = said(score(run=other)).keys()
     ours, labels = said(result), {}
@@ -181,6 +186,7 @@ def test_another_run_is_compared_on_the_frames_that_both_have(two: Two) -> None:
         labels[video, frame] = int(lines[frame])
     decided = np.array([ours[frame].argmax() for frame in frames])
     value = TASKS["expr"].score(np.array([labels[frame] for frame in frames]), decided).value
+    assert result.against["own"] == value
     assert result.against["difference"]["value"] == pytest.approx(value - result.against["value"])
     turned = score(run=other, against=one).against
     assert turned is not None
@@ -207,8 +213,119 @@ def test_a_submission_of_two_encoders_fills_every_line(two: Two, tmp_path: Path)
 
 
 def test_stores_that_share_nothing_are_refused(two: Two, tmp_path: Path) -> None:
-    _, one, other = two
+    annotations, one, other = two
     encoder = EmbeddingStore.open(tmp_path / "five.h5").encoder
     away = write_store(tmp_path / "away.h5", {"x": [1, 2]}, np.ones((2, 5), np.float16), **encoder).path
     with pytest.raises(InputError, match="share no frame, so that nothing can be averaged"):
         score(run=(one, other), store=(tmp_path / "expr.h5", away))
+    videos = {name: range(11, 21) for name in EmbeddingStore.open(tmp_path / "expr.h5").video_names}
+    features = np.random.default_rng(3).normal(size=(90, 4)).astype(np.float16)
+    rest = write_store(tmp_path / "rest.h5", videos, features, weights_sha256="4" * 64, width=4).path
+    fit(store=rest, annotations=annotations, run=tmp_path / "rest", **QUICK)
+    with pytest.raises(InputError, match="No labelled frame is both in"):
+        score(run=other, against=tmp_path / "rest")
+
+
+def test_the_interval_of_a_difference_is_over_videos_that_both_have(two: Two, tmp_path: Path) -> None:
+    annotations, one, _ = two
+    five = EmbeddingStore.open(tmp_path / "five.h5")
+    names = [name for v, name in enumerate(five.video_names) if v % 3 != 2 or v < 6]  # not the last of validation
+    rows = np.flatnonzero(np.isin(np.array(five.video_names)[five.video_of_rows()], names))
+    listing = {name: five.frame_number[rows][five.video_of_rows()[rows] == five.video_names.index(name)].tolist()
+               for name in names}  # fmt: skip
+    write_store(tmp_path / "part.h5", listing, five.read(rows), **five.encoder)
+    fit(store=tmp_path / "part.h5", annotations=annotations, run=tmp_path / "part", **QUICK)
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("affcache.scoring.score.metric_interval",
+                      lambda task, ours, theirs=(), **more: seen.append(len(ours[0]) if theirs else 0)
+                      or metric_interval(task, ours, theirs, **more))  # fmt: skip
+        score(run=one, against=tmp_path / "part")
+    assert max(seen) == 2, "of three validation videos"
+
+
+def test_the_rule_of_an_average_is_of_these_very_heads_and_the_newest(two: Two, tmp_path: Path) -> None:
+    annotations, one, other = two
+    heads = [TrainedHead.open(run, "cpu") for run in (one, other)]
+    assert rule_of_average(heads) is None
+    score(run=(one, other), weights="fitted")
+    path = one / "average" / "scores-fitted.json"
+    found = json.loads(path.read_text())
+    found["rule"]["weights"] = [0.75, 0.25]
+    path.write_text(json.dumps(found))
+    first, second = rule_of_average(heads), rule_of_average(heads[::-1])
+    assert first is not None
+    assert second is not None
+    assert (first.weights, second.weights) == ((0.75, 0.25), (0.25, 0.75))
+    score(run=(other, one), decide="fitted")
+    newer = other / "average" / "scores-fitted.json"
+    os.utime(path, (1, 1))
+    for order in (heads, heads[::-1]):
+        rule = rule_of_average(order)
+        assert rule is not None
+        assert rule.offsets is not None, "the newer one, whichever run is named first"
+    newer.unlink()
+    twice = {
+        **found,
+        "heads": [*found["heads"], found["heads"][0]],
+        "rule": {**found["rule"], "weights": [0.2, 0.3, 0.5]},
+    }
+    path.write_text(json.dumps(twice))
+    both = rule_of_average([heads[1], heads[0], heads[0]])
+    assert both is not None
+    assert both.weights == (0.3, 0.2, 0.5)
+    for weights in ([-1, 2, 1], [0, 0, 0], [1e308, 1e308, 1e308], ["a"], 3):
+        path.write_text(json.dumps({**twice, "rule": {**found["rule"], "weights": weights}}))
+        with pytest.raises(StoreError, match="no rule that can be read"):
+            rule_of_average([heads[1], heads[0], heads[0]])
+    path.write_text(json.dumps(found))
+    fit(store=tmp_path / "five.h5", annotations=annotations, run=tmp_path / "anew", **{**QUICK, "seed": 5})
+    assert rule_of_average([heads[0], TrainedHead.open(tmp_path / "anew", "cpu")]) is None
+
+
+def test_two_stores_by_one_encoder_are_taken_as_they_were_trained_on(two: Two, tmp_path: Path) -> None:
+    annotations, _, _ = two
+    store = EmbeddingStore.open(tmp_path / "expr.h5")
+    videos, features = {name: range(1, 41) for name in store.video_names}, store.read(np.arange(len(store)))
+
+    def kinds(name: str, more: float) -> tuple[Path, Path]:
+        signs = {"tight": 1, "loose": -1}
+        return tuple(
+            write_store(tmp_path / f"{name}-{kind}.h5", videos, sign * features + np.float16(more), width=16).path
+            for kind, sign in signs.items()
+        )  # type: ignore[return-value]
+
+    trained_on, others, run = kinds("old", 0), kinds("new", 1), tmp_path / "kinds"
+    fit(store=trained_on, annotations=annotations, run=run, **QUICK)
+    values = [score(run=run, store=given).scores.value for given in ((), trained_on, trained_on[::-1])]
+    assert len(set(values)) == 1
+    heard = Heard()
+    score(run=run, store=others, listener=heard)
+    assert f"takes them as {others[0]} + {others[1]}" in " ".join(heard.messages), "which is which can't be known"
+
+
+def test_a_label_that_one_store_alone_could_not_place_isnt_placed_by_a_join(tmp_path: Path) -> None:
+    one = write_store(tmp_path / "a.h5", {"1/Q4": [1, 2], "2/Q4": [1, 2]}, np.ones((4, 3), np.float16), width=3)
+    fewer = write_store(
+        tmp_path / "b.h5", {"1/Q4": [1, 2]}, np.ones((2, 2), np.float16), weights_sha256="2" * 64, width=2
+    )
+    joined = join_stores([one, fewer])
+    assert joined.known_names == ("1/Q4", "2/Q4")
+    labels = write_labels(tmp_path, "expr", "train", {"Q4": [0, 1]})
+    with pytest.raises(InputError, match="Q4 may be any of 2 videos"):
+        join_labels(joined, labels, "expr", "train")
+
+
+def test_a_video_that_one_run_held_out_and_another_lacks_serves_for_rules(two: Two, tmp_path: Path) -> None:
+    annotations, one, _ = two
+    held = json.loads((one / "config.json").read_text())["labels"]["train"]["held_out_videos"]
+    store = EmbeddingStore.open(tmp_path / "expr.h5")
+    for name, left in {"fewer": held[:1], "none": held}.items():
+        videos = {video: range(1, 41) for video in store.video_names if video not in left}
+        rows = np.flatnonzero(np.isin(np.array(store.video_names)[store.video_of_rows()], list(videos)))
+        path = write_store(tmp_path / f"{name}.h5", videos, store.read(rows)[:, :7], weights_sha256=name, width=7).path
+        recipe = {**QUICK, "annotations": annotations, **({"held_out": 0.3} if name == "fewer" else {})}
+        fit(store=path, run=tmp_path / name, **recipe)
+    assert score(run=(one, tmp_path / "fewer"), weights="fitted").rule.weights is not None
+    with pytest.raises(ConfigError, match="A rule can't be fitted on held-out training videos"):
+        score(run=(one, tmp_path / "none"), weights="fitted")

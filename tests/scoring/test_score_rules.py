@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 import pytest
 
-from affcache.cli.show import rule_text
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.figures import drawing
 from affcache.files import read_tensors, write_tensors
@@ -175,6 +174,28 @@ def test_the_held_out_frames_are_those_that_training_left_out(learnable: MakeDat
     assert json.loads((tmp_path / "0.3" / "config.json").read_text())["labels"]["train"]["held_out_videos"] == names
 
 
+def test_a_view_of_which_other_crops_could_be_read_is_refused(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable()
+    run = fitted(data, tmp_path / "run")
+    view = mirrored(data[0])
+    status, checksum = view.status, view.block_checksum
+    features = np.memmap(view.path, "float16", "r+", view.features.offset, view.features.shape)
+    np.memmap(view.path, "u1", "r+", status.offset, status.shape)[100] = 2
+    features[100] = 0
+    np.memmap(view.path, "<u4", "r+", checksum.offset, checksum.shape)[:] = block_crc(features)
+    with pytest.raises(StoreError, match=r"has embeddings of other crops than .*--retry-unreadable"):
+        score(run=run, views="both")
+
+
+def test_logits_that_are_no_numbers_are_refused(learnable: MakeData, tmp_path: Path) -> None:
+    run = fitted(learnable(), tmp_path / "run")
+    tensors, header = read_tensors(run / "head.safetensors")
+    huge = {name: of * 1e30 if name.endswith("weight") else of for name, of in tensors.items()}
+    write_tensors(run / "head.safetensors", huge, header)
+    with pytest.raises(StoreError, match="logits that are nan or inf"):
+        score(run=run)
+
+
 @pytest.mark.parametrize("task", ["expr", "au"])
 @pytest.mark.parametrize("smoothed", ["none", "mean"])
 def test_rules_are_what_held_out_frames_say_once_they_are_smoothed(
@@ -325,9 +346,9 @@ def test_scores_by_another_rule_leave_the_plain_ones_alone(learnable: MakeData, 
 
 def test_rules_are_printed_with_the_names_of_classes() -> None:
     rule = DecisionRule("mean", 1, offsets=(0.5, -0.25), fitted_on="validation")
-    assert rule_text(rule, ("AU1", "AU2")) == "no smoothing, which was best; offsets AU1 0.50, AU2 -0.25"
-    assert rule_text(DecisionRule("median", 5), ()) == "median over 5 frame numbers"
-    assert rule_text(DecisionRule(weights=(3.0, 1.0)), ()) == "weights 0.75, 0.25"
+    assert rule.in_words(("AU1", "AU2")) == "no smoothing, which was best; offsets AU1 0.50, AU2 -0.25"
+    assert DecisionRule("median", 5).in_words(()) == "median over 5 frame numbers"
+    assert DecisionRule(weights=(3.0, 1.0)).in_words(()) == "weights 0.75, 0.25"
 
 
 def test_the_chosen_width_is_the_best_where_it_was_chosen(learnable: MakeData, tmp_path: Path) -> None:

@@ -101,9 +101,22 @@ def test_the_run_knows_its_stores_and_refuses_others(parts: tuple[Path, ...], tm
     with pytest.raises(StoreError, match=r"The store that run .* was trained on is not at .*part1\.h5"):
         score(run=run)
     assert score(run=run, store=(one, copy)).frames == 80
-    for damage in ([], ["x"], [{"path": 3}], None):
-        broken = {**config, "store": {**config["store"], "stores": damage}}
-        (run / "config.json").write_text(json.dumps(broken))
+    stores, encoders = config["store"]["stores"], config["store"]["encoder"]["stores"]
+    wide = [{**one, "width": width} for one, width in zip(encoders, ("3", 5), strict=True)]
+    for damage in (
+        *(
+            {"stores": other}
+            for other in ([], ["x"], [{"path": 3}], None, stores[::-1], stores[:1], [*stores, stores[0]])
+        ),
+        *(
+            {"encoder": {"stores": other}}
+            for other in ([1, 2], ["ab", "cd"], [None, None], encoders[::-1], wide, [], 3)
+        ),
+        {"encoder": {"stores": [config["store"]["encoder"], encoders[0]]}},
+        {"encoder_fingerprint": "0" * 64},
+        {"width": 9},
+    ):
+        (run / "config.json").write_text(json.dumps({**config, "store": {**config["store"], **damage}}))
         with pytest.raises((InputError, StoreError)):
             score(run=run)
 
@@ -173,14 +186,26 @@ def test_what_a_head_was_standardised_by_is_kept_with_it(learnable: MakeData, tm
     torch.testing.assert_close(head.logits(x), head.head(scaled).detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("spoil", ["missing", "short"])
-def test_a_head_without_its_scaler_is_refused(learnable: MakeData, tmp_path: Path, spoil: str) -> None:
+@pytest.mark.parametrize("spoil", ["missing", "short", "zero", "negative", "float64", "int", "unasked"])
+def test_a_head_with_another_scaler_is_refused(learnable: MakeData, tmp_path: Path, spoil: str) -> None:
     store, annotations = learnable()
     fit(store=store, annotations=annotations, run=tmp_path / "run", normalize="standard", **QUICK)
     path = tmp_path / "run" / "head.safetensors"
     tensors, header = read_tensors(path)
-    mean = tensors.pop("scaler.mean")
-    write_tensors(path, tensors if spoil == "missing" else {**tensors, "scaler.mean": mean[:-1].clone()}, header)
+    mean, deviation = tensors.pop("scaler.mean"), tensors.pop("scaler.deviation")
+    found = {
+        "missing": {"scaler.deviation": deviation},
+        "short": {"scaler.mean": mean[:-1].clone(), "scaler.deviation": deviation},
+        "zero": {"scaler.mean": mean, "scaler.deviation": deviation * 0},
+        "negative": {"scaler.mean": mean, "scaler.deviation": -deviation},
+        "float64": {"scaler.mean": mean.double(), "scaler.deviation": deviation.double()},
+        "int": {"scaler.mean": mean, "scaler.deviation": deviation.ceil().long()},
+        "unasked": {"scaler.mean": mean, "scaler.deviation": deviation},
+    }[spoil]
+    write_tensors(path, {**tensors, **found}, header)
+    if spoil == "unasked":
+        config = (tmp_path / "run" / "config.json").read_text()
+        (tmp_path / "run" / "config.json").write_text(config.replace('"standard"', '"none"'))
     with pytest.raises(StoreError, match="the head has other layers than the settings there describe"):
         score(run=tmp_path / "run")
 

@@ -29,8 +29,6 @@ def faces(result: Any) -> None:
         "without": f"{counted(result.frames_without_faces, 'frame')} without a face",
         "time": f"{duration_text(result.seconds)}, {rate_text(result.rate, 'frame')}",
     }
-    if rules := "; ".join(f"{task}: {rule}" for task, rule in result.rules.items() if rule):
-        facts["rule"] = rules
     if result.unreadable:
         facts["left out"] = f"{counted(len(result.unreadable), 'input')}, listed in {result.unreadable_list}"
     out(fact_table(facts), f"next: affcache predict {result.out} --run RUN --out FILE.csv, or extract --crops it")

@@ -83,7 +83,7 @@ class RunFolder:
                     raise ValueError(f"config.json doesn't have {', '.join(f'store.{name}' for name in lacking)}")
             encoder, sha256, width = (config["store"].get(name) for name in ("encoder", "encoder_fingerprint", "width"))
             require_sound(encoder, sha256, width)
-            if len(several) > 1 and encoders_of(encoder) != [store["encoder"] for store in several]:
+            if encoders_of(encoder) != [store["encoder"] for store in several]:
                 raise ValueError("its stores and the description of their encoders differ")
             held_out = config["labels"]["train"].get("held_out_videos", [])
             if not (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)):

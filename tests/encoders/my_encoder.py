@@ -26,7 +26,7 @@ class Odd(torch.nn.Module):
         pooled = images.mean((2, 3))
         if self.how == "width":
             return pooled.repeat(1, self.calls)
-        if self.how == "fails later" and self.calls > 2:
+        if self.how == "fails later" and self.calls > 4:
             raise ValueError("no more")
         wrong: dict[str, Any] = {
             "tuple": (pooled, pooled),
@@ -34,6 +34,7 @@ class Odd(torch.nn.Module):
             "integers": pooled.long(),
             "rows": pooled[:0],
             "numpy": pooled.numpy(),
+            "noise": pooled + torch.rand(pooled.shape),
         }
         return wrong.get(self.how, pooled)
 
@@ -51,6 +52,18 @@ class Exact(torch.nn.Module):
 
 def width() -> Any:
     return Odd("width"), PREPARED, {}
+
+
+def noise() -> Any:
+    return Odd("noise"), PREPARED, {}
+
+
+def of_255() -> Any:
+    return Odd(), {**PREPARED, "mean": [123.7, 116.3, 103.5]}, {}
+
+
+def without_size() -> Any:
+    return Odd(), {"image_size": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}, {}
 
 
 def fails_later() -> Any:

@@ -13,6 +13,7 @@ import torch
 from open_clip.transformer import QuickGELU
 
 from affcache.encoders import open_clip as open_clip_models
+from affcache.encoders.loading import load_weights
 from affcache.encoders.open_clip import build_network, preprocessing_of
 from affcache.errors import ConfigError, InputError
 from tests.conftest import TINY_CONFIG
@@ -236,9 +237,16 @@ def test_an_unknown_model_has_a_suggestion() -> None:
     with pytest.raises(ConfigError) as caught:
         build_network("ViT-B-33", "openai", "auto")
     assert str(caught.value) == (
-        "open_clip has no model 'ViT-B-33' (did you mean 'ViT-B-32'?). Expected one of open_clip.list_models(), "
-        "hf-hub:owner/name, or local-dir:path."
+        "open_clip has no model 'ViT-B-33' (did you mean 'ViT-B-32'?). Expected one that 'affcache encoders WORD' "
+        "lists, hf-hub:owner/name, local-dir:path, timm:NAME, onnx:FILE or python:module:function."
     )
+
+
+@pytest.mark.parametrize("model", ["resnet10t.c3_in1k", "/data/face.onnx", "face.onnx#pooled", "my_encoder:build"])
+def test_a_name_of_another_kind_is_known_for_it(model: str) -> None:
+    kind = "timm" if model.startswith("resnet") else "onnx" if ".onnx" in model else "python"
+    with pytest.raises(ConfigError, match=rf"open_clip has no model .*did you mean '{kind}:{model}'\?"):
+        load_weights(model, "random:0")
 
 
 def test_an_unknown_tag_has_a_suggestion_and_the_choice() -> None:

@@ -94,9 +94,12 @@ def test_a_module_that_can_not_be_cast_stays_in_fp32(monkeypatch: pytest.MonkeyP
         (
             ":integers",
             InputError,
-            r"made a tensor int64 \(1, 3\) of a tensor float32 \(1, 3, 32, 32\). Expected a tensor",
+            r"made a tensor int64 \(2, 3\) of a tensor float32 \(2, 3, 32, 32\). Expected a tensor",
         ),
-        (":numpy", InputError, r"made ndarray of a tensor float32 \(1, 3, 32, 32\)"),
+        (":numpy", InputError, r"made ndarray of a tensor float32 \(2, 3, 32, 32\)"),
+        (":noise", InputError, "makes other embeddings of the same images the second time"),
+        (":of_255", ConfigError, r"which aren't of values in \[0, 1\].* Divide them by 255"),
+        (":without_size", InputError, "returned is dict without size"),
     ],
 )
 def test_what_is_wrong_is_said(function: str, error: type[Exception], message: str) -> None:

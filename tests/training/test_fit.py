@@ -21,6 +21,7 @@ from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
+from affcache.tasks.tasks import TASKS
 from affcache.training.fit import FitResult, fit
 from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
@@ -588,3 +589,19 @@ def test_no_damaged_progress_is_taken_up(quick_fit: Fit, tmp_path: Path, header:
     write_tensors(path, tensors, {**before, **header})
     with pytest.raises(StoreError, match="can't be continued from"):
         quick_fit(resume=True)
+
+
+def test_folders_with_videos_on_both_sides_are_warned_of(tmp_path: Path) -> None:
+    videos = {f"{person}/Visit1/Q{question}": range(1, 9) for person in (1, 2) for question in range(1, 7)}
+    features = np.random.default_rng(0).normal(size=(96, 6)).astype(np.float16)
+    store = write_store(tmp_path / "s.h5", videos, features).path
+    folder = tmp_path / "labels" / "EXPR_Recognition_Challenge"
+    for name in videos:
+        split = "Validation_Set" if name.endswith("Q6") else "Train_Set"
+        (folder / split / name).parent.mkdir(parents=True, exist_ok=True)
+        lines = [TASKS["expr"].header, *map(str, range(8))]
+        (folder / split / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    recorder = Recorder()
+    recipe = {"epochs": 1, "hidden_layers": 0, "batch_size": 8, "held_out": 0.4}
+    fit(store=store, annotations=tmp_path / "labels", run=tmp_path / "run", listener=recorder, **recipe)
+    assert any("stand on both sides: whole videos are held out" in text for text in recorder.warnings), recorder.messages

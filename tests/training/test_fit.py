@@ -604,4 +604,6 @@ def test_folders_with_videos_on_both_sides_are_warned_of(tmp_path: Path) -> None
     recorder = Recorder()
     recipe = {"epochs": 1, "hidden_layers": 0, "batch_size": 8, "held_out": 0.4}
     fit(store=store, annotations=tmp_path / "labels", run=tmp_path / "run", listener=recorder, **recipe)
-    assert any("stand on both sides: whole videos are held out" in text for text in recorder.warnings), recorder.messages
+    assert any("stand on both sides: whole videos are held out" in text for text in recorder.warnings), (
+        recorder.messages
+    )

@@ -67,6 +67,7 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
                 continue
             _require_unicode(files.archive.path if files.archive else root, files.name)
             if canonical(files.name) in seen:
+                _require_not_of_others(files, videos.get(files.name), root)
                 shadowed.append(files.folder)
             elif files.numbers:
                 videos[files.name] = files
@@ -89,6 +90,21 @@ def find_crops(roots: Sequence[Path], on_listed: OnListed | None = None) -> Crop
         shadowed_folders=tuple(shadowed),
         lost_links=tuple(lost),
     )
+
+
+def _require_not_of_others(files: FrameFiles, first: FrameFiles | None, root: Path) -> None:
+    """Refuse two archives in one folder that have a video of one name: of two people, say, each packed by itself.
+
+    Raises:
+        InputError: they have.
+    """
+    archives = [one.archive.path for one in (first, files) if one and one.archive]
+    if len(set(archives)) == 2 and all(path.parent == root for path in archives):
+        raise InputError(
+            f"{archives[0]} and {archives[1].name} beside it both have a video {files.name}. Expected every video "
+            "once: are they of two people? Pack them into one archive, or unpack them, with a folder for each; or move away "
+            "the one that is a copy."
+        )
 
 
 def _videos_of(root: Path, on_listed: OnListed) -> Iterator[FrameFiles]:

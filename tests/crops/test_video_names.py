@@ -1,6 +1,7 @@
 """Videos whose names have several levels: found at any depth, named the same wherever they lie, and never mistaken."""
 
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -345,3 +346,15 @@ def test_other_videos_keep_their_names(names: Sequence[str]) -> None:
     assert (known is crops) == (set(names) != {"a", "b"})
     if known is not crops:
         assert np.diff(known.video_start).tolist() == [2, 1]
+
+
+def test_archives_of_two_people_with_equal_names_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "zips"
+    root.mkdir()
+    for person in ("82557", "82570"):
+        crops = write_crops(tmp_path / person, {f"Visit1/Q{question}": [1, 2] for question in (1, 2)})
+        shutil.make_archive(str(root / person), "zip", crops)
+    with pytest.raises(InputError, match=r"82557\.zip and 82570\.zip beside it both have a video Q1"):
+        find_crops([root])
+    found = find_crops([root / "82557.zip", root / "82570.zip"])  # roots of their own: the first one's count
+    assert len(found.shadowed_folders) == 2

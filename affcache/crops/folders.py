@@ -102,8 +102,8 @@ def _require_not_of_others(files: FrameFiles, first: FrameFiles | None, root: Pa
     if len(set(archives)) == 2 and all(path.parent == root for path in archives):
         raise InputError(
             f"{archives[0]} and {archives[1].name} beside it both have a video {files.name}. Expected every video "
-            "once: are they of two people? Pack them into one archive, or unpack them, with a folder for each; or move away "
-            "the one that is a copy."
+            "once: are they of two people? Pack them into one archive, or unpack them, with a folder for each; or move "
+            "away the one that is a copy."
         )
 
 

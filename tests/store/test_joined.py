@@ -99,11 +99,12 @@ def test_embeddings_stand_one_after_the_other(tmp_path: Path) -> None:
         tmp_path,
         ({"a": range(1, 200), "b": range(1, 100), "d": [1]}, 3, [4]),
         ({"a": range(5, 250, 2), "b": range(50, 101), "c": [1, 2]}, 5, [1]),
+        ({"a": range(1, 300), "b": range(1, 120)}, 2, []),
     )
     joined = join_stores(stores)
     frames = [f for f in range(1, 200) if f >= 5 and f % 2 and f not in (5, 7)]  # row 4 of the first, 1 of the second
     assert joined.frame_number.tolist() == [*frames, *range(50, 100)]
-    assert (joined.video_names, joined.width, len(joined.parts)) == (("a", "b"), 8, 2)
+    assert (joined.video_names, joined.width, len(joined.parts)) == (("a", "b"), 10, 3)
     every = np.arange(len(joined))
     read = joined.read(every)
     for row in every:

@@ -1,5 +1,6 @@
 """The settings of a report."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,3 +17,8 @@ class ReportSettings(SplitSettings):
         CROPS, "Folder or archive of crops, to show frames from; may be given several times.", default_text=CROPS_TEXT
     )
     out: Path | None = setting(None, "File to write.", default_text="report.html in the run folder")
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.weights:
+            yield f"--weights is {self.weights!r}, which weighs several runs; expected none: a report is of one."

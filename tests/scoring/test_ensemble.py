@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.reporting.report import report
 from affcache.scoring.ensemble import averaged, fit_weights, parse_weights, shares_of
 from affcache.scoring.intervals import metric_interval
 from affcache.scoring.score import ScoreResult, score
@@ -87,6 +88,8 @@ def test_weights_weigh(two: Two, tmp_path: Path) -> None:
             score(run=(one, other), weights=wrong)
     with pytest.raises(ConfigError, match="--weights fitted weighs several runs"):
         score(run=one, weights="fitted")
+    with pytest.raises(ConfigError, match="which weighs several runs; expected none: a report is of one"):
+        report(run=one, weights="1,2")
 
 
 def test_fitted_weights_come_from_held_out_videos_and_are_kept(two: Two) -> None:

@@ -191,6 +191,33 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("found.append(of[np.searchsorted(own, both)])", "found.append(of[: len(both)])"),
         ("there = reduce(np.logical_or, (found != ABSENT for found in each))", "there = each[0] != ABSENT"),
     ]),
+    ("affcache/training/data.py", ("tests/training/test_joined_stores.py",), [
+        ("step**2 * (count * len(values) / total)", "0 * step"),
+        ("mean = mean.to(own) + step * (len(values) / total)", "mean = own"),
+        ("return (prepared - self.mean) / self.deviation", "return prepared - self.mean"),
+        ("torch.where(varies, deviation, 1.0)", "deviation"),
+    ]),
+    ("affcache/store/description.py", ("tests/training/test_joined_stores.py", "tests/store/test_joined.py"), [
+        ("fingerprint(description) != sha256 or sum(widths) != width", "sum(widths) != width"),
+        ("deciding = {SIDE_BY_SIDE: [", "deciding = {SIDE_BY_SIDE: [] and ["),
+    ]),
+    ("affcache/scoring/score.py", ("tests/scoring/test_ensemble.py",), [
+        ("np.isin(rows, scored.joined.rows) & np.isin(their_rows, joined.rows)", "np.isin(rows, scored.joined.rows)"),
+        ("np.unique(group[places], return_inverse=True)", "np.arange(group.max() + 1), group[places]"),
+        ("their_places = np.searchsorted(joined.rows, their_rows[both])", "their_places = np.arange(both.sum())"),
+    ]),
+    ("affcache/scoring/trained.py", ("tests/scoring/test_ensemble.py",), [
+        ("key=lambda one: one.stat().st_mtime, reverse=True", "key=lambda one: one.stat().st_mtime"),
+        ("if other == head)", "if True)"),
+        ("sorted(ours) == sorted(theirs)", "True"),
+    ]),
+    ("affcache/scoring/predict.py", ("tests/scoring/test_ensemble.py",), [
+        ("return given[own[places.index(number)]]", "return alike[places.index(number)]"),
+    ]),
+    ("affcache/scoring/postprocess.py", ("tests/scoring/test_ensemble.py",), [
+        ("has & set(every) - set(own)", "set(every) - set(own)"),
+        ("if all(each) and not any(", "if not any("),
+    ]),
     ("affcache/store/prefetch.py", ("tests/store/test_joined.py",), [
         (" | (np.diff(rows) < 0)", ""),
         ("first += part.width", "first = part.width"),

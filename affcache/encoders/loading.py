@@ -15,7 +15,7 @@ from affcache.crops.images import decode_crop
 from affcache.devices import processor_facts, resolve_device
 from affcache.encoders import onnx_file, open_clip, own, timm_models
 from affcache.encoders.encoder import Encoder, ImageTower, Wanted, Weights, prepared
-from affcache.errors import ConfigError
+from affcache.errors import AffcacheError, ConfigError
 from affcache.files import shipped
 from affcache.settings import PRETRAINED
 
@@ -207,7 +207,7 @@ def choose_precision(encoder: Encoder) -> Encoder:
             agrees = smallest_cosine(candidate.encode(faces), expected) >= AGREEMENT
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # a module of the user's own that can't be copied or cast raises anything
+        except (AffcacheError, RuntimeError, TypeError):  # a module of the user's own that can't be copied or cast
             continue
         if agrees:
             return candidate

@@ -20,7 +20,7 @@ from affcache.scoring.ensemble import Ensemble, Weights, fit_weights, parse_weig
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.rule import DecisionRule, Values
 from affcache.scoring.settings import PredictionSettings
-from affcache.tasks.annotations import group_frames, join_labels, of_videos, stripped_name
+from affcache.tasks.annotations import JoinedLabels, group_frames, join_labels, of_videos, stripped_name
 from affcache.tasks.metrics import class_counts, f1_of_classes
 
 BINS = 15
@@ -199,19 +199,7 @@ def find_rule(
         raise ConfigError("--weights fitted weighs several runs. Expected at least 2; name them, or leave it out.")
     if not settings.fits_rules:
         return rule
-    if settings.fit_on == "validation":
-        joined, where = join_labels(frames, annotations, task, "validation"), "validation"
-    else:
-        names, where = _held_out_videos(settings, runs.runs), "held-out training videos"
-        train = join_labels(frames, annotations, task, "train")
-        joined, missing = of_videos(frames, train, names), sorted(set(names) - set(group_frames(frames, train)[0]))
-        if missing:
-            words = (
-                f"{counted(len(missing), 'held-out video')} not in {frames.path} with labels: {', '.join(missing[:5])}"
-            )
-            if not len(joined):
-                raise ConfigError(f"No rule can be fitted: {words}. Expected the store and labels of the training.")
-            listener.warning(f"The rule is fitted without {words}")
+    joined, where = _frames_to_fit_on(settings, runs, annotations, listener)
     rows, labels = rows_to_predict(frames, joined.rows, settings.smooth), joined.labels
     logits = runs.logits(rows, settings.views, listener)
     fitted_split = "validation" if settings.fit_on == "validation" else "train"
@@ -239,6 +227,24 @@ def find_rule(
         fit = fit_class_biases if task.exclusive else fit_thresholds
         rule = replace(rule, offsets=tuple(fit(by(rule).probabilities, labels).tolist()))
     return rule
+
+
+def _frames_to_fit_on(
+    settings: PredictionSettings, runs: Ensemble, annotations: Path, listener: Listener
+) -> tuple[JoinedLabels, str]:
+    """Return the labelled frames on which rules are fitted, and what they are called; raises as ``find_rule``."""
+    task, frames = runs.task, runs.frames
+    if settings.fit_on == "validation":
+        return join_labels(frames, annotations, task, "validation"), "validation"
+    names = _held_out_videos(settings, runs.runs)
+    train = join_labels(frames, annotations, task, "train")
+    joined, missing = of_videos(frames, train, names), sorted(set(names) - set(group_frames(frames, train)[0]))
+    if missing:
+        words = f"{counted(len(missing), 'held-out video')} not in {frames.path} with labels: {', '.join(missing[:5])}"
+        if not len(joined):
+            raise ConfigError(f"No rule can be fitted: {words}. Expected the store and labels of the training.")
+        listener.warning(f"The rule is fitted without {words}")
+    return joined, "held-out training videos"
 
 
 def _held_out_videos(settings: PredictionSettings, runs: Sequence[TrainedRun]) -> list[str]:

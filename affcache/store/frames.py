@@ -77,10 +77,11 @@ def shared_frames(stores: Sequence[FrameIndex]) -> tuple[FrameIndex, list[Rows]]
 def all_frames(stores: Sequence[FrameIndex]) -> tuple[FrameIndex, list[Rows]]:
     """Return the frames (n,) of all stores, by video and number; and each one's rows (n,), or ``ABSENT``.
 
-    A frame is encoded where a store has an embedding of it.
+    A frame is encoded where a store has an embedding of it. Videos of which no store has any are here without frames,
+    so that a name that may mean one of them isn't taken for another's.
     """
     places = [_places(store) for store in stores]
-    spelled = {canonical(name): name for store in reversed(stores) for name in store.video_names}
+    spelled = {canonical(name): name for store in reversed(stores) for name in store.known_names}
     names, starts = sorted(spelled.values()), [0]
     frames: list[npt.NDArray[np.int32]] = []
     rows: list[list[Rows]] = [[] for _ in stores]

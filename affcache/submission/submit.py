@@ -206,18 +206,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         ConfigError: neither or both of template and frames are given, the output is there already, or a rule can't be
             fitted.
     """
-    if (settings.template is None) == (settings.frames is None):
-        raise ConfigError(
-            "Expected one of --template FILE, the organisers' list of frames, and --frames FILE, videos with their "
-            "frame counts."
-        )
-    if not settings.store:
-        raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
-    if settings.out.exists() and not settings.overwrite:
-        raise ConfigError(
-            f"{settings.out} is there already. Expected a new file, so that no submission or template is lost. Choose "
-            "another with --out FILE, or say --overwrite."
-        )
+    _require_said(settings)
     path = settings.template or settings.frames or Path()
     template = read_template(path) if settings.template else read_frame_counts(path)
     runs = Ensemble.open(settings.run, settings.store, settings.device, listener)
@@ -257,6 +246,22 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         videos_without_crops=tuple(missing),
         rule=rule,
     )
+
+
+def _require_said(settings: SubmitSettings) -> None:
+    """Refuse what can't become a submission before anything is read; raises ConfigError."""
+    if (settings.template is None) == (settings.frames is None):
+        raise ConfigError(
+            "Expected one of --template FILE, the organisers' list of frames, and --frames FILE, videos with their "
+            "frame counts."
+        )
+    if not settings.store:
+        raise ConfigError("Expected --store FILE: the embeddings of the test videos, which 'affcache extract' makes.")
+    if settings.out.exists() and not settings.overwrite:
+        raise ConfigError(
+            f"{settings.out} is there already. Expected a new file, so that no submission or template is lost. Choose "
+            "another with --out FILE, or say --overwrite."
+        )
 
 
 def _require_runs(runs: Sequence[TrainedRun]) -> None:

@@ -19,6 +19,7 @@ from affcache.scoring.ensemble import averaged, fit_weights, parse_weights, shar
 from affcache.scoring.intervals import metric_interval
 from affcache.scoring.score import ScoreResult, score
 from affcache.scoring.trained import TrainedHead, rule_of_average
+from affcache.store.frames import ABSENT, all_frames
 from affcache.store.joined import join_stores
 from affcache.store.reading import EmbeddingStore
 from affcache.submission.submit import submit
@@ -315,8 +316,13 @@ def test_a_label_that_one_store_alone_could_not_place_isnt_placed_by_a_join(tmp_
     joined = join_stores([one, fewer])
     assert joined.known_names == ("1/Q4", "2/Q4")
     labels = write_labels(tmp_path, "expr", "train", {"Q4": [0, 1]})
-    with pytest.raises(InputError, match="Q4 may be any of 2 videos"):
-        join_labels(joined, labels, "expr", "train")
+    third = write_store(tmp_path / "c.h5", {"1/Q4": [2, 3]}, np.ones((2, 4), np.float16), weights_sha256="3" * 64)
+    every, rows = all_frames([joined, third])
+    assert (every.video_names, every.video_start.tolist()) == (("1/Q4", "2/Q4"), [0, 3, 3])
+    assert [own.tolist() for own in rows] == [[0, 1, ABSENT], [ABSENT, 0, 1]]
+    for frames in (joined, every):
+        with pytest.raises(InputError, match="Q4 may be any of 2 videos"):
+            join_labels(frames, labels, "expr", "train")
 
 
 def test_a_video_that_one_run_held_out_and_another_lacks_serves_for_rules(two: Two, tmp_path: Path) -> None:

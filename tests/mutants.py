@@ -202,7 +202,6 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("deciding = {SIDE_BY_SIDE: [", "deciding = {SIDE_BY_SIDE: [] and ["),
     ]),
     ("affcache/scoring/score.py", ("tests/scoring/test_ensemble.py",), [
-        ("np.isin(rows, scored.joined.rows) & np.isin(their_rows, joined.rows)", "np.isin(rows, scored.joined.rows)"),
         ("np.unique(group[places], return_inverse=True)", "np.arange(group.max() + 1), group[places]"),
         ("their_places = np.searchsorted(joined.rows, their_rows[both])", "their_places = np.arange(both.sum())"),
     ]),

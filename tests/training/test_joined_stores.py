@@ -117,8 +117,8 @@ def test_the_run_knows_its_stores_and_refuses_others(parts: tuple[Path, ...], tm
         {"width": 9},
     ):
         (run / "config.json").write_text(json.dumps({**config, "store": {**config["store"], **damage}}))
-        with pytest.raises((InputError, StoreError)):
-            score(run=run)
+        with pytest.raises(InputError, match="is no run folder that can be read"):
+            score(run=run, store=(one, copy))
 
 
 def test_a_killed_run_on_two_stores_goes_on_to_the_bit(parts: tuple[Path, ...], tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ from .store.reading import EmbeddingStore as EmbeddingStore
 from .submission.settings import SubmitSettings as SubmitSettings
 from .submission.submit import SubmitResult as SubmitResult
 from .submission.submit import submit as submit
+from .tasks.kinds import Task as Task
 from .tasks.tasks import TASKS as TASKS
-from .tasks.tasks import Task as Task
 from .training.fit import FitResult as FitResult
 from .training.fit import fit as fit
 from .training.heads import MLPHead as MLPHead

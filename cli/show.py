@@ -13,8 +13,8 @@ from affcache.progress import counted, duration_text, listed, metric_name
 from .console import out, rate_text
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
+    from affcache.tasks.kinds import Task
     from affcache.tasks.metrics import Scores
-    from affcache.tasks.tasks import Task
 
 STATE_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 

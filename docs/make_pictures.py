@@ -11,7 +11,7 @@ import affcache
 from affcache.cli.show import score_table
 from affcache.crops.folders import find_crops
 from affcache.files import shipped
-from affcache.tasks.annotations import find_label_files, read_label_file
+from affcache.tasks.label_files import find_label_files, read_label_file
 
 PICTURES = Path(__file__).parent / "pictures"
 FACES_PER_ROW = 9

@@ -31,8 +31,8 @@ from affcache.devices import describe_machine
 from affcache.files import shipped
 from affcache.progress import metric_name
 from affcache.scoring.intervals import FEWEST_VIDEOS, metric_interval
-from affcache.tasks.annotations import stripped_name
 from affcache.tasks.metrics import Table
+from affcache.tasks.splits import stripped_name
 
 DOCS = Path(__file__).parent
 VARIANTS = DOCS / "variants.toml"

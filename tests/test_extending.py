@@ -15,7 +15,8 @@ import pytest
 
 import affcache.cli
 import affcache.data
-from affcache.tasks.tasks import TASKS, Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.tasks import TASKS
 from tests.conftest import make_learnable, write_labels, write_store
 
 NEW = (  # the natural ones that sizes written down elsewhere would break

@@ -34,8 +34,9 @@ def test_few_modules_lie_flat_and_none_is_crowded() -> None:
 def test_the_library_does_not_grow_unnoticed() -> None:
     # 14,500 once all was moved; since then, what is read is distrusted, and what is written checked: 16,100; and heads
     # are used on photos and videos, and published: 4,450 more;
-    # and any encoder goes in, tables do, several stores stand side by side, names have levels: 3,500 more
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 24_100
+    # and any encoder goes in, tables do, several stores stand side by side, names have levels: 3,500 more;
+    # and any label does: several tasks at once, one's own, masks, folds: 3,500 more
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 27_600
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))

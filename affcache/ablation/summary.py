@@ -13,8 +13,9 @@ from affcache.ablation.grid import NOT_VARIED, Variant
 from affcache.errors import StoreError
 from affcache.files import Tensors, read_json, read_tensors, write_json, write_tensors
 from affcache.scoring.intervals import metric_interval
+from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Interval, Table
-from affcache.tasks.tasks import Task, find_task
+from affcache.tasks.tasks import find_task
 from affcache.training.epochs import Best, Entry
 from affcache.training.fit import HEADER, JoinedSplits, LoadedSplits
 from affcache.training.run_folder import RunFolder, settings_to_json

@@ -22,7 +22,7 @@ from affcache.progress import Listener
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name
 from affcache.store.description import differing_fields, fingerprint, is_table
-from affcache.tasks.tasks import Task
+from affcache.tasks.kinds import Task
 
 BATCH = 64  # images of one call of the encoder
 LARGEST_CARD = 2**24  # bytes

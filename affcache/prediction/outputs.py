@@ -16,7 +16,7 @@ from affcache.prediction.model import Model
 from affcache.scoring.ensemble import Weights, averaged, shares_of
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import CALL, encoder_name, rule_of_average
-from affcache.tasks.tasks import Task
+from affcache.tasks.kinds import Task
 
 Embeddings = npt.NDArray[np.float16]
 Columns = npt.NDArray[np.int64]  # (D,) of a model's embedding among those of all encoders side by side

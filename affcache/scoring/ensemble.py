@@ -15,7 +15,7 @@ from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
 from affcache.scoring.rule import are_weights
 from affcache.settings import RUNS
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex, Rows, all_frames
-from affcache.tasks.tasks import Task
+from affcache.tasks.kinds import Task
 from affcache.training.run_folder import newest_run
 
 FEW = 50_000  # frames; up to here nobody waits

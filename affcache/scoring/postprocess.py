@@ -20,8 +20,9 @@ from affcache.scoring.ensemble import Ensemble, Weights, fit_weights, parse_weig
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.rule import DecisionRule, Values
 from affcache.scoring.settings import PredictionSettings
-from affcache.tasks.annotations import JoinedLabels, group_frames, join_labels, of_videos, stripped_name
+from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.metrics import class_counts, f1_of_classes
+from affcache.tasks.splits import group_frames, of_videos, stripped_name
 
 BINS = 15
 Decided = npt.NDArray[np.int64]

@@ -15,7 +15,8 @@ from affcache.errors import ConfigError, InputError, StoreError, first_line
 from affcache.files import LARGEST_JSON, open_regular, parse_json, read_bytes, write_bytes
 from affcache.settings import HUB, build
 from affcache.store.description import require_sound
-from affcache.tasks.tasks import TASKS, Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.tasks import TASKS
 from affcache.training.settings import FitSettings
 
 FORMAT, FORMAT_VERSION = "affcache-head", 1

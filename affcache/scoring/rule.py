@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from affcache.progress import Result, counted
-from affcache.tasks.tasks import Labels, Task
+from affcache.tasks.kinds import Labels, Task
 
 Values = npt.NDArray[np.float64]
 KINDS = ("none", "mean", "median")  # of smoothing

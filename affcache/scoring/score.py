@@ -27,9 +27,10 @@ from affcache.scoring.settings import ScoreSettings, SplitSettings
 from affcache.scoring.trained import AVERAGE
 from affcache.settings import command
 from affcache.store.frames import BESIDE, shared_frames
-from affcache.tasks.annotations import JoinAccount, JoinedLabels, group_frames, join_labels
+from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
+from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Scores, Table
-from affcache.tasks.tasks import Task
+from affcache.tasks.splits import group_frames
 from affcache.training.risk import cvar
 from affcache.training.run_folder import RunFolder
 

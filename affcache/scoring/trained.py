@@ -24,7 +24,8 @@ from affcache.scoring.published import (
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
 from affcache.store.description import encoders_of, fingerprint
-from affcache.tasks.tasks import Task, find_task
+from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import find_task
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json

@@ -21,7 +21,7 @@ from affcache.scoring.rule import DecisionRule
 from affcache.settings import command
 from affcache.store.frames import ENCODED
 from affcache.submission.settings import SubmitSettings
-from affcache.tasks.tasks import Task
+from affcache.tasks.kinds import Task
 
 LOCATION = "image_location"
 Frame = tuple[str, str, int]  # where it lies, its video, and its number there

@@ -11,7 +11,8 @@ import torch
 from affcache.errors import ConfigError, StoreError, first_line
 from affcache.files import read_tensors, write_tensors
 from affcache.progress import Listener
-from affcache.tasks.tasks import TASKS, Task
+from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import TASKS
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
 from affcache.training.risk import cvar

@@ -18,16 +18,12 @@ from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
 from affcache.store.joined import AnyStore, open_stores
-from affcache.tasks.annotations import (
-    SPLIT_FOLDERS,
-    JoinedLabels,
-    group_frames,
-    hold_out,
-    join_labels,
-    of_videos,
-)
+from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.kinds import Task
+from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.metrics import Table
-from affcache.tasks.tasks import Task, find_task
+from affcache.tasks.splits import group_frames, hold_out, of_videos
+from affcache.tasks.tasks import find_task
 from affcache.training.data import (
     FLOAT16,
     FrameSource,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from affcache.tasks.kinds import Task
 from affcache.tasks.losses import Option
-from affcache.tasks.tasks import Task
 from affcache.training.risk import TailThreshold, cvar, stacked_rank_weights, tail_within, weighted_tail
 from affcache.training.settings import FitSettings
 

@@ -11,7 +11,7 @@ from affcache.settings import ANNOTATIONS, STORE_TEXT, Settings, flag, setting
 from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
 
 if TYPE_CHECKING:  # tasks load torch
-    from affcache.tasks.tasks import Task
+    from affcache.tasks.kinds import Task
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.settings import build
+from affcache.tasks.kinds import Classes, Task, Units
 from affcache.tasks.knobs import KNOBS
-from affcache.tasks.tasks import Classes, Task, Units
 from affcache.training.data import EVALUATION_BATCH, Frames, Scaler
 from affcache.training.epochs import Epochs
 from affcache.training.learner import build_head

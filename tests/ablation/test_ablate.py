@@ -21,7 +21,8 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import locked, read_tensors
 from affcache.progress import Listener
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import hold_out, join_labels
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.splits import hold_out
 from affcache.tasks.tasks import TASKS
 from affcache.training.learner import build_head
 from affcache.training.settings import FitSettings

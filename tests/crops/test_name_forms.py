@@ -16,7 +16,8 @@ from affcache.errors import InputError, StoreError
 from affcache.extraction.extract import open_begun
 from affcache.reporting.frames import ReportContext
 from affcache.scoring.predict import Predictions
-from affcache.tasks.annotations import group_frames, join_labels
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.splits import group_frames
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_crops, write_labels, write_store
 from tests.exchange.sources import matrix, write_published

@@ -14,7 +14,8 @@ import pytest
 import affcache
 from affcache.errors import ConfigError, InputError
 from affcache.prediction import predict as module
-from affcache.tasks.tasks import TASKS, Units
+from affcache.tasks.kinds import Units
+from affcache.tasks.tasks import TASKS
 from tests.conftest import Heard, MakeData
 from tests.faces.clips import frames_of, moving, picture, write_clip, write_photo
 from tests.prediction.conftest import QUICK

@@ -18,7 +18,8 @@ from affcache.prediction.card import licence_of, without_folders
 from affcache.scoring.published import read_published, task_from_json, task_to_json
 from affcache.scoring.trained import TrainedHead
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.tasks import TASKS, Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.tasks import TASKS
 from tests.conftest import Heard, MakeData, make_learnable
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "device": "cpu"}

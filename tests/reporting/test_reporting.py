@@ -16,7 +16,8 @@ from affcache.reporting.frames import PER_CLASS, ReportContext, hardest, suspici
 from affcache.reporting.panels import PANELS
 from affcache.reporting.report import report
 from affcache.scoring.score import score
-from affcache.tasks.tasks import TASKS, Classes, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
+from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, spoil_features, write_crops, write_labels, write_store
 

@@ -12,7 +12,8 @@ from affcache.scoring.postprocess import fit_temperature, reliability
 from affcache.scoring.predict import Predictions
 from affcache.scoring.rule import DecisionRule
 from affcache.store.frames import FrameIndex
-from affcache.tasks.tasks import TASKS, Task
+from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import TASKS
 from tests.conftest import write_store
 
 

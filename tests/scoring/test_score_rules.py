@@ -25,8 +25,9 @@ from affcache.scoring.rule import DecisionRule, smooth
 from affcache.scoring.score import ScoreResult, score
 from affcache.store.description import fingerprint
 from affcache.store.reading import EmbeddingStore, block_crc, view_path
-from affcache.tasks.annotations import hold_out, join_labels, of_videos
+from affcache.tasks.annotations import join_labels
 from affcache.tasks.metrics import ClassScores, Scores
+from affcache.tasks.splits import hold_out, of_videos
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, write_labels, write_store

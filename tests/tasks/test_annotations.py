@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from affcache.errors import ConfigError, InputError
 from affcache.store.frames import ENCODED, UNREADABLE
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import JoinedLabels, find_label_files, join_labels, read_label_file
-from affcache.tasks.tasks import TASKS, Task
+from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.kinds import Task
+from affcache.tasks.label_files import find_label_files, read_label_file
+from affcache.tasks.tasks import TASKS
 from tests.conftest import crop_list, write_labels
 
 EXPR, AU, VA = TASKS["expr"], TASKS["au"], TASKS["va"]

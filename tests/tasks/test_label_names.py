@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from affcache.errors import InputError
-from affcache.tasks.annotations import find_label_files, group_frames, hold_out, join_labels
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.label_files import find_label_files
+from affcache.tasks.splits import group_frames, hold_out
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import JoinedSplits
 from tests.conftest import Heard, write_labels, write_store
@@ -55,7 +57,7 @@ def test_full_names_join_and_last_ones_where_they_are_unambiguous(tmp_path: Path
     [
         (list(BAH), ["Q1", "Q3"], "Q3 may be any of 3 videos, 1/V1/Q3, 1/V2/Q3, 2/V1/Q3. "),
         (["Q3"], ["1/Q3", "2/Q3"], "1/Q3 and 2/Q3 may both be the video Q3. "),
-        (["Q3"], ["1/Q3", "0/1/Q3"], "0/1/Q3 and 1/Q3 are both label files of the video Q3. "),
+        (["Q3"], ["1/Q3", "0/1/Q3"], "0/1/Q3 and 1/Q3 are both labels of the video Q3. "),
     ],
 )
 def test_a_label_file_that_may_be_of_several_videos_is_refused(

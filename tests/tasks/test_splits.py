@@ -7,7 +7,8 @@ import pytest
 
 from affcache.errors import InputError
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import JoinedLabels, group_frames, hold_out, join_labels, of_videos, stripped_name
+from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.splits import group_frames, hold_out, of_videos, stripped_name
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_labels, write_store
 

@@ -17,7 +17,8 @@ from affcache.extraction.extract import extract
 from affcache.progress import Listener
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import SPLIT_FOLDERS, find_label_files, join_labels, read_label_file
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.label_files import SPLIT_FOLDERS, find_label_files, read_label_file
 from affcache.tasks.metrics import regression_scores
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit

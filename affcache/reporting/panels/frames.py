@@ -6,7 +6,7 @@ from typing import Any
 
 from affcache.progress import counted
 from affcache.reporting.frames import ReportContext, classes_of
-from affcache.tasks.tasks import Task
+from affcache.tasks.kinds import Task
 
 
 def hardest_frames(context: ReportContext) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from affcache.reporting.frames import ReportContext
 from affcache.scoring.figures import PALETTE
-from affcache.tasks.tasks import Task
+from affcache.tasks.kinds import Task
 
 TOOLS = (
     '<p class="tools"><label for="video">Video</label><select id="video"></select><select id="task" '

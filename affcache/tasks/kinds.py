@@ -1,0 +1,310 @@
+"""What a task is: what a head predicts, and how its logits become losses, predictions and a metric.
+
+There are three kinds: one of several classes, units that are present or absent, and values. A task is a kind with the
+names of its outputs, and all sizes follow from these.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from affcache.errors import ConfigError, did_you_mean
+from affcache.tasks.losses import LOSSES, Loss, concordance, pairwise_auc_loss
+from affcache.tasks.metrics import (
+    Scores,
+    Table,
+    ccc_of_outputs,
+    class_counts,
+    f1_of_classes,
+    moments,
+    multiclass_scores,
+    multilabel_scores,
+    regression_scores,
+    unit_counts,
+)
+
+Labels = npt.NDArray[Any]
+TINY = 1e-16  # a probability of a unit has a logit from here on, and up to 1 less that
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One prediction task. C is how many outputs it has, n how many frames."""
+
+    name: str
+    classes: tuple[str, ...]  # (C,) names of the outputs; the header of a label file, as it must read
+    description: str = ""
+    folders: tuple[str, ...] = ()  # names of the challenge folder, the newest first
+
+    kind: ClassVar[str]  # classes, units or values: where ``LOSSES`` has its losses
+    metric: ClassVar[str]  # name of the value by which the best epoch is chosen
+    class_metric: ClassVar[str]  # what each output has of its own, of which the metric is the mean: F1 or CCC
+    metric_limits: ClassVar[tuple[float, float]] = (0, 1)  # of both
+    exclusive: ClassVar[bool] = False  # whether exactly one class is true of a frame
+    has_classes: ClassVar[bool] = True  # whether labels are classes, of which each may be rare or hard
+    label_dtype: ClassVar[str] = "int64"  # numpy dtype of a parsed label
+    invalid_value: ClassVar[float] = -1  # marks a frame without a label
+    batch_term_weight: ClassVar[str] = ""  # the setting that is the share of ``batch_term`` in the loss; "" for none
+
+    def __repr__(self) -> str:
+        """Say what it predicts; what its files are called stands in ``folders``."""
+        return f"<task {self.name}: {self.kind} {', '.join(self.classes)}; {self.metric}>"
+
+    @property
+    def outputs(self) -> int:
+        """C, the number of logits."""
+        return len(self.classes)
+
+    @property
+    def header(self) -> str:
+        """The first line of a label file."""
+        return ",".join(self.classes)
+
+    @property
+    def values_per_line(self) -> int:
+        """How many values a line of a label file has."""
+        return self.outputs
+
+    @property
+    def losses_per_frame(self) -> int:
+        """How many losses of one frame stand in the batch that alpha is a share of."""
+        return self.values_per_line
+
+    @property
+    @abstractmethod
+    def valid_range(self) -> tuple[float, float]:
+        """The smallest and the largest valid value of a label."""
+
+    @property
+    def class_count(self) -> int:
+        """K, of how many classes a loss can be; 0 without classes."""
+        return 0
+
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the usual losses of logits (..., n, C), without any knob: (..., n) or (..., n, C)."""
+        return self.loss("")(logits, labels)
+
+    def loss(self, name: str) -> Loss:
+        """Return a loss of the task's kind by its name, or with "" the usual one.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        known = LOSSES[self.kind]
+        if name and name not in known:
+            raise ConfigError(
+                f"--loss {name!r} is no loss of task {self.name}{did_you_mean(name, known)}. Expected "
+                f"{' or '.join(known)}."
+            )
+        return known[name or next(iter(known))]
+
+    def class_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the class, below K, of each loss of labels (..., n) or (..., n, C), in their shape."""
+        raise TypeError(f"task {self.name} has no classes")  # our own mistake: ``has_classes`` says so
+
+    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
+        """Return float64 (C,), what ``--logit-adjustment`` adds to the logits, from counts of classes (K,)."""
+        raise TypeError(f"task {self.name} has no classes")
+
+    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+        """Return the loss (...) of a whole batch, logits (..., n, C), which ``batch_term_weight`` weighs."""
+        raise TypeError(f"task {self.name} has no term of whole batches")
+
+    @abstractmethod
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return probabilities (..., C) of logits, as predictions.h5 keeps them; values are clipped to their range."""
+
+    @abstractmethod
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return logits (..., C) that stand for float64 probabilities."""
+
+    @abstractmethod
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits (n, C) that stand for the mean of the probabilities of float64 logits (K, n, C), exactly.
+
+        ``shares`` (K, n, 1), which sum to 1, say how much each counts; None where all do alike.
+        """
+
+    @abstractmethod
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        """Return labels, in the form of label files, that probabilities (n, C) say."""
+
+    @abstractmethod
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        """Return the scores of decided labels against true ones."""
+
+    @abstractmethod
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        """Return sums (V, C, S) over the frames of each of V videos, by the video (n,) of each frame."""
+
+    @abstractmethod
+    def class_metric_of(self, sums: Table) -> Table:
+        """Return F1 or CCC of each output (..., C) from sums over videos (..., C, S)."""
+
+    def metric_of(self, sums: Table) -> Table:
+        """Return the metric (...) from sums over videos (..., C, S): the mean of its outputs'."""
+        return np.asarray(self.class_metric_of(sums).mean(axis=-1))
+
+    @abstractmethod
+    def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
+        """Return in how many videos each output is labelled (C,), from sums (V, C, S): a class, where it is present."""
+
+    @abstractmethod
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw labels of ``count`` frames at random, to try a computation with."""
+
+
+class Labelled(Task):
+    """A task whose labels are classes, scored by F1; sums over videos are counts as ``class_counts`` has them."""
+
+    class_metric = "F1"
+
+    def log_prior(self, counts: torch.Tensor) -> torch.Tensor:
+        smoothed = (counts.double() + 1).view(self.outputs, -1)  # (C, 1), or (C, 2) absent and present; from 1 on
+        return (smoothed[:, -1] / (smoothed.sum() if self.exclusive else smoothed[:, 0])).log()
+
+    def class_metric_of(self, sums: Table) -> Table:
+        return f1_of_classes(sums)
+
+    def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
+        return (sums[:, :, 2] > 0).sum(axis=0)
+
+
+class Classes(Labelled):
+    """One of C classes for each frame, by macro F1. Labels are int64 (n,)."""
+
+    kind, metric, exclusive = "classes", "macro_f1", True
+    values_per_line = 1
+
+    @property
+    def valid_range(self) -> tuple[float, float]:
+        return 0, self.outputs - 1
+
+    @property
+    def class_count(self) -> int:
+        return self.outputs
+
+    def class_of(self, labels: torch.Tensor) -> torch.Tensor:
+        return labels
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(logits, dim=-1)
+
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return probabilities.clamp(min=torch.finfo(torch.float64).tiny).log()
+
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        logs = torch.log_softmax(logits, dim=-1)
+        return logs.logsumexp(0) - math.log(len(logits)) if shares is None else (logs + shares.log()).logsumexp(0)
+
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        return probabilities.argmax(axis=1)
+
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        return multiclass_scores(labels, decided, self.classes)
+
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        return class_counts(labels, decided, videos, count, self.outputs)
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randint(self.outputs, (count,), generator=generator)
+
+
+class Units(Labelled):
+    """C units, each present in a frame or not, by the mean of their F1. Labels are int64 (n, C) of 0 and 1."""
+
+    kind, metric, batch_term_weight = "units", "mean_f1", "auc_weight"
+    valid_range = 0, 1
+
+    @property
+    def class_count(self) -> int:
+        return 2 * self.outputs  # absent and present of each
+
+    def class_of(self, labels: torch.Tensor) -> torch.Tensor:
+        return 2 * torch.arange(self.outputs, device=labels.device) + labels
+
+    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+        return pairwise_auc_loss(logits, labels, margin=margin)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(logits)
+
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return torch.logit(probabilities, eps=TINY)
+
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        logs = 0.0 if shares is None else shares.log()
+        present, absent = (functional.logsigmoid(of) + logs for of in (logits, -logits))
+        return present.logsumexp(0) - absent.logsumexp(0)
+
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        return (probabilities >= 0.5).astype(np.int64)
+
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        return multilabel_scores(labels, decided, self.classes)
+
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        return unit_counts(labels, decided, videos, count)
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randint(2, (count, self.outputs), generator=generator)
+
+
+@dataclass(frozen=True, repr=False)
+class Values(Task):
+    """C values in a range, by the mean of their CCC; sums over videos are moments. Labels are float32 (n, C)."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    kind, metric, class_metric, batch_term_weight = "values", "mean_ccc", "CCC", "ccc_weight"
+    metric_limits = (-1, 1)
+    label_dtype, invalid_value, has_classes = "float32", -5, False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or self.low <= self.invalid_value <= self.high:
+            raise ValueError(
+                f"task {self.name} has values from {self.low:g} to {self.high:g}; expected a range without "
+                f"{self.invalid_value:g}, which marks a frame without a label"
+            )
+
+    @property
+    def valid_range(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+        return 1 - concordance(logits, labels).mean(-1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.clamp(self.low, self.high)
+
+    def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return probabilities
+
+    def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        values = self.probabilities(logits)
+        return values.mean(0) if shares is None else (values * shares).sum(0)
+
+    def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
+        return probabilities
+
+    def score(self, labels: Labels, decided: Labels) -> Scores:
+        return regression_scores(labels, decided, self.classes)
+
+    def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
+        return moments(labels, decided, videos, count)
+
+    def class_metric_of(self, sums: Table) -> Table:
+        return ccc_of_outputs(sums)
+
+    def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
+        return (sums[:, :, 0] > 0).sum(axis=0)
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return self.low + (self.high - self.low) * torch.rand(count, self.outputs, generator=generator)

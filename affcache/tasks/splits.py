@@ -1,0 +1,60 @@
+"""Which frames belong together, and which are held out: whole videos, the persons of a video never apart."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from affcache.crops.names import canonical
+from affcache.errors import InputError
+from affcache.store.frames import FrameIndex
+from affcache.tasks.annotations import JoinedLabels
+
+PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
+
+
+def stripped_name(video: str) -> str:
+    """Return a video's name without the mark of a person: two crops of one video were filmed together."""
+    video = canonical(video)
+    for person in PERSONS:
+        video = video.removesuffix(person)
+    return video
+
+
+def group_frames(store: FrameIndex, joined: JoinedLabels) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return the names (G) of the videos that joined frames are of, sorted, and the number of each frame's (n,)."""
+    names = np.array([stripped_name(name) for name in store.video_names])
+    found, group = np.unique(names[store.video_of_rows()[joined.rows]], return_inverse=True)
+    return found.tolist(), group.astype(np.int64)
+
+
+def hold_out(store: FrameIndex, joined: JoinedLabels, share: float) -> tuple[JoinedLabels, list[str]]:
+    """Set about ``share`` of the videos aside: return the frames of the others, and the names of those set aside.
+
+    A video is set aside or not by its own name alone, a hash of it: whatever other videos a store or a label folder has
+    or lacks. Only where that would leave none, or none of the others, the nearest one changes sides.
+
+    Raises:
+        InputError: the frames are of one video.
+    """
+    names, _ = group_frames(store, joined)
+    if len(names) < 2:
+        raise InputError(
+            f"All training frames are of one video, {names[0]}: none can be held out. Expected at least 2 videos. "
+            "Choose on validation with --select validation, or train on more videos."
+        )
+    digests = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
+    lots = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])  # (G,) in [0, 1)
+    held = lots < np.clip(share, np.nextafter(lots.min(), 1), lots.max())
+    aside = [name for name, is_held in zip(names, held, strict=True) if is_held]
+    return of_videos(store, joined, aside, without=True), aside
+
+
+def of_videos(store: FrameIndex, joined: JoinedLabels, names: Sequence[str], *, without: bool = False) -> JoinedLabels:
+    """Return the frames of videos, named as ``group_frames`` does; or all others."""
+    known, group = group_frames(store, joined)
+    chosen = np.isin(known, list(names))[group] != without
+    account = replace(joined.account, used=int(chosen.sum()))
+    return JoinedLabels(joined.rows[chosen], joined.labels[chosen], account)

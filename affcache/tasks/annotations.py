@@ -111,8 +111,10 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
     return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
 
 
-def _entries(labelled: npt.NDArray[np.int64], wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+def _entries(labelled: npt.NDArray[np.int64] | None, wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Return where each wanted frame number (n,) stands among the labelled ones (L,), or ``ABSENT``."""
+    if labelled is None:
+        return np.zeros(len(wanted), np.int64)
     if not len(labelled):
         return np.full(len(wanted), ABSENT)
     order = labelled.argsort(kind="stable")

@@ -7,6 +7,7 @@ names of its outputs, and all sizes follow from these.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,6 +42,8 @@ class Task(ABC):
     classes: tuple[str, ...]  # (C,) names of the outputs; the header of a label file, as it must read
     description: str = ""
     folders: tuple[str, ...] = ()  # names of the challenge folder, the newest first
+    labels: Path | None = None  # a table, or a folder, that has the labels, where ``folders`` names none
+    level: str = "frame"  # what one label is of: a frame, or a whole video
 
     kind: ClassVar[str]  # classes, units or values: where ``LOSSES`` has its losses
     metric: ClassVar[str]  # name of the value by which the best epoch is chosen

@@ -22,7 +22,7 @@ SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 class VideoLabels:
     """The labels of one video."""
 
-    frame_numbers: npt.NDArray[np.int64]  # (L,) each once
+    frame_numbers: npt.NDArray[np.int64] | None  # (L,) each once; None where the one label (L = 1) is of every frame
     labels: npt.NDArray[Any]  # (L,) or (L, values) of the task's ``label_dtype``; marked where there is none
     valid: npt.NDArray[np.bool_]  # (L,) whether a frame has a label
 

@@ -18,6 +18,7 @@ from affcache.store.frames import ENCODED, FrameIndex, Rows
 from affcache.store.joined import AnyStore, join_stores
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
+from affcache.tasks.tasks import TASKS
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import stores_of_run
 
@@ -203,4 +204,7 @@ def require_one_task(runs: Sequence[TrainedHead]) -> None:
     tasks = {run.task.name: run for run in runs}
     if len(tasks) > 1:
         words = ", ".join(f"{run.source} predicts {name}" for name, run in tasks.items())
-        raise InputError(f"The runs are of several tasks: {words}. Expected runs of one task.")
+        raise InputError(
+            f"The runs are of several tasks: {words}. Expected runs of one task, or of all that the multi-task "
+            f"challenge has: {', '.join(part.name for part in TASKS['mtl'].parts)}."
+        )

@@ -282,6 +282,7 @@ class JoinedSplits:
             "affcache": affcache.__version__,
             "task": self.task.name,
             "classes": list(self.task.classes),
+            **({"parts": [part.name for part in self.task.parts]} if self.task.parts else {}),
             "settings": settings_to_json(settings),
             **self.description,
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},

@@ -240,8 +240,9 @@ def submit(result: Any) -> None:
     }
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
-    if words := result.rule.in_words(affcache.TASKS[result.task].classes):
-        facts["rule"] = words
+    for task, rule in result.rules.items():
+        if words := rule.in_words(affcache.TASKS[task].classes):
+            facts["rule" if len(result.rules) == 1 else f"rule, {task}"] = words
     out(fact_table(facts))
 
 

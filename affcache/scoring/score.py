@@ -97,7 +97,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     each = score_each(settings, ensembles, listener)
     against = None if settings.against is None else compared(settings, task, each, listener)
     out = runs[0].out if len(runs) == 1 else RunFolder(runs[0].out.path / AVERAGE)
-    rule = rule_of_all(each)
+    rule = rule_of_all([one.rule for one in each])
     files = [out.of_split(path, settings.split, rule.name) for path in (out.scores, out.predictions)]
     parts = [_result(settings, one, out) for one in each]
     result = _of_all(task, each, parts, runs) if task.parts else parts[0]

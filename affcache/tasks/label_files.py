@@ -56,14 +56,17 @@ class LabelFiles:
 
     @property
     def where(self) -> Path:
+        """The folder of the split."""
         first, path = next(iter(self.files.items()))
         return path.parents[first.count("/")]
 
     @property
     def videos(self) -> Collection[str]:
+        """The canonical names of the labelled videos."""
         return self.files.keys()
 
     def read(self, video: str) -> VideoLabels:
+        """Return the labels of a video; raises InputError as ``read_label_file``."""
         labels, valid = read_label_file(self.files[video], self.task)
         return VideoLabels(np.arange(1, len(labels) + 1), labels, valid)  # the header is line 0
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.names import VideoNames, canonical
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError
 from affcache.progress import Result, counted
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import LabelFiles, LabelSource, find_label_files
 from affcache.tasks.tasks import find_task
@@ -63,18 +64,25 @@ class JoinedLabels:
         return {**self.account.to_json(), "sha256": digest}
 
 
-def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
+def join_labels(store: FrameIndex | Path | str, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
     Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop. Which video a label
-    file is of, ``VideoNames`` says.
+    file is of, ``VideoNames`` says. ``store.read(joined.rows)`` has the embeddings (n, D) of ``joined.labels``, and
+    ``store.video_of_rows()[joined.rows]`` the videos (n,), which a split must keep together.
+
+    Args:
+        store: an ``EmbeddingStore``, or the path of one that is complete.
+        annotations: the folder with the labels.
+        task: a ``Task``, or the name of one in ``TASKS``.
+        split: train or validation.
 
     Raises:
-        InputError: label files that can't be read or may be of several videos, or none that belongs to a crop of the
-            store.
-        ConfigError: there is no such task or split.
+        InputError: no such task or split; label files that can't be read or may be of several videos, or none that
+            belongs to a crop of the store.
+        StoreError: there is no store at that path, or it is incomplete or damaged.
     """
-    task = find_task(task) if isinstance(task, str) else task
+    store, task = _opened(store), _found(task)
     source: LabelSource = LabelFiles(find_label_files(annotations, task, split), task)
     video_index = _videos_of_labels(source, store)
     rows: list[npt.NDArray[np.int64]] = []
@@ -109,6 +117,30 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         )
     order = np.argsort(np.concatenate(rows), kind="stable")
     return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
+
+
+def _opened(store: Any) -> FrameIndex:
+    """Return a store that is given, or open that of a path."""
+    if isinstance(store, FrameIndex):
+        return store
+    if not isinstance(store, (str, Path)):
+        raise InputError(
+            f"The store is a {type(store).__name__}. Expected an EmbeddingStore, or the path of one. Open it with "
+            "EmbeddingStore.open(path)."
+        )
+    opened = EmbeddingStore.open(store)
+    opened.require_complete()
+    return opened
+
+
+def _found(task: Any) -> Task:
+    """Return a task that is given, or that of a name: this one is no flag's."""
+    if isinstance(task, Task):
+        return task
+    try:
+        return find_task(task)
+    except ConfigError as error:
+        raise InputError(str(error).removeprefix("--")) from None
 
 
 def _entries(labelled: npt.NDArray[np.int64] | None, wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

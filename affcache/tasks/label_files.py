@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.names import canonical
-from affcache.errors import ConfigError, InputError
+from affcache.errors import InputError
 from affcache.files import read_lines
 from affcache.tasks.kinds import Task
 
@@ -70,12 +70,12 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
     its name doesn't matter.
 
     Raises:
-        InputError: no such folder, no label files in it (says where it looked), or those of several releases.
-        ConfigError: there is no such split.
+        InputError: no such split, no such folder, no label files in it (says where it looked), or those of several
+            releases.
     """
     if split not in SPLIT_FOLDERS:
         known = " or ".join(SPLIT_FOLDERS)
-        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
+        raise InputError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
     annotations = Path(annotations)
     tried: list[Path] = []
     for name in task.folders:

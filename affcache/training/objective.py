@@ -64,21 +64,42 @@ class PlainObjective:
         return TailThreshold(heads, window, like) if self.settings.cvar_level == "set" else None
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        *,
+        first_pass: bool = True,
     ) -> torch.Tensor:
-        """Return the loss, a scalar, of logits (B, C), labels (B,) or (B, C), and video numbers (B,)."""
+        """Return the loss, a scalar, of logits (B, C), labels (B,) or (B, C), video numbers (B,) and weights (B,)."""
         adjusted = logits if self.adjustment is None else logits + self.adjustment
         losses = self.loss(adjusted, labels, **self.knobs)  # (B,) or (B, C)
-        risk = self._risk(losses, labels, videos, first_pass)
+        risk = self._risk(losses, labels, videos, self._shares(losses, labels, weights), first_pass)
         if not isinstance(self.term_weight, torch.Tensor) and self.term_weight == 0:
             return risk
         term = self.task.batch_term(logits, labels, self.settings.auc_margin)
         return (1 - self.term_weight) * risk + self.term_weight * term
 
-    def _risk(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, first_pass: bool) -> torch.Tensor:
+    def _shares(self, losses: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | None:
+        """Return how much of the whole each loss stands for, in their shape; None where all do alike."""
+        shares = None if self.balance is None else self.balance[self.task.class_of(labels)]
+        if weights is None:
+            return shares
+        assert self.settings.cvar_within == "batch", "the losses of a group count alike"
+        own = weights if losses.dim() == weights.dim() else weights.unsqueeze(-1).expand_as(losses)
+        return own if shares is None else shares * own
+
+    def _risk(
+        self,
+        losses: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        shares: torch.Tensor | None,
+        first_pass: bool,
+    ) -> torch.Tensor:
         """Return the CVaR of losses (B,) or (B, C): of all, or the mean over classes or videos of each one's own."""
         alpha, within = self.settings.alpha, self.settings.cvar_within
-        shares = None if self.balance is None else self.balance[self.task.class_of(labels)]
         if self.threshold is not None:
             return self._tracked(
                 losses.flatten()[None], None if shares is None else shares.flatten()[None], first_pass
@@ -138,18 +159,31 @@ class Objective(PlainObjective):
         self._ranks: dict[int, torch.Tensor] = {}  # tail weights by rank, for each size of a batch
 
     def with_gradient(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        *,
+        first_pass: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss (H,) of logits (H, B, C), and its gradient (H, B, C) with respect to them."""
         logits = logits.detach().requires_grad_()
-        loss = self(logits, labels, videos, first_pass=first_pass)
+        loss = self(logits, labels, videos, weights, first_pass=first_pass)
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         return loss.detach(), gradient
 
-    def _risk(self, losses: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, first_pass: bool) -> torch.Tensor:
+    def _risk(
+        self,
+        losses: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        shares: torch.Tensor | None,
+        first_pass: bool,
+    ) -> torch.Tensor:
         """Return the CVaR (H,) of losses (H, B) or (H, B, C)."""
         flat, within = losses.flatten(1), self.settings.cvar_within  # (H, n)
-        shares = None if self.balance is None else self.balance[self.task.class_of(labels).flatten(1)]
+        shares = None if shares is None else shares.flatten(1)
         if self.threshold is not None:
             return self._tracked(flat, shares, first_pass)
         if within == "batch" and shares is None and all(alpha == 1 for alpha in self.alphas):

@@ -64,11 +64,12 @@ class PlainLearner(BaseLearner):
         settings, head, optimiser = self.recipes[number], self.heads[number], self.optimisers[number]
         embeddings = self.scaler(frames.embeddings[rows])  # (B, D)
         labels, videos = frames.labels[rows], frames.videos[rows]
+        weights = None if frames.weights is None else frames.weights[rows]
 
         def gradients(*, first_pass: bool) -> torch.Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 logits = head(embeddings)  # (B, C)
-            loss = self.objectives[number](logits.to(embeddings), labels, videos, first_pass=first_pass)
+            loss = self.objectives[number](logits.to(embeddings), labels, videos, weights, first_pass=first_pass)
             loss.backward()
             return loss.detach()
 
@@ -131,25 +132,28 @@ def new_learner(
     counts: ClassCounts | None = None,
     videos: int = 0,
     scaler: Scaler | None = None,
+    *,
+    weighted: bool = False,
 ) -> tuple[BaseLearner, str]:
     """Return what trains H heads: ``Learner`` where it makes the step that is defined, else ``PlainLearner``.
 
     Args:
         settings, task, width, device, counts, videos, scaler: as for ``Learner``.
+        weighted: whether frames have weights.
 
     Returns:
         The learner; and why it is not the fast one and what that costs, a sentence, or "" where it is.
     """
     why = ""
     for recipe in {replace(one, seed=0): None for one in settings}:
-        why = why or disagreement(recipe, task)
+        why = why or disagreement(recipe, task, weighted=weighted)
     if not why:
         return Learner(settings, task, width, device, counts, videos, scaler=scaler), ""
     plain = PlainLearner(settings, task, width, device, counts, videos, scaler=scaler)
     return plain, f"training by the definition of a step: {why}{_cost(settings, task, width, device, counts)}"
 
 
-def disagreement(recipe: FitSettings, task: Task) -> str:
+def disagreement(recipe: FitSettings, task: Task, *, weighted: bool = False) -> str:
     """Say how the fast step of a recipe differs from the defined one on random frames, in float64; "" if it doesn't.
 
     One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
@@ -164,6 +168,7 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
     embeddings = torch.randn(TRIED_FRAMES, TRIED_WIDTH, dtype=torch.float64, generator=drawn)
     labels = task.draw_labels(TRIED_FRAMES, drawn)
     frames = Frames(embeddings, labels, torch.randint(3, (TRIED_FRAMES,), generator=drawn))
+    frames = replace(frames, weights=torch.rand(TRIED_FRAMES, generator=drawn)) if weighted else frames
     cpu, counts, rows = torch.device("cpu"), ClassCounts.of(task, labels), torch.arange(TRIED_FRAMES)[None]
     scaler = Scaler.fit(recipe.normalize, [embeddings])
     try:

@@ -138,7 +138,7 @@ def _found(task: Any) -> Task:
     if isinstance(task, Task):
         return task
     try:
-        return find_task(task)
+        return find_task(str(task))
     except ConfigError as error:
         raise InputError(str(error).removeprefix("--")) from None
 

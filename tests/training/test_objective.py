@@ -104,12 +104,19 @@ def batch_term(task: Task, recipe: FitSettings, logits: torch.Tensor, labels: to
 
 
 def by_loops(
-    task: Task, recipe: FitSettings, counts: ClassCounts | None, logits: torch.Tensor, labels: torch.Tensor, videos: Any
+    task: Task,
+    recipe: FitSettings,
+    counts: ClassCounts | None,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    videos: Any,
+    weights: Any = (1.0,) * BATCH,
 ) -> torch.Tensor:
     losses = frame_losses(task, recipe, counts, logits, labels)
     groups: dict[int, list[tuple[torch.Tensor, float]]] = {}
     for loss, label, frame in losses:
-        share = 1 / int(counts.counts[label]) if recipe.class_weights == "balanced" and counts else 1.0
+        share = float(weights[frame])
+        share /= int(counts.counts[label]) if recipe.class_weights == "balanced" and counts else 1
         group = {"batch": 0, "class": label, "video": int(videos[frame])}[recipe.cvar_within]
         groups.setdefault(group, []).append((loss, share))
     tails = []
@@ -174,6 +181,43 @@ def test_the_objective_and_its_gradient_are_those_of_plain_loops(name: str, valu
             found = torch.autograd.grad(of_head, alone)[0]
             torch.testing.assert_close(found, expected_gradient[head], rtol=1e-6, atol=1e-9)
             assert plain(alone, labels[head], videos[head], first_pass=False).equal(of_head)
+
+
+@pytest.mark.parametrize("name", ["expr", "au", "va"])
+@pytest.mark.parametrize("values", [{"alpha": ALPHAS}, {"alpha": 1.0}, {"class_weights": "balanced"}])
+def test_frames_with_weights_are_those_of_plain_loops(name: str, values: dict[str, Any]) -> None:
+    task, settings = TASKS[name], recipes(name, ccc_weight=0.0, **values)
+    counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
+    logits, labels, videos = draw(task)
+    weights = torch.rand(H, BATCH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights[:, 3] = 0  # exactly as if it weren't there
+    logits.requires_grad_()
+    loss = Objective(task, settings, counts, LIKE)(logits, labels, videos, weights)
+    of_heads = zip(settings, logits, labels, videos, weights, strict=True)
+    expected = torch.stack([by_loops(task, recipe, counts, *of_head) for recipe, *of_head in of_heads])
+    torch.testing.assert_close(loss, expected)
+    gradient, expected_gradient = (torch.autograd.grad(one.sum(), logits)[0] for one in (loss, expected))
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
+    assert not gradient[:, 3].any()
+    for head in range(H):
+        plain = PlainObjective(task, settings[head], counts, LIKE)
+        of_head = plain(logits[head], labels[head], videos[head], weights[head])
+        torch.testing.assert_close(of_head, expected[head])
+        left = [i for i in range(BATCH) if i != 3]
+        without = plain(logits[head, left], labels[head, left], videos[head, left], weights[head, left])
+        torch.testing.assert_close(without, of_head)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("expr", "none"), ("au", "balanced"), ("va", "none")])
+def test_with_one_batch_seen_the_tracked_tail_of_weighted_frames_is_the_batchs_own(name: str, weights: str) -> None:
+    task, common = TASKS[name], {"alpha": ALPHAS, "class_weights": weights, "ccc_weight": 0.0}
+    counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
+    of_frames = torch.rand(H, BATCH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    tracked, own = (
+        Objective(task, recipes(name, cvar_level=level, **common), counts, LIKE).with_gradient(*draw(task), of_frames)
+        for level in ("set", "batch")
+    )
+    torch.testing.assert_close(tracked, own)
 
 
 @pytest.mark.parametrize("name", ["expr", "au", "va"])

@@ -76,7 +76,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("task.class_of(labels).flatten().cpu()", "task.class_of(labels[:1]).flatten().cpu()"),
         ("self.counts.double().clamp(min=1)", "self.counts.double().clamp(min=1).sqrt()"),
         ("else logits + self.adjustment", "else logits - self.adjustment"),
-        ("return own if shares is None else shares * own", "return own"),
+        ("    return one * other", "    return one"),
         ("(1 - self.term_weight) * risk", "risk"),
         ("        if first_pass:", "        if True:"),
         ("for one in group.unique()]).mean()", "for one in group.unique()]).sum()"),

@@ -96,8 +96,8 @@ class Scored:
 
     @property
     def losses(self) -> torch.Tensor:
-        """The loss of each frame (n,), or of its units or values (n, C)."""
-        return self.task.losses(self.predictions.logits, torch.from_numpy(self.joined.labels))
+        """The loss of each label: of the frames (n,), or of what of their units or values is labelled (m,)."""
+        return self.task.labelled_losses(self.predictions.logits, torch.from_numpy(self.joined.labels))
 
 
 @command(ScoreSettings)

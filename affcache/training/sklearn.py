@@ -29,7 +29,7 @@ from affcache.tasks.knobs import KNOBS_OF_LOSSES
 from affcache.training.data import EVALUATION_BATCH, Frames, Scaler
 from affcache.training.epochs import Epochs
 from affcache.training.learner import build_head
-from affcache.training.objective import ClassCounts, term_weight
+from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
 from affcache.training.settings import FitSettings
 
@@ -102,20 +102,15 @@ class CVaRMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         """Train a head on checked embeddings (n, D), labels (n,) or (n, C) and weights (n,), and keep it."""
         task = self._task(outputs)
         settings = self._settings(task)
-        share, weighted = term_weight(settings, task), weights is not None
-        if weighted and share:
-            name = task.batch_term_weight
-            raise ValueError(
-                f"sample_weight weighs the losses of rows, but {name} is {share:g}, the share of a term that whole "
-                f"batches have. Expected {name}=0 with weights that differ."
-            )
         device = self._device()
         targets = torch.tensor(labels, dtype=getattr(torch, task.label_dtype))
         videos = torch.zeros(len(X), dtype=torch.int64, device=device)
         shares = None if weights is None else _tensor(weights).to(device)
         frames = Frames(_tensor(X).to(device), targets.to(device), videos, shares)
         scaler, counts = Scaler.fit(settings.normalize, frames.evaluation_batches()), ClassCounts.of(task, targets)
-        learner, why = new_learner([settings], task, X.shape[1], device, counts, 0, scaler, weighted=weighted)
+        learner, why = new_learner(
+            [settings], task, X.shape[1], device, counts, 0, scaler, weighted=weights is not None
+        )
         if why:
             warnings.warn(why, stacklevel=3)
         run = Epochs(learner)
@@ -249,7 +244,7 @@ class CVaRMLPMultiLabelClassifier(ClassifierMixin, CVaRMLP):  # type: ignore[mis
         Args:
             X: float array (n, D) of embeddings, n at least 2. float16 and float32 are kept, all else becomes float32.
             y: array or sparse matrix (n, C) of 0 and 1, C at least 2; or (n,) of two classes, which is one label.
-            sample_weight: as for ``CVaRMLPClassifier``; not with ``auc_weight``.
+            sample_weight: as for ``CVaRMLPClassifier``; a pair of the AUC term weighs the product of its rows'.
 
         Returns:
             itself.
@@ -319,7 +314,7 @@ class CVaRMLPRegressor(RegressorMixin, CVaRMLP):  # type: ignore[misc]
         Args:
             X: float array (n, D) of embeddings, n at least 2. float16 and float32 are kept, all else becomes float32.
             y: array (n,) or (n, C) of numbers; they become float32.
-            sample_weight: as for ``CVaRMLPClassifier``; with ``ccc_weight=0`` only, since CCC is of whole batches.
+            sample_weight: as for ``CVaRMLPClassifier``; CCC is that of weighted moments.
 
         Returns:
             itself.

@@ -85,21 +85,28 @@ def worst_share(losses: list[torch.Tensor], alpha: float, shares: list[float]) -
     return total / limit
 
 
-def batch_term(task: Task, recipe: FitSettings, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def batch_term(
+    task: Task, recipe: FitSettings, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     if task.name == "va":
         agreement = []
         for unit in range(2):
             x, y = logits[:, unit], labels[:, unit]
-            covariance = ((x - x.mean()) * (y - y.mean())).mean()
-            spread = x.var(correction=0) + y.var(correction=0) + (x.mean() - y.mean()) ** 2
-            agreement.append(2 * covariance / spread)
+            (mean_x, mean_y), share = ((one * weights).sum() / weights.sum() for one in (x, y)), weights / weights.sum()
+            covariance = (share * (x - mean_x) * (y - mean_y)).sum()
+            variances = (share * ((x - mean_x) ** 2 + (y - mean_y) ** 2)).sum()
+            agreement.append(2 * covariance / (variances + (mean_x - mean_y) ** 2))
         return 1 - sum(agreement) / 2
     of_units = []
     for unit in range(12):
-        present, absent = (logits[labels[:, unit] == state, unit] for state in (1, 0))
-        pairs = [(recipe.auc_margin - one + absent).clamp(min=0) ** 2 for one in present]
-        if pairs and len(absent):
-            of_units.append(torch.stack(pairs).mean())
+        present, absent = (torch.nonzero((labels[:, unit] == state) & (weights > 0)).flatten() for state in (1, 0))
+        pairs = [(one, other) for one in present for other in absent]
+        short = [
+            (recipe.auc_margin - logits[one, unit] + logits[other, unit]).clamp(min=0) ** 2 for one, other in pairs
+        ]
+        counts = [weights[one] * weights[other] for one, other in pairs]
+        if pairs:
+            of_units.append(sum(count * each for count, each in zip(counts, short, strict=True)) / sum(counts))
     return sum(of_units) / task.outputs
 
 
@@ -110,8 +117,9 @@ def by_loops(
     logits: torch.Tensor,
     labels: torch.Tensor,
     videos: Any,
-    weights: Any = (1.0,) * BATCH,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
     losses = frame_losses(task, recipe, counts, logits, labels)
     groups: dict[int, list[tuple[torch.Tensor, float]]] = {}
     for loss, label, frame in losses:
@@ -125,7 +133,7 @@ def by_loops(
         tails.append(worst_share(of_group, recipe.alpha, shares))
     risk = sum(tails) / len(tails)
     weight = {"expr": 0.0, "au": recipe.auc_weight, "va": recipe.ccc_weight}[task.name]
-    return (1 - weight) * risk + (weight * batch_term(task, recipe, logits, labels) if weight else 0)
+    return (1 - weight) * risk + (weight * batch_term(task, recipe, logits, labels, weights) if weight else 0)
 
 
 ALPHAS = (0.3, 1.0, 0.04)
@@ -185,8 +193,10 @@ def test_the_objective_and_its_gradient_are_those_of_plain_loops(name: str, valu
 
 @pytest.mark.parametrize("name", ["expr", "au", "va"])
 @pytest.mark.parametrize("values", [{"alpha": ALPHAS}, {"alpha": 1.0}, {"class_weights": "balanced"}])
-def test_frames_with_weights_are_those_of_plain_loops(name: str, values: dict[str, Any]) -> None:
-    task, settings = TASKS[name], recipes(name, ccc_weight=0.0, **values)
+@pytest.mark.parametrize("share", [0.0, (0.3, 0.0, 0.8)])
+def test_frames_with_weights_are_those_of_plain_loops(name: str, values: dict[str, Any], share: Any) -> None:
+    terms = {"ccc_weight": share, "auc_weight": share if name == "au" else 0.0}
+    task, settings = TASKS[name], recipes(name, **values, **terms)
     counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
     logits, labels, videos = draw(task)
     weights = torch.rand(H, BATCH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -57,7 +57,8 @@ def test_the_fast_step_is_the_defined_one(task: Task) -> None:
     assert len(fitting) >= 13
     assert {disagreement(recipe, task) for recipe in fitting} == {""}
     whole = [recipe for recipe in fitting if recipe.cvar_within == "batch"]
-    assert {disagreement(recipe, task, weighted=True) for recipe in whole} == {""}
+    for gaps in (False, True):
+        assert {disagreement(recipe, task, partial=gaps, weighted=True) for recipe in whole} == {""}
 
 
 def test_a_fast_step_that_forgets_weights_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def test_a_run_is_not_continued_the_other_way(learnable: MakeData, tmp_path: Pat
     store, annotations = learnable()
     words = {"store": store, "annotations": annotations, "run": tmp_path / "run", "epochs": 2, "hidden_width": 16}
     fit(**words)
-    monkeypatch.setattr("affcache.training.plain.disagreement", lambda recipe, task, weighted: "another loss")
+    monkeypatch.setattr("affcache.training.plain.disagreement", lambda recipe, task, **_: "another loss")
     with pytest.raises(affcache.ConfigError, match="would go on the other way"):
         fit(**words, resume=True)
 

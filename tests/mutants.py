@@ -76,6 +76,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("task.class_of(labels)[labelled].cpu()", "task.class_of(labels[:1])[labelled[:1]].cpu()"),
         ("self.counts.double().clamp(min=1)", "self.counts.double().clamp(min=1).sqrt()"),
         ("else logits + self.adjustment", "else logits - self.adjustment"),
+        ("    return one * other", "    return one"),
         ("(1 - self.term_weight) * risk", "risk"),
         ("        if first_pass:", "        if True:"),
         ("for one in group.unique()]).mean()", "for one in group.unique()]).sum()"),
@@ -89,6 +90,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("predict(self.heads, frames, self.scaler)", 'predict(self.heads, frames, Scaler())'),
         ("optimiser.perturbed(), frozen_batch_norm(head):", "optimiser.perturbed():"),
         ("gradients(first_pass=False)", "gradients(first_pass=True)"),
+        ("None if frames.weights is None else frames.weights[rows]", "None"),
         ("    if not why:", "    if True:"),
     ]),
     ("affcache/training/learner.py", (FAST, "tests/training/test_learner.py", PLAIN), [

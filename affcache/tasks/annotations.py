@@ -1,7 +1,8 @@
 """Labels joined to the rows of a store, by video and frame number."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class JoinedLabels:
     rows: npt.NDArray[np.int64]  # (n,) rows of the store
     labels: npt.NDArray[Any]  # (n,) class indices, or (n, C) values: 0 and 1, or decimals
     account: JoinAccount
+    folds: Mapping[str, str] = field(default_factory=dict)  # by the store's name of a video, where the labels say them
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,7 +110,8 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
             f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
         )
     order = np.argsort(np.concatenate(rows), kind="stable")
-    return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
+    folds = {store.video_names[video_index[name]]: of for name, of in (source.folds or {}).items() if name in video_index}
+    return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account, folds)
 
 
 def _entries(labelled: npt.NDArray[np.int64] | None, wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -38,6 +38,10 @@ class LabelSource(Protocol):
     def videos(self) -> Collection[str]:
         """The canonical names of the labelled videos, each once."""
 
+    @property
+    def folds(self) -> Mapping[str, str] | None:
+        """The fold of each labelled video, where the labels say them."""
+
     def read(self, video: str) -> VideoLabels:
         """Return the labels of one of them; raises InputError where they can't be read."""
 
@@ -57,6 +61,10 @@ class LabelFiles:
     @property
     def videos(self) -> Collection[str]:
         return self.files.keys()
+
+    @property
+    def folds(self) -> None:
+        return None
 
     def read(self, video: str) -> VideoLabels:
         labels, valid = read_label_file(self.files[video], self.task)

@@ -118,7 +118,8 @@ def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
         labels, decided: float arrays (n, C) of finite values, n at least 1.
         classes: names of the C columns.
     """
-    sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1)[0]  # (C, 6)
+    centre = np.asarray(labels, np.float64).mean(axis=0)  # (C,)
+    sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1, centre)[0]  # (C, 6)
     ccc, pearson = ccc_of_outputs(sums), _pearson(sums)
     count, _, _, xx, yy, xy = sums.T
     rmse = np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / count)
@@ -165,14 +166,15 @@ def unit_counts(
     return _sums((labels * decided, decided, labels), videos, count)
 
 
-def moments(labels: npt.NDArray[Any], decided: npt.NDArray[Any], videos: npt.NDArray[np.int64], count: int) -> Table:
+def moments(
+    labels: npt.NDArray[Any], decided: npt.NDArray[Any], videos: npt.NDArray[np.int64], count: int, centre: Any
+) -> Table:
     """Sum up labels x and decided values y, (n, C) each, in each video: (V, C, 6) of 1, x, y, x^2, y^2, x y.
 
-    Both are shifted by the mean label first, which changes no score, so that values far from 0 cancel nothing.
+    ``centre``, a number or (C,), is taken from both first, which changes no score, so that values far from 0 cancel
+    nothing. Sums around one centre may be added up.
     """
-    x, y = np.asarray(labels, np.float64), np.asarray(decided, np.float64)
-    shift = x.mean(axis=0) if len(x) else 0.0
-    x, y = x - shift, y - shift
+    x, y = np.asarray(labels, np.float64) - centre, np.asarray(decided, np.float64) - centre
     return _sums((np.ones_like(x), x, y, x * x, y * y, x * y), videos, count)
 
 

@@ -118,9 +118,13 @@ def doctor(result: Any) -> None:
 def fit(result: Any) -> None:
     """Print the run and its best epoch."""
     tried, metric = "strength" if result.head == "ridge" else "epoch", metric_name(result.metric)
+    chosen = "chosen before" if result.chosen_before else f"{tried} {result.best_epoch} of {result.epochs}"
+    kept = f"{metric} {result.value:.3f} on validation, {chosen}"
+    if result.train_on == "all":
+        kept = f"{tried} {chosen}; {metric} {result.value:.3f} on validation, which means nothing: it was trained on"
     facts = {
         "run": result.run,
-        "best": f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}",
+        "kept" if result.chosen_before else "best": kept,
         "time": f"{duration_text(result.seconds)} on {result.device}",
     }
     if result.ridge is not None:

@@ -212,6 +212,9 @@ def score_frames(
 ) -> Scored:
     """Predict the joined frames of a split, decide by the rule that the settings ask for, and score."""
     task, frames = runs.task, runs.frames
+    for run in runs.runs:
+        if settings.split == "validation" and run.settings.trained_on_validation:
+            listener.warning(f"{run.source}: {run.settings.trained_on_validation}")
     rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
     rows = rows_to_predict(frames, joined.rows, settings.smooth)
     predictions = rule.apply(runs.predict(rows, settings.views, listener, rule.weights), task).at(joined.rows)

@@ -110,7 +110,8 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
             f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
         )
     order = np.argsort(np.concatenate(rows), kind="stable")
-    folds = {store.video_names[video_index[name]]: of for name, of in (source.folds or {}).items() if name in video_index}
+    said = (source.folds or {}).items()
+    folds = {store.video_names[video_index[name]]: fold for name, fold in said if name in video_index}
     return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account, folds)
 
 

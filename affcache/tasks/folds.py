@@ -16,9 +16,7 @@ from affcache.tasks.splits import group_frames, stripped_name
 FoldOf = npt.NDArray[np.int64]
 
 
-def find_folds(
-    store: FrameIndex, task: Task, joined: JoinedLabels, count: int, by: str, listener: Listener
-) -> FoldOf:
+def find_folds(store: FrameIndex, task: Task, joined: JoinedLabels, count: int, by: str, listener: Listener) -> FoldOf:
     """Return the fold (n,) of each joined frame, from 0: what the labels say, else as ``deal_out`` has them.
 
     Args:
@@ -111,7 +109,6 @@ def _warn_of_folders(names: Sequence[str], fold_of: FoldOf, listener: Listener) 
             folds.setdefault(name.partition("/")[0], set()).add(fold)
     if several := sorted(name for name, found in folds.items() if len(found) > 1):
         listener.warning(
-            f"Videos of {counted(len(several), 'folder')}, such as {several[0]}, are in several folds. Where a folder is "
-            "a person, the scores flatter: keep folders together with --fold-by folder."
+            f"Videos of {counted(len(several), 'folder')}, such as {several[0]}, are in several folds. Where a folder "
+            "is a person, the scores flatter: keep folders together with --fold-by folder."
         )
-

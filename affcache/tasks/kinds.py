@@ -304,7 +304,7 @@ class Values(Task):
         return regression_scores(labels, decided, self.classes)
 
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        return moments(labels, decided, videos, count, (self.low + self.high) / 2)  # of any frames alike
+        return moments(labels, decided, videos, count, centre=(self.low + self.high) / 2)
 
     def class_metric_of(self, sums: Table) -> Table:
         return ccc_of_outputs(sums)

@@ -181,13 +181,13 @@ class Ridge:
     but aren't calibrated.
 
     Args:
-        settings: of them only normalize and class_weights matter.
+        settings: of them only normalize, class_weights and strength matter.
         task: what is predicted.
         width: D, the width of an embedding.
         scaler: what is done to embeddings first; None where that needs no training frames.
     """
 
-    unit, steps = "strength", len(STRENGTHS)
+    unit = "strength"
 
     def __init__(self, settings: FitSettings, task: Task, width: int, scaler: Scaler | None = None) -> None:
         self.settings = settings
@@ -195,13 +195,15 @@ class Ridge:
         self.width = width
         self.scaler = scaler or Scaler(settings.normalize)
         self.best = [Best()]
+        self.strengths = STRENGTHS if settings.strength is None else (settings.strength,)
+        self.steps = len(self.strengths)
 
     def run(self, train: FrameSource, validation: FrameSource) -> Iterator[list[Entry]]:
         """Solve, and evaluate all strengths in one pass over the validation frames; yield a line for each."""
         heads = self._solve(train)
         logits = predict(heads, validation, self.scaler)  # (H, n, C)
         labels = validation.labels.to(logits.device)
-        for number, (strength, head, of_head) in enumerate(zip(STRENGTHS, heads, logits, strict=True), start=1):
+        for number, (strength, head, of_head) in enumerate(zip(self.strengths, heads, logits, strict=True), start=1):
             start = time.perf_counter()
             value = metric_of(self.task, of_head, labels)
             entry = {"epoch": number, "strength": strength, self.task.metric: value}
@@ -232,7 +234,7 @@ class Ridge:
             weights = counts.balanced()[labels.cpu()]
         path = RidgePath.from_blocks(train.evaluation_batches(), self.width, targets, weights, self.scaler)
         heads: list[nn.Module] = []
-        for strength in STRENGTHS:
+        for strength in self.strengths:
             weight, bias = path.solution(strength)
             heads.append(self._head({"output_layer.weight": weight, "output_layer.bias": bias}, labels.device))
         return heads

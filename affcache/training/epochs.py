@@ -238,7 +238,9 @@ def as_chosen(settings: FitSettings, given: Collection[str]) -> FitSettings:
     stores = tuple(map(Path, values.pop("store")))
     began = replace(settings_from_json(values), store=stores)
     said = {name: getattr(settings, name) for name in given if name != "as_"}
-    refuse_changes(f"The choice of {settings.as_} isn't one for other settings", began, said, (*ELSEWHERE, *LAST_FIT))
+    refusal = f"What {settings.as_} chose is of no use to other settings"
+    instead = "say what to keep, --keep-epoch E or --strength S, without --as"
+    refuse_changes(refusal, instead, began, said, (*ELSEWHERE, *LAST_FIT))
     return replace(began, **said)
 
 

@@ -191,15 +191,18 @@ def settings_from_json(values: dict[str, Any]) -> FitSettings:
         ) from None
 
 
-def refuse_changes(refusal: str, began: FitSettings, said: Mapping[str, Any], free: Collection[str]) -> None:
+def refuse_changes(
+    refusal: str, instead: str, began: FitSettings, said: Mapping[str, Any], free: Collection[str]
+) -> None:
     """Refuse settings that are other than a run's, but for those that are free; ConfigError, with all of them."""
-    changed = [name for name, value in said.items() if name not in free and getattr(began, name) != value]
+    same = (name for name in asdict(began) if name in said and name not in free)
+    changed = [name for name in same if getattr(began, name) != said[name]]
     if changed:
         words = [f"{flag(name)} {getattr(began, name)!r} then, {said[name]!r} now" for name in changed]
         more = MORE_EPOCHS if "epochs" in changed else ""
         raise ConfigError(
             f"{refusal}: {'; '.join(words)}. Expected its own settings.{more} Leave them out, since the run's folder "
-            "knows them, or begin a new run with another --run DIR."
+            f"knows them, or {instead}."
         )
 
 
@@ -222,7 +225,8 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
     config = folder.read_config()
     began = settings_from_json(config["settings"])
     said = {name: getattr(settings, name) for name in given}
-    refuse_changes(f"Run {settings.run} can't be continued", began, said, (*ELSEWHERE, "run", "resume"))
+    free, instead = (*ELSEWHERE, "run", "resume"), "begin a new run with another --run DIR"
+    refuse_changes(f"Run {settings.run} can't be continued", instead, began, said, free)
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
     stores = tuple(Path(store["path"]) for store in stores_of_run(config))
     return replace(began, **{"store": stores, **moved}, run=settings.run, resume=True)

@@ -173,9 +173,9 @@ class FitSettings(TrainingSettings):
         yield from self.expect("held_out", at_least=0, less_than=1)
         yield from self.expect("keep_epoch", at_least=1, at_most=self.epochs)
         yield from self.expect("strength", more_than=0, less_than=math.inf)
-        ridge = self.head == "ridge"
-        if (self.keep_epoch if ridge else self.strength) is not None:
-            yield f"--{'keep-epoch' if ridge else 'strength'} is given, which a head {self.head} has not; expected none."
+        useless = "keep_epoch" if self.head == "ridge" else "strength"
+        if getattr(self, useless) is not None:
+            yield f"{flag(useless)} is given, but --head {self.head} has none; expected it left out."
         if self.resume and self.run is None:
             yield "--resume doesn't say which run to continue; expected --run DIR with it."
 

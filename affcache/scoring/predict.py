@@ -1,23 +1,29 @@
 """Trained heads beside the embeddings of their encoders, and what they predict of their rows."""
 
-from collections.abc import Callable, Sequence
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import write_bytes
 from affcache.progress import Listener
+from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name, said_elsewhere
 from affcache.store.description import differing_fields
 from affcache.store.frames import ENCODED, FrameIndex, Rows
 from affcache.store.joined import AnyStore, join_stores
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
+from affcache.tasks.kinds import Task
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import stores_of_run
 
@@ -183,6 +189,43 @@ class Predictions:
     def frame_numbers(self) -> npt.NDArray[np.int32]:
         """The number of each frame in its video, (n,)."""
         return np.asarray(self.frames.frame_number[self.rows])
+
+
+def write_predictions(
+    path: Path,
+    task: Task,
+    rule: DecisionRule,
+    attributes: Mapping[str, Any],
+    frames: FrameIndex,
+    rows: Rows,
+    columns: Mapping[str, npt.NDArray[Any]],
+) -> None:
+    """Write what is said of frames, with the keys that find them again: docs/formats.md has the file.
+
+    Args:
+        path: where.
+        task: what is predicted.
+        rule: how it was decided.
+        attributes: further ones of the file.
+        frames: have the rows.
+        rows: (n,) rising.
+        columns: (n, ...) of these, by name.
+    """
+    written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
+    with h5py.File(written, "w") as file:
+        file.attrs["format"] = "affcache-predictions"
+        file.attrs["format_version"] = 1
+        file.attrs["classes"] = json.dumps(task.classes)
+        file.attrs["rule"] = json.dumps(rule.to_json())
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file["rows"] = rows
+        file["video"] = frames.video_of_rows()[rows].astype(np.int32)
+        file["frame_number"] = np.asarray(frames.frame_number[rows])
+        file.create_dataset("video_name", data=list(frames.video_names), dtype=h5py.string_dtype())
+        for name, values in columns.items():
+            file[name] = values
+    write_bytes(path, written.getbuffer())
 
 
 def rows_to_predict(frames: FrameIndex, rows: Rows, smooth: str) -> Rows:

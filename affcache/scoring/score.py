@@ -1,26 +1,29 @@
 """Scoring runs: their heads over a split's frames, the task's metrics with intervals, and predictions per frame."""
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from affcache.errors import InputError
 from affcache.figures import drawing, save_figures
-from affcache.files import write_bytes, write_json
+from affcache.files import write_json
 from affcache.progress import Listener, metric_name
 from affcache.scoring.ensemble import Ensemble
 from affcache.scoring.figures import score_figures
 from affcache.scoring.intervals import metric_interval, without_interval
 from affcache.scoring.postprocess import find_rule, reliability
-from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, rows_to_predict
+from affcache.scoring.predict import (
+    Predictions,
+    TrainedRun,
+    require_one_task,
+    rows_to_predict,
+    write_predictions,
+)
 from affcache.scoring.published import sha256_of
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import ScoreSettings, SplitSettings
@@ -234,21 +237,12 @@ def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:
 
 
 def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
-    """Write what is said of every scored frame, with the keys that find it again."""
+    """Write what is said of every scored frame."""
     given = scored.predictions
-    written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
-    with h5py.File(written, "w") as file:
-        file.attrs["format"] = "affcache-predictions"
-        file.attrs["format_version"] = 1
-        file.attrs["classes"] = json.dumps(scored.task.classes)
-        file.attrs["rule"] = json.dumps(result.rule.to_json())
-        for name in ("task", "split", "run", "store"):
-            file.attrs[name] = getattr(result, name)
-        file["rows"] = given.rows
-        file["video"] = given.videos.astype(np.int32)
-        file["frame_number"] = given.frame_numbers
-        file.create_dataset("video_name", data=list(given.frames.video_names), dtype=h5py.string_dtype())
-        file["probabilities"] = given.probabilities.astype(np.float32)
-        file["decided"] = scored.decided
-        file["labels"] = scored.joined.labels
-    write_bytes(path, written.getbuffer())
+    attributes = {name: getattr(result, name) for name in ("task", "split", "run", "store")}
+    columns = {
+        "probabilities": given.probabilities.astype(np.float32),
+        "decided": scored.decided,
+        "labels": scored.joined.labels,
+    }
+    write_predictions(path, scored.task, result.rule, attributes, given.frames, given.rows, columns)

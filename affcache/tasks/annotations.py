@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class JoinedLabels:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, chosen: npt.NDArray[np.bool_]) -> "JoinedLabels":
+        """Return some of the frames, by whether (n,) each is."""
+        account = replace(self.account, used=int(chosen.sum()))
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], account=account)
 
     def to_json(self) -> dict[str, Any]:
         """Return the account, and a sha256 over rows and labels to recognise them by, as one JSON object."""

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,9 +55,7 @@ def hold_out(store: FrameIndex, joined: JoinedLabels, share: float) -> tuple[Joi
 def of_videos(store: FrameIndex, joined: JoinedLabels, names: Sequence[str], *, without: bool = False) -> JoinedLabels:
     """Return the frames of videos, named as ``group_frames`` does; or all others."""
     known, group = group_frames(store, joined)
-    chosen = np.isin(known, list(names))[group] != without
-    account = replace(joined.account, used=int(chosen.sum()))
-    return replace(joined, rows=joined.rows[chosen], labels=joined.labels[chosen], account=account)
+    return joined.at(np.isin(known, list(names))[group] != without)
 
 
 def unite(store: FrameIndex, train: JoinedLabels, validation: JoinedLabels) -> JoinedLabels:

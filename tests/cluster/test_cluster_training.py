@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.ablation.ablate import AblateResult, ablate
+from affcache.ablation.ablate import ablate
+from affcache.ablation.result import AblateResult
 from affcache.ablation.summary import Outcome
 from affcache.ablation.train import Trained
 from affcache.cluster import training as training_module

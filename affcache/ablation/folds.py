@@ -65,7 +65,7 @@ def _warn_of_classes(task: Task, folds: Sequence[JoinedSplits], listener: Listen
     there = np.stack([task.videos_of_outputs(of.validation_sums) > 0 for of in folds])  # (K, C)
     never: dict[str, list[str]] = {}
     for number, of in enumerate(folds, start=1):
-        trained = [other for other, one in enumerate(folds) if one.validation not in (of.validation, of.selection)]
+        trained = [one.validation is not of.validation and one.validation is not of.selection for one in folds]
         for output in np.flatnonzero(there[number - 1] & ~there[trained].any(axis=0)):
             never.setdefault(task.classes[output], []).append(str(number))
     if never:

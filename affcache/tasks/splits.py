@@ -69,7 +69,8 @@ def unite(store: FrameIndex, train: JoinedLabels, validation: JoinedLabels) -> J
     rows, labels = rows[order], np.concatenate([train.labels, validation.labels])[order]
     twice = 1 + np.flatnonzero(rows[1:] == rows[:-1])
     first, second = labels[twice - 1], labels[twice]
-    differ = ((first != second) & ~((first != first) & (second != second))).reshape(len(twice), -1).any(axis=1)  # nan
+    differ = (first != second) & ~((first != first) & (second != second))  # nan is nan's like
+    differ = differ.any(axis=tuple(range(1, differ.ndim)))
     if differ.any():
         row = int(rows[twice[differ][0]])
         raise InputError(

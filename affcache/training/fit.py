@@ -212,7 +212,7 @@ class JoinedSplits:
         listener.message(validation.account.sentence("validation"))
         if train_on == "all":
             train = unite(store, train, validation)
-            listener.message(f"trained on: all {counted(len(train), 'labelled frame')}, validation's too")
+            listener.message(f"both splits together: {counted(len(train), 'frame')}")
         if len(train) < 2:
             raise InputError(
                 f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels."

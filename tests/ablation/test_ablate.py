@@ -390,18 +390,8 @@ def test_a_checkpoint_of_other_trials_or_a_broken_one_is_passed_over(
 
 def test_the_result_is_one_json_object(learnable: MakeData, tmp_path: Path) -> None:
     result = json.loads(json.dumps(run(learnable(videos=12), tmp_path / "out", vary=("alpha=0.5,1",)).to_json()))
-    assert set(result) == {
-        "out",
-        "select",
-        "cells",
-        "trained",
-        "seconds",
-        "device",
-        "best",
-        "files",
-        "folds",
-        "settings",
-    }
+    own = {"out", "select", "folds", "cells", "trained", "seconds", "device", "best", "files", "settings"}
+    assert set(result) == own
     base, other = result["settings"]
     assert base["is_base"]
     assert base["difference"] is None

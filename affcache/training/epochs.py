@@ -51,7 +51,7 @@ class Best:
     def take(self, entry: Entry, value: float, head: Tensors, *, anyway: bool = False) -> bool:
         """Take up a line of history; return whether it is the best so far, or the last, whose head is copied then."""
         self.history.append(entry)
-        if not (value > self.value or anyway):
+        if not value > self.value and not anyway:
             return False
         self.value, self.epoch, self.entry = value, len(self.history), entry
         self.head = {name: tensor.detach().to("cpu", copy=True) for name, tensor in head.items()}

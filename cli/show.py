@@ -118,10 +118,11 @@ def doctor(result: Any) -> None:
 def fit(result: Any) -> None:
     """Print the run and its best epoch."""
     tried, metric = "strength" if result.head == "ridge" else "epoch", metric_name(result.metric)
-    chosen = "chosen before" if result.chosen_before else f"{tried} {result.best_epoch} of {result.epochs}"
-    kept = f"{metric} {result.value:.3f} on validation, {chosen}"
-    if result.train_on == "all":
-        kept = f"{tried} {chosen}; {metric} {result.value:.3f} on validation, which means nothing: it was trained on"
+    kept = f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}"
+    if result.chosen_before:
+        number = "" if result.head == "ridge" else f" {result.best_epoch}"
+        worth = ", which means nothing: it was trained on" if result.train_on == "all" else ""
+        kept = f"{tried}{number}, chosen before; {metric} {result.value:.3f} on validation{worth}"
     facts = {
         "run": result.run,
         "kept" if result.chosen_before else "best": kept,
@@ -130,7 +131,8 @@ def fit(result: Any) -> None:
     if result.ridge is not None:
         weights = " --class-weights balanced" if affcache.TASKS[result.task].exclusive else ""
         facts["to beat"] = f"{metric} {result.ridge:.3f}, of --head ridge{weights}, solved in a moment"
-    out(fact_table(facts), f"next: affcache score {result.run}")
+    last = f"submit {result.run} --template FILE --store FILE" if result.train_on == "all" else f"score {result.run}"
+    out(fact_table(facts), f"next: affcache {last}")
 
 
 def score(result: Any) -> None:
@@ -208,7 +210,9 @@ def ablate(result: Any) -> None:
         facts[name] = f"{best['setting']}{seed}: {best['value']:.3f} {of}{chosen}"
     out(table, fact_table(facts))
     for best in result.best:
-        out(f"next: affcache score {best['run']}" if best["run"] else f"next: {best['fit']}")
+        task = f" --task {best['task']}" if len(result.best) > 1 else ""
+        again = f"affcache fit --train-on all --as {result.out}{task}" if result.folds else best["fit"]
+        out(f"next: affcache score {best['run']}" if best["run"] else f"next: {again}")
 
 
 def report(result: Any) -> None:

@@ -67,7 +67,7 @@ def headings(rows: Sequence[Summary], heldout: bool) -> list[str]:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     metric = metric_name(metrics[0]) if len(metrics) == 1 else "metric"
     chosen = ["held out"] if heldout else []
-    folds = ["95 %", "a fold", "s.d. of folds"] if any(row.folds for row in rows) else []
+    folds = ["95 %", "a fold (s.d.)"] if any(row.folds for row in rows) else []
     return ["setting", "n", *chosen, metric, "s.d.", *folds, "difference", "95 % interval"]
 
 
@@ -82,7 +82,8 @@ def columns_of(row: Summary, heldout: bool) -> list[str]:
     if row.folds:
         bounds = row.interval.bounds if row.interval else None
         interval = "{:.3f} to {:.3f}".format(*bounds) if bounds else ""
-        folds = [interval, _rounded(row.fold_mean), _rounded(row.fold_deviation)]
+        of_fold = "" if row.fold_mean is None else f"{row.fold_mean:.3f} ({row.fold_deviation:.3f})"
+        folds = [interval, of_fold]
     return [row.variant.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *folds, *difference]
 
 

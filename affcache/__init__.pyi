@@ -1,7 +1,7 @@
 """Every public name of affcache, with the module it lives in: the only list of them."""
 
-from .ablation.ablate import AblateResult as AblateResult
 from .ablation.ablate import ablate as ablate
+from .ablation.result import AblateResult as AblateResult
 from .ablation.settings import AblateSettings as AblateSettings
 from .demonstration import DemoResult as DemoResult
 from .demonstration import DemoSettings as DemoSettings

@@ -49,7 +49,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("value=float(np.mean(f1))", "value=float(np.mean(f1[labelled > 0]))"),
         ("(variances > CONSTANT * squares)", "(variances > 0)"),
         ("variances[1] + (means[0] - means[1]) ** 2", "variances[1]"),
-        ("shift = np.where(there, x, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)", "shift = 0.0"),
+        ("there.sum(axis=0), 1)  # (C,)", "there.sum(axis=0), 1) * 0"),
         ("np.sqrt(variances[0] * variances[1])", "np.maximum(variances[0], variances[1])"),
     ]),
     ("affcache/training/risk.py", ("tests/training/test_risk.py", "tests/training/test_objective.py"), [
@@ -254,6 +254,19 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/ablation/ablate.py", ("tests/ablation/test_ablate.py",), [
         ('"to choose by", listener, select=True', '"to choose by", listener, select=False'),
         ("not selected > before", "not selected < before"),
+    ]),
+    ("affcache/ablation/folds.py", ("tests/ablation/test_folds.py",), [
+        ("(fold + 1) % count if choosing else fold", "fold"),
+        ("(fold_of != fold) & (fold_of != chosen_on)", "fold_of != fold"),
+        ('"decided": first.task.decide(probabilities)[order]', '"decided": first.task.decide(probabilities)'),
+    ]),
+    ("affcache/ablation/result.py", ("tests/ablation/test_folds.py",), [
+        ("curves.mean(axis=0).argmax()) + 1", "curves.mean(axis=0).argmax())"),
+    ]),
+    ("affcache/tasks/folds.py", ("tests/tasks/test_folds.py",), [
+        ("stripped_name(video), set()", "video, set()"),
+        ("tried.std(axis=1).mean(axis=-1)", "tried.mean(axis=1).mean(axis=-1)"),
+        ("<= (empty := sizes == 0).sum()", "< (empty := sizes == 0).sum()"),
     ]),
     ("affcache/ablation/train.py", ("tests/ablation/test_ablate.py",), [
         ("run.run(splits.train, splits.selection)", "run.run(splits.train, splits.validation)"),

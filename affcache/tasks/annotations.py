@@ -1,8 +1,8 @@
 """Labels joined to the rows of a store, by video and frame number."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,15 @@ class JoinedLabels:
     rows: npt.NDArray[np.int64]  # (n,) rows of the store
     labels: npt.NDArray[Any]  # (n,) class indices, or (n, C) values: 0 and 1, or decimals
     account: JoinAccount
+    folds: Mapping[str, str] = field(default_factory=dict)  # by the store's name of a video, where the labels say them
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, chosen: npt.NDArray[np.bool_]) -> "JoinedLabels":
+        """Return some of the frames, by whether (n,) each is."""
+        account = replace(self.account, used=int(chosen.sum()))
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], account=account)
 
     def to_json(self) -> dict[str, Any]:
         """Return the account, and a sha256 over rows and labels to recognise them by, as one JSON object."""
@@ -172,7 +178,9 @@ def join_labels(
             f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
         )
     order = np.argsort(np.concatenate(rows), kind="stable")
-    return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
+    said = (source.folds or {}).items()
+    folds = {store.video_names[video_index[name]]: fold for name, fold in said if name in video_index}
+    return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account, folds)
 
 
 def _opened(store: Any) -> FrameIndex:

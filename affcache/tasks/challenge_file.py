@@ -41,6 +41,11 @@ class ChallengeFile:
         """The canonical names of the labelled videos."""
         return self._lines.keys()
 
+    @property
+    def folds(self) -> None:
+        """None: the challenge says none."""
+        return None
+
     def read(self, video: str) -> VideoLabels:
         """Return the labels of a video; of a frame that has several lines, those of the first."""
         numbers, values = self._lines[video]

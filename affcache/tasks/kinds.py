@@ -168,7 +168,10 @@ class Task(ABC):
 
     @abstractmethod
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        """Return sums (V, C, S) over the frames of each of V videos, by the video (n,) of each frame."""
+        """Return sums (V, C, S) over the frames of each of V videos, by the video (n,) of each frame.
+
+        Those of one task add up, whatever frames they are of: of folds, say.
+        """
 
     @abstractmethod
     def class_metric_of(self, sums: Table) -> Table:
@@ -333,7 +336,7 @@ class Values(Task):
         return regression_scores(labels, decided, self.classes)
 
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        return moments(labels, decided, videos, count)
+        return moments(labels, decided, videos, count, centre=(self.low + self.high) / 2)
 
     def class_metric_of(self, sums: Table) -> Table:
         return ccc_of_outputs(sums)

@@ -43,6 +43,10 @@ class LabelSource(Protocol):
     def videos(self) -> Collection[str]:
         """The canonical names of the labelled videos, each once."""
 
+    @property
+    def folds(self) -> Mapping[str, str] | None:
+        """The fold of each labelled video, where the labels say them."""
+
     def read(self, video: str) -> VideoLabels:
         """Return the labels of one of them; raises InputError where they can't be read."""
 
@@ -64,6 +68,10 @@ class LabelFiles:
     def videos(self) -> Collection[str]:
         """The canonical names of the labelled videos."""
         return self.files.keys()
+
+    @property
+    def folds(self) -> None:
+        return None
 
     def read(self, video: str) -> VideoLabels:
         """Return the labels of a video; raises InputError as ``read_label_file``."""

@@ -41,7 +41,8 @@ def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
              "auc_margin": 0.1, "task": "au", "loss": "cross_entropy", "task_weights": "au=2"}  # fmt: skip
     for name, value in forms.items():
         assert form_of(replace(SMALL, **{name: value})) != form_of(SMALL), name
-    named = {*alone, *forms, "auc_weight", "annotations", "partial", "run", "resume", "device", "memory"}
+    named = {*alone, *forms, "auc_weight", "annotations", "partial", "run", "resume", "device", "memory",
+             "train_on", "keep_epoch", "strength", "as_"}  # fmt: skip
     assert named == set(SMALL.__dataclass_fields__), "every setting is one or the other"
 
 

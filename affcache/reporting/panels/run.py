@@ -8,6 +8,7 @@ from affcache.reporting.frames import ReportContext
 from affcache.scoring.intervals import without_interval
 from affcache.tasks.metrics import Scores
 
+FLATTERS = "The epoch was chosen on these frames: the score flatters a little."
 NOTICE = '<p class="notice">{}</p>'
 
 
@@ -27,7 +28,8 @@ def headline(context: ReportContext) -> str:
     if of := scores.present:
         words.append(f"<p>Over the classes that some frame has: {of.value:.3f}.</p>")
     if context.split == "validation":
-        words.append(NOTICE.format("The epoch was chosen on these frames: the score flatters a little."))
+        chosen = "" if run.settings.chosen_before else FLATTERS
+        words += [NOTICE.format(said) for said in (run.settings.trained_on_validation or chosen,) if said]
     if rule.fitted_on:
         warning = " <b>optimistic</b>: the frames that are scored are among them" if rule.optimistic else ""
         words.append(NOTICE.format(f"Decided by a rule fitted on {escape(rule.fitted_on)}{warning}."))

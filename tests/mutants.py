@@ -205,7 +205,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/scoring/together.py", ("tests/scoring/test_ensemble.py", "tests/scoring/test_together.py"), [
         ("np.unique(group[places], return_inverse=True)", "np.arange(group.max() + 1), group[places]"),
-        ("their_places = np.searchsorted(theirs.joined.rows, their_rows[both])", "their_places = np.arange(both.sum())"),
+        ("np.searchsorted(theirs.joined.rows, their_rows[both])", "np.arange(both.sum())"),
     ]),
     ("affcache/tasks/multitask.py", ("tests/tasks/test_multitask.py", "tests/training/test_multitask_training.py"), [
         ("end - part.outputs : end", "end - part.outputs : end - 1"),
@@ -218,10 +218,10 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("own == task.invalid_value", "own < task.invalid_value"),
     ]),
     ("affcache/training/objective.py", ("tests/training/test_multitask_training.py",), [
-        ("labelled.to(losses) if shares is None else shares * labelled", "shares"),
-        ("self.settings.auc_margin, labelled)", "self.settings.auc_margin)"),
+        ("shares = _product(self._shares(labels, weights), labelled)", "shares = self._shares(labels, weights)"),
+        ("self.settings.auc_margin, counts)", "self.settings.auc_margin)"),
         ("counts = None if labelled is None else labelled.flatten(1)", "counts = None"),
-        ("weight * part(of, own, videos, first_pass=first_pass)", "part(of, own, videos, first_pass=first_pass)"),
+        ("[weight * part(of", "[part(of"),
     ]),
     ("affcache/training/ridge.py", ("tests/training/test_multitask_training.py",), [
         ("labelled.double()", "torch.ones_like(labelled).double()"),

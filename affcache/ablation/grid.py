@@ -17,7 +17,7 @@ from affcache.tasks.tasks import find_task
 from affcache.training.learner import find_head
 from affcache.training.settings import FitSettings, TrainingSettings
 
-NOT_VARIED: tuple[str, ...] = ("annotations", "device", "memory")  # where and how it is computed, not what
+NOT_VARIED: tuple[str, ...] = ("annotations", "partial", "device", "memory")  # what labels say, or how it is computed
 WHY_NOT = {
     "seed": "seeds are varied by --seeds K",
     **{name: f"{flag(name)} is the same for a whole grid" for name in NOT_VARIED},

@@ -49,6 +49,8 @@ from .store.reading import EmbeddingStore as EmbeddingStore
 from .submission.settings import SubmitSettings as SubmitSettings
 from .submission.submit import SubmitResult as SubmitResult
 from .submission.submit import submit as submit
+from .tasks.annotations import JoinedLabels as JoinedLabels
+from .tasks.annotations import join_labels as join_labels
 from .tasks.kinds import Task as Task
 from .tasks.tasks import TASKS as TASKS
 from .training.fit import FitResult as FitResult
@@ -59,6 +61,7 @@ from .training.sam import SAM as SAM
 from .training.settings import FitSettings as FitSettings
 from .training.sklearn import CVaRMLPClassifier as CVaRMLPClassifier
 from .training.sklearn import CVaRMLPMultiLabelClassifier as CVaRMLPMultiLabelClassifier
+from .training.sklearn import CVaRMLPRegressor as CVaRMLPRegressor
 
 __all__: list[str]
 __version__: str

@@ -144,13 +144,17 @@ def score(result: Any) -> None:
         losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
     if result.calibration_error is not None:
         losses += f", calibration error {result.calibration_error:.3f}"
-    out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
-    names = affcache.TASKS[result.task].classes
-    if result.rule.fitted_on:
-        note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
-        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
-    elif words := result.rule.in_words(names):
-        out(f"rule: {words}")
+    if result.parts:
+        for part in result.parts:
+            own = f"{counted(part.frames, 'frame')} of {counted(part.videos, 'video')}"
+            out(f"{part.task}: {own}", score_table(part.scores, affcache.TASKS[part.task]))
+            _say_rule(part)
+        of_parts = " + ".join(f"{value:.3f}" for value in result.scores.further.values())
+        names = " + ".join(map(metric_name, result.scores.further))
+        out(title, f"P {result.scores.value:.3f}{_interval(result.scores)} = {of_parts} ({names})", losses)
+    else:
+        out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
+        _say_rule(result)
     if result.against:
         of = result.against["difference"]
         interval = ", without an interval"
@@ -163,6 +167,19 @@ def score(result: Any) -> None:
             + f": the difference is {of['value']:+.3f}{interval}"
         )
     out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
+
+
+def _say_rule(result: Any) -> None:
+    names = affcache.TASKS[result.task].classes
+    if result.rule.fitted_on:
+        note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
+        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
+    elif words := result.rule.in_words(names):
+        out(f"rule: {words}")
+
+
+def _interval(scores: "Scores") -> str:
+    return f" ({_range(scores.interval)})" if scores.interval else ""
 
 
 def predict(result: Any) -> None:
@@ -236,8 +253,9 @@ def submit(result: Any) -> None:
     }
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
-    if words := result.rule.in_words(affcache.TASKS[result.task].classes):
-        facts["rule"] = words
+    for task, rule in result.rules.items():
+        if words := rule.in_words(affcache.TASKS[task].classes):
+            facts["rule" if len(result.rules) == 1 else f"rule, {task}"] = words
     out(fact_table(facts))
 
 

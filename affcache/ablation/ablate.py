@@ -307,7 +307,9 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
             if len(grid.stores) > 1:
                 listener.message(f"{stores_text(store)}:")
             train_on = "all" if settings.folds else "train"
-            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener, train_on)
+            joined = JoinedSplits.open(
+                store, find_task(task), settings.annotations, listener, partial=settings.partial, train_on=train_on
+            )
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
             splits[store, task] = cut_into_folds(joined, settings, listener) if settings.folds else [joined]

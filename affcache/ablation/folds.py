@@ -13,7 +13,7 @@ from affcache.ablation.summary import Outcome, Trial
 from affcache.errors import StoreError
 from affcache.files import read_tensors, remove
 from affcache.progress import Listener, counted
-from affcache.scoring.predict import write_predictions
+from affcache.scoring.predict import FramesDecided, write_predictions
 from affcache.scoring.rule import DecisionRule
 from affcache.tasks.folds import find_folds
 from affcache.tasks.kinds import Task
@@ -143,7 +143,8 @@ def _write(path: Path, trials: Sequence[Trial], probabilities: np.ndarray) -> No
         "labels": np.concatenate([part.labels for part in parts])[order],
         "fold": fold[order],
     }
-    write_predictions(path, first.task, DecisionRule(), attributes, first.store, rows[order], columns)
+    said = FramesDecided(first.task, DecisionRule(), first.store, rows[order], columns)
+    write_predictions(path, attributes, [said])
 
 
 def fold_words(folds: int | None) -> str:

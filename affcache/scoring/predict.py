@@ -24,6 +24,7 @@ from affcache.store.joined import AnyStore, join_stores
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import TASKS
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import stores_of_run
 
@@ -191,40 +192,42 @@ class Predictions:
         return np.asarray(self.frames.frame_number[self.rows])
 
 
+@dataclass(frozen=True)
+class FramesDecided:
+    """What is said of n frames for a task, and how it was decided."""
+
+    task: Task
+    rule: DecisionRule
+    frames: FrameIndex
+    rows: Rows  # (n,) rising
+    columns: Mapping[str, npt.NDArray[Any]]  # (n, ...) of these, by name
+
+
 def write_predictions(
-    path: Path,
-    task: Task,
-    rule: DecisionRule,
-    attributes: Mapping[str, Any],
-    frames: FrameIndex,
-    rows: Rows,
-    columns: Mapping[str, npt.NDArray[Any]],
+    path: Path, attributes: Mapping[str, Any], each: Sequence[FramesDecided], *, grouped: bool = False
 ) -> None:
     """Write what is said of frames, with the keys that find them again: docs/formats.md has the file.
 
     Args:
         path: where.
-        task: what is predicted.
-        rule: how it was decided.
-        attributes: further ones of the file.
-        frames: have the rows.
-        rows: (n,) rising.
-        columns: (n, ...) of these, by name.
+        attributes: of the file.
+        each: what is said, of one task.
+        grouped: whether each is a group, by its task's name, of which there may be several.
     """
     written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
     with h5py.File(written, "w") as file:
-        file.attrs["format"] = "affcache-predictions"
-        file.attrs["format_version"] = 1
-        file.attrs["classes"] = json.dumps(task.classes)
-        file.attrs["rule"] = json.dumps(rule.to_json())
-        for name, value in attributes.items():
+        for name, value in {"format": "affcache-predictions", "format_version": 1, **attributes}.items():
             file.attrs[name] = value
-        file["rows"] = rows
-        file["video"] = frames.video_of_rows()[rows].astype(np.int32)
-        file["frame_number"] = np.asarray(frames.frame_number[rows])
-        file.create_dataset("video_name", data=list(frames.video_names), dtype=h5py.string_dtype())
-        for name, values in columns.items():
-            file[name] = values
+        for one in each:
+            group = file.create_group(one.task.name) if grouped else file
+            group.attrs["classes"] = json.dumps(one.task.classes)
+            group.attrs["rule"] = json.dumps(one.rule.to_json())
+            group["rows"] = one.rows
+            group["video"] = one.frames.video_of_rows()[one.rows].astype(np.int32)
+            group["frame_number"] = np.asarray(one.frames.frame_number[one.rows])
+            group.create_dataset("video_name", data=list(one.frames.video_names), dtype=h5py.string_dtype())
+            for name, values in one.columns.items():
+                group[name] = values
     write_bytes(path, written.getbuffer())
 
 
@@ -246,4 +249,7 @@ def require_one_task(runs: Sequence[TrainedHead]) -> None:
     tasks = {run.task.name: run for run in runs}
     if len(tasks) > 1:
         words = ", ".join(f"{run.source} predicts {name}" for name, run in tasks.items())
-        raise InputError(f"The runs are of several tasks: {words}. Expected runs of one task.")
+        raise InputError(
+            f"The runs are of several tasks: {words}. Expected runs of one task, or of all that the multi-task "
+            f"challenge has: {', '.join(part.name for part in TASKS['mtl'].parts)}."
+        )

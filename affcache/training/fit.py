@@ -18,10 +18,11 @@ from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
 from affcache.store.joined import AnyStore, open_stores
-from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.metrics import Table
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.splits import group_frames, hold_out, of_videos, unite
 from affcache.tasks.tasks import find_task
 from affcache.training.data import (
@@ -102,8 +103,14 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
     """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
     joined = JoinedSplits.open(
-        settings.store or (existing_store(listener),), task, settings.annotations, listener, settings.train_on
+        settings.store or (existing_store(listener),),
+        task,
+        settings.annotations,
+        listener,
+        partial=settings.partial,
+        train_on=settings.train_on,
     )
+    task = joined.task
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
@@ -191,11 +198,19 @@ class JoinedSplits:
 
     @classmethod
     def open(
-        cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener, train_on: str = "train"
+        cls,
+        paths: Sequence[Path],
+        task: Task,
+        annotations: Path,
+        listener: Listener,
+        *,
+        partial: str = "keep",
+        train_on: str = "train",
     ) -> "JoinedSplits":
         """Check a store, or several, join the labels of both splits, and say what was left out.
 
-        ``train_on`` is the split "train", or "all": then validation's frames stand in train too.
+        ``partial`` is as of ``join_labels``. ``train_on`` is the split "train", or "all": then validation's frames
+        stand in train too. Of several tasks those are left out that one of the splits has no label of.
 
         Raises:
             InputError: labels that can't be read or that join to nothing; or stores that share no frame.
@@ -203,7 +218,10 @@ class JoinedSplits:
         """
         store = open_stores(paths, listener)
         store.verify()  # two seconds for a million rows; a damaged one would train without a word
-        train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
+        joined = [join_labels(store, annotations, task, split, partial) for split in SPLIT_FOLDERS]
+        if isinstance(task, MultiTask):
+            task, joined = labelled_parts(task, joined, listener)
+        train, validation = joined
         videos = store.video_of_rows()
         if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])) and train_on == "train":
             examples = ", ".join(store.video_names[video] for video in both[:3])
@@ -286,6 +304,7 @@ class JoinedSplits:
             "affcache": affcache.__version__,
             "task": self.task.name,
             "classes": list(self.task.classes),
+            **({"parts": [part.name for part in self.task.parts]} if self.task.parts else {}),
             "settings": settings_to_json(settings),
             **self.description,
             **({"fold": list(self.fold)} if self.fold else {}),

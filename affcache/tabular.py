@@ -195,9 +195,9 @@ def no_rows(path: Path) -> InputError:
 def not_utf8(path: Path) -> InputError:
     """Return the error for text in another encoding."""
     return InputError(
-        f"{path} is not text in UTF-8. Expected that encoding, with or without a byte order mark. Save it as 'CSV UTF-8' "
-        f"from the spreadsheet, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path} > NEW.csv (-f UTF-16 where a "
-        "spreadsheet called it Unicode text)."
+        f"{path} is not text in UTF-8. Expected that encoding, with or without a byte order mark. Save it as 'CSV "
+        f"UTF-8' from the spreadsheet, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path} > NEW.csv (-f UTF-16 where "
+        "a spreadsheet called it Unicode text)."
     )
 
 

@@ -7,7 +7,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-import affcache
 from affcache.progress import counted, duration_text, listed, metric_name
 
 from .console import out, rate_text
@@ -124,7 +123,7 @@ def fit(result: Any) -> None:
         "time": f"{duration_text(result.seconds)} on {result.device}",
     }
     if result.ridge is not None:
-        weights = " --class-weights balanced" if affcache.TASKS[result.task].exclusive else ""
+        weights = " --class-weights balanced" if result.kind == "classes" else ""
         facts["to beat"] = f"{metric} {result.ridge:.3f}, of --head ridge{weights}, solved in a moment"
     out(fact_table(facts), f"next: affcache score {result.run}")
 
@@ -138,8 +137,8 @@ def score(result: Any) -> None:
         losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
     if result.calibration_error is not None:
         losses += f", calibration error {result.calibration_error:.3f}"
-    out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
-    names = affcache.TASKS[result.task].classes
+    out(title, score_table(result.scores, result.definition), losses)
+    names = result.definition.classes
     if result.rule.fitted_on:
         note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
         out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
@@ -223,7 +222,7 @@ def submit(result: Any) -> None:
     }
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
-    if words := result.rule.in_words(affcache.TASKS[result.task].classes):
+    if words := result.rule.in_words(result.classes):
         facts["rule"] = words
     out(fact_table(facts))
 
@@ -245,7 +244,7 @@ def demo(result: Any) -> None:
     for task, scored in result.scores.items():
         out(
             f"{task}: {counted(scored.frames, 'validation frame')} of the sample",
-            score_table(scored.scores, affcache.TASKS[task]),
+            score_table(scored.scores, scored.definition),
         )
     out(Text(result.notice, style="yellow"), f"written: {result.out}")
     out(f"next: affcache report {next(iter(result.scores.values())).run}")

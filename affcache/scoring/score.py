@@ -43,6 +43,7 @@ class ScoreResult:
     store: str  # of several runs, those of all
     store_fingerprint: str  # of the first run's
     task: str
+    definition: Task
     split: str
     epoch: int  # of the first run's head, counted from 1
     frames: int
@@ -133,6 +134,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         heads=tuple(sha256_of(run.folder.head) for run in runs.runs),
         store_fingerprint=first.store.fingerprint(),
         task=task.name,
+        definition=task,
         split=settings.split,
         epoch=first.epoch,
         frames=len(joined),

@@ -19,13 +19,13 @@ from affcache.scoring.published import (
     read_published,
     settings_of_published,
     sha256_of,
-    task_from_json,
 )
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
 from affcache.store.description import encoders_of, fingerprint
+from affcache.tasks.annotations import labels_of
 from affcache.tasks.kinds import Task
-from affcache.tasks.tasks import find_task
+from affcache.tasks.tasks import task_from_json, task_of_run
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
@@ -77,7 +77,7 @@ class TrainedHead:
         if is_published(path) or source.startswith(HUB):
             return cls._of_published(folder, source, where)
         config = folder.read_config()
-        task, settings, store = find_task(config["task"]), settings_from_json(config["settings"]), config["store"]
+        task, settings, store = task_of_run(config), settings_from_json(config["settings"]), config["store"]
         head, scaler, epoch = _load_head(folder, settings, store.get("width"), task)
         if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
             (listener or Listener()).warning(
@@ -134,7 +134,7 @@ class TrainedHead:
         """The labels that a run was trained on; raises ConfigError for a published head, which doesn't know them."""
         if self.published:
             raise ConfigError(said_elsewhere(self.source))
-        return self.settings.annotations
+        return labels_of(self.task, self.settings.annotations)
 
     @property
     def rule(self) -> DecisionRule | None:

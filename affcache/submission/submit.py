@@ -21,7 +21,9 @@ from affcache.scoring.rule import DecisionRule
 from affcache.settings import command
 from affcache.store.frames import ENCODED
 from affcache.submission.settings import SubmitSettings
+from affcache.tasks.annotations import labels_of
 from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import is_own
 
 LOCATION = "image_location"
 Frame = tuple[str, str, int]  # where it lies, its video, and its number there
@@ -77,11 +79,17 @@ def read_template(path: Path) -> Template:
 
 
 def require_template_of(template: Template, task: Task) -> None:
-    """Refuse a template whose header is another task's.
+    """Refuse a template whose header is another task's, and for a task of one's own one without its header.
 
     Raises:
         InputError: it is.
     """
+    if is_own(task) and not template.columns:
+        raise InputError(
+            f"The run is of {task.name}, a task of one's own, of which no challenge has a template. Expected one whose "
+            f"header names its outputs, {LOCATION},{task.header}. Write such a header, or make a table of predictions "
+            "with 'affcache predict'."
+        )
     if template.columns and [name.lower() for name in template.columns] != [name.lower() for name in task.classes]:
         raise InputError(
             f"The template's header names {', '.join(template.columns)[:80]}, but the run is of {task.name}. Expected "
@@ -190,6 +198,7 @@ class SubmitResult(Result):
     videos: int
     filled: int  # lines of frames without a crop, in videos that have some
     videos_without_crops: tuple[str, ...]  # all of their lines hold the mean over all other videos
+    classes: tuple[str, ...]  # names of the outputs
     rule: DecisionRule
 
 
@@ -218,7 +227,9 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         _require_runs(runs.runs)
         own = [TrainedRun.on_store(run.source, (), settings.device, Listener()) for run in runs.runs]
         on_training = Ensemble.of(own, listener)
-    rule = find_rule(settings, on_training, runs.first.settings.annotations, listener, reported="")
+    rule = find_rule(
+        settings, on_training, labels_of(runs.task, runs.first.settings.annotations), listener, reported=""
+    )
     wanted = np.isin([canonical(name) for name in frames.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[frames.video_of_rows()] & (np.asarray(frames.status) == ENCODED))
     if not len(rows):
@@ -244,6 +255,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         videos=len(set(template.videos)),
         filled=count,
         videos_without_crops=tuple(missing),
+        classes=task.classes,
         rule=rule,
     )
 

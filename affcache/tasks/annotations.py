@@ -11,9 +11,11 @@ import numpy.typing as npt
 from affcache.crops.names import VideoNames, canonical
 from affcache.errors import InputError
 from affcache.progress import Result, counted
+from affcache.settings import ANNOTATIONS
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex
 from affcache.tasks.kinds import Task
-from affcache.tasks.label_files import LabelFiles, LabelSource, find_label_files
+from affcache.tasks.label_files import LabelSource
+from affcache.tasks.label_table import find_labels
 from affcache.tasks.tasks import find_task
 
 
@@ -28,6 +30,12 @@ class JoinAccount(Result):
     unreadable_crop: int = 0  # valid labels whose crop could not be read
     label_files: int = 0
     videos_without_crops: tuple[str, ...] = ()  # label files of videos that the store doesn't have
+    test_rows: int = 0  # rows of a table that are of no split here
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the account as one JSON object."""
+        own = super().to_json()
+        return own if self.test_rows else {name: value for name, value in own.items() if name != "test_rows"}
 
     def sentence(self, split: str) -> str:
         """Say the account in one line."""
@@ -36,6 +44,7 @@ class JoinAccount(Result):
             (self.no_label, "crop", " without a label"),
             (self.invalid_label, "invalid label", ""),
             (self.unreadable_crop, "unreadable crop", ""),
+            (self.test_rows, "test row", ""),
         )
         words = ", ".join(counted(count, what) + why for count, what, why in left_out if count)
         videos = len(self.videos_without_crops)
@@ -63,11 +72,16 @@ class JoinedLabels:
         return {**self.account.to_json(), "sha256": digest}
 
 
+def labels_of(task: Task, annotations: Path | None) -> Path:
+    """Return where the labels of a task are: where ``annotations`` says, else the task itself, else the usual place."""
+    return annotations or task.labels or ANNOTATIONS
+
+
 def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
-    Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop. Which video a label
-    file is of, ``VideoNames`` says.
+    Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop; a row of a table
+    says its frame. Which video a label file or a row is of, ``VideoNames`` says.
 
     Raises:
         InputError: label files that can't be read or may be of several videos, or none that belongs to a crop of the
@@ -75,7 +89,7 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         ConfigError: there is no such task or split.
     """
     task = find_task(task) if isinstance(task, str) else task
-    source: LabelSource = LabelFiles(find_label_files(annotations, task, split), task)
+    source = find_labels(annotations, task, split)
     video_index = _videos_of_labels(source, store)
     rows: list[npt.NDArray[np.int64]] = []
     labels: list[npt.NDArray[Any]] = []
@@ -100,7 +114,8 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         counts["no_label"] += int((~there).sum())
         counts["invalid_label"] += int((there & ~is_valid).sum())
         counts["unreadable_crop"] += int((is_valid & ~used).sum())
-    account = JoinAccount(**counts, label_files=len(source.videos), videos_without_crops=tuple(missing))
+    counts |= {"label_files": len(source.videos), "test_rows": source.test_rows}
+    account = JoinAccount(**counts, videos_without_crops=tuple(missing))
     if not counts["used"]:
         raise InputError(
             f"No {split} label of task {task.name} belongs to a crop of {store.path}. {account.sentence(split)}. "

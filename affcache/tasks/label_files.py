@@ -38,6 +38,10 @@ class LabelSource(Protocol):
     def videos(self) -> Collection[str]:
         """The canonical names of the labelled videos, each once."""
 
+    @property
+    def test_rows(self) -> int:
+        """How many rows are left out since they are of neither split, but of a test set."""
+
     def read(self, video: str) -> VideoLabels:
         """Return the labels of one of them; raises InputError where they can't be read."""
 
@@ -58,6 +62,10 @@ class LabelFiles:
     def videos(self) -> Collection[str]:
         return self.files.keys()
 
+    @property
+    def test_rows(self) -> int:
+        return 0  # a test set's labels aren't published
+
     def read(self, video: str) -> VideoLabels:
         labels, valid = read_label_file(self.files[video], self.task)
         return VideoLabels(np.arange(1, len(labels) + 1), labels, valid)  # the header is line 0
@@ -73,10 +81,10 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
         InputError: no such folder, no label files in it (says where it looked), or those of several releases.
         ConfigError: there is no such split.
     """
-    if split not in SPLIT_FOLDERS:
-        known = " or ".join(SPLIT_FOLDERS)
-        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
+    require_split(split)
     annotations = Path(annotations)
+    if not task.folders:
+        return _own_files(annotations / SPLIT_FOLDERS[split], task, split)
     tried: list[Path] = []
     for name in task.folders:
         inside = sorted(annotations.glob(f"*/{name}")) if annotations.is_dir() else []
@@ -98,6 +106,24 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
         f"{', '.join(str(path) for path in tried)}. Say where the labels are with --annotations DIR, or with "
         'annotations = "..." in affcache.toml: the folder that holds '
         f"{' or '.join(task.folders)}."
+    )
+
+
+def require_split(split: str) -> None:
+    """Refuse a split that there is none of; raises ConfigError."""
+    if split not in SPLIT_FOLDERS:
+        known = " or ".join(SPLIT_FOLDERS)
+        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
+
+
+def _own_files(folder: Path, task: Task, split: str) -> dict[str, Path]:
+    """Return the label files of a task of one's own, which no folder of a challenge has."""
+    if files := _text_files(folder):
+        return files
+    raise InputError(
+        f"No {split} labels of task {task.name} found: looked for <video>.txt in {folder}. Expected a folder with "
+        f"{' and '.join(SPLIT_FOLDERS.values())}, or a table in CSV or Parquet. Correct labels where the task is "
+        "defined, or say where they are with --annotations."
     )
 
 

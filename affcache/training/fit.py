@@ -18,12 +18,12 @@ from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
 from affcache.store.joined import AnyStore, open_stores
-from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.annotations import JoinedLabels, join_labels, labels_of
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.metrics import Table
 from affcache.tasks.splits import group_frames, hold_out, of_videos
-from affcache.tasks.tasks import find_task
+from affcache.tasks.tasks import definition_of, find_task, is_own, task_of_run
 from affcache.training.data import (
     FLOAT16,
     FrameSource,
@@ -61,6 +61,7 @@ class FitResult(Result):
 
     run: str
     task: str
+    kind: str  # of the task: classes, units or values
     head: str
     metric: str
     value: float  # the metric on the validation split at the best epoch
@@ -87,13 +88,21 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
         StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
         ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
     """
-    task = find_task(settings.task)
+    task = _task_of(settings)
     settings.require_fitting(task)
     find_head(settings.head)
     device = resolve_device(settings.device)
     with locked_run(settings.run, task.name, listener, resume=settings.resume) as (folder, resume):
         settings = replace(settings, memory=settings.memory or default_memory(device), resume=resume)
         return _fit(settings, task, folder, device, listener)
+
+
+def _task_of(settings: FitSettings) -> Task:
+    """Return the task of a run that is continued, which its folder knows, or of a new one."""
+    folder = RunFolder(settings.run) if settings.run else None
+    if settings.resume and folder and folder.config.exists():
+        return task_of_run(folder.read_config())
+    return find_task(settings.task)
 
 
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
@@ -132,6 +141,7 @@ def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.dev
     return FitResult(
         run=str(folder.path),
         task=task.name,
+        kind=task.kind,
         head=settings.head,
         metric=task.metric,
         value=best.value,
@@ -182,16 +192,18 @@ class JoinedSplits:
     held_out: tuple[str, ...] = ()  # names of the training videos that were set aside, as ``group_frames`` has them
 
     @classmethod
-    def open(cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener) -> "JoinedSplits":
+    def open(cls, paths: Sequence[Path], task: Task, annotations: Path | None, listener: Listener) -> "JoinedSplits":
         """Check a store, or several, join the labels of both splits, and say what was left out.
 
         Raises:
-            InputError: labels that can't be read or that join to nothing; or stores that share no frame.
+            InputError: labels that can't be read, that join to nothing, or of a task of one's own that train can't
+                teach; or stores that share no frame.
             StoreError: a store is incomplete or damaged.
         """
         store = open_stores(paths, listener)
         store.verify()  # two seconds for a million rows; a damaged one would train without a word
-        train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
+        where = labels_of(task, annotations)
+        train, validation = (join_labels(store, where, task, split) for split in SPLIT_FOLDERS)
         videos = store.video_of_rows()
         if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])):
             examples = ", ".join(store.video_names[video] for video in both[:3])
@@ -202,6 +214,8 @@ class JoinedSplits:
             raise InputError(
                 f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels."
             )
+        if is_own(task):
+            require_learnable(task, train, validation)
         return cls(store, task, train, validation, validation)
 
     def holding_out(self, share: float, purpose: str, listener: Listener, *, select: bool) -> "JoinedSplits":
@@ -265,16 +279,38 @@ class JoinedSplits:
         names, group = group_frames(self.store, self.validation)
         return self.task.sums_by_video(self.validation.labels, self.validation.labels, group, len(names))
 
+    def describe_task(self, settings: FitSettings) -> dict[str, Any]:
+        """Return what config.json keeps of the task, and the settings, which name it and say where its labels are."""
+        annotations = labels_of(self.task, settings.annotations)
+        return {
+            "task": self.task.name,
+            **definition_of(self.task),
+            "classes": list(self.task.classes),
+            "settings": settings_to_json(replace(settings, task=self.task.name, annotations=annotations)),
+        }
+
     def describe_run(self, settings: FitSettings) -> dict[str, Any]:
         """Return what config.json keeps: everything that decides a run, resolved."""
         return {
             "affcache": affcache.__version__,
-            "task": self.task.name,
-            "classes": list(self.task.classes),
-            "settings": settings_to_json(settings),
+            **self.describe_task(settings),
             **self.description,
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         }
+
+
+def require_learnable(task: Task, train: JoinedLabels, validation: JoinedLabels) -> None:
+    """Refuse classes or units that validation has and train never shows; raises InputError."""
+    if not task.has_classes:
+        return
+    each = np.arange(task.outputs)
+    shown, asked = ((of.labels[:, None] == each if task.exclusive else of.labels == 1) for of in (train, validation))
+    if missing := [task.classes[one] for one in np.flatnonzero(asked.any(axis=0) & ~shown.any(axis=0))]:
+        raise InputError(
+            f"Validation frames are labelled {', '.join(missing)}, and no training frame is: what is never shown can't "
+            f"be learnt. Expected each of the names of task {task.name} in the split train. Move a video there, or "
+            "leave that name out of the task and of the labels."
+        )
 
 
 def run_of(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.device) -> tuple[Run, str]:

@@ -99,7 +99,7 @@ class CsvText:
 
     Args:
         path: the file.
-        wanted: names, of which the first line has at least one.
+        wanted: names, of which the first line has at least one; capitals don't matter.
         example: a first line as it may be, for messages.
 
     Raises:
@@ -119,7 +119,7 @@ class CsvText:
         for delimiter in DELIMITERS:
             with suppress(csv.Error):
                 names = [name.strip() for cells in csv.reader([line], delimiter=delimiter) for name in cells]
-                if not {*wanted}.isdisjoint(names):
+                if not {name.casefold() for name in wanted}.isdisjoint(name.casefold() for name in names):
                     found[delimiter] = names
         if len(found) != 1:
             raise InputError(

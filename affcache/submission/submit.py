@@ -227,9 +227,8 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         _require_runs(runs.runs)
         own = [TrainedRun.on_store(run.source, (), settings.device, Listener()) for run in runs.runs]
         on_training = Ensemble.of(own, listener)
-    rule = find_rule(
-        settings, on_training, labels_of(runs.task, runs.first.settings.annotations), listener, reported=""
-    )
+    annotations = labels_of(task, runs.first.settings.annotations)
+    rule = find_rule(settings, on_training, annotations, listener, reported="")
     wanted = np.isin([canonical(name) for name in frames.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[frames.video_of_rows()] & (np.asarray(frames.status) == ENCODED))
     if not len(rows):

@@ -126,6 +126,20 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
     return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
 
 
+def require_learnable(task: Task, train: JoinedLabels, validation: JoinedLabels) -> None:
+    """Refuse classes or units that validation has and train never shows; raises InputError."""
+    if not task.has_classes:
+        return
+    each = np.arange(task.outputs)
+    shown, asked = ((of.labels[:, None] == each if task.exclusive else of.labels == 1) for of in (train, validation))
+    if missing := [task.classes[one] for one in np.flatnonzero(asked.any(axis=0) & ~shown.any(axis=0))]:
+        raise InputError(
+            f"Validation frames are labelled {', '.join(missing)}, and no training frame is: what is never shown can't "
+            f"be learnt. Expected each of the names of task {task.name} in the split train. Move a video there, or "
+            "leave that name out of the task and of the labels."
+        )
+
+
 def _entries(labelled: npt.NDArray[np.int64] | None, wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Return where each wanted frame number (n,) stands among the labelled ones (L,), or ``ABSENT``."""
     if labelled is None:

@@ -119,8 +119,7 @@ def open_labels(path: Path, task: Task) -> CsvLabels | ParquetLabels:
     """Open a table by what it begins with; raises InputError where it can't be read, or has no column for the split."""
     if magic_of(path).startswith(PARQUET_MAGIC):
         return ParquetLabels(path)
-    said = dict(task.columns).get("split")
-    return CsvLabels(path, [said] if said else ["split", "Split", "SPLIT"], "video,frame,split,label")
+    return CsvLabels(path, [dict(task.columns).get("split", "split")], "video,frame,split,label")
 
 
 def roles_of(path: Path, names: Sequence[str], task: Task) -> dict[str, str]:

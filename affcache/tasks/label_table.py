@@ -114,22 +114,27 @@ def read_label_table(path: Path, task: Task) -> LabelTable:
     if not len(rows):
         raise no_rows(path)
     names, video, frames = _keys(rows, roles)
+    found = _labels(rows, labels, task)
+    folds = rows.decoded(roles["fold"], str) if "fold" in roles else None
     order = np.lexsort((video,) if frames is None else (frames, video))
-    sorted_rows = replace(rows, number=rows.number[order], cells={k: v.take(order) for k, v in rows.cells.items()})
-    video, frames = video[order], None if frames is None else frames[order]
-    _require_once(sorted_rows, names, video, frames)
+    rows, video, found = replace(rows, cells={}, number=rows.number[order]), video[order], found[order]
+    frames = None if frames is None else frames[order]
+    _require_once(rows, names, video, frames)
     starts = np.searchsorted(video, np.arange(len(names) + 1))
-    found = _labels(sorted_rows, labels, task)
-    there = ~np.isnan(found) if found.dtype.kind == "f" else found >= 0
+
+    def of_videos(what: str, each: Sequence[str]) -> list[str]:
+        return _of_videos(rows, names, starts, [each[row] for row in order], what)
+
+    missing = np.isnan(found) if isinstance(task, Values) else found < 0
     return LabelTable(
         path=path,
         names=names,
-        splits=_of_videos(sorted_rows, names, starts, splits[order].tolist(), "split"),
-        folds=_folds(sorted_rows, names, starts, roles),
+        splits=of_videos("split", splits.tolist()),
+        folds=None if folds is None else of_videos("fold", folds),
         starts=starts,
         frame_numbers=frames,
         labels=found,
-        valid=np.asarray(there).reshape(len(found), -1).any(axis=1),
+        valid=np.asarray(~missing.reshape(len(found), -1).all(axis=1)),
         test_rows=test_rows,
     )
 
@@ -183,7 +188,7 @@ def _number(cell: str) -> float:
 
 
 def _require_once(rows: Rows, names: Sequence[str], video: Numbers, frames: Numbers | None) -> None:
-    """Refuse two rows of one frame, or of one video; rows are sorted."""
+    """Refuse two rows of one frame, or of one video; all are sorted by these."""
     same = video[1:] == video[:-1]
     if frames is not None:
         same &= frames[1:] == frames[:-1]
@@ -197,7 +202,7 @@ def _require_once(rows: Rows, names: Sequence[str], video: Numbers, frames: Numb
 
 
 def _of_videos(rows: Rows, names: Sequence[str], starts: Numbers, each: Sequence[str], what: str) -> list[str]:
-    """Return what the rows of each video (V,) say alike; rows are sorted."""
+    """Return what all rows of each video (V,) say; rows are sorted by it."""
     found = []
     for video, name in enumerate(names):
         first, last = starts[video : video + 2].tolist()
@@ -210,12 +215,6 @@ def _of_videos(rows: Rows, names: Sequence[str], starts: Numbers, each: Sequence
             )
         found.append(each[first])
     return found
-
-
-def _folds(rows: Rows, names: Sequence[str], starts: Numbers, roles: Mapping[str, str]) -> list[str] | None:
-    if "fold" not in roles:
-        return None
-    return _of_videos(rows, names, starts, rows.decoded(roles["fold"], str), "fold")
 
 
 def _labels(rows: Rows, columns: Sequence[str], task: Task) -> npt.NDArray[Any]:

@@ -18,12 +18,12 @@ from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
 from affcache.store.joined import AnyStore, open_stores
-from affcache.tasks.annotations import JoinedLabels, join_labels, labels_of
+from affcache.tasks.annotations import JoinedLabels, join_labels, labels_of, require_learnable
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.metrics import Table
 from affcache.tasks.splits import group_frames, hold_out, of_videos
-from affcache.tasks.tasks import definition_of, find_task, is_own, task_of_run
+from affcache.tasks.tasks import definition_of, is_own
 from affcache.training.data import (
     FLOAT16,
     FrameSource,
@@ -46,6 +46,7 @@ from affcache.training.run_folder import (
     describe_store,
     locked_run,
     settings_to_json,
+    task_to_fit,
 )
 from affcache.training.settings import FitSettings
 
@@ -88,21 +89,13 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
         StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
         ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
     """
-    task = _task_of(settings)
+    task = task_to_fit(settings)
     settings.require_fitting(task)
     find_head(settings.head)
     device = resolve_device(settings.device)
     with locked_run(settings.run, task.name, listener, resume=settings.resume) as (folder, resume):
         settings = replace(settings, memory=settings.memory or default_memory(device), resume=resume)
         return _fit(settings, task, folder, device, listener)
-
-
-def _task_of(settings: FitSettings) -> Task:
-    """Return the task of a run that is continued, which its folder knows, or of a new one."""
-    folder = RunFolder(settings.run) if settings.run else None
-    if settings.resume and folder and folder.config.exists():
-        return task_of_run(folder.read_config())
-    return find_task(settings.task)
 
 
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
@@ -297,20 +290,6 @@ class JoinedSplits:
             **self.description,
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         }
-
-
-def require_learnable(task: Task, train: JoinedLabels, validation: JoinedLabels) -> None:
-    """Refuse classes or units that validation has and train never shows; raises InputError."""
-    if not task.has_classes:
-        return
-    each = np.arange(task.outputs)
-    shown, asked = ((of.labels[:, None] == each if task.exclusive else of.labels == 1) for of in (train, validation))
-    if missing := [task.classes[one] for one in np.flatnonzero(asked.any(axis=0) & ~shown.any(axis=0))]:
-        raise InputError(
-            f"Validation frames are labelled {', '.join(missing)}, and no training frame is: what is never shown can't "
-            f"be learnt. Expected each of the names of task {task.name} in the split train. Move a video there, or "
-            "leave that name out of the task and of the labels."
-        )
 
 
 def run_of(recipes: Sequence[FitSettings], splits: LoadedSplits, device: torch.device) -> tuple[Run, str]:

@@ -30,7 +30,8 @@ from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.description import encoders_of, require_sound
 from affcache.store.joined import AnyStore
-from affcache.tasks.tasks import find_task, task_from_json
+from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import find_task, task_from_json, task_of_run
 from affcache.training.settings import FitSettings
 
 ELSEWHERE = ("store", "annotations", "device")  # may be said anew for a run that is continued
@@ -226,6 +227,14 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
     stores = tuple(Path(store["path"]) for store in stores_of_run(config))
     return replace(began, **{"store": stores, **moved}, run=settings.run, resume=True)
+
+
+def task_to_fit(settings: FitSettings) -> Task:
+    """Return the task of a run that is continued, which its folder knows, or of a new one."""
+    folder = RunFolder(settings.run) if settings.run else None
+    if settings.resume and folder and folder.config.exists():
+        return task_of_run(folder.read_config())
+    return find_task(settings.task)
 
 
 def new_run(task: str) -> RunFolder:

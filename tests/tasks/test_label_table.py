@@ -135,7 +135,7 @@ def line(*cells: Any) -> str:
     ("content", "expected"),
     [
         (line("a", 2, "train", "clam"), "x.csv, line 4: the column label holds 'clam'; expected a class (did you"),
-        (line("a", 2, "train", 3), "line 4: the column label holds '3'; expected a class: calm, engaged, bored, a number"),
+        (line("a", 2, "train", 3), "line 4: the column label holds '3'; expected a class: calm, engaged, bored, a"),
         (line("a", 2, "train", -1), "line 4: the column label holds '-1'; expected a class"),
         (line("a", 2, "train", "nan"), "line 4: the column label holds 'nan'"),
         (line("a", 1, "train", "calm"), "x.csv: line 2 and line 4 both are of frame 1 of the video a. Expected"),

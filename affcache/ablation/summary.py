@@ -48,7 +48,7 @@ class Trial:
             "labels": {name: of["sha256"] for name, of in {"selection": labels["validation"], **labels}.items()},
         }
         if "definition" in described:
-            identity["task"] = task_to_json(replace(splits.task, labels=None))  # wherever they lie
+            identity["task"] = task_to_json(replace(splits.task, description="", labels=None, columns=()))
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return cls(variant, settings, splits, RunFolder(out / "cells" / name))
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.errors import InputError, did_you_mean
+from affcache.files import open_regular
 from affcache.tabular import (
     PARQUET_MAGIC,
     CsvText,
@@ -17,10 +18,12 @@ from affcache.tabular import (
     magic_of,
     no_rows,
     parquet_file,
+    reading,
     require_once,
 )
 from affcache.tasks.kinds import Task
 
+LARGEST_TABLE = 2**31  # bytes; of three million frames with twelve units a tenth of it
 HEADERS: Mapping[str, tuple[str, ...]] = {  # the obvious ones of each column that isn't a label; capitals don't matter
     "video": ("video",),
     "frame": ("frame", "frame_number"),
@@ -117,6 +120,8 @@ def _as_text(path: Path, table: Any, line_of: Callable[[int], int]) -> Rows:
 
 def open_labels(path: Path, task: Task) -> CsvLabels | ParquetLabels:
     """Open a table by what it begins with; raises InputError where it can't be read, or has no column for the split."""
+    with reading(path):
+        open_regular(path, LARGEST_TABLE).close()
     if magic_of(path).startswith(PARQUET_MAGIC):
         return ParquetLabels(path)
     return CsvLabels(path, [dict(task.columns).get("split", "split")], "video,frame,split,label")

@@ -18,6 +18,7 @@ PARQUET_BUFFER = 2**16  # bytes of a column that are read ahead
 DELIMITERS = (",", ";", "\t")
 LARGEST_HEADER = 2**22  # bytes of the first line
 BLOCK_BYTES, CELL_BYTES = 2**20, 64  # parsed at once: a row is shorter, or has that much a cell
+INDEX_OF_PANDAS = "__index_level_"  # begins the names of columns that no one meant
 NAMELESS = "\0"  # begins what stands for the name of a column without one, as pandas' index
 
 

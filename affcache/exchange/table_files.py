@@ -11,12 +11,11 @@ import numpy as np
 from affcache.errors import InputError
 from affcache.exchange.exporting import EXPORT_FORMAT, PROVENANCE_KEY
 from affcache.exchange.sources import BLOCK, Matrix
-from affcache.tabular import groups_of, import_pyarrow, parquet_file, require_once
+from affcache.tabular import INDEX_OF_PANDAS, groups_of, import_pyarrow, parquet_file, require_once
 
 FRAME, IMAGE = ("frame", "frame_number"), ("image", "image_path")  # each of them says which frame
 NUMBER, LIST, TEXT, OBJECTS = "numbers", "lists of numbers", "text", "Python objects"
 BATCH_BYTES = 2**24  # of a batch of rows, about
-INDEX_OF_PANDAS = "__index_level_"  # begins the names of columns that no one meant
 
 
 @dataclass(frozen=True)

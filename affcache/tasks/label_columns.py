@@ -11,6 +11,8 @@ import numpy.typing as npt
 from affcache.errors import InputError, did_you_mean
 from affcache.files import open_regular
 from affcache.tabular import (
+    INDEX_OF_PANDAS,
+    NAMELESS,
     PARQUET_MAGIC,
     CsvText,
     groups_of,
@@ -80,6 +82,11 @@ class Rows:
 class CsvLabels(CsvText):
     """Text in UTF-8."""
 
+    @property
+    def named(self) -> list[str]:
+        """The names of the columns that have one."""
+        return [name for name in self.names if not name.startswith(NAMELESS)]
+
     def rows(self, columns: Collection[str]) -> Rows:
         """Read some columns, whole."""
         pyarrow = import_pyarrow()
@@ -96,6 +103,11 @@ class ParquetLabels:
         with parquet_file(path) as file:
             self.names = list(file.schema_arrow.names)
         require_once(path, self.names)
+
+    @property
+    def named(self) -> list[str]:
+        """The names of the columns that somebody meant."""
+        return [name for name in self.names if not name.startswith(INDEX_OF_PANDAS)]
 
     def rows(self, columns: Collection[str]) -> Rows:
         """Read some columns, whole."""
@@ -154,25 +166,26 @@ def roles_of(path: Path, names: Sequence[str], task: Task) -> dict[str, str]:
 
 def label_columns(path: Path, names: Sequence[str], task: Task, roles: Mapping[str, str]) -> list[str]:
     """Return the column of classes, or that of each unit or value."""
-    taken = {*roles.values(), *(header for role, header in dict(task.columns).items() if role != "label")}
-    others = [name for name in names if name not in taken and name.casefold() not in sum(HEADERS.values(), ())]
-    if task.exclusive:
-        said = dict(task.columns).get("label")
-        obvious = [n for usual in (*CLASS_HEADERS, task.name.casefold()) for n in others if n.casefold() == usual]
-        found = [said] if said else [*obvious, *(others if len(others) == 1 else [])][:1]
-        wanted = f"label, class or {task.name}, with the names of classes"
-        missing = [] if found else [wanted]
-    else:
-        matches = [matching(name, names) for name in task.classes]
-        found = [match for match in matches if match is not None]
-        missing = [name for name, match in zip(task.classes, matches, strict=True) if match is None]
-    if missing:
+    said, usual = dict(task.columns), {header for headers in HEADERS.values() for header in headers}
+    taken = {*roles.values(), *(header for role, header in said.items() if role != "label")}
+    others = [name for name in names if name not in taken and name.casefold() not in usual]
+    if not task.exclusive:
+        matches = {name: matching(name, names) for name in task.classes}
+        if missing := [name for name, match in matches.items() if match is None]:
+            raise InputError(
+                f"{path} has no column {', '.join(missing)}; beside the keys it has {', '.join(others) or 'none'}. "
+                f"Expected one for each of {', '.join(task.classes)}. Rename the columns, or the task's names."
+            )
+        return [match for match in matches.values() if match is not None]
+    folded = {name.casefold(): name for name in reversed(others)}
+    obvious = [folded[header] for header in (*CLASS_HEADERS, task.name.casefold()) if header in folded]
+    found = [said["label"]] if "label" in said else obvious or others
+    if not obvious and len(found) != 1:
         raise InputError(
-            f"{path} has no column {', '.join(missing)}; beside the keys it has {', '.join(others) or 'none'}. "
-            f"Expected {'one column of classes' if task.exclusive else 'one for each of ' + ', '.join(task.classes)}. "
-            f"Rename the columns{', or say columns = {label = ...} in task ' + task.name if task.exclusive else ''}."
+            f"{path} has no column label, class or {task.name}; beside the keys it has {', '.join(others) or 'none'}. "
+            f"Expected one with the names of classes. Rename it, or say in columns of task {task.name} which is label."
         )
-    return found
+    return found[:1]
 
 
 def matching(name: str, names: Sequence[str]) -> str | None:

@@ -104,8 +104,8 @@ def read_label_table(path: Path, task: Task) -> LabelTable:
         InputError: the table can't be read, lacks a column, or a row is wrong; names the line and what was expected.
     """
     table = open_labels(path, task)
-    roles = roles_of(path, table.names, task)
-    labels = label_columns(path, table.names, task, roles)
+    roles = roles_of(path, table.named, task)
+    labels = label_columns(path, table.named, task, roles)
     rows = table.rows({*roles.values(), *labels})
     splits = np.array(rows.decoded(roles["split"], _split_of))
     kept = splits != "test"

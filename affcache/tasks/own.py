@@ -104,6 +104,8 @@ def _problems(table: Mapping[str, Any]) -> Iterator[str]:
         yield from _problems_of_range(right["range"], kind)
     if right.get("level", "frame") not in LEVELS:
         yield f"level is {right['level']!r}{did_you_mean(right['level'], LEVELS)}, expected frame or video"
+    if "label" in right.get("columns", {}) and kind in KINDS and kind != Classes.kind:
+        yield f"columns names label, which is of classes; {kind} have a column for each of names"
     for role, header in right.get("columns", {}).items():
         if role not in ROLES:
             yield f"columns names {role!r}{did_you_mean(role, ROLES)}, expected some of {', '.join(ROLES)}"

@@ -222,6 +222,15 @@ def test_a_damaged_definition_of_a_run_is_refused(store: Path, tmp_path: Path) -
             affcache.score(run=Path("run"))
 
 
+def test_runs_of_one_name_and_other_classes_are_not_averaged(store: Path, tmp_path: Path) -> None:
+    opened, calm = EmbeddingStore.open(store), TASKS["classes"]
+    for run, task in (("a", calm), ("b", Classes("mine", ("x", "y", "z")))):
+        define(tmp_path / "mine.toml", task, write_table(tmp_path / f"{run}.csv", opened, task))
+        affcache.fit(task="mine.toml", store=store, run=Path(run), head="ridge")
+    with pytest.raises(InputError, match=r"a predicts mine \(calm, engaged, bored\), b predicts mine \(x, y, z\)"):
+        affcache.score(run=(Path("a"), Path("b")))
+
+
 @pytest.mark.parametrize("kind", ["classes", "units"])
 def test_what_train_never_shows_is_refused(kind: str, store: Path, tmp_path: Path) -> None:
     task = TASKS[kind]

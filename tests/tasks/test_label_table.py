@@ -106,6 +106,17 @@ def test_columns_may_be_called_anything(tmp_path: Path) -> None:
         read_label_table(path, replace(MOOD, columns=(("split", "set"), ("video", "clop"))))
 
 
+def test_the_index_of_pandas_is_no_label(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", ("", "video", "frame", "split", "how"), [(0, "a", 1, "train", "calm")])
+    assert of(path, MOOD)["a"].labels.tolist() == [0]
+    header = ("video", "frame", "split", "how", "__index_level_0__")
+    path = write(tmp_path / "x.parquet", header, [("a", 1, "train", "bored", 0)])
+    assert of(path, MOOD)["a"].labels.tolist() == [2]
+    header = ("video", "frame", "split", "Label", "how", "mood")
+    path = write(tmp_path / "x.csv", header, [("a", 1, "train", "calm", "x", "bored")])
+    assert of(path, MOOD)["a"].labels.tolist() == [0], "label goes before the task's name"
+
+
 def test_labels_of_whole_videos(tmp_path: Path) -> None:
     task = replace(MOOD, level="video")
     path = write(tmp_path / "x.csv", ("video", "split", "mood"), [("b", "train", "calm"), ("a", "train", "")])
@@ -157,7 +168,7 @@ def line(*cells: Any) -> str:
         ("split;a,b\ntrain;c\n", "x.csv has no column path; it has split, a,b. Expected video and frame"),
         ("split,frame\ntrain,1\n", "x.csv has no column path; it has split, frame"),
         ("path,split,label\ncover.jpg,train,calm\n", "line 2: the column path holds 'cover.jpg'; expected the path of"),
-        ("video,frame,split,a,b\nv,1,train,calm,x\n", "x.csv has no column label, class or mood, with the names"),
+        ("video,frame,split,a,b\nv,1,train,calm,x\n", "x.csv has no column label, class or mood; beside"),
         ("video,frame,split,split\nv,1,train,calm\n", "x.csv has two columns of one name: split"),
         ("", "which doesn't name a column split"),
     ],

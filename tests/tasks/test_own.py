@@ -114,6 +114,7 @@ def test_an_unknown_name_is_told_the_way(folder: Path) -> None:
         (CALM.replace("classes", "values") + "range = [1, 1]\n", ["range is [1, 1], expected the smallest and"]),
         (CALM.replace("classes", "values") + "range = [-9, 9]\n", ["which has -5 in it, the mark of a frame without"]),
         (CALM.replace("classes", "values") + "range = [0, inf]\n", ["range is [0, inf], expected"]),
+        (CALM.replace("classes", "units") + "columns = {label = 'x'}\n", ["columns names label, which is of classes"]),
         (CALM + "level = 'clip'\n", ["level is 'clip', expected frame or video"]),
         (
             CALM + "columns = {vidoe = 'a', frame = 3}\n",

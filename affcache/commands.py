@@ -72,6 +72,8 @@ def call(name: str, given: Mapping[str, Any], config: ConfigFile, listener: List
     command = COMMANDS[name]
     if given.get("resume") or given.get("as_"):  # the run's folder knows the rest
         return resolve_name(command.function)(**given, listener=listener)
+    if "annotations" not in given:
+        config = config.for_task(str(given.get("task") or config.of(name).get("task", "")))
     said = {**config.of(name), **given}
     varied = any(map(AblateSettings.varies_store, said.get("vary") or ()))  # in the store's place
     if command.reads_store and "store" not in said and not varied:

@@ -33,6 +33,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+TOML = ".toml"  # ends the names of files
 LARGEST_TOML = 2**20  # bytes
 MOST_DOTS = 200  # in a line of it
 _LIMITS = {"at_least": operator.ge, "more_than": operator.gt, "at_most": operator.le, "less_than": operator.lt}
@@ -155,7 +156,7 @@ def converted(
     kinds, converted = typing.get_type_hints(settings), {}
     for name, value in given:
         try:
-            if name in ("model", "pretrained"):
+            if name in ("model", "pretrained", "task"):
                 every = isinstance(value, (list, tuple))
                 value = [_located(name, one, folder) for one in value] if every else _located(name, value, folder)
             converted[name] = _convert(value, kinds[name], folder)
@@ -199,6 +200,8 @@ def _located(name: str, text: Any, folder: Path) -> Any:
     """Take the path in local-dir:FOLDER, onnx:FILE, FILE or TAG:FILE as paths are taken; leave other names alone."""
     if not isinstance(text, str):
         return text
+    if name == "task":
+        return str(_expanded(text, folder)) if text.lower().endswith(TOML) else text
     before, colon, path = text.partition(":") if name == "model" else text.rpartition(":")
     if (name == "model" and before in OWN_FILES) or (name == "pretrained" and ("/" in path or Path(path).suffix)):
         return f"{before}{colon}{_expanded(path, folder)}"

@@ -7,7 +7,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-import affcache
 from affcache.progress import counted, duration_text, listed, metric_name
 
 from .console import out, rate_text
@@ -129,7 +128,7 @@ def fit(result: Any) -> None:
         "time": f"{duration_text(result.seconds)} on {result.device}",
     }
     if result.ridge is not None:
-        weights = " --class-weights balanced" if affcache.TASKS[result.task].exclusive else ""
+        weights = " --class-weights balanced" if result.kind == "classes" else ""
         facts["to beat"] = f"{metric} {result.ridge:.3f}, of --head ridge{weights}, solved in a moment"
     last = f"submit {result.run} --template FILE --store FILE" if result.train_on == "all" else f"score {result.run}"
     out(fact_table(facts), f"next: affcache {last}")
@@ -147,14 +146,14 @@ def score(result: Any) -> None:
     if result.parts:
         for part in result.parts:
             own = f"{counted(part.frames, 'frame')} of {counted(part.videos, 'video')}"
-            out(f"{part.task}: {own}", score_table(part.scores, affcache.TASKS[part.task]))
-            _say_rule(part)
+            out(f"{part.task}: {own}", score_table(part.scores, part.definition))
+            _say_rule(part.rule, part.definition.classes)
         of_parts = " + ".join(f"{value:.3f}" for value in result.scores.further.values())
         names = " + ".join(map(metric_name, result.scores.further))
         out(title, f"P {result.scores.value:.3f}{_interval(result.scores)} = {of_parts} ({names})", losses)
     else:
-        out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
-        _say_rule(result)
+        out(title, score_table(result.scores, result.definition), losses)
+        _say_rule(result.rule, result.definition.classes)
     if result.against:
         of = result.against["difference"]
         interval = ", without an interval"
@@ -169,12 +168,11 @@ def score(result: Any) -> None:
     out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
 
 
-def _say_rule(result: Any) -> None:
-    names = affcache.TASKS[result.task].classes
-    if result.rule.fitted_on:
-        note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
-        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
-    elif words := result.rule.in_words(names):
+def _say_rule(rule: Any, names: tuple[str, ...]) -> None:
+    if rule.fitted_on:
+        note = ", optimistic: these are the frames it is scored on" if rule.optimistic else ""
+        out(f"decided by a rule fitted on {rule.fitted_on}{note}: {rule.in_words(names)}")
+    elif words := rule.in_words(names):
         out(f"rule: {words}")
 
 
@@ -254,7 +252,7 @@ def submit(result: Any) -> None:
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
     for task, rule in result.rules.items():
-        if words := rule.in_words(affcache.TASKS[task].classes):
+        if words := rule.in_words(result.classes[task]):
             facts["rule" if len(result.rules) == 1 else f"rule, {task}"] = words
     out(fact_table(facts))
 
@@ -276,7 +274,7 @@ def demo(result: Any) -> None:
     for task, scored in result.scores.items():
         out(
             f"{task}: {counted(scored.frames, 'validation frame')} of the sample",
-            score_table(scored.scores, affcache.TASKS[task]),
+            score_table(scored.scores, scored.definition),
         )
     out(Text(result.notice, style="yellow"), f"written: {result.out}")
     out(f"next: affcache report {next(iter(result.scores.values())).run}")

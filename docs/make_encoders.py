@@ -19,6 +19,7 @@ from make_results import DOCS, made_with, put
 
 import affcache
 from affcache.files import shipped, write_text
+from affcache.tasks.tasks import find_task
 
 COLUMNS = ("encoder", "pixels", "D", "crops/s", "{metric}", "95 %")
 
@@ -67,7 +68,7 @@ def finished(text: str, crops: Path, annotations: Path, arguments: argparse.Name
     store = affcache.EmbeddingStore.open(folder / "store.h5")
     affcache.fit(
         task=arguments.task, store=store.path, annotations=annotations, run=folder / "run", head="ridge",
-        class_weights="balanced" if affcache.TASKS[arguments.task].exclusive else "none", **common,
+        class_weights="balanced" if find_task(arguments.task).exclusive else "none", **common,
     )  # fmt: skip
     scored = affcache.score(run=folder / "run", annotations=annotations, **common)
     row = {

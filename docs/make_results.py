@@ -33,6 +33,7 @@ from affcache.progress import metric_name
 from affcache.scoring.intervals import FEWEST_VIDEOS, metric_interval
 from affcache.tasks.metrics import Table
 from affcache.tasks.splits import stripped_name
+from affcache.tasks.tasks import find_task
 
 DOCS = Path(__file__).parent
 VARIANTS = DOCS / "variants.toml"
@@ -92,7 +93,7 @@ def of_several(arguments: argparse.Namespace, stores: list[Path], annotations: P
     alone = list(runs.values())[: len(stores)]
     chosen = {name: [(run,) for run in of] for name, of in runs.items()}
     chosen["averaged"] = list(zip(*alone, strict=True))
-    task = affcache.TASKS[arguments.task]
+    task = find_task(arguments.task)
     found = {name: [scored(run, task) for run in of] for name, of in chosen.items()}
     base = [sums for _, sums in next(iter(found.values()))]
     common = task.videos_of_outputs(base[0]) >= FEWEST_VIDEOS  # (C,)

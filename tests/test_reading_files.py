@@ -13,13 +13,14 @@ from affcache.crops.crop_list import keep_listed
 from affcache.errors import AffcacheError
 from affcache.exchange.exporting import open_npy_export, open_safetensors_export
 from affcache.exchange.layouts import _read_listing
-from affcache.exchange.parquet import parquet_file
 from affcache.files import LARGEST_LINE, read_bytes, read_json, read_lines, read_tensors, written_by_others
 from affcache.settings import read_toml
 from affcache.store.reading import EmbeddingStore
 from affcache.submission.template import read_frame_counts, read_template
+from affcache.tabular import parquet_file
 from affcache.tasks.label_files import read_label_file
-from affcache.tasks.tasks import TASKS
+from affcache.tasks.label_sources import find_labels
+from affcache.tasks.tasks import TASKS, find_task
 from affcache.training.run_folder import RunFolder
 from tests.conftest import crop_list
 
@@ -50,6 +51,8 @@ def open_parquet(path: Path) -> None:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "label file": lambda path: read_label_file(path, TASKS["expr"]),
+    "label table": lambda path: find_labels(path.rename(path.with_name("x.csv")), TASKS["expr"], "train"),
+    "task": lambda path: find_task(str(path.rename(path.with_name("x.toml")))),
     "crop list": lambda path: keep_listed(crop_list({"a": [1]}), path),
     "template": read_template,
     "frame counts": read_frame_counts,

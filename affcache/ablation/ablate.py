@@ -299,7 +299,7 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         for variant in grid:
             grid.fit_settings(variant, 0)
         grid.base_index()
-    out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
+    out = settings.out or Path("ablations") / "-".join([find_task(settings.task).name, *grid.words])
     with resolve_name(TRAINERS[settings.engine])(settings, listener) as (trainer, device):
         tasks: Sequence[Any] = grid.axes.get("task") or [of.get("task", settings.task) for _, of in grid.named]
         splits: SplitsOf = {}

@@ -271,7 +271,7 @@ def preset_values(preset: str, recipe: TrainingSettings) -> Sequence[NamedValues
         return [("", {"rho": rho}) for rho in RHOS]
     alpha = recipe.alpha if recipe.alpha < 1 else PUBLISHED.alpha
     losses = {"erm": {"alpha": 1.0}, "cvar": {"alpha": alpha}}
-    if recipe.task == "au":
+    if find_task(recipe.task).kind == "units":
         losses["erm"]["auc_weight"] = losses["cvar"]["auc_weight"] = 0.0
         losses["cvar+auc"] = {"alpha": alpha, "auc_weight": recipe.auc_weight or AUC_WEIGHT}
     sharpness = {"": {"rho": 0.0}, "+sam": {"rho": recipe.rho or PUBLISHED.rho}}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from affcache.files import Tensors, read_json, read_tensors, write_json, write_t
 from affcache.scoring.intervals import metric_interval
 from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Interval, Table
+from affcache.tasks.own import task_to_json
 from affcache.tasks.tasks import find_task
 from affcache.training.epochs import Best, Entry
 from affcache.training.fit import HEADER, JoinedSplits, LoadedSplits
-from affcache.training.run_folder import RunFolder, settings_to_json
+from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
 
 RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
@@ -41,12 +42,15 @@ class Trial:
     def of(cls, variant: Variant, settings: FitSettings, splits: JoinedSplits, out: Path) -> "Trial":
         """Name a trial by everything that decides its result, so that it is found again in whatever grid it stands."""
         store, labels = splits.description["store"], splits.description["labels"]
+        described = splits.describe_task(settings)
         identity = {
-            "settings": {name: v for name, v in settings_to_json(settings).items() if name not in SAID_BY_OTHERS},
+            "settings": {name: v for name, v in described["settings"].items() if name not in SAID_BY_OTHERS},
             "store": store["fingerprint"],
             "encoder": store["encoder_fingerprint"],
             "labels": {name: of["sha256"] for name, of in {"selection": labels["validation"], **labels}.items()},
         }
+        if "definition" in described:
+            identity["task"] = task_to_json(replace(splits.task, description="", labels=None, columns=()))
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return cls(variant, settings, splits, RunFolder(out / "cells" / name))
 

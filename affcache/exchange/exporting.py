@@ -12,27 +12,15 @@ import numpy as np
 import affcache
 from affcache.errors import InputError
 from affcache.exchange.layouts import EMBEDDINGS, METADATA, matching_parts, npy_part
-from affcache.exchange.parquet import groups_of, import_pyarrow, parquet_file, require_columns, rows_of
 from affcache.exchange.settings import ExportSettings
-from affcache.exchange.sources import (
-    WIDEST,
-    FrameKeys,
-    ImportSource,
-    Matrix,
-    Part,
-    blocks_of,
-    cannot_read,
-    facts_of,
-    gather,
-    reading,
-    unpack,
-)
+from affcache.exchange.sources import WIDEST, FrameKeys, ImportSource, Matrix, Part, blocks_of, facts_of, gather, unpack
 from affcache.files import LARGEST_JSON, beside, cannot_write, open_regular, parse_json, read_bytes, whole_file
 from affcache.progress import Listener, Result
 from affcache.settings import command, existing_store
 from affcache.store.description import fingerprint
 from affcache.store.frames import ENCODED, UNREADABLE
 from affcache.store.reading import EmbeddingStore
+from affcache.tabular import cannot_read, groups_of, import_pyarrow, parquet_file, reading, require_columns, rows_of
 
 IMPORTED_FROM = "affcache export"
 KEY_COLUMNS = ("video", "frame_number", "status")

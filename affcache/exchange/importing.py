@@ -11,17 +11,7 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.exchange.exporting import NPY_FILE, open_npy_export, open_parquet_export, open_safetensors_export
 from affcache.exchange.layouts import name_videos, open_clip_retrieval, open_published_code, refuse_store
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import (
-    HDF5_MAGIC,
-    PARQUET_MAGIC,
-    ImportSource,
-    Part,
-    Rounding,
-    SourceRows,
-    blocks_of,
-    facts_of,
-    magic_of,
-)
+from affcache.exchange.sources import ImportSource, Part, Rounding, SourceRows, blocks_of, facts_of
 from affcache.exchange.tables import open_tables
 from affcache.files import beside
 from affcache.progress import Listener, Result, counted
@@ -29,6 +19,7 @@ from affcache.settings import command, default_store
 from affcache.store.description import TABLE, differing_fields, fingerprint
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import StoreWriter, create_store, writing_lock
+from affcache.tabular import HDF5_MAGIC, PARQUET_MAGIC, magic_of
 
 EXPECTED = (
     "an HDF5 file of the published code, a folder of clip-retrieval (img_emb/ and metadata/), a folder, .parquet or "

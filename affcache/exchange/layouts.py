@@ -12,20 +12,10 @@ from affcache.crops.crop_list import LARGEST_LIST
 from affcache.crops.names import VideoNames, names_below
 from affcache.errors import InputError
 from affcache.exchange import foreign_hdf5
-from affcache.exchange.parquet import rows_of
-from affcache.exchange.sources import (
-    FrameKeys,
-    ImportSource,
-    Matrix,
-    Part,
-    cannot_read,
-    gather,
-    reading,
-    require_floats,
-    require_same_length,
-)
+from affcache.exchange.sources import FrameKeys, ImportSource, Matrix, Part, gather, require_floats, require_same_length
 from affcache.files import open_regular, read_lines
 from affcache.store.reading import FORMAT
+from affcache.tabular import cannot_read, reading, rows_of
 
 EMBEDDINGS, METADATA = "img_emb", "metadata"
 DATASETS = ("train_features", "val_features")

@@ -10,9 +10,10 @@ from typing import IO, Any
 import numpy as np
 
 from affcache.errors import InputError
-from affcache.exchange.sources import BLOCK, WIDEST, Matrix, cannot_read
+from affcache.exchange.sources import BLOCK, WIDEST, Matrix
 from affcache.exchange.table_files import BATCH_BYTES, FRAME, LIST, NUMBER, OBJECTS, TEXT, Batch, TableFile
 from affcache.files import open_regular
+from affcache.tabular import cannot_read
 
 LARGEST_TRANSPOSED = 2**28  # bytes of an array in Fortran order, which is read as a whole
 

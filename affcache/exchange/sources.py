@@ -7,7 +7,6 @@ names the file, and the row or line at fault; what needs Parquet raises ConfigEr
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy.typing as npt
 from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, CropList, parse_path
 from affcache.crops.names import canonical, plain_path
 from affcache.errors import InputError
-from affcache.files import open_regular
 from affcache.progress import Listener
 from affcache.store.frames import ENCODED, Rows
 from affcache.store.reading import EmbeddingStore
@@ -26,7 +24,6 @@ from affcache.store.reading import EmbeddingStore
 BLOCK = 4 * 4096  # rows read at once: whole blocks of the store's checksums
 FLOATS = ("float16", "float32", "float64")
 WIDEST = 2**16  # values of an embedding
-HDF5_MAGIC, PARQUET_MAGIC = b"\x89HDF\r\n\x1a\n", b"PAR1"  # how files begin
 NORM_TOLERANCE = 0.01  # rounding a unit vector to float16 moves its length by less
 Matrix = npt.NDArray[Any]
 OpenMatrix = Callable[[Path], Matrix]  # (folder for a temporary file) -> (n, D)
@@ -119,14 +116,6 @@ class ImportSource:
     left_out: int = 0  # rows of a table in which a value is missing
 
 
-def magic_of(path: Path) -> bytes:
-    """Return the first bytes of a file, none of a folder."""
-    if path.is_dir():
-        return b""
-    with reading(path), open_regular(path) as file:
-        return file.read(len(HDF5_MAGIC)) or b""
-
-
 def require_floats(file: Path, what: str, dtype: str, shape: Sequence[int]) -> None:
     """Refuse what isn't a matrix of floating-point numbers with at least one row and one column."""
     if dtype not in FLOATS or len(shape) != 2 or 0 in shape or shape[1] > WIDEST:
@@ -159,24 +148,6 @@ def unpack(folder: Path, blocks: Iterable[Matrix], dtype: np.dtype[Any], shape: 
             file.write(np.ascontiguousarray(block, dtype=dtype).data)
         file.flush()
         return np.memmap(file, dtype=dtype, mode="r", shape=shape)
-
-
-def cannot_read(path: Path, error: Exception) -> InputError:
-    """Return the error for a file that is missing, damaged or of another kind."""
-    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return InputError(
-        f"{path} can't be read: {reason}. Expected a whole file of its kind. Check the path, or copy the file again."
-    )
-
-
-@contextmanager
-def reading(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Say that ``path`` can't be read where an OSError, or an error of those kinds, says so."""
-    kinds: tuple[type[Exception], ...] = (OSError, *damage)
-    try:
-        yield
-    except kinds as error:
-        raise cannot_read(path, error) from None
 
 
 class SourceRows:

@@ -1,7 +1,6 @@
 """Tables of frame features, read in batches of rows with their keys: what all kinds have in common, and Parquet."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ import numpy as np
 
 from affcache.errors import InputError
 from affcache.exchange.exporting import EXPORT_FORMAT, PROVENANCE_KEY
-from affcache.exchange.parquet import groups_of, import_pyarrow, parquet_file
 from affcache.exchange.sources import BLOCK, Matrix
+from affcache.tabular import INDEX_OF_PANDAS, groups_of, import_pyarrow, parquet_file, require_once
 
 FRAME, IMAGE = ("frame", "frame_number"), ("image", "image_path")  # each of them says which frame
 NUMBER, LIST, TEXT, OBJECTS = "numbers", "lists of numbers", "text", "Python objects"
 BATCH_BYTES = 2**24  # of a batch of rows, about
-INDEX_OF_PANDAS = "__index_level_"  # begins the names of columns that no one meant
 
 
 @dataclass(frozen=True)
@@ -49,20 +47,6 @@ class TableFile(ABC):
     def described(self, column: str) -> str:
         """Name a column for a message, with what it holds."""
         return f"{column} ({self.kinds[column]})"
-
-
-def no_rows(path: Path) -> InputError:
-    """Return the error for a table that is empty."""
-    return InputError(f"{path} has no rows. Expected one for each frame. Check the path, or write the table again.")
-
-
-def require_once(path: Path, names: Sequence[str]) -> None:
-    """Refuse a table in which two columns have one name."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(
-            f"{path} has two columns of one name: {', '.join(twice[:5])}. Expected each name once. Rename one of them."
-        )
 
 
 class ParquetTable(TableFile):

@@ -15,7 +15,7 @@ from affcache.errors import InputError, did_you_mean
 from affcache.exchange.csv_table import CsvTable
 from affcache.exchange.npz_table import NpzTable
 from affcache.exchange.settings import ImportSettings
-from affcache.exchange.sources import PARQUET_MAGIC, WIDEST, FrameKeys, ImportSource, Matrix, Part, magic_of, unpack
+from affcache.exchange.sources import WIDEST, FrameKeys, ImportSource, Matrix, Part, unpack
 from affcache.exchange.table_files import (
     FRAME,
     IMAGE,
@@ -26,10 +26,10 @@ from affcache.exchange.table_files import (
     Batch,
     ParquetTable,
     TableFile,
-    no_rows,
 )
 from affcache.progress import MOST_LISTED, Listener, counted, listed
 from affcache.store.description import TABLE
+from affcache.tabular import PARQUET_MAGIC, magic_of, no_rows
 
 VIDEO, INPUT = "video", "input"  # INPUT: as affcache predict and py-feat call it, a path or a name
 KEYS = (VIDEO, INPUT, *FRAME, *IMAGE)  # never features

@@ -12,6 +12,7 @@ from affcache.progress import counted, metric_name
 from affcache.scoring.trained import TrainedHead, encoder_name, no_scores
 from affcache.store.description import SIDE_BY_SIDE, encoders_of, is_table
 from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import is_own
 from affcache.training.run_folder import fit_command
 from affcache.training.settings import FitSettings
 
@@ -228,7 +229,8 @@ def _recipe(trained: TrainedHead, words: CardWords) -> str:
         f"Data: {words.data}. The {chosen} is number {number}, {why}. All settings stand in config.json; these make "
         "such a head:"
     )
-    command = fit_command(recipe).replace("affcache fit", f"affcache fit --task {trained.task.name}", 1)
+    name = f"{trained.task.name}.toml" if is_own(trained.task) else trained.task.name
+    command = fit_command(recipe).replace("affcache fit", f"affcache fit --task {name}", 1)
     return f"{text}\n\n```sh\n{command}\n```"
 
 

@@ -1,7 +1,7 @@
 """A run made into a folder in the Hugging Face layout, which needs neither the run nor its data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from affcache.prediction.model import LARGEST_CARD, Model
 from affcache.prediction.onnx_export import PIXELS, export_graphs, require_onnx, sentences, why_no_pixels
 from affcache.prediction.settings import PublishSettings
 from affcache.progress import Listener, Result
-from affcache.scoring.published import CARD, FORMAT, FORMAT_VERSION, HEAD, read_published, task_to_json, write_sealed
+from affcache.scoring.published import CARD, FORMAT, FORMAT_VERSION, HEAD, read_published, write_sealed
 from affcache.scoring.trained import TrainedHead
 from affcache.settings import RUNS, command
 from affcache.store.description import SIDE_BY_SIDE
+from affcache.tasks.own import task_to_json
 from affcache.training.run_folder import newest_run, settings_to_json
 
 OF_MACHINE = ("annotations", "device", "memory")  # among the settings of a run
@@ -147,7 +148,7 @@ def _config(trained: TrainedHead, words: CardWords, metrics: Any, graphs: Mappin
         "model_type": FORMAT,
         "library_name": "affcache",
         "affcache": affcache.__version__,
-        "task": task_to_json(trained.task),
+        "task": task_to_json(replace(trained.task, labels=None)),
         "settings": decided,
         "epoch": trained.epoch,
         "width": trained.width,

@@ -246,9 +246,11 @@ def require_one_task(runs: Sequence[TrainedHead]) -> None:
     Raises:
         InputError: the runs are of several.
     """
-    tasks = {run.task.name: run for run in runs}
+    tasks = {(run.task.name, run.task.classes): run for run in runs}
     if len(tasks) > 1:
-        words = ", ".join(f"{run.source} predicts {name}" for name, run in tasks.items())
+        alike = len({name for name, _ in tasks}) < len(tasks)  # in name alone: tasks of one's own
+        each = ((run.source, name + f" ({', '.join(of)})" * alike) for (name, of), run in tasks.items())
+        words = ", ".join(f"{source} predicts {what}" for source, what in each)
         raise InputError(
             f"The runs are of several tasks: {words}. Expected runs of one task, or of all that the multi-task "
             f"challenge has: {', '.join(part.name for part in TASKS['mtl'].parts)}."

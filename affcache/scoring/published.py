@@ -15,8 +15,6 @@ from affcache.errors import ConfigError, InputError, StoreError, first_line
 from affcache.files import LARGEST_JSON, open_regular, parse_json, read_bytes, write_bytes
 from affcache.settings import HUB, build
 from affcache.store.description import require_sound
-from affcache.tasks.kinds import Classes, Task, Units, Values
-from affcache.tasks.tasks import TASKS
 from affcache.training.settings import FitSettings
 
 FORMAT, FORMAT_VERSION = "affcache-head", 1
@@ -31,7 +29,6 @@ KEYS: dict[str, type] = {
     "task": dict, "settings": dict, "epoch": int, "encoder": dict, "encoder_fingerprint": str, "width": int,
     "files": dict,
 }  # fmt: skip
-KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classes, Units, Values)}
 
 
 def local_folder(location: Path | str) -> tuple[Path, str]:
@@ -149,28 +146,6 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(PIECE):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def task_to_json(task: Task) -> dict[str, Any]:
-    """Return what a task is, so that a head needs no table of tasks."""
-    own = {"name": task.name, "kind": task.kind, "classes": list(task.classes), "description": task.description}
-    return {**own, "low": task.low, "high": task.high} if isinstance(task, Values) else own
-
-
-def task_from_json(values: Mapping[str, Any]) -> Task:
-    """Return the task that ``task_to_json`` wrote: ours, where it is the same. Raises ValueError where it is none."""
-    classes, name, kind = values.get("classes"), values.get("name"), str(values.get("kind"))
-    if not (isinstance(classes, list) and classes and all(isinstance(one, str) for one in classes)):
-        raise ValueError("its task has no classes")
-    if kind not in KINDS or not isinstance(name, str):
-        raise ValueError(f"its task {name!r} is of kind {kind!r}")
-    known = TASKS.get(name)
-    if known is not None and task_to_json(known) == values:
-        return known
-    described = (name, tuple(classes), str(values.get("description", "")))
-    if kind == Values.kind:
-        return Values(*described, low=float(values.get("low", -1)), high=float(values.get("high", 1)))
-    return KINDS[kind](*described)
 
 
 def settings_of_published(values: Mapping[str, Any]) -> FitSettings:

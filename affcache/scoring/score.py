@@ -36,6 +36,7 @@ class ScoreResult:
     store: str  # of several runs, those of all
     store_fingerprint: str  # of the first run's
     task: str
+    definition: Task
     split: str
     epoch: int  # of the first run's head, counted from 1
     frames: int
@@ -122,6 +123,7 @@ def _result(settings: ScoreSettings, scored: Scored, out: RunFolder) -> ScoreRes
         heads=tuple(sha256_of(run.folder.head) for run in scored.runs),
         store_fingerprint=first.store.fingerprint(),
         task=task.name,
+        definition=task,
         split=settings.split,
         epoch=first.epoch,
         frames=len(scored.joined),
@@ -147,6 +149,7 @@ def _of_all(
     return replace(
         parts[0],
         task=task.name,
+        definition=task,
         frames=frames,
         videos=len({name for one in each for name in one.videos}),
         store=BESIDE.join(dict.fromkeys(part.store for part in parts)),

@@ -64,7 +64,9 @@ class SplitSettings(PredictionSettings):
     store: tuple[Path, ...] = setting(
         (), "The embedding store; of runs of several encoders one of each, in any order.", default_text=TRAINED_ON
     )
-    annotations: Path | None = setting(None, "Folder with the label files.", default_text=TRAINED_ON)
+    annotations: Path | None = setting(
+        None, "Folder with the label files, or a table of labels.", default_text=TRAINED_ON
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A trained head opened to predict with, from a run folder, a published folder or the hub: no store is needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,14 @@ from affcache.scoring.published import (
     read_published,
     settings_of_published,
     sha256_of,
-    task_from_json,
 )
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
 from affcache.store.description import encoders_of, fingerprint
 from affcache.tasks.kinds import Task
+from affcache.tasks.label_sources import labels_of
 from affcache.tasks.multitask import MultiTask
-from affcache.tasks.tasks import find_task
+from affcache.tasks.tasks import task_from_json, task_of_run
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
@@ -80,7 +80,7 @@ class TrainedHead:
         if is_published(path) or source.startswith(HUB):
             return cls._of_published(folder, source, where)
         config = folder.read_config()
-        task, settings, store = _task_of_run(config), settings_from_json(config["settings"]), config["store"]
+        task, settings, store = task_of_run(config), settings_from_json(config["settings"]), config["store"]
         head, scaler, epoch = _load_head(folder, settings, store.get("width"), task)
         if settings.head != "ridge" and (done := len(folder.read_history())) < settings.last_epoch:
             (listener or Listener()).warning(
@@ -145,7 +145,7 @@ class TrainedHead:
         """The labels that a run was trained on; raises ConfigError for a published head, which doesn't know them."""
         if self.published:
             raise ConfigError(said_elsewhere(self.source))
-        return self.settings.annotations
+        return labels_of(self.task, self.settings.annotations)
 
     @property
     def rule(self) -> DecisionRule | None:
@@ -246,12 +246,6 @@ class _SomeOutputs(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return the logits (B, c) of embeddings (B, D)."""
         return self.head(embeddings)[:, self.first : self.last]  # (B, C) before
-
-
-def _task_of_run(config: Mapping[str, Any]) -> Task:
-    """Return the task of a run by its config.json: of several at once, those that were labelled."""
-    task = find_task(config["task"])
-    return task.only(config["parts"]) if isinstance(task, MultiTask) else task
 
 
 def _position_name(start: int, position: int) -> str:

@@ -23,8 +23,9 @@ from affcache.submission.settings import SubmitSettings
 from affcache.submission.template import LOCATION, Template, read_frame_counts, read_template
 from affcache.tasks.challenge_file import HEADER
 from affcache.tasks.kinds import Task
+from affcache.tasks.label_sources import labels_of
 from affcache.tasks.multitask import MultiTask
-from affcache.tasks.tasks import TASKS
+from affcache.tasks.tasks import TASKS, is_own
 
 
 def header_of(task: Task) -> str:
@@ -33,12 +34,20 @@ def header_of(task: Task) -> str:
 
 
 def require_template_of(template: Template, task: Task) -> None:
-    """Refuse a template whose header is another task's, and runs of several tasks that lack one of the challenge's.
+    """Refuse a template whose header is another task's, or, for a task of one's own, that has none.
+
+    Runs of several tasks must be of all that the multi-task challenge has.
 
     Raises:
         InputError: it is.
     """
     _, _, expected = header_of(task).partition(",")
+    if is_own(task) and not template.columns:
+        raise InputError(
+            f"The run is of {task.name}, a task of one's own, of which no challenge has a template. Expected one whose "
+            f"header names its outputs, {LOCATION},{task.header}. Write such a header, or make a table of predictions "
+            "with 'affcache predict'."
+        )
     if template.columns and [name.lower() for name in template.columns] != expected.lower().split(","):
         raise InputError(
             f"The template's header names {', '.join(template.columns)[:80]}, but the run is of {task.name}. Expected "
@@ -114,6 +123,7 @@ class SubmitResult(Result):
     videos_without_crops: tuple[str, ...]  # all of their lines hold the mean over all other videos
     rule: DecisionRule  # what the rules of all tasks have in common
     rules: dict[str, DecisionRule]  # by task
+    classes: dict[str, tuple[str, ...]]  # names of the outputs, by task
 
 
 @command(SubmitSettings)
@@ -158,6 +168,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         videos_without_crops=tuple(missing),
         rule=rule_of_all([one.rule for one in each]),
         rules={runs.task.name: one.rule for runs, one in zip(ensembles, each, strict=True)},
+        classes={runs.task.name: runs.task.classes for runs in ensembles},
     )
 
 
@@ -181,7 +192,8 @@ def _decided(settings: SubmitSettings, runs: Ensemble, template: Template, path:
         trained = [TrainedRun.on_store(run.source, (), settings.device, Listener()) for run in runs.runs]
         of_task = [one for run in trained for one in run.by_task if one.task.name == task.name]
         on_training = Ensemble.of(of_task, listener)
-    rule = find_rule(settings, on_training, runs.first.settings.annotations, listener, reported="")
+    annotations = labels_of(task, runs.first.settings.annotations)
+    rule = find_rule(settings, on_training, annotations, listener, reported="")
     wanted = np.isin([canonical(name) for name in frames.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[frames.video_of_rows()] & (np.asarray(frames.status) == ENCODED))
     if not len(rows):

@@ -1,6 +1,7 @@
 """Labels joined to the rows of a store, by video and frame number."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,16 +15,9 @@ from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, Result, counted
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.challenge_file import COLUMNS, FILES, ChallengeFile, find_challenge_files
 from affcache.tasks.kinds import Task
-from affcache.tasks.label_files import (
-    SPLIT_FOLDERS,
-    LabelFiles,
-    LabelSource,
-    NoLabels,
-    find_label_files,
-    require_one,
-)
+from affcache.tasks.label_files import LabelSource, VideoLabels
+from affcache.tasks.label_sources import find_labels
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import find_task
 
@@ -41,10 +35,11 @@ class JoinAccount(Result):
     repeated: int = 0  # labels of a frame that had one before, which counts
     label_files: int = 0
     videos_without_crops: tuple[str, ...] = ()  # label files of videos that the store doesn't have
+    test_rows: int = 0  # rows of a table that are of no split here
 
     def to_json(self) -> dict[str, Any]:
-        """Return the account as one JSON object, as before there were labels in part where there are none."""
-        later = ("partial", "repeated")
+        """Return the account as one JSON object, as before there were such labels where there are none."""
+        later = ("partial", "repeated", "test_rows")
         return {name: value for name, value in super().to_json().items() if value or name not in later}
 
     def sentence(self, split: str) -> str:
@@ -55,6 +50,7 @@ class JoinAccount(Result):
             (self.invalid_label, "invalid label", ""),
             (self.unreadable_crop, "unreadable crop", ""),
             (self.repeated, "further label", " of a frame that has one"),
+            (self.test_rows, "test row", ""),
         )
         words = ", ".join(counted(count, what) + why for count, what, why in left_out if count)
         videos = len(self.videos_without_crops)
@@ -89,33 +85,6 @@ class JoinedLabels:
         return {**self.account.to_json(), "sha256": digest}
 
 
-def open_labels(annotations: Path, task: Task, split: str) -> LabelSource:
-    """Find the labels of a split: files of a challenge, one a video, or else the multi-task challenge's one file.
-
-    Raises:
-        InputError: no such split, or no labels of it (says where it looked), or those of several releases.
-    """
-    if split not in SPLIT_FOLDERS:
-        known = " or ".join(SPLIT_FOLDERS)
-        raise InputError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
-    looked = []
-    try:
-        return LabelFiles(find_label_files(annotations, task, split), task)
-    except NoLabels as none:
-        looked += [str(none)] if str(none) else []
-    if {part.name for part in task.parts or (task,)} <= COLUMNS.keys():
-        files = find_challenge_files(annotations, split)
-        require_one(files, annotations, task, split)
-        if files:
-            return ChallengeFile(files[0], task)
-        looked.append(f"for {FILES[split]} in {annotations} and the folders in it")
-    wanted = " or ".join([*task.folders, *([FILES[split]] if len(looked) > bool(task.folders) else [])])
-    raise InputError(
-        f"No {split} labels of task {task.name} found: looked {', and '.join(looked)}. Say where the labels are with "
-        f'--annotations DIR, or with annotations = "..." in affcache.toml: the folder that holds {wanted}.'
-    )
-
-
 def join_labels(
     store: FrameIndex | Path | str, annotations: Path | str, task: Task | str, split: str, partial: str = "keep"
 ) -> JoinedLabels:
@@ -139,12 +108,11 @@ def join_labels(
         StoreError: there is no store at that path, or it is incomplete or damaged.
     """
     store, task = _opened(store), _found(task)
-    source = open_labels(Path(annotations), task, split)
+    source = find_labels(annotations, task, split)
     video_index = _videos_of_labels(source, store)
     rows: list[npt.NDArray[np.int64]] = []
     labels: list[npt.NDArray[Any]] = []
-    counted_of = ("used", "no_crop", "no_label", "invalid_label", "unreadable_crop", "partial", "repeated")
-    counts = dict.fromkeys(counted_of, 0)
+    counts: Counter[str] = Counter(used=0)
     missing: list[str] = []
     for name in source.videos:
         of_video = source.read(name)
@@ -156,21 +124,13 @@ def join_labels(
             counts["no_crop"] += int(of_video.valid.sum())
             continue
         first, last = store.video_start[video_index[name] : video_index[name] + 2]
-        entry = _entries(of_video.frame_numbers, store.frame_number[first:last])  # (n,) of each crop's label
-        there = entry != ABSENT
-        is_valid = np.zeros(len(entry), dtype=bool)
-        is_valid[there] = of_video.valid[entry[there]]
-        used = is_valid & (store.status[first:last] == ENCODED)
-        rows.append(first + np.flatnonzero(used))
-        labels.append(of_video.labels[entry[used]])
+        used, entry = _join_video(store, slice(first, last), of_video, counts)
+        rows.append(first + used)
+        labels.append(of_video.labels[entry])
         if labels[-1].ndim == 2:
             counts["partial"] += int((~task.labelled(labels[-1]).all(axis=1)).sum())
-        counts["used"] += int(used.sum())
-        counts["no_crop"] += int(of_video.valid.sum() - is_valid.sum())
-        counts["no_label"] += int((~there).sum())
-        counts["invalid_label"] += int((there & ~is_valid).sum())
-        counts["unreadable_crop"] += int((is_valid & ~used).sum())
-    account = JoinAccount(**counts, label_files=len(source.videos), videos_without_crops=tuple(missing))
+    counts |= {"label_files": len(source.videos), "test_rows": source.test_rows}
+    account = JoinAccount(**counts, videos_without_crops=tuple(missing))
     if not counts["used"]:
         raise InputError(
             f"No {split} label of task {task.name} belongs to a crop of {store.path}. {account.sentence(split)}. "
@@ -181,6 +141,23 @@ def join_labels(
     said = (source.folds or {}).items()
     folds = {store.video_names[video_index[name]]: fold for name, fold in said if name in video_index}
     return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account, folds)
+
+
+def _join_video(
+    store: FrameIndex, rows: slice, of_video: VideoLabels, counts: "Counter[str]"
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return which of a video's rows have a label and an embedding (m,), and where the label stands; count the rest."""
+    entry = _entries(of_video.frame_numbers, store.frame_number[rows])  # (n,) of each crop's label
+    there = entry != ABSENT
+    is_valid = np.zeros(len(entry), dtype=bool)
+    is_valid[there] = of_video.valid[entry[there]]
+    used = is_valid & (store.status[rows] == ENCODED)
+    counts["used"] += int(used.sum())
+    counts["no_crop"] += int(of_video.valid.sum() - is_valid.sum())
+    counts["no_label"] += int((~there).sum())
+    counts["invalid_label"] += int((there & ~is_valid).sum())
+    counts["unreadable_crop"] += int((is_valid & ~used).sum())
+    return np.flatnonzero(used), entry[used]
 
 
 def _opened(store: Any) -> FrameIndex:
@@ -243,6 +220,20 @@ def _of_parts(task: MultiTask, joined: JoinedLabels, kept: Sequence[str]) -> Joi
     partial = int((~labelled[some].all(axis=1)).sum())
     account = replace(joined.account, used=int(some.sum()), invalid_label=left_out, partial=partial)
     return JoinedLabels(joined.rows[some], labels[some], account)
+
+
+def require_learnable(task: Task, train: JoinedLabels, validation: JoinedLabels) -> None:
+    """Refuse classes or units that validation has and train never shows; raises InputError."""
+    if not task.has_classes:
+        return
+    each = np.arange(task.outputs)
+    shown, asked = ((of.labels[:, None] == each if task.exclusive else of.labels == 1) for of in (train, validation))
+    if missing := [task.classes[one] for one in np.flatnonzero(asked.any(axis=0) & ~shown.any(axis=0))]:
+        raise InputError(
+            f"Validation frames are labelled {', '.join(missing)}, and no training frame is: what is never shown can't "
+            f"be learnt. Expected each of the names of task {task.name} in the split train. Move a video there, or "
+            "leave that name out of the task and of the labels."
+        )
 
 
 def _entries(labelled: npt.NDArray[np.int64] | None, wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ names of its outputs, and all sizes follow from these.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -44,9 +44,10 @@ class Task(ABC):
     classes: tuple[str, ...]  # (C,) names of the outputs; the header of a label file, as it must read
     description: str = ""
     folders: tuple[str, ...] = ()  # names of the challenge folder, the newest first
-    labels: Path | None = None  # a table, or a folder, that has the labels, where ``folders`` names none
+    labels: Path | None = field(default=None, compare=False)  # the table or the folder of labels, without ``folders``
     level: str = "frame"  # what one label is of: a frame, or a whole video
     parts: tuple["Task", ...] = ()  # of several tasks at once, each of them
+    columns: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # (role, header) of a table of labels
 
     kind: ClassVar[str]  # classes, units or values: where ``LOSSES`` has its losses
     metric: ClassVar[str]  # name of the value by which the best epoch is chosen

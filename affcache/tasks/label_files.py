@@ -47,6 +47,10 @@ class LabelSource(Protocol):
     def folds(self) -> Mapping[str, str] | None:
         """The fold of each labelled video, where the labels say them."""
 
+    @property
+    def test_rows(self) -> int:
+        """How many rows are left out since they are of neither split, but of a test set."""
+
     def read(self, video: str) -> VideoLabels:
         """Return the labels of one of them; raises InputError where they can't be read."""
 
@@ -71,7 +75,13 @@ class LabelFiles:
 
     @property
     def folds(self) -> None:
+        """None: label files say none."""
         return None
+
+    @property
+    def test_rows(self) -> int:
+        """0: a test set's labels aren't published."""
+        return 0
 
     def read(self, video: str) -> VideoLabels:
         """Return the labels of a video; raises InputError as ``read_label_file``."""
@@ -91,6 +101,10 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
     """
     annotations = Path(annotations)
     tried: list[Path] = []
+    if not task.folders and not task.parts:  # of one's own
+        tried.append(annotations / SPLIT_FOLDERS[split])
+        if own := _text_files(tried[0]):
+            return own
     for name in task.folders:
         inside = sorted(annotations.glob(f"*/{name}")) if annotations.is_dir() else []
         resolved = Path(os.path.realpath(annotations))  # of "."
@@ -112,6 +126,13 @@ def require_one(found: Sequence[Path], annotations: Path, task: Task, split: str
             f"{annotations} holds {len(found)} releases of the {split} labels of task {task.name}: "
             f"{', '.join(map(str, found))}. Expected one. Say which with --annotations DIR."
         )
+
+
+def require_split(split: str) -> None:
+    """Refuse a split that there is none of; raises InputError."""
+    if split not in SPLIT_FOLDERS:
+        known = " or ".join(SPLIT_FOLDERS)
+        raise InputError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
 
 
 def _text_files(folder: Path) -> dict[str, Path]:

@@ -1,6 +1,13 @@
 """The tasks that affcache knows by name: a further task is a further entry of ``TASKS``."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from affcache.config import CONFIG_NAME, OWN_TASKS, find_own_tasks
 from affcache.errors import ConfigError, did_you_mean
+from affcache.settings import TOML
+from affcache.tasks import own
 from affcache.tasks.kinds import Classes, Task, Units, Values
 from affcache.tasks.multitask import MultiTask
 
@@ -38,12 +45,50 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """Return a task by name.
+    """Return a task by name, or by the TOML file that defines it.
+
+    A name that isn't in ``TASKS`` is looked for in the tables [task.NAME] of the affcache.toml that counts in the
+    working folder.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or what defines it is wrong.
     """
-    if name not in TASKS:
-        known = " or ".join(f"{task.name} ({task.description})" for task in TASKS.values())
-        raise ConfigError(f"--task {name!r} is unknown{did_you_mean(name, TASKS)}. Expected one of: {known}.")
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    if name.lower().endswith(TOML):
+        return own.read_task_file(Path(name), TASKS)
+    path, tables = find_own_tasks(Path())
+    if name in tables:
+        return own.task_of_table(name, tables[name], path.parent, f"{path}, [{OWN_TASKS}.{name}]", TASKS)
+    known = " or ".join(f"{task.name} ({task.description})" for task in TASKS.values())
+    raise ConfigError(
+        f"--task {name!r} is unknown{did_you_mean(name, (*TASKS, *tables))}. Expected one of: {known}; or a task of "
+        f"your own: --task FILE.toml, or a table [{OWN_TASKS}.{name}] in {CONFIG_NAME}, with kind, names and labels "
+        "(docs/own-tasks.md)."
+    )
+
+
+def is_own(task: Task) -> bool:
+    """Say whether a task is none of ``TASKS``, nor some of the several of one, whatever its name."""
+    return TASKS.get(task.name) != task and not task.parts
+
+
+def task_from_json(values: Mapping[str, Any]) -> Task:
+    """Return the task that ``task_to_json`` wrote: ours, where it is the same. Raises ValueError where it is none."""
+    known = TASKS.get(str(values.get("name")))
+    return known if known is not None and own.task_to_json(known) == values else own.task_from_json(values)
+
+
+def definition_of(task: Task) -> dict[str, Any]:
+    """Return what a run's config.json says of a task beside its name: the definition of one that isn't ours."""
+    return {"definition": own.task_to_json(task)} if TASKS.get(task.name) != task else {}
+
+
+def task_of_run(config: Mapping[str, Any]) -> Task:
+    """Return the task of a run, from its config.json.
+
+    Raises:
+        ConfigError: it has no definition, and there is none of that name.
+        ValueError: its definition is damaged.
+    """
+    return task_from_json(config["definition"]) if "definition" in config else find_task(config["task"])

@@ -14,7 +14,6 @@ from affcache.errors import ConfigError, StoreError, first_line
 from affcache.files import read_json, read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.tasks.kinds import Task
-from affcache.tasks.tasks import TASKS
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
 from affcache.training.risk import cvar
@@ -74,6 +73,11 @@ class Epochs:
         self.steps = learner.settings.last_epoch
         self.done = 0
         self.best = [Best() for _ in learner.recipes]
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.learner.task
 
     def run(self, train: FrameSource, validation: FrameSource | None = None) -> Iterator[list[Entry]]:
         """Train the epochs that are left while a head is; yield a line of history for each head after each.
@@ -138,7 +142,7 @@ class SavedRun:
         Raises:
             ConfigError: the training diverges.
         """
-        (best,), metric = self.run.best, TASKS[self.identity["task"]].metric
+        (best,), metric = self.run.best, self.run.task.metric
         for (entry,) in self.run.run(train, validation):
             if best.diverged is not None:
                 loss = next(entry[name] for name in LOSSES if not math.isfinite(entry[name]))

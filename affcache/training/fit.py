@@ -18,13 +18,14 @@ from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
 from affcache.store.joined import AnyStore, open_stores
-from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts
+from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts, require_learnable
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
+from affcache.tasks.label_sources import labels_of
 from affcache.tasks.metrics import Table
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.splits import group_frames, hold_out, of_videos, unite
-from affcache.tasks.tasks import find_task
+from affcache.tasks.tasks import definition_of, is_own
 from affcache.training.data import (
     FLOAT16,
     FrameSource,
@@ -46,6 +47,7 @@ from affcache.training.run_folder import (
     describe_store,
     locked_run,
     settings_to_json,
+    task_to_fit,
 )
 from affcache.training.settings import FitSettings
 
@@ -61,6 +63,7 @@ class FitResult(Result):
 
     run: str
     task: str
+    kind: str  # of the task: classes, units or values
     head: str
     metric: str
     value: float  # the metric on the validation split at the best epoch; means nothing where that was trained on
@@ -90,7 +93,7 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
         StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
         ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
     """
-    task = find_task(settings.task)
+    task = task_to_fit(settings)
     settings.require_fitting(task)
     find_head(settings.head)
     settings.require_choice()
@@ -144,6 +147,7 @@ def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.dev
     return FitResult(
         run=str(folder.path),
         task=task.name,
+        kind=task.kind,
         head=settings.head,
         metric=task.metric,
         value=best.value,
@@ -201,7 +205,7 @@ class JoinedSplits:
         cls,
         paths: Sequence[Path],
         task: Task,
-        annotations: Path,
+        annotations: Path | None,
         listener: Listener,
         *,
         partial: str = "keep",
@@ -213,12 +217,14 @@ class JoinedSplits:
         stand in train too. Of several tasks those are left out that one of the splits has no label of.
 
         Raises:
-            InputError: labels that can't be read or that join to nothing; or stores that share no frame.
+            InputError: labels that can't be read, that join to nothing, or of a task of one's own that train can't
+                teach; or stores that share no frame.
             StoreError: a store is incomplete or damaged.
         """
         store = open_stores(paths, listener)
         store.verify()  # two seconds for a million rows; a damaged one would train without a word
-        joined = [join_labels(store, annotations, task, split, partial) for split in SPLIT_FOLDERS]
+        where = labels_of(task, annotations)
+        joined = [join_labels(store, where, task, split, partial) for split in SPLIT_FOLDERS]
         if isinstance(task, MultiTask):
             task, joined = labelled_parts(task, joined, listener)
         train, validation = joined
@@ -235,6 +241,8 @@ class JoinedSplits:
             raise InputError(
                 f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels."
             )
+        if is_own(task):
+            require_learnable(task, train, validation)
         return cls(store, task, train, validation, validation)
 
     def holding_out(self, share: float, purpose: str, listener: Listener, *, select: bool) -> "JoinedSplits":
@@ -298,14 +306,21 @@ class JoinedSplits:
         names, group = group_frames(self.store, self.validation)
         return self.task.sums_by_video(self.validation.labels, self.validation.labels, group, len(names))
 
+    def describe_task(self, settings: FitSettings) -> dict[str, Any]:
+        """Return what config.json keeps of the task, and the settings, which name it and say where its labels are."""
+        annotations = labels_of(self.task, settings.annotations)
+        return {
+            "task": self.task.name,
+            **definition_of(self.task),
+            "classes": list(self.task.classes),
+            "settings": settings_to_json(replace(settings, task=self.task.name, annotations=annotations)),
+        }
+
     def describe_run(self, settings: FitSettings) -> dict[str, Any]:
         """Return what config.json keeps: everything that decides a run, resolved."""
         return {
             "affcache": affcache.__version__,
-            "task": self.task.name,
-            "classes": list(self.task.classes),
-            **({"parts": [part.name for part in self.task.parts]} if self.task.parts else {}),
-            "settings": settings_to_json(settings),
+            **self.describe_task(settings),
             **self.description,
             **({"fold": list(self.fold)} if self.fold else {}),
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},

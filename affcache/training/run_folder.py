@@ -30,6 +30,8 @@ from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.description import encoders_of, require_sound
 from affcache.store.joined import AnyStore
+from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import find_task, task_from_json, task_of_run
 from affcache.training.settings import FitSettings
 
 ELSEWHERE = ("store", "annotations", "device")  # may be said anew for a run that is continued
@@ -85,11 +87,13 @@ class RunFolder:
             require_sound(encoder, sha256, width)
             if encoders_of(encoder) != [store["encoder"] for store in several]:
                 raise ValueError("its stores and the description of their encoders differ")
+            if "definition" in config and task_from_json(dict(config["definition"])).name != config["task"]:
+                raise ValueError("its definition is of another task")
             held_out = config["labels"]["train"].get("held_out_videos", [])
             if not (isinstance(held_out, list) and all(isinstance(name, str) for name in held_out)):
                 raise ValueError("its held_out_videos is no list of names")
             return config
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             reason = "no config.json in it" if isinstance(error, FileNotFoundError) else error
             raise InputError(
                 f"{self.path} is no run folder that can be read ({reason}). Expected a folder that 'affcache fit' "
@@ -224,12 +228,22 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
         return settings  # of a run that was killed before it was in place: it begins anew
     config = folder.read_config()
     began = settings_from_json(config["settings"])
+    if "task" in given:  # by its name, be it given by the file that defines it
+        settings = replace(settings, task=find_task(settings.task).name)
     said = {name: getattr(settings, name) for name in given}
     free, instead = (*ELSEWHERE, "run", "resume"), "begin a new run with another --run DIR"
     refuse_changes(f"Run {settings.run} can't be continued", instead, began, said, free)
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
     stores = tuple(Path(store["path"]) for store in stores_of_run(config))
     return replace(began, **{"store": stores, **moved}, run=settings.run, resume=True)
+
+
+def task_to_fit(settings: FitSettings) -> Task:
+    """Return the task of a run that is continued, which its folder knows, or of a new one."""
+    folder = RunFolder(settings.run) if settings.run else None
+    if settings.resume and folder and folder.config.exists():
+        return task_of_run(folder.read_config())
+    return find_task(settings.task)
 
 
 def new_run(task: str) -> RunFolder:

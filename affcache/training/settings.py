@@ -19,8 +19,16 @@ if TYPE_CHECKING:  # tasks load torch
 class TrainingSettings(Settings):
     """What a head and its training can be told. The defaults are the recipe "paper" (arXiv 2403.09915)."""
 
-    task: str = setting("expr", "What to predict: expr, au or va.")
-    annotations: Path = setting(ANNOTATIONS, "Folder with the label files, as the organisers lay them out.")
+    task: str = setting(
+        "expr",
+        "What to predict: expr, au, va, all three at once (mtl), a [task.NAME] of affcache.toml, or FILE.toml with one "
+        "of your own.",
+    )
+    annotations: Path | None = setting(
+        None,
+        "Folder with the label files, as the organisers lay them out; or one table, CSV or Parquet.",
+        default_text=f"where a task of your own says, else {ANNOTATIONS}",
+    )
     partial: str = setting(
         "keep",
         "Frames that some units or values are labelled of: keep what there is, or drop them, as the organisers do.",

@@ -15,11 +15,12 @@ import torch
 import affcache
 from affcache.errors import AffcacheError, ConfigError, InputError, StoreError
 from affcache.prediction.card import licence_of, without_folders
-from affcache.scoring.published import read_published, task_from_json, task_to_json
+from affcache.scoring.published import read_published
 from affcache.scoring.trained import TrainedHead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.kinds import Classes, Task, Units, Values
-from affcache.tasks.tasks import TASKS
+from affcache.tasks.own import task_to_json
+from affcache.tasks.tasks import TASKS, task_from_json
 from tests.conftest import Heard, MakeData, make_learnable
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "device": "cpu"}

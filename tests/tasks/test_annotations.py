@@ -16,9 +16,10 @@ from affcache.store.description import fingerprint
 from affcache.store.frames import ENCODED, UNREADABLE
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
-from affcache.tasks.annotations import JoinedLabels, join_labels, open_labels
+from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import find_label_files, read_label_file
+from affcache.tasks.label_sources import find_labels
 from affcache.tasks.tasks import TASKS
 from tests.conftest import crop_list, write_labels, write_store
 
@@ -217,14 +218,14 @@ def test_the_challenge_folder_may_be_the_working_folder(tmp_path: Path, monkeypa
 def test_no_labels_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
     write_labels(tmp_path, "expr", "train", {"a": [1]})
     with pytest.raises(InputError) as caught:
-        open_labels(tmp_path, EXPR, "validation")
+        find_labels(tmp_path, EXPR, "validation")
     message = str(caught.value)
     for folder in EXPR.folders:
         assert str(tmp_path / folder / "Validation_Set") in message
     assert "--annotations DIR" in message
     assert 'annotations = "..." in affcache.toml' in message
     with pytest.raises(InputError, match="No train labels of task au"):
-        open_labels(tmp_path / "nowhere", AU, "train")
+        find_labels(tmp_path / "nowhere", AU, "train")
 
 
 # The join
@@ -400,4 +401,4 @@ def test_two_releases_below_one_folder_are_refused(tmp_path: Path) -> None:
 def test_a_link_to_itself_is_no_annotations(tmp_path: Path) -> None:
     (tmp_path / "ann").symlink_to("ann")
     with pytest.raises(InputError, match="ann"):
-        open_labels(tmp_path / "ann", TASKS["expr"], "train")
+        find_labels(tmp_path / "ann", TASKS["expr"], "train")

@@ -12,8 +12,9 @@ from sklearn.metrics import f1_score
 
 from affcache.errors import ConfigError, InputError
 from affcache.store.frames import ENCODED
-from affcache.tasks.annotations import join_labels, labelled_parts, open_labels
+from affcache.tasks.annotations import join_labels, labelled_parts
 from affcache.tasks.challenge_file import HEADER
+from affcache.tasks.label_sources import find_labels
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import TASKS
 from affcache.training.settings import FitSettings
@@ -130,7 +131,7 @@ def test_the_file_may_lie_in_the_folder_or_below_or_be_named(tmp_path: Path, whe
     folder.mkdir(exist_ok=True)
     write_challenge(folder, "validation", {("a", 1): (0, 0, 0, [0] * 12)})
     named = folder / "training_set_annotations.txt" if where == "file" else tmp_path
-    assert list(open_labels(named, MTL, "validation").videos) == ["a"]
+    assert list(find_labels(named, MTL, "validation").videos) == ["a"]
 
 
 def test_a_second_line_of_a_frame_is_counted_and_the_first_one_counts(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_another_header_is_refused_and_nothing_found_says_what_was_looked_for(tm
     with pytest.raises(InputError, match=f"line 1: the header is 'image,valence', expected '{HEADER}'"):
         join_labels(store_in_memory({"a": [1]}), tmp_path, "mtl", "train")
     with pytest.raises(InputError, match=r"looked for validation_set_annotations\.txt in") as caught:
-        open_labels(tmp_path, MTL, "validation")
+        find_labels(tmp_path, MTL, "validation")
     assert "--annotations DIR" in str(caught.value)
 
 

@@ -1,0 +1,302 @@
+"""Tables of labels: what is written is read, whatever the order and the format; bad rows are named with their lines."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from affcache.errors import InputError
+from affcache.tasks.annotations import join_labels
+from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.label_files import VideoLabels
+from affcache.tasks.label_sources import find_labels
+from affcache.tasks.label_table import read_label_table
+from affcache.tasks.tasks import TASKS
+from tests.conftest import write_store
+
+MOOD = Classes("mood", ("calm", "engaged", "bored"))
+UNITS = Units("units", ("smile", "frown"))
+PAIN = Values("pain", ("pain", "Effort"), low=0, high=10)
+NAMES = st.text("ab é;,\t\n\"'", min_size=1, max_size=4).filter(lambda name: name.strip() == name)
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def write(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]], delimiter: str = ",", bom: str = ""
+) -> Path:
+    """Write a CSV file, or a Parquet file where the name says so; "" is nothing."""
+    if path.suffix == ".parquet":
+        columns = [[None if value == "" else value for value in column] for column in zip(*rows, strict=True)]
+        pq.write_table(pa.table(dict(zip(header, columns, strict=True))), path)
+        return path
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(bom)
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return path
+
+
+def of(path: Path, task: Task, split: str = "train") -> dict[str, VideoLabels]:
+    """What a table says of each video of a split."""
+    source = find_labels(path, task, split)
+    return {video: source.read(video) for video in source.videos}
+
+
+def test_classes_by_video_and_frame(tmp_path: Path) -> None:
+    rows = [
+        ("a", 3, "train", "bored"), ("a", 1, "Train", "CALM"), ("a", 2, "training", ""), ("b", 10, "VAL", "1"),
+        ("c", 5, "dev", "engaged"), ("d", 1, "valid", "calm"), ("e", 1, "test", "whatever"),
+    ]  # fmt: skip
+    path = write(tmp_path / "x.csv", ("video", "frame", "split", "label"), rows)
+    train = find_labels(path, MOOD, "train")
+    assert (list(train.videos), train.test_rows, train.where) == (["a"], 1, path)
+    found = train.read("a")
+    assert found.frame_numbers is not None
+    assert found.frame_numbers.tolist() == [1, 2, 3]
+    assert (found.labels.tolist(), found.valid.tolist()) == ([0, -1, 2], [True, False, True])
+    assert found.labels.dtype == np.int64
+    assert {video: labels.labels.tolist() for video, labels in of(path, MOOD, "validation").items()} == {
+        "b": [1], "c": [1], "d": [0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_units_and_values_may_lack_some(suffix: str, tmp_path: Path) -> None:
+    header = ("Video", "Frame_number", "SPLIT", "note", "frown", "Smile")
+    rows = [("a", 1, "train", "x", True, 1), ("a", 2, "train", "y", False, ""), ("a", 3, "train", "z", "", "")]
+    found = of(write(tmp_path / f"units{suffix}", header, rows), UNITS)["a"]
+    assert found.labels.tolist() == [[1, 1], [-1, 0], [-1, -1]]
+    assert found.valid.tolist() == [True, True, False]
+
+    header = ("video", "frame", "split", "effort", "pain")
+    rows = [("a", 1.0, "train", 0.1, 3), ("a", 2.0, "train", "", 10), ("a", 3.0, "train", "", "")]
+    found = of(write(tmp_path / f"values{suffix}", header, rows), PAIN)["a"]
+    np.testing.assert_array_equal(found.labels, np.float32([[3, 0.1], [10, np.nan], [np.nan, np.nan]]))
+    assert found.labels.dtype == np.float32
+    assert found.valid.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_separators_and_byte_order_marks(delimiter: str, bom: str, tmp_path: Path) -> None:
+    rows = [("crops/ä b/00007.jpg", "train", "calm"), ("crops\\c\\1.PNG", "val", "bored")]
+    path = write(tmp_path / "x.tsv", ("image", "split", "how it is"), rows, delimiter, bom)
+    (found,) = of(path, MOOD).items()
+    assert (found[0], found[1].frame_numbers, found[1].labels) == ("crops/ä b", [7], [0])
+    assert list(of(path, MOOD, "validation")) == ["crops/c"]
+
+
+def test_columns_may_be_called_anything(tmp_path: Path) -> None:
+    header = ("clip", "n", "set", "part", "label", "state", "video", "frame")
+    rows = [("a", 1, "train", "f1", "x", "calm", "", ""), ("b", 2, "val", "", "x", "bored", "", "")]
+    path = write(tmp_path / "x.csv", header, rows)
+    columns = {"video": "clip", "frame": "n", "split": "set", "fold": "part", "label": "state"}
+    task = replace(MOOD, columns=tuple(columns.items()))
+    assert {video: labels.labels.tolist() for video, labels in of(path, task).items()} == {"a": [0]}
+    assert read_label_table(path, task).of_split("train").folds == {"a": "f1"}
+    assert read_label_table(path, task).of_split("validation").folds == {}
+    assert read_label_table(path, replace(task, columns=task.columns[:3] + task.columns[4:])).folds is None
+    with pytest.raises(InputError, match=r"has no column 'clop' \(did you mean 'clip'\?\), which columns of task mood"):
+        read_label_table(path, replace(MOOD, columns=(("split", "set"), ("video", "clop"))))
+
+
+def test_the_index_of_pandas_is_no_label(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", ("", "video", "frame", "split", "how"), [(0, "a", 1, "train", "calm")])
+    assert of(path, MOOD)["a"].labels.tolist() == [0]
+    header = ("video", "frame", "split", "how", "__index_level_0__")
+    path = write(tmp_path / "x.parquet", header, [("a", 1, "train", "bored", 0)])
+    assert of(path, MOOD)["a"].labels.tolist() == [2]
+    header = ("video", "frame", "split", "Label", "how", "mood")
+    path = write(tmp_path / "x.csv", header, [("a", 1, "train", "calm", "x", "bored")])
+    assert of(path, MOOD)["a"].labels.tolist() == [0], "label goes before the task's name"
+
+
+def test_labels_of_whole_videos(tmp_path: Path) -> None:
+    task = replace(MOOD, level="video")
+    path = write(tmp_path / "x.csv", ("video", "split", "mood"), [("b", "train", "calm"), ("a", "train", "")])
+    found = of(path, task)
+    assert found["b"].frame_numbers is None
+    assert (found["b"].labels.tolist(), found["b"].valid.tolist(), found["a"].valid.tolist()) == ([0], [True], [False])
+    with pytest.raises(InputError, match=r"no column path; .* for which the task says level = \"video\""):
+        read_label_table(path, MOOD)
+    path = write(path, ("video", "split", "mood"), [("b", "train", "calm"), ("a", "val", ""), ("b", "train", "calm")])
+    with pytest.raises(InputError, match="line 2 and line 4 both are of the video b"):
+        read_label_table(path, task)
+
+
+def test_tables_are_for_known_tasks_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", ("video", "frame", "split", "expr"), [("a", 1, "train", "happiness")])
+    assert of(path, TASKS["expr"])["a"].labels.tolist() == [4]
+    header = ("video", "frame", "split", *TASKS["va"].classes)
+    path = write(tmp_path / "va.csv", header, [("a", 1, "train", "-0.5", "1")])
+    assert of(path, TASKS["va"])["a"].labels.tolist() == [[-0.5, 1]]
+
+
+def line(*cells: Any) -> str:
+    return ",".join(map(str, ("video,frame,split,label\na,1,train,calm\nb,1,val,bored\n", *cells))).replace("\n,", "\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (line("a", 2, "train", "clam"), "x.csv, line 4: the column label holds 'clam'; expected a class (did you"),
+        (line("a", 2, "train", 3), "line 4: the column label holds '3'; expected a class: calm, engaged, bored, a"),
+        (line("a", 2, "train", -1), "line 4: the column label holds '-1'; expected a class"),
+        (line("a", 2, "train", "nan"), "line 4: the column label holds 'nan'"),
+        (line("a", 1, "train", "calm"), "x.csv: line 2 and line 4 both are of frame 1 of the video a. Expected"),
+        (line("a", 1, "train", "bored"), "x.csv: line 2 and line 4 both are of frame 1 of the video a"),
+        (line("a", 2, "trian", "calm"), "line 4: the column split holds 'trian'; expected train, validation or test"),
+        (line("a", 2, "", "calm"), "line 4: the column split holds ''; expected train"),
+        (line("a", 2, "val", "calm"), "the video a is in the split train in line 2 and in validation in line 4."),
+        (line("", 2, "train", "calm"), "line 4: the column video holds ''; expected the name of a video"),
+        (line("a", 1.5, "train", "calm"), "line 4: the column frame holds '1.5'; expected the whole number of a frame"),
+        (line("a", -1, "train", "calm"), "line 4: the column frame holds '-1'"),
+        (line("a", "1_0", "train", "calm"), "line 4: the column frame holds '1_0'"),
+        (line("a", 2**31, "train", "calm"), "line 4: the column frame holds '2147483648'"),
+        (line("a", "", "train", "calm"), "line 4: the column frame holds ''"),
+        (line("a", 2, "train"), "line 4 has 3 cells, and the first line 4"),
+        ("video,frame,split,label\n", "x.csv has no rows"),
+        ("video,frame,split,label\na,1,test,calm\n", "x.csv has no rows"),
+        ("video,frame,split,label\na,1,train,calm\n", "x.csv has no row of the split validation"),
+        ("video,frame,label\na,1,calm\n", "which doesn't name a column split"),
+        ("split;a,b\ntrain;c\n", "x.csv has no column path; it has split, a,b. Expected video and frame"),
+        ("split,frame\ntrain,1\n", "x.csv has no column path; it has split, frame"),
+        ("path,split,label\ncover.jpg,train,calm\n", "line 2: the column path holds 'cover.jpg'; expected the path of"),
+        ("video,frame,split,a,b\nv,1,train,calm,x\n", "x.csv has no column label, class or mood; beside"),
+        ("video,frame,split,split\nv,1,train,calm\n", "x.csv has two columns of one name: split"),
+        ("", "which doesn't name a column split"),
+    ],
+)  # fmt: skip
+def test_bad_rows_and_columns(content: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(InputError) as caught:
+        find_labels(tmp_path / "x.csv", MOOD, "validation")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "cells", "expected"),
+    [
+        (PAIN, "3,10.5", "line 2: the column Effort holds '10.5'; expected a number from 0 to 10, with a point"),
+        (PAIN, "nan,1", "line 2: the column pain holds 'nan'; expected a number from 0 to 10"),
+        (PAIN, "inf,1", "line 2: the column pain holds 'inf'"),
+        (PAIN, '"0,5",1', "line 2: the column pain holds '0,5'; expected a number from 0 to 10, with a point"),
+        (UNITS, "2,1", "line 2: the column smile holds '2'; expected 0, 1, false or true, or nothing for no label"),
+        (UNITS, "-1,1", "line 2: the column smile holds '-1'"),
+        (replace(PAIN, classes=("pain", "strain")), "1,1", "has no column strain; beside the keys it has"),
+    ],
+)
+def test_bad_units_and_values(task: Task, cells: str, expected: str, tmp_path: Path) -> None:
+    names = ("pain", "Effort") if isinstance(task, Values) else task.classes
+    (tmp_path / "x.csv").write_text(f"video,frame,split,{','.join(names)}\na,1,train,{cells}\n")
+    with pytest.raises(InputError) as caught:
+        find_labels(tmp_path / "x.csv", task, "train")
+    assert expected in str(caught.value)
+
+
+def test_nan_in_parquet_is_no_label_left_out(tmp_path: Path) -> None:
+    columns = {
+        "video": ["a", "a"],
+        "frame": [1, 2],
+        "split": ["train"] * 2,
+        "pain": [1.0, float("nan")],
+        "effort": [1, 2],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(
+        InputError, match=r"x.parquet, row 1 \(counted from 0\): the column pain holds 'nan'; expected a"
+    ):
+        find_labels(tmp_path / "x.parquet", PAIN, "train")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("where", ["header", "row"])
+def test_another_encoding_is_told_how_to_convert(encoding: str, where: str, tmp_path: Path) -> None:
+    names = ("é" if where == "header" else "x", "é" if where == "row" else "x")
+    path = tmp_path / "x.csv"
+    path.write_bytes(
+        f"video,frame,split,label,{names[0]}\na,1,train,calm,b\n{names[1]},1,val,calm,b\n".encode(encoding)
+    )
+    with pytest.raises(InputError, match=r"is not text in UTF-8. .* iconv -f WINDOWS-1252 -t UTF-8"):
+        find_labels(path, MOOD, "train")
+
+
+def test_a_file_that_is_missing_or_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no.csv can't be read: No such file"):
+        find_labels(tmp_path / "no.csv", MOOD, "train")
+    with pytest.raises(InputError, match=r"No train labels of task mood found: looked for <video>.txt in .*Train_Set"):
+        find_labels(tmp_path / "none", MOOD, "train")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=r"x.parquet can't be read"):
+        find_labels(tmp_path / "x.parquet", MOOD, "train")
+
+
+def test_classes_that_are_numbers_are_names(tmp_path: Path) -> None:
+    stars = Classes("stars", ("1", "2", "3"))
+    path = write(tmp_path / "x.csv", ("video", "frame", "split", "stars"), [("a", 1, "train", 1), ("a", 2, "train", 3)])
+    assert of(path, stars)["a"].labels.tolist() == [0, 2]
+    path = write(path, ("video", "frame", "split", "stars"), [("a", 1, "train", 0)])
+    with pytest.raises(InputError, match="the column stars holds '0'; expected a class: 1, 2, 3, or nothing"):
+        of(path, stars)
+
+
+def test_names_that_differ_in_capitals_alone_are_meant_exactly(tmp_path: Path) -> None:
+    task = Classes("case", ("a", "A", "b"))
+    path = write(
+        tmp_path / "x.csv", ("video", "frame", "split", "case"), [("v", 1, "train", "A"), ("v", 2, "train", "B")]
+    )
+    assert of(path, task)["v"].labels.tolist() == [1, 2]
+
+
+@FEW
+@given(
+    labels=st.dictionaries(st.tuples(NAMES, st.integers(0, 99)), st.integers(-1, 2), min_size=1, max_size=20),
+    seed=st.integers(0, 9),
+    suffix=st.sampled_from([".csv", ".parquet"]),
+    delimiter=st.sampled_from([",", ";", "\t"]),
+    as_numbers=st.booleans(),
+)
+def test_what_is_written_is_read_in_any_order(
+    labels: Mapping[tuple[str, int], int], seed: int, suffix: str, delimiter: str, as_numbers: bool, tmp_path: Path
+) -> None:
+    form = {index: index if as_numbers else name for index, name in enumerate(MOOD.classes)} | {-1: ""}
+    rows = [(video, frame, "train", form[label]) for (video, frame), label in labels.items()]
+    np.random.default_rng(seed).shuffle(rows)
+    found = of(write(tmp_path / f"x{suffix}", ("video", "frame", "split", "label"), rows, delimiter), MOOD)
+    read = {}
+    for video, own in found.items():
+        assert own.frame_numbers is not None
+        assert (np.diff(own.frame_numbers) > 0).all()
+        of_video = zip(own.frame_numbers.tolist(), own.labels.tolist(), own.valid.tolist(), strict=True)
+        read |= {(video, frame): (label, valid) for frame, label, valid in of_video}
+    assert read == {key: (label, label >= 0) for key, label in labels.items()}
+
+
+@FEW
+@given(
+    values=st.lists(st.floats(0, 10, width=32), min_size=4, max_size=4),
+    order=st.permutations(range(12)),
+    suffix=st.sampled_from([".csv", ".parquet"]),
+)
+def test_any_order_gives_the_same_join(values: list[float], order: list[int], suffix: str, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.h5", {"v": range(1, 9), "w": range(3, 5)}, np.zeros((10, 4), np.float16))
+    rows = [("v", frame, "train", values[frame % 4], "") for frame in range(10)]
+    rows += [("x/w", frame, "test" if frame < 1 else "train", values[frame], 1) for frame in range(2)]
+    header = ("video", "frame", "split", "pain", "effort")
+    path = write(tmp_path / f"x{suffix}", header, [tuple(map(str, rows[place])) for place in order])
+    joined = join_labels(store, path, PAIN, "train")
+    assert joined.rows.tolist() == list(range(8))
+    expected = np.full((8, 2), np.nan, np.float32)
+    expected[:, 0] = [values[frame % 4] for frame in range(1, 9)]
+    np.testing.assert_array_equal(joined.labels, expected)
+    account = joined.account
+    assert (account.used, account.no_crop, account.no_label, account.test_rows) == (8, 3, 2, 1)
+    assert "1 test row" in account.sentence("train")
+    assert account.to_json()["test_rows"] == 1

@@ -131,7 +131,9 @@ def fit(result: Any) -> None:
 
 def score(result: Any) -> None:
     """Print the scores of all classes, and what they rest on."""
-    frames = f"{counted(result.frames, 'frame')} of {counted(result.videos, 'video')}"
+    frames = counted(result.frames, result.level)
+    if result.level == "frame":
+        frames += f" of {counted(result.videos, 'video')}"
     title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {frames}"
     losses = f"loss {result.loss:.3f}"
     if result.alpha < 1:
@@ -141,7 +143,7 @@ def score(result: Any) -> None:
     out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
     names = affcache.TASKS[result.task].classes
     if result.rule.fitted_on:
-        note = ", optimistic: these are the frames it is scored on" if result.rule.optimistic else ""
+        note = ", optimistic: it is scored on the same {result.level}s" if result.rule.optimistic else ""
         out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
     elif words := result.rule.in_words(names):
         out(f"rule: {words}")
@@ -150,7 +152,7 @@ def score(result: Any) -> None:
         interval = ", without an interval"
         if of["low"] is not None:
             interval = f", 95 % {of['low']:+.3f} to {of['high']:+.3f}"
-        shared, own = f"the {result.against['frames']:,} frames of both", f"this {result.against['own']:.3f}"
+        shared, own = f"the {result.against['frames']:,} {result.level}s of both", f"this {result.against['own']:.3f}"
         where = f"on {shared}, where {own}" if result.against["frames"] != result.frames else ""
         out(
             f"{result.against['run']} has {result.against['value']:.3f} {where}".rstrip()
@@ -206,7 +208,7 @@ def report(result: Any) -> None:
     """Print where the report lies, and what it shows."""
     facts = {
         "out": f"{result.out} ({result.bytes / 1e6:,.1f} MB); open it in a browser",
-        "shows": f"{counted(result.frames, 'frame')}, the hardest {result.hardest}, "
+        "shows": f"{counted(result.frames, result.level)}, the hardest {result.hardest}, "
         + counted(result.suspicious, "doubtful label"),
         "pictures": f"{counted(result.pictures, 'crop')}",
     }

@@ -27,13 +27,14 @@ from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, raised_twice, tail_of
 from affcache.training.plain import disagreement
 from affcache.training.run_folder import fit_command
+from affcache.training.settings import resolved_pool
 
 # what trains, by --engine: functions that give a trainer, imported when they are asked for
 TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.cluster.training:cluster_trainer"}
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # trials; a grid of more is projected before they are made one by one
 TRIED = 5  # settings for a projection
-SplitsOf = dict[tuple[Stores, str], JoinedSplits]  # by stores and task
+SplitsOf = dict[tuple[Stores, str, str], JoinedSplits]  # by stores, task and pool
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Ablation:
         for variant in self.variants:
             for seed in range(self.settings.seeds):
                 recipe = self.grid.fit_settings(variant, seed)
-                self.trials.append(Trial.of(variant, recipe, self.splits[variant.store, recipe.task], self.out))
+                self.trials.append(Trial.of(variant, recipe, self.splits[variant.store, recipe.task, recipe.pool], self.out))
         self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.result.is_file()}
         self._best: dict[str, tuple[float, Trial]] = {}  # by task: the metric where epochs were chosen, and whose
         for trial, outcome in self._finished():
@@ -195,8 +196,8 @@ class Ablation:
         """Say how long so many trials will take, and refuse what takes too long unasked."""
         count, tried = len(self.grid), min(TRIED, len(self.grid))
         recipes = [self.grid.fit_settings(self.grid[i * count // tried], 0) for i in range(tried)]
-        alike = [one for one in recipes if one.task == recipes[0].task]
-        first = self.splits[self.grid[0].store, recipes[0].task]
+        alike = [one for one in recipes if (one.task, one.pool) == (recipes[0].task, recipes[0].pool)]
+        first = self.splits[self.grid[0].store, recipes[0].task, recipes[0].pool]
         seconds = trials * self.trainer.project(alike, self._load(first))
         require_asked_for(trials, seconds, self.settings.yes)
         self.listener.message(
@@ -265,8 +266,8 @@ class AblateResult:
 
 def _warn_of_other_frames(splits: SplitsOf, listener: Listener) -> None:
     """Warn where stores that are compared are scored on other frames."""
-    for task in dict.fromkeys(name for _, name in splits):
-        counts = {stores: len(joined.validation) for (stores, name), joined in splits.items() if name == task}
+    for alike in dict.fromkeys((task, pool) for _, task, pool in splits):
+        counts = {stores: len(of.validation) for (stores, *key), of in splits.items() if tuple(key) == alike}
         if len(set(counts.values())) > 1:
             each = ", ".join(f"{stores_text(stores)} {count:,}" for stores, count in counts.items())
             listener.warning(
@@ -297,15 +298,16 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         grid.base_index()
     out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
     with resolve_name(TRAINERS[settings.engine])(settings, listener) as (trainer, device):
-        tasks: Sequence[Any] = grid.axes.get("task") or [of.get("task", settings.task) for _, of in grid.named]
         splits: SplitsOf = {}
-        for store, task in product(grid.stores, dict.fromkeys(tasks)):
+        for store, (name, said) in product(grid.stores, grid.values_of("task", "pool")):
             if len(grid.stores) > 1:
                 listener.message(f"{stores_text(store)}:")
-            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener)
+            task = find_task(name)
+            pool = resolved_pool(said, task)
+            joined = JoinedSplits.open(store, task, settings.annotations, listener, pool)
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
-            splits[store, task] = joined
+            splits[store, name, pool] = joined
         _warn_of_other_frames(splits, listener)
         refusal = ConfigError(
             f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "

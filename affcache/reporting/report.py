@@ -22,7 +22,8 @@ class ReportResult(Result):
 
     out: str
     bytes: int
-    frames: int
+    level: str  # what is shown: frames or whole videos
+    frames: int  # or videos: how many of these
     hardest: int
     suspicious: int
     pictures: int  # of these whose crop was found
@@ -42,16 +43,18 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     scored = score_frames(settings, runs, annotations, joined, listener)
     losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
     context = ReportContext(run, settings.split, joined, scored, losses, settings.crops)
-    if not context.pictures:
+    if not context.pictures and run.task.level == "frame":
         looked = ", ".join(f"{root}{'' if root.exists() else ' (not there)'}" for root in settings.crops)
         words = f"No crops were found to show beside the frames; looked in {looked or 'no folder'}."
         listener.warning(f"{words} Say where they are with --crops DIR.")
-    sections = {heading: html for heading, panel in PANELS.items() if (html := panel(context))}
+    said = {heading: html for heading, panel in PANELS.items() if (html := panel(context))}
+    sections = {heading.replace("frame", run.task.level): html for heading, html in said.items()}
     out = settings.out or run.out.path / "report.html"
     write_text(out, page(f"{run.task.name}: {Path(run.source).name}", headline(context), sections))
     return ReportResult(
         out=str(out),
         bytes=out.stat().st_size,
+        level=run.task.level,
         frames=len(joined),
         hardest=len(context.hardest),
         suspicious=len(context.suspicious),

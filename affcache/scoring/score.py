@@ -45,7 +45,8 @@ class ScoreResult:
     task: str
     split: str
     epoch: int  # of the first run's head, counted from 1
-    frames: int
+    level: str  # what is scored, and what a label is of: a frame or a video
+    frames: int  # or videos: how many of these
     videos: int  # persons of a video together: what the intervals are over
     account: JoinAccount
     scores: Scores
@@ -67,7 +68,7 @@ class ScoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
-        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "frames", "videos", "epoch", "run")}
+        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "level", "frames", "videos", "epoch", "run")}
         return {
             "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
             "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
@@ -135,6 +136,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         task=task.name,
         split=settings.split,
         epoch=first.epoch,
+        level=task.level,
         frames=len(joined),
         videos=len(scored.statistics),
         account=joined.account,
@@ -158,13 +160,13 @@ def _warn(scored: Scored, split: str, listener: Listener) -> None:
     """Say what a reader has to know of scores before trusting them."""
     if missing := scored.scores.without_support:
         listener.warning(
-            f"No {split} frame is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
+            f"No {split} {scored.task.level} is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
             f"as the mean runs over all {scored.task.outputs} classes."
         )
     if few := without_interval(scored.task, scored.statistics):
         listener.message(f"{metric_name(scored.task.metric)} has no interval: {few}")
     if scored.rule.optimistic:
-        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
+        listener.warning(f"The rule was fitted on the very {scored.task.level}s that are scored here: the scores are optimistic.")
 
 
 def _compared(
@@ -203,14 +205,14 @@ def open_split(
     runs = Ensemble.open(paths, settings.store, settings.device, listener, also=against)
     annotations = settings.annotations or runs.first.annotations
     joined = join_labels(runs.frames, annotations, runs.task, settings.split)
-    listener.message(joined.account.sentence(settings.split))
+    listener.message(joined.account.sentence(settings.split, runs.task.level))
     return runs, annotations, joined
 
 
 def score_frames(
     settings: SplitSettings, runs: Ensemble, annotations: Path, joined: JoinedLabels, listener: Listener
 ) -> Scored:
-    """Predict the joined frames of a split, decide by the rule that the settings ask for, and score."""
+    """Predict the joined frames of a split, or its videos where labels are of these, decide by the rule that the settings ask for, and score."""
     task, frames = runs.task, runs.frames
     rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
     rows = rows_to_predict(frames, joined.rows, settings.smooth)

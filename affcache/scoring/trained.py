@@ -24,6 +24,7 @@ from affcache.scoring.published import (
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
 from affcache.store.description import encoders_of, fingerprint
+from affcache.store.pooled import pooled_width
 from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import find_task
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
@@ -56,7 +57,7 @@ class TrainedHead:
     device: torch.device
     encoder: dict[str, Any]  # the description of what made the embeddings that it was trained on
     encoder_fingerprint: str
-    width: int  # D
+    width: int  # D of the embeddings
 
     @classmethod
     def open(cls, location: Path | str, device: str = "auto", listener: Listener | None = None) -> "TrainedHead":
@@ -115,6 +116,11 @@ class TrainedHead:
     def widths(self) -> list[int]:
         """How many values the embeddings of each encoder have, in that order; their sum is ``width``."""
         return [int(one["width"]) for one in self.encoders] if len(self.encoders) > 1 else [self.width]
+
+    @property
+    def inputs(self) -> int:
+        """How many values the head takes: D, or those that a video is pooled into."""
+        return _inputs(self.settings, self.task, self.width)
 
     @property
     def encoder_fingerprints(self) -> list[str]:
@@ -181,7 +187,7 @@ class TrainedHead:
         """Return the head's logits, as ``score`` computes them.
 
         Args:
-            embeddings: float (n, D), on any device; float64 is rounded to float32.
+            embeddings: float (n, ``inputs``), on any device; float64 is rounded to float32.
 
         Returns:
             float32 (n, C), on the CPU.
@@ -189,10 +195,10 @@ class TrainedHead:
         Raises:
             InputError: another shape, or an embedding that isn't finite.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.width or not embeddings.is_floating_point():
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.inputs or not embeddings.is_floating_point():
             raise InputError(
                 f"Embeddings are {str(embeddings.dtype).removeprefix('torch.')} of shape {tuple(embeddings.shape)}. "
-                f"Expected floating-point numbers of shape (n, {self.width}), of the encoder that the head of "
+                f"Expected floating-point numbers of shape (n, {self.inputs}), of the encoder that the head of "
                 f"{self.source} was trained on: {encoder_name(self.encoder)}."
             )
         if embeddings.dtype == torch.float64:
@@ -289,6 +295,10 @@ def encoder_name(encoder: dict[str, Any]) -> str:
     return " + ".join(" ".join(words) or "of unknown name" for words in each)
 
 
+def _inputs(settings: FitSettings, task: Task, width: int) -> int:
+    return width if task.level == "frame" or settings.pool == "none" else pooled_width(settings.pool, width)
+
+
 def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -> tuple[nn.Module, Scaler, int]:
     """Return the best head, what is done to embeddings first, and its epoch."""
     if not folder.head.exists() and folder.history.exists():
@@ -303,6 +313,7 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -
             "it from a sound copy, or train again with 'affcache fit'."
         )
     try:
+        width = _inputs(fitted, task, width)
         with torch.device("meta"):  # shapes alone: settings that were changed may ask for any memory
             expected = build_head(fitted, width, task).state_dict()
         if any(name not in tensors or tensors[name].shape != like.shape for name, like in expected.items()):

@@ -77,11 +77,17 @@ def read_template(path: Path) -> Template:
 
 
 def require_template_of(template: Template, task: Task) -> None:
-    """Refuse a template whose header is another task's.
+    """Refuse a template whose header is another task's, and a task that says nothing of frames.
 
     Raises:
         InputError: it is.
+        ConfigError: its labels are of whole videos.
     """
+    if task.level == "video":
+        raise ConfigError(
+            f"A submission has a line for each frame, and task {task.name} decides once for each video. Expected a run "
+            "on labels of frames. 'affcache predict --store FILE' writes a table with a row a video."
+        )
     if template.columns and [name.lower() for name in template.columns] != [name.lower() for name in task.classes]:
         raise InputError(
             f"The template's header names {', '.join(template.columns)[:80]}, but the run is of {task.name}. Expected "

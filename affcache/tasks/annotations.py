@@ -29,20 +29,23 @@ class JoinAccount(Result):
     label_files: int = 0
     videos_without_crops: tuple[str, ...] = ()  # label files of videos that the store doesn't have
 
-    def sentence(self, split: str) -> str:
-        """Say the account in one line."""
+    def sentence(self, split: str, unit: str = "frame") -> str:
+        """Say the account in one line; of whole videos, ``unit`` is video."""
+        crop = "crop" if unit == "frame" else unit
         left_out = (
-            (self.no_crop, "label", " without a crop"),
+            (self.no_crop, "label", f" without a {crop}"),
             (self.no_label, "crop", " without a label"),
             (self.invalid_label, "invalid label", ""),
-            (self.unreadable_crop, "unreadable crop", ""),
+            (self.unreadable_crop, f"unreadable {crop}", ""),
         )
         words = ", ".join(counted(count, what) + why for count, what, why in left_out if count)
         videos = len(self.videos_without_crops)
         if videos:
             words += f"{', ' if words else ''}{counted(videos, 'label file')} of videos not in the store"
             words += f" ({', '.join(self.videos_without_crops[:3])}{', ...' if videos > 3 else ''})"
-        used = f"{counted(self.used, 'frame')} of {counted(self.label_files - videos, 'video')}"
+        used = counted(self.used, unit)
+        if unit == "frame":
+            used += f" of {counted(self.label_files - videos, 'video')}"
         return f"{split}: {used}; left out: {words or 'nothing'}"
 
 
@@ -96,14 +99,14 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         rows.append(first + np.flatnonzero(used))
         labels.append(of_video.labels[entry[used]])
         counts["used"] += int(used.sum())
-        counts["no_crop"] += int(of_video.valid.sum() - is_valid.sum())
+        counts["no_crop"] += max(int(of_video.valid.sum() - is_valid.sum()), 0)  # a video's one label has many crops
         counts["no_label"] += int((~there).sum())
         counts["invalid_label"] += int((there & ~is_valid).sum())
         counts["unreadable_crop"] += int((is_valid & ~used).sum())
     account = JoinAccount(**counts, label_files=len(source.videos), videos_without_crops=tuple(missing))
     if not counts["used"]:
         raise InputError(
-            f"No {split} label of task {task.name} belongs to a crop of {store.path}. {account.sentence(split)}. "
+            f"No {split} label of task {task.name} belongs to a crop of {store.path}. {account.sentence(split, store.unit)}. "
             f"The labels are of videos like {next(iter(source.videos))!r}, the crops of videos like "
             f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
         )

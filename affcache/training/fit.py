@@ -17,7 +17,8 @@ from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
-from affcache.store.joined import AnyStore, open_stores
+from affcache.store.joined import open_stores
+from affcache.store.pooled import PooledStore, RowStore
 from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
@@ -89,6 +90,7 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     """
     task = find_task(settings.task)
     settings.require_fitting(task)
+    settings = settings.resolved(task)
     find_head(settings.head)
     device = resolve_device(settings.device)
     with locked_run(settings.run, task.name, listener, resume=settings.resume) as (folder, resume):
@@ -98,7 +100,8 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
 
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
     """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
-    joined = JoinedSplits.open(settings.store or (existing_store(listener),), task, settings.annotations, listener)
+    stores = settings.store or (existing_store(listener),)
+    joined = JoinedSplits.open(stores, task, settings.annotations, listener, settings.pool)
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
@@ -174,7 +177,7 @@ class LoadedSplits:
 class JoinedSplits:
     """Joined labels of a store, or of several: train to train on, selection to choose by, validation to report."""
 
-    store: AnyStore
+    store: RowStore  # of pooled videos where a row is one
     task: Task
     train: JoinedLabels
     selection: JoinedLabels  # validation itself, unless training videos were held out for it
@@ -182,25 +185,31 @@ class JoinedSplits:
     held_out: tuple[str, ...] = ()  # names of the training videos that were set aside, as ``group_frames`` has them
 
     @classmethod
-    def open(cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener) -> "JoinedSplits":
+    def open(
+        cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener, pool: str = "none"
+    ) -> "JoinedSplits":
         """Check a store, or several, join the labels of both splits, and say what was left out.
+
+        Of a task whose labels are of whole videos, ``pool`` says what of these is read, resolved.
 
         Raises:
             InputError: labels that can't be read or that join to nothing; or stores that share no frame.
             StoreError: a store is incomplete or damaged.
         """
-        store = open_stores(paths, listener)
+        store: RowStore = open_stores(paths, listener)
         store.verify()  # two seconds for a million rows; a damaged one would train without a word
+        if task.level == "video" and pool != "none":
+            store = PooledStore.of(store, pool)
         train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
         videos = store.video_of_rows()
         if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])):
             examples = ", ".join(store.video_names[video] for video in both[:3])
             listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
-        listener.message(train.account.sentence("train"))
-        listener.message(validation.account.sentence("validation"))
+        listener.message(train.account.sentence("train", store.unit))
+        listener.message(validation.account.sentence("validation", store.unit))
         if len(train) < 2:
             raise InputError(
-                f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels."
+                f"Only {len(train)} training {store.unit}: expected at least 2. Point --annotations at more labels."
             )
         return cls(store, task, train, validation, validation)
 
@@ -213,7 +222,8 @@ class JoinedSplits:
         train, names = hold_out(self.store, self.train, share)
         held_out = of_videos(self.store, self.train, names)
         listener.message(
-            f"held out {purpose}: {counted(len(held_out), 'training frame')} of {counted(len(names), 'video')}; "
+            f"held out {purpose}: {counted(len(held_out), f'training {self.store.unit}')} of "
+            f"{counted(len(names), 'video')}; "
             f"{len(train):,} are left"
         )
         sides = (names, group_frames(self.store, train)[0])
@@ -257,7 +267,8 @@ class JoinedSplits:
             labels["train"]["held_out_videos"] = list(self.held_out)
         if self.selection is not self.validation:
             labels["selection"] = self.selection.to_json()
-        return {"store": describe_store(self.store), "labels": labels}
+        store = self.store.source if isinstance(self.store, PooledStore) else self.store  # ``--pool`` is a setting
+        return {"store": describe_store(store), "labels": labels}
 
     @property
     def validation_sums(self) -> Table:

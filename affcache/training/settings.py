@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,10 @@ from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
 
 if TYPE_CHECKING:  # tasks load torch
     from affcache.tasks.kinds import Task
+
+
+POOLED = "mean+std"  # how a video becomes one embedding unless it is said
+POOLS = ("auto", "none", "mean", POOLED, f"{POOLED}+quantiles")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,12 @@ class TrainingSettings(Settings):
     head: str = setting(
         "mlp",
         "What is trained: mlp, linear, (ridge) a linear layer in closed form, or another in training/heads.py.",
+    )
+    pool: str = setting(
+        "auto",
+        "Where a label is of a whole video, what of its frames' embeddings is the head's input: statistics; or (none) "
+        "each frame by itself, with the video's label. auto is mean+std there, and none where frames have labels.",
+        choices=POOLS,
     )
     epochs: int = setting(32, "Passes over the training frames.")
     batch_size: int = setting(32, "Frames per step.")
@@ -127,6 +137,8 @@ class TrainingSettings(Settings):
                     f"{flag(name)} is {getattr(self, name)}, but the loss of task {task.name} doesn't take it; "
                     f"expected {knob.default:g}{''.join(others)}."
                 )
+        if task.level == "frame" and self.pool not in ("auto", "none"):
+            yield f"--pool is {self.pool}, but a label of task {task.name} is of a frame; expected none."
         if not task.has_classes:
             for name, off in (("logit_adjustment", 0.0), ("class_weights", "none")):
                 if getattr(self, name) != off:
@@ -159,3 +171,12 @@ class FitSettings(TrainingSettings):
         yield from self.expect("held_out", at_least=0, less_than=1)
         if self.resume and self.run is None:
             yield "--resume doesn't say which run to continue; expected --run DIR with it."
+
+    def resolved(self, task: "Task") -> "FitSettings":
+        """Return the settings with what ``auto`` stands for where the task's labels are of whole videos."""
+        return replace(self, pool=resolved_pool(self.pool, task))
+
+
+def resolved_pool(pool: str, task: "Task") -> str:
+    """Return what ``--pool`` stands for where a task's labels are of whole videos."""
+    return POOLED if pool == "auto" and task.level == "video" else pool

@@ -78,7 +78,7 @@ def make_videos(
 ) -> Videos:
     """Write a store of videos, two persons in some, of 1 to 12 frames with unreadable ones among them; and labels.
 
-    What tells the classes is the spread of a dimension as much as its mean. Of the last training video none can be read.
+    What tells the classes is the spread of values as much as their mean. Of the last training video none can be read.
     """
     random = np.random.default_rng(seed)
     names = sorted(f"{name}{number // 2:02d}{('', '_left')[number % 2]}" for number in range(count))
@@ -87,7 +87,7 @@ def make_videos(
     kinds = random.integers(0, 2, count)
     drawn = [random.normal(kind, 1 + 2 * kind, (frames, WIDTH)) for kind, frames in zip(kinds, lengths, strict=True)]
     starts = np.cumsum([0, *lengths])
-    lost = [*range(starts[-2], starts[-1]), *(int(start) for start, frames in zip(starts[2:], lengths[2:]) if frames > 4)]
+    lost = [*starts[2:-1][lengths[2:] > 4], *range(starts[-2], starts[-1])]
     listing = {name: range(3, 3 + 2 * frames, 2) for name, frames in zip(names, lengths, strict=True)}
     store = folder / f"{name}.h5"
     write_store(store, listing, np.concatenate(drawn).astype(np.float16), unreadable=lost)

@@ -65,7 +65,8 @@ class Ablation:
         for variant in self.variants:
             for seed in range(self.settings.seeds):
                 recipe = self.grid.fit_settings(variant, seed)
-                self.trials.append(Trial.of(variant, recipe, self.splits[variant.store, recipe.task, recipe.pool], self.out))
+                of_trial = self.splits[variant.store, recipe.task, recipe.pool]
+                self.trials.append(Trial.of(variant, recipe, of_trial, self.out))
         self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.result.is_file()}
         self._best: dict[str, tuple[float, Trial]] = {}  # by task: the metric where epochs were chosen, and whose
         for trial, outcome in self._finished():

@@ -82,7 +82,8 @@ def _row_name(store: RowStore, rows: Rows, position: int) -> str:
 def open_store(given: Sequence[Path], trained: TrainedHead) -> RowStore:
     """Open what to predict on: the run's own store, which must not have changed, or that of its encoder among some.
 
-    Where labels are of whole videos, its rows are these. A head on embeddings of several encoders side by side has a store of each.
+    Where labels are of whole videos, its rows are these. A head on embeddings of several encoders side by side has a
+    store of each.
 
     Raises:
         StoreError: one has changed, is incomplete, or is of another encoder.

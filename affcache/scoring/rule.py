@@ -131,8 +131,8 @@ def require_frames_to_smooth(kind: str, task: Task) -> None:
     """Refuse to smooth what is said of whole videos; raises ConfigError."""
     if kind != "none" and task.level == "video":
         raise ConfigError(
-            f"--smooth {kind} is over the frames of a video, but task {task.name} decides once for each video. Expected "
-            "none. Leave it out."
+            f"--smooth {kind} is over frames of a video, but task {task.name} decides once for each. Expected none: "
+            "leave it out."
         )
 
 

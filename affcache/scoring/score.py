@@ -68,7 +68,8 @@ class ScoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
-        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "level", "frames", "videos", "epoch", "run")}
+        names = ("loss", "cvar", "alpha", "level", "frames", "videos", "epoch", "run")
+        own = {name: getattr(self, name) for name in names}
         return {
             "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
             "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
@@ -158,15 +159,16 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
 
 def _warn(scored: Scored, split: str, listener: Listener) -> None:
     """Say what a reader has to know of scores before trusting them."""
+    level = scored.task.level
     if missing := scored.scores.without_support:
         listener.warning(
-            f"No {split} {scored.task.level} is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
+            f"No {split} {level} is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
             f"as the mean runs over all {scored.task.outputs} classes."
         )
     if few := without_interval(scored.task, scored.statistics):
         listener.message(f"{metric_name(scored.task.metric)} has no interval: {few}")
     if scored.rule.optimistic:
-        listener.warning(f"The rule was fitted on the very {scored.task.level}s that are scored here: the scores are optimistic.")
+        listener.warning(f"The rule was fitted on the very {level}s that are scored here: the scores are optimistic.")
 
 
 def _compared(
@@ -212,7 +214,7 @@ def open_split(
 def score_frames(
     settings: SplitSettings, runs: Ensemble, annotations: Path, joined: JoinedLabels, listener: Listener
 ) -> Scored:
-    """Predict the joined frames of a split, or its videos where labels are of these, decide by the rule that the settings ask for, and score."""
+    """Predict the joined frames of a split, or its videos, decide by the rule that the settings ask for, and score."""
     task, frames = runs.task, runs.frames
     rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
     rows = rows_to_predict(frames, joined.rows, settings.smooth)

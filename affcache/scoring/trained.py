@@ -118,6 +118,11 @@ class TrainedHead:
         return [int(one["width"]) for one in self.encoders] if len(self.encoders) > 1 else [self.width]
 
     @property
+    def pools(self) -> bool:
+        """Whether the head takes the pooled embeddings of a video, and not those of frames."""
+        return _pools(self.settings, self.task)
+
+    @property
     def inputs(self) -> int:
         """How many values the head takes: D, or those that a video is pooled into."""
         return _inputs(self.settings, self.task, self.width)
@@ -195,12 +200,7 @@ class TrainedHead:
         Raises:
             InputError: another shape, or an embedding that isn't finite.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.inputs or not embeddings.is_floating_point():
-            raise InputError(
-                f"Embeddings are {str(embeddings.dtype).removeprefix('torch.')} of shape {tuple(embeddings.shape)}. "
-                f"Expected floating-point numbers of shape (n, {self.inputs}), of the encoder that the head of "
-                f"{self.source} was trained on: {encoder_name(self.encoder)}."
-            )
+        self.require_embeddings(embeddings, self.inputs)
         if embeddings.dtype == torch.float64:
             embeddings = embeddings.float()
         found, start = [torch.empty(0, self.task.outputs)], 0
@@ -208,6 +208,15 @@ class TrainedHead:
             found.append(self.logits_of_group(group, partial(_position_name, start)))
             start += len(group)
         return torch.cat(found)
+
+    def require_embeddings(self, embeddings: torch.Tensor, width: int) -> None:
+        """Refuse embeddings that aren't floating-point numbers (n, width); raises InputError."""
+        if embeddings.ndim != 2 or embeddings.shape[1] != width or not embeddings.is_floating_point():
+            raise InputError(
+                f"Embeddings are {str(embeddings.dtype).removeprefix('torch.')} of shape {tuple(embeddings.shape)}. "
+                f"Expected floating-point numbers of shape (n, {width}), of the encoder that the head of "
+                f"{self.source} was trained on: {encoder_name(self.encoder)}."
+            )
 
     @torch.no_grad()
     def logits_of_group(self, embeddings: torch.Tensor, name: Callable[[int], str]) -> torch.Tensor:
@@ -295,8 +304,12 @@ def encoder_name(encoder: dict[str, Any]) -> str:
     return " + ".join(" ".join(words) or "of unknown name" for words in each)
 
 
+def _pools(settings: FitSettings, task: Task) -> bool:
+    return task.level == "video" and settings.pool != "none"
+
+
 def _inputs(settings: FitSettings, task: Task, width: int) -> int:
-    return width if task.level == "frame" or settings.pool == "none" else pooled_width(settings.pool, width)
+    return pooled_width(settings.pool, width) if _pools(settings, task) else width
 
 
 def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -> tuple[nn.Module, Scaler, int]:

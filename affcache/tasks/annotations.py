@@ -106,7 +106,8 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
     account = JoinAccount(**counts, label_files=len(source.videos), videos_without_crops=tuple(missing))
     if not counts["used"]:
         raise InputError(
-            f"No {split} label of task {task.name} belongs to a crop of {store.path}. {account.sentence(split, store.unit)}. "
+            f"No {split} label of task {task.name} belongs to a crop of {store.path}. "
+            f"{account.sentence(split, store.unit)}. "
             f"The labels are of videos like {next(iter(source.videos))!r}, the crops of videos like "
             f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
         )

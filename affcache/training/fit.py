@@ -196,10 +196,10 @@ class JoinedSplits:
             InputError: labels that can't be read or that join to nothing; or stores that share no frame.
             StoreError: a store is incomplete or damaged.
         """
-        store: RowStore = open_stores(paths, listener)
-        store.verify()  # two seconds for a million rows; a damaged one would train without a word
-        if task.level == "video" and pool != "none":
-            store = PooledStore.of(store, pool)
+        frames = open_stores(paths, listener)
+        frames.verify()  # two seconds for a million rows; a damaged one would train without a word
+        of_videos = task.level == "video" and pool != "none"
+        store: RowStore = PooledStore.of(frames, pool) if of_videos else frames
         train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
         videos = store.video_of_rows()
         if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])):

@@ -267,13 +267,16 @@ class AblateResult:
 
 def _warn_of_other_frames(splits: SplitsOf, listener: Listener) -> None:
     """Warn where stores that are compared are scored on other frames."""
-    for alike in dict.fromkeys((task, pool) for _, task, pool in splits):
-        counts = {stores: len(of.validation) for (stores, *key), of in splits.items() if tuple(key) == alike}
-        if len(set(counts.values())) > 1:
-            each = ", ".join(f"{stores_text(stores)} {count:,}" for stores, count in counts.items())
+    compared: dict[tuple[str, str], dict[Stores, JoinedSplits]] = {}
+    for (stores, task, pool), joined in splits.items():
+        compared.setdefault((task, pool), {})[stores] = joined
+    for of_stores in compared.values():
+        if len({len(joined.validation) for joined in of_stores.values()}) > 1:
+            each = ", ".join(f"{stores_text(stores)} {len(of.validation):,}" for stores, of in of_stores.items())
+            unit = next(iter(of_stores.values())).store.unit
             listener.warning(
-                f"The stores have different numbers of validation frames ({each}), so that differences between them "
-                "are also those of their frames. Extract the same crops with every encoder."
+                f"The stores have different numbers of validation {unit}s ({each}), so that differences between them "
+                f"are also those of their {unit}s. Extract the same crops with every encoder."
             )
 
 

@@ -29,8 +29,8 @@ def mean_by_video(probabilities: npt.NDArray[Any], videos: npt.NDArray[np.int64]
     return sums / np.diff(first, append=len(videos))[:, None], first
 
 
-def scored(task: Task, logits: torch.Tensor, videos: torch.Tensor) -> tuple[npt.NDArray[Any], Positions]:
-    """Return the probabilities (m, C) of what is scored, frames or videos, and where each has its label (m,).
+def scored(task: Task, logits: torch.Tensor, videos: torch.Tensor) -> tuple[npt.NDArray[Any], Positions | slice]:
+    """Return the probabilities (m, C) of what is scored, frames or videos, and where among n their labels stand (m,).
 
     Args:
         task: says which of the two.
@@ -39,7 +39,7 @@ def scored(task: Task, logits: torch.Tensor, videos: torch.Tensor) -> tuple[npt.
     """
     probabilities = task.probabilities(logits).cpu().numpy()
     if task.level == "frame":
-        return probabilities, np.arange(len(probabilities))
+        return probabilities, slice(None)
     return mean_by_video(probabilities, videos.cpu().numpy())
 
 

@@ -235,8 +235,9 @@ class JoinedSplits:
             )
         if abs(len(held_out) / len(self.train) - share) > share / 2:
             listener.warning(
-                f"{len(held_out) / len(self.train):.0%} of the training {self.store.unit}s are held out, where {share:.0%} "
-                "were asked for: whole videos are held out by their names, and these are few or of unequal lengths."
+                f"{len(held_out) / len(self.train):.0%} of the training {self.store.unit}s are held out, where "
+                f"{share:.0%} were asked for: whole videos are held out by their names, and these are few or of "
+                "unequal lengths."
             )
         return replace(self, train=train, selection=held_out if select else self.selection, held_out=tuple(names))
 

@@ -131,22 +131,22 @@ def fit(result: Any) -> None:
 
 def score(result: Any) -> None:
     """Print the scores of all classes, and what they rest on."""
-    frames = counted(result.frames, result.level)
-    if result.level == "frame":
-        frames += f" of {counted(result.videos, 'video')}"
-    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {frames}"
+    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {_scored(result)}"
     losses = f"loss {result.loss:.3f}"
     if result.alpha < 1:
         losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
     if result.calibration_error is not None:
         losses += f", calibration error {result.calibration_error:.3f}"
-    out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
-    names = affcache.TASKS[result.task].classes
-    if result.rule.fitted_on:
-        note = ", optimistic: it is scored on the same {result.level}s" if result.rule.optimistic else ""
-        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
-    elif words := result.rule.in_words(names):
-        out(f"rule: {words}")
+    if result.parts:
+        for part in result.parts:
+            out(f"{part.task}: {_scored(part)}", score_table(part.scores, affcache.TASKS[part.task]))
+            _say_rule(part)
+        of_parts = " + ".join(f"{value:.3f}" for value in result.scores.further.values())
+        names = " + ".join(map(metric_name, result.scores.further))
+        out(title, f"P {result.scores.value:.3f}{_interval(result.scores)} = {of_parts} ({names})", losses)
+    else:
+        out(title, score_table(result.scores, affcache.TASKS[result.task]), losses)
+        _say_rule(result)
     if result.against:
         of = result.against["difference"]
         interval = ", without an interval"
@@ -159,6 +159,24 @@ def score(result: Any) -> None:
             + f": the difference is {of['value']:+.3f}{interval}"
         )
     out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
+
+
+def _scored(result: Any) -> str:
+    of_videos = f" of {counted(result.videos, 'video')}" if result.level == "frame" else ""
+    return counted(result.frames, result.level) + of_videos
+
+
+def _say_rule(result: Any) -> None:
+    names = affcache.TASKS[result.task].classes
+    if result.rule.fitted_on:
+        note = f", optimistic: these are the {result.level}s it is scored on" if result.rule.optimistic else ""
+        out(f"decided by a rule fitted on {result.rule.fitted_on}{note}: {result.rule.in_words(names)}")
+    elif words := result.rule.in_words(names):
+        out(f"rule: {words}")
+
+
+def _interval(scores: "Scores") -> str:
+    return f" ({_range(scores.interval)})" if scores.interval else ""
 
 
 def predict(result: Any) -> None:

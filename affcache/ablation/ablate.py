@@ -27,7 +27,6 @@ from affcache.tasks.tasks import find_task
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, raised_twice, tail_of
 from affcache.training.plain import disagreement
 from affcache.training.run_folder import fit_command
-from affcache.training.settings import resolved_pool
 
 # what trains, by --engine: functions that give a trainer, imported when they are asked for
 TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.cluster.training:cluster_trainer"}
@@ -303,15 +302,14 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
     out = settings.out or Path("ablations") / "-".join([settings.task, *grid.words])
     with resolve_name(TRAINERS[settings.engine])(settings, listener) as (trainer, device):
         splits: SplitsOf = {}
-        for store, (name, said) in product(grid.stores, grid.values_of("task", "pool")):
+        for store, (task, pool) in product(grid.stores, grid.values_of("task", "pool")):
             if len(grid.stores) > 1:
                 listener.message(f"{stores_text(store)}:")
-            task = find_task(name)
-            pool = resolved_pool(said, task)
-            joined = JoinedSplits.open(store, task, settings.annotations, listener, pool)
+            how = replace(settings, pool=pool)
+            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener, how)
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
-            splits[store, name, pool] = joined
+            splits[store, task, pool] = joined
         _warn_of_other_frames(splits, listener)
         refusal = ConfigError(
             f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "

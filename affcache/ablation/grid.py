@@ -97,10 +97,9 @@ class Grid:
         own = {"store": variant.store, "seed": seed, "held_out": self.held_out}
         try:
             settings = build(FitSettings, {**given, **variant.values, **own})
-            task = find_task(settings.task)
-            settings.require_fitting(task)
+            settings.require_fitting(find_task(settings.task))
             find_head(settings.head)
-            return settings.resolved(task)
+            return settings
         except ConfigError as error:
             raise ConfigError(f"Setting {variant.name} of the grid can't be trained: {error}") from None
 

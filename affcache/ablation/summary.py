@@ -40,8 +40,9 @@ class Trial:
     def of(cls, variant: Variant, settings: FitSettings, splits: JoinedSplits, out: Path) -> "Trial":
         """Name a trial by everything that decides its result, so that it is found again in whatever grid it stands."""
         store, labels = splits.description["store"], splits.description["labels"]
+        decided = settings_to_json(settings.resolved(splits.task))
         identity = {
-            "settings": {name: v for name, v in settings_to_json(settings).items() if name not in NOT_VARIED},
+            "settings": {name: v for name, v in decided.items() if name not in NOT_VARIED},
             "store": store["fingerprint"],
             "encoder": store["encoder_fingerprint"],
             "labels": {name: of["sha256"] for name, of in {"selection": labels["validation"], **labels}.items()},

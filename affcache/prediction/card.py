@@ -139,7 +139,7 @@ def _what_it_is(trained: TrainedHead, words: CardWords) -> str:
     task = trained.task
     says = f"{task.description}. " if task.description else ""
     if task.level == "video":
-        taken = f"the {trained.settings.pool} of its embeddings" if trained.pools else "the mean of its frames'"
+        taken = "the mean of its frames'" if trained.pool == "none" else f"the {trained.pool} of its embeddings"
         says += f"It says one thing of a whole video, by {taken}. "
     tables = sum(map(is_table, trained.encoders))
     inputs = ["embeddings of a frozen image encoder"] * (len(trained.encoders) > tables)

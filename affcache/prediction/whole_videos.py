@@ -20,7 +20,7 @@ OF_VIDEOS = ("input", "face_id", "success")  # of the columns that every table h
 
 def frame_values(trained: TrainedHead, embeddings: torch.Tensor) -> torch.Tensor:
     """Return what of each frame is kept until its video is known: logits (n, C), or embeddings (n, D) to be pooled."""
-    return embeddings if trained.pools else trained.logits(embeddings)
+    return trained.logits(embeddings) if trained.pool == "none" else embeddings
 
 
 def logits_of_persons(
@@ -42,11 +42,11 @@ def logits_of_persons(
     order = np.lexsort((frames, persons))
     names, person = np.unique(persons, return_inverse=True)
     ordered = values[torch.from_numpy(order)]
-    if not trained.pools:
+    if trained.pool == "none":
         return logits_of_videos(trained.task, ordered, persons[order])[torch.from_numpy(person)]
     starts = np.searchsorted(persons[order], names)
     each = [one.float().cpu().numpy() for one in ordered.tensor_split(torch.from_numpy(starts[1:]))]
-    pooled = np.stack([pool_frames(one, trained.settings.pool) for one in each])  # (V, inputs)
+    pooled = np.stack([pool_frames(one, trained.pool) for one in each])  # (V, inputs)
     return trained.logits(torch.from_numpy(pooled))[torch.from_numpy(person)]
 
 

@@ -20,8 +20,8 @@ from affcache.errors import InputError
 from affcache.figures import drawing
 from affcache.reporting.page import inline_figure
 from affcache.scoring.figures import score_figures
+from affcache.scoring.frames import Scored
 from affcache.scoring.predict import TrainedRun
-from affcache.scoring.score import Scored
 from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.kinds import Task
 from affcache.training.risk import tail_size
@@ -38,10 +38,18 @@ class ReportContext:
 
     run: TrainedRun
     split: str
-    joined: JoinedLabels
     scored: Scored  # with intervals
-    losses: npt.NDArray[np.float64]  # (n,) the mean of a frame's units or values where it has several
     crops: tuple[Path, ...]
+
+    @property
+    def joined(self) -> JoinedLabels:
+        """The labels of the n frames."""
+        return self.scored.joined
+
+    @cached_property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """The loss of each frame (n,): the mean of its units or values where it has several."""
+        return self.scored.frame_losses
 
     @property
     def task(self) -> Task:
@@ -136,7 +144,7 @@ def suspicious(task: Task, labels: npt.NDArray[Any], decided: npt.NDArray[Any], 
         sure = np.where(decided != labels, probabilities[np.arange(len(labels)), decided], -1)
     else:
         confidence = np.where(decided == 1, probabilities, 1 - probabilities)
-        sure = np.where(decided != labels, confidence, -1).max(axis=1)
+        sure = np.where((decided != labels) & task.labelled(labels), confidence, -1).max(axis=1)
     order = np.argsort(-sure, kind="stable")[:SUSPICIOUS]
     return [int(position) for position in order if sure[position] > 0.5]
 
@@ -147,7 +155,7 @@ def classes_of(task: Task, label: Any) -> tuple[str, ...]:
         return (task.classes[int(label)],)
     if not task.has_classes:
         return task.classes
-    return tuple(name for name, present in zip(task.classes, label, strict=True) if present) or ("none",)
+    return tuple(name for name, present in zip(task.classes, label, strict=True) if present == 1) or ("none",)
 
 
 def small_picture(pixels: npt.NDArray[np.uint8]) -> str:

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from affcache.files import write_text
 from affcache.progress import Listener, Result
 from affcache.reporting.frames import ReportContext
 from affcache.reporting.page import page
 from affcache.reporting.panels import PANELS
-from affcache.reporting.panels.run import headline
+from affcache.reporting.panels.run import headline, headline_of_all
 from affcache.reporting.settings import ReportSettings
-from affcache.scoring.score import open_split, score_frames
+from affcache.scoring.ensemble import Ensemble, open_runs
+from affcache.scoring.together import frames_of_all, score_each, scores_of_all, whole_of
 from affcache.settings import command
 
 
@@ -38,25 +37,31 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
         StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
         ConfigError: rules are to be fitted, but nothing was held out of the training.
     """
-    runs, annotations, joined = open_split(settings, [settings.run] if settings.run else [], listener)
-    run = runs.first
-    scored = score_frames(settings, runs, annotations, joined, listener)
-    losses = scored.losses.numpy().reshape(len(joined), -1).mean(axis=1, dtype=np.float64)
-    context = ReportContext(run, settings.split, joined, scored, losses, settings.crops)
-    if not context.pictures and run.task.level == "frame":
+    runs = open_runs([settings.run] if settings.run else [], settings.store, settings.device, listener)
+    run, ensembles = runs[0], Ensemble.of_each_task(runs, listener)
+    whole, each = whole_of(ensembles), score_each(settings, ensembles, listener)
+    contexts = [ReportContext(one.runs[0], settings.split, one, settings.crops) for one in each]
+    if whole.level == "frame" and not any(context.pictures for context in contexts):
         looked = ", ".join(f"{root}{'' if root.exists() else ' (not there)'}" for root in settings.crops)
         words = f"No crops were found to show beside the frames; looked in {looked or 'no folder'}."
         listener.warning(f"{words} Say where they are with --crops DIR.")
-    said = {heading: html for heading, panel in PANELS.items() if (html := panel(context))}
-    sections = {heading.replace("frame", run.task.level): html for heading, html in said.items()}
+    sections = {
+        f"{context.task.name}: {heading}" if whole.parts else heading.replace("frame", whole.level): html
+        for context in contexts
+        for heading, panel in PANELS.items()
+        if (html := panel(context))
+    }
+    lead = "".join(map(headline, contexts))
+    if whole.parts:
+        lead = headline_of_all(scores_of_all(whole, each)) + lead
     out = settings.out or run.out.path / "report.html"
-    write_text(out, page(f"{run.task.name}: {Path(run.source).name}", headline(context), sections))
+    write_text(out, page(f"{whole.name}: {Path(run.source).name}", lead, sections))
     return ReportResult(
         out=str(out),
         bytes=out.stat().st_size,
-        level=run.task.level,
-        frames=len(joined),
-        hardest=len(context.hardest),
-        suspicious=len(context.suspicious),
-        pictures=len(context.pictures),
+        level=whole.level,
+        frames=frames_of_all(each),
+        hardest=sum(len(context.hardest) for context in contexts),
+        suspicious=sum(len(context.suspicious) for context in contexts),
+        pictures=sum(len(context.pictures) for context in contexts),
     )

@@ -15,7 +15,9 @@ from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
 from affcache.scoring.rule import are_weights
 from affcache.settings import RUNS
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex, Rows, all_frames
+from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import TASKS
 from affcache.training.run_folder import newest_run
 
 FEW = 50_000  # frames; up to here nobody waits
@@ -43,10 +45,7 @@ class Ensemble:
             InputError: there is none, one is no run folder, or they are of several tasks.
             StoreError, ConfigError: as of ``TrainedRun.on_store``.
         """
-        runs = [TrainedRun.on_store(path, stores, device, listener) for path in paths or [newest_run(RUNS).path]]
-        others = [TrainedRun.on_store(path, stores, device, Listener()) for path in also if stores]
-        warn_of_unused(stores, [*runs, *others], listener)
-        return cls.of(runs, listener)
+        return cls.of(open_runs(paths, stores, device, listener, also), listener)
 
     @classmethod
     def of(cls, runs: Sequence[TrainedRun], listener: Listener) -> "Ensemble":
@@ -74,6 +73,27 @@ class Ensemble:
                     f"of {run.source}: there the others' average counts"
                 )
         return cls(tuple(runs), frames, tuple(rows))
+
+    @classmethod
+    def of_each_task(cls, runs: Sequence[TrainedRun], listener: Listener) -> "list[Ensemble]":
+        """Put runs together task by task: one of several tasks counts for each of them.
+
+        Raises:
+            InputError: they are of several tasks that aren't, together, those of the multi-task challenge.
+        """
+        by_task: dict[str, list[TrainedRun]] = {}
+        for run in runs:
+            for one in run.by_task:
+                by_task.setdefault(one.task.name, []).append(one)
+        together = [part.name for part in TASKS["mtl"].parts]
+        several = any(run.task.parts for run in runs) or by_task.keys() >= set(together)
+        if not (several and by_task.keys() <= set(together)):
+            require_one_task(runs)
+        return [cls.of(by_task[name], listener) for name in sorted(by_task, key=[*together, *by_task].index)]
+
+    def join(self, annotations: Path, split: str) -> JoinedLabels:
+        """Join the labels of a split to the frames, those that are partly labelled as in the first run's training."""
+        return join_labels(self.frames, annotations, self.task, split, self.first.settings.partial)
 
     @property
     def first(self) -> TrainedRun:
@@ -137,6 +157,16 @@ class Ensemble:
         if self.rows_of is not None:
             there = np.stack([of[rows] != ABSENT for of in self.rows_of])
         return shares_of(there, weights, views)
+
+
+def open_runs(
+    paths: Sequence[Path], stores: Sequence[Path], device: str, listener: Listener, also: Sequence[Path] = ()
+) -> list[TrainedRun]:
+    """Open runs as ``Ensemble.open`` does, of any tasks."""
+    runs = [TrainedRun.on_store(path, stores, device, listener) for path in paths or [newest_run(RUNS).path]]
+    others = [TrainedRun.on_store(path, stores, device, Listener()) for path in also if stores]
+    warn_of_unused(stores, [*runs, *others], listener)
+    return runs
 
 
 def warn_of_unused(stores: Sequence[Path], runs: Sequence[TrainedRun], listener: Listener) -> None:

@@ -50,7 +50,7 @@ def score_figures(
     if len(history) > 1 and all(drawn <= entry.keys() for entry in history):
         figures["learning"] = _learning(history, task.metric)
     if task.has_classes:
-        present = labels[:, None] == np.arange(task.outputs) if task.exclusive else labels == 1
+        present = labels[:, None] == np.arange(task.outputs) if task.exclusive else labels
         figures["precision_recall"] = _precision_recall(present, probabilities, task.classes)
         figures["reliability"] = _reliability(labels, probabilities)
     return figures
@@ -118,12 +118,11 @@ def _learning(history: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
     return figure
 
 
-def _precision_recall(
-    present: npt.NDArray[np.bool_], probabilities: npt.NDArray[Any], names: Sequence[str]
-) -> "Figure":
-    """Draw precision against recall of each class that has a frame, from (n, C) each."""
+def _precision_recall(present: npt.NDArray[Any], probabilities: npt.NDArray[Any], names: Sequence[str]) -> "Figure":
+    """Draw precision against recall of each class that has a frame, from (n, C) each; -1 is no label."""
     figure, axes = _axes("Precision against recall, with average precision", height=3 + 0.07 * len(names))
-    for name, so, probability in zip(names, present.T, probabilities.T, strict=True):
+    for name, labels, chances in zip(names, present.T, probabilities.T, strict=True):
+        so, probability = labels[labels >= 0] == 1, chances[labels >= 0]
         if so.any():
             precision, recall, _ = precision_recall_curve(so, probability)
             kept = np.linspace(0, len(recall) - 1, min(len(recall), MOST_POINTS)).astype(int)

@@ -33,7 +33,7 @@ def metric_interval(
     def both(of: Sequence[Table]) -> tuple[Table, Table]:
         values = np.stack([task.class_metric_of(sums.sum(axis=0)) for sums in of])[:, chosen]  # (K, C)
         without = np.stack([task.class_metric_of(sums.sum(axis=0) - sums) for sums in of])[:, :, chosen]  # (K, G, C)
-        return values.mean(axis=-1), without.mean(axis=-1)
+        return task.combined(values, chosen), task.combined(without, chosen)
 
     values, without = both(ours)
     if theirs:

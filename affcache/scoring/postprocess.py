@@ -20,7 +20,7 @@ from affcache.scoring.ensemble import Ensemble, Weights, fit_weights, parse_weig
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.rule import DecisionRule, Values, require_frames_to_smooth
 from affcache.scoring.settings import PredictionSettings
-from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.metrics import class_counts, f1_of_classes
 from affcache.tasks.splits import group_frames, of_videos, stripped_name
 
@@ -51,13 +51,14 @@ def reliability(probabilities: npt.NDArray[Any], labels: npt.NDArray[Any], bins:
     Args:
         probabilities: float (n, C). With labels (n,) the confidence is the largest, and "so" is that its class is the
             label; with labels (n, C) of 0 and 1 each entry is a confidence that its unit is present.
-        labels: int (n,) of class indices, or (n, C).
+        labels: int (n,) of class indices, or (n, C); -1 doesn't count.
         bins: how many.
     """
+    labelled = labels >= 0
     if labels.ndim == 1:
-        confidence, so = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        confidence, so = probabilities.max(axis=1)[labelled], (probabilities.argmax(axis=1) == labels)[labelled]
     else:
-        confidence, so = probabilities.ravel(), labels.ravel() == 1
+        confidence, so = probabilities[labelled], labels[labelled] == 1
     confidence = confidence.astype(np.float64)
     number = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     count = np.bincount(number, minlength=bins).astype(np.float64)
@@ -77,12 +78,16 @@ def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[Any]) -
 
     Args:
         logits: float64 (n, C).
-        labels: int (n,) of class indices, or (n, C) of 0 and 1.
+        labels: int (n,) of class indices, or (n, C) of 0 and 1; -1 doesn't count.
     """
+    labelled = labels >= 0
+    if labels.ndim == 2:
+        logits, labels = logits[labelled], labels[labelled]  # (m,)
+    exclusive = logits.ndim == 2
 
     def loss(log_temperature: float) -> float:
         divided = logits / np.exp(log_temperature)
-        if labels.ndim == 1:
+        if exclusive:
             return float(-log_softmax(divided, axis=1)[np.arange(len(labels)), labels].mean())
         return float(-log_expit(np.where(labels == 1, divided, -divided)).mean())
 
@@ -150,7 +155,7 @@ def fit_thresholds(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
 
     Args:
         probabilities: float (n, C) in [0, 1].
-        labels: int (n, C) of 0 and 1.
+        labels: int (n, C) of 0 and 1; -1 doesn't count.
 
     Returns:
         float64 (C,) in [0, 1]; a unit is present where its probability is at least that. 0.5 for a unit that no frame
@@ -158,11 +163,12 @@ def fit_thresholds(probabilities: npt.NDArray[Any], labels: Decided) -> Values:
     """
     thresholds = np.full(probabilities.shape[1], 0.5)
     for unit in range(len(thresholds)):
-        present = labels[:, unit]
+        labelled = labels[:, unit] >= 0
+        present, probability = labels[labelled, unit], probabilities[labelled, unit]
         if not present.any():
             continue
-        order = probabilities[:, unit].argsort(kind="stable")[::-1]
-        falling = probabilities[order, unit].astype(np.float64)
+        order = probability.argsort(kind="stable")[::-1]
+        falling = probability[order].astype(np.float64)
         right = present[order].cumsum()  # of the k most probable
         f1 = 2 * right / (np.arange(1, len(order) + 1) + present.sum())
         cut = np.append(falling[1:] < falling[:-1], True)
@@ -235,11 +241,11 @@ def _frames_to_fit_on(
     settings: PredictionSettings, runs: Ensemble, annotations: Path, listener: Listener
 ) -> tuple[JoinedLabels, str]:
     """Return the labelled frames on which rules are fitted, and what they are called; raises as ``find_rule``."""
-    task, frames = runs.task, runs.frames
+    frames = runs.frames
     if settings.fit_on == "validation":
-        return join_labels(frames, annotations, task, "validation"), "validation"
+        return runs.join(annotations, "validation"), "validation"
     names = _held_out_videos(settings, runs.runs)
-    train = join_labels(frames, annotations, task, "train")
+    train = runs.join(annotations, "train")
     joined, missing = of_videos(frames, train, names), sorted(set(names) - set(group_frames(frames, train)[0]))
     if missing:
         words = f"{counted(len(missing), 'held-out video')} not in {frames.path} with labels: {', '.join(missing[:5])}"

@@ -19,6 +19,7 @@ from affcache.store.joined import AnyStore, join_stores
 from affcache.store.pooled import PooledStore, RowStore
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
+from affcache.tasks.tasks import TASKS
 from affcache.tasks.whole_videos import logits_of_videos
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import stores_of_run
@@ -92,7 +93,7 @@ def open_store(given: Sequence[Path], trained: TrainedHead) -> RowStore:
     """
     stores = _chosen(given, trained) if given else _own(trained)
     store: AnyStore = stores[0] if len(stores) == 1 else join_stores(stores)
-    return PooledStore.of(store, trained.settings.pool) if trained.task.level == "video" else store
+    return PooledStore.of(store, trained.pool) if trained.task.level == "video" else store
 
 
 def _own(trained: TrainedHead) -> list[EmbeddingStore]:
@@ -219,4 +220,7 @@ def require_one_task(runs: Sequence[TrainedHead]) -> None:
     tasks = {run.task.name: run for run in runs}
     if len(tasks) > 1:
         words = ", ".join(f"{run.source} predicts {name}" for name, run in tasks.items())
-        raise InputError(f"The runs are of several tasks: {words}. Expected runs of one task.")
+        raise InputError(
+            f"The runs are of several tasks: {words}. Expected runs of one task, or of all that the multi-task "
+            f"challenge has: {', '.join(part.name for part in TASKS['mtl'].parts)}."
+        )

@@ -9,28 +9,24 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from affcache.errors import InputError
 from affcache.figures import drawing, save_figures
 from affcache.files import write_bytes, write_json
-from affcache.progress import Listener, metric_name
-from affcache.scoring.ensemble import Ensemble
+from affcache.progress import Listener
+from affcache.scoring.ensemble import Ensemble, open_runs
 from affcache.scoring.figures import score_figures
-from affcache.scoring.intervals import metric_interval, without_interval
-from affcache.scoring.postprocess import find_rule, reliability
-from affcache.scoring.predict import Predictions, TrainedRun, require_one_task, rows_to_predict
+from affcache.scoring.frames import Scored
+from affcache.scoring.predict import TrainedRun
 from affcache.scoring.published import sha256_of
 from affcache.scoring.rule import DecisionRule
-from affcache.scoring.settings import ScoreSettings, SplitSettings
+from affcache.scoring.settings import ScoreSettings
+from affcache.scoring.together import compared, frames_of_all, rule_of_all, score_each, scores_of_all, whole_of
 from affcache.scoring.trained import AVERAGE
 from affcache.settings import command
-from affcache.store.frames import BESIDE, shared_frames
-from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
+from affcache.store.frames import BESIDE
+from affcache.tasks.annotations import JoinAccount
 from affcache.tasks.kinds import Task
-from affcache.tasks.metrics import Scores, Table
-from affcache.tasks.splits import group_frames
+from affcache.tasks.metrics import Scores
 from affcache.training.risk import cvar
 from affcache.training.run_folder import RunFolder
 
@@ -60,6 +56,7 @@ class ScoreResult:
     scores_file: str  # the file these scores were written to
     predictions_file: str
     figures: tuple[str, ...] = ()  # pictures, where they were asked for
+    parts: "tuple[ScoreResult, ...]" = ()  # of several tasks at once, each one's
 
     @property
     def run(self) -> str:
@@ -76,30 +73,8 @@ class ScoreResult:
             "predictions": self.predictions_file, "figures": list(self.figures), "store": self.store,
             "store_fingerprint": self.store_fingerprint, "heads": list(self.heads),
             "classes_without_support": list(self.scores.without_support), "labels": self.account.to_json(),
+            **({"parts": {part.task: part.to_json() for part in self.parts}} if self.parts else {}),
         }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What runs say of a split's frames, and what it is worth."""
-
-    runs: tuple[TrainedRun, ...]
-    joined: JoinedLabels
-    predictions: Predictions  # smoothed and calibrated as the rule says
-    rule: DecisionRule
-    decided: npt.NDArray[Any]
-    scores: Scores  # with intervals over videos
-    statistics: Table  # (G, C, S) of the videos
-
-    @property
-    def task(self) -> Task:
-        """What was predicted."""
-        return self.runs[0].task
-
-    @property
-    def losses(self) -> torch.Tensor:
-        """The loss of each frame (n,), or of its units or values (n, C)."""
-        return self.task.losses(self.predictions.logits, torch.from_numpy(self.joined.labels))
 
 
 @command(ScoreSettings)
@@ -117,139 +92,113 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         StoreError: the store has changed since the run, is of another encoder, incomplete or damaged.
         ConfigError: rules are to be fitted, but nothing was held out of the training.
     """
-    runs, annotations, joined = open_split(settings, settings.run, listener)
-    task, first = runs.task, runs.first
-    scored = score_frames(settings, runs, annotations, joined, listener)
-    _warn(scored, settings.split, listener)
-    against = None if settings.against is None else _compared(settings, settings.against, scored, annotations, listener)
-    figures: list[Path] = []
-    if settings.figures is not None:
-        given, history = (joined.labels, scored.decided, scored.predictions.probabilities), first.folder.read_history()
-        with drawing():
-            figures = save_figures(settings.figures, score_figures(task, scored.scores, *given, history))
-    losses, probabilities = scored.losses, scored.predictions.probabilities
-    out = first.out if len(runs.runs) == 1 else RunFolder(first.out.path / AVERAGE)
-    result = ScoreResult(
-        runs=tuple(run.source for run in runs.runs),
-        store=BESIDE.join(dict.fromkeys(str(part.path) for run in runs.runs for part in run.store.parts)),
-        heads=tuple(sha256_of(run.folder.head) for run in runs.runs),
+    also = [settings.against] if settings.against else []
+    runs = open_runs(settings.run, settings.store, settings.device, listener, also)
+    ensembles = Ensemble.of_each_task(runs, listener)
+    task = whole_of(ensembles)
+    each = score_each(settings, ensembles, listener)
+    against = None if settings.against is None else compared(settings, task, each, listener)
+    out = runs[0].out if len(runs) == 1 else RunFolder(runs[0].out.path / AVERAGE)
+    rule = rule_of_all(each)
+    files = [out.of_split(path, settings.split, rule.name) for path in (out.scores, out.predictions)]
+    parts = [_result(settings, one, out) for one in each]
+    result = _of_all(task, each, parts, runs) if task.parts else parts[0]
+    result = replace(
+        result,
+        runs=tuple(run.source for run in runs),
+        heads=tuple(sha256_of(run.folder.head) for run in runs),
+        rule=rule,
+        against=against,
+        scores_file=str(files[0]),
+        predictions_file=str(files[1]),
+        figures=tuple(map(str, _draw(settings, each))),
+    )
+    _write_predictions(files[1], result, each)
+    write_json(files[0], result.to_json())
+    return result
+
+
+def _result(settings: ScoreSettings, scored: Scored, out: RunFolder) -> ScoreResult:
+    """Return what one task's scores come to."""
+    task, first, losses = scored.task, scored.runs[0], scored.losses
+    return ScoreResult(
+        runs=tuple(run.source for run in scored.runs),
+        store=BESIDE.join(dict.fromkeys(str(part.path) for run in scored.runs for part in run.store.parts)),
+        heads=tuple(sha256_of(run.folder.head) for run in scored.runs),
         store_fingerprint=first.store.fingerprint(),
         task=task.name,
         split=settings.split,
         epoch=first.epoch,
         level=task.level,
-        frames=len(joined),
+        frames=len(scored.joined),
         videos=len(scored.statistics),
-        account=joined.account,
+        account=scored.joined.account,
         scores=scored.scores,
         loss=float(losses.mean()),
         cvar=float(cvar(losses, first.settings.alpha)),
         alpha=first.settings.alpha,
         rule=scored.rule,
-        calibration_error=reliability(probabilities, joined.labels).error if task.has_classes else None,
-        against=against,
-        scores_file=str(out.of_split(out.scores, settings.split, scored.rule.name)),
-        predictions_file=str(out.of_split(out.predictions, settings.split, scored.rule.name)),
-        figures=tuple(map(str, figures)),
+        calibration_error=scored.calibration_error,
+        against=None,
+        scores_file=str(out.scores),
+        predictions_file=str(out.predictions),
     )
-    _write_predictions(Path(result.predictions_file), result, scored)
-    write_json(Path(result.scores_file), result.to_json())
-    return result
 
 
-def _warn(scored: Scored, split: str, listener: Listener) -> None:
-    """Say what a reader has to know of scores before trusting them."""
-    level = scored.task.level
-    if missing := scored.scores.without_support:
-        listener.warning(
-            f"No {split} {level} is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
-            f"as the mean runs over all {scored.task.outputs} classes."
-        )
-    if few := without_interval(scored.task, scored.statistics):
-        listener.message(f"{metric_name(scored.task.metric)} has no interval: {few}")
-    if scored.rule.optimistic:
-        listener.warning(f"The rule was fitted on the very {level}s that are scored here: the scores are optimistic.")
+def _of_all(
+    task: Task, each: Sequence[Scored], parts: Sequence[ScoreResult], runs: Sequence[TrainedRun]
+) -> ScoreResult:
+    """Return what the scores of several tasks come to: the sum of their metrics, and the weighted sum of losses."""
+    frames, weights = frames_of_all(each), runs[0].settings.weights_of(task)
+    return replace(
+        parts[0],
+        task=task.name,
+        frames=frames,
+        videos=len({name for one in each for name in one.videos}),
+        store=BESIDE.join(dict.fromkeys(part.store for part in parts)),
+        account=JoinAccount(used=frames, label_files=max(part.account.label_files for part in parts)),
+        scores=scores_of_all(task, each),
+        loss=sum(weight * part.loss for weight, part in zip(weights, parts, strict=True)),
+        cvar=sum(weight * part.cvar for weight, part in zip(weights, parts, strict=True)),
+        calibration_error=None,
+        parts=tuple(parts),
+    )
 
 
-def _compared(
-    settings: ScoreSettings, against: Path, scored: Scored, annotations: Path, listener: Listener
-) -> dict[str, Any]:
-    """Score another run, and return its value and the difference to it, both on the frames that both have."""
-    task, store = scored.task, settings.store
-    other = Ensemble.of([TrainedRun.on_store(against, store, settings.device, listener)], listener)
-    require_one_task([*scored.runs, other.first])
-    joined = join_labels(other.frames, annotations, task, settings.split)
-    theirs = score_frames(replace(settings, weights=""), other, annotations, joined, listener)
-    _, (rows, their_rows) = shared_frames([scored.predictions.frames, other.frames])
-    both = np.isin(rows, scored.joined.rows) & np.isin(their_rows, joined.rows)
-    if not both.any():
-        raise InputError(
-            f"No labelled frame is both in {scored.predictions.frames.path} and in {other.frames.path}, on which "
-            f"{other.first.source} predicts. Expected stores of the same videos. Compare runs on the same crops."
-        )
-    places = np.searchsorted(scored.joined.rows, rows[both])
-    their_places = np.searchsorted(joined.rows, their_rows[both])
-    _, group = group_frames(scored.predictions.frames, scored.joined)
-    videos, group = np.unique(group[places], return_inverse=True)  # of these frames alone
-    labels, decided = scored.joined.labels[places], (scored.decided[places], theirs.decided[their_places])
-    sums = [task.sums_by_video(labels, one, group, len(videos)) for one in decided]
-    found = metric_interval(task, sums[:1], sums[1:])
-    own, value = (task.score(labels, one).value for one in decided)
-    difference = found.to_json()
-    return {"run": other.first.source, "value": value, "own": own, "frames": len(labels), "difference": difference}
+def _draw(settings: ScoreSettings, each: Sequence[Scored]) -> list[Path]:
+    """Draw the figures, where they are asked for; of several tasks each in a folder of its own."""
+    if settings.figures is None:
+        return []
+    written: list[Path] = []
+    with drawing():
+        for one in each:
+            given = (one.joined.labels, one.decided, one.predictions.probabilities)
+            figures = score_figures(one.task, one.scores, *given, one.runs[0].folder.read_history())
+            written += save_figures(settings.figures / one.task.name if len(each) > 1 else settings.figures, figures)
+    return written
 
 
-def open_split(
-    settings: SplitSettings, paths: Sequence[Path], listener: Listener
-) -> tuple[Ensemble, Path, JoinedLabels]:
-    """Open runs, and join the labels of a split to their frames; return the folder of the labels, too."""
-    against = [settings.against] if isinstance(settings, ScoreSettings) and settings.against else []
-    runs = Ensemble.open(paths, settings.store, settings.device, listener, also=against)
-    annotations = settings.annotations or runs.first.annotations
-    joined = join_labels(runs.frames, annotations, runs.task, settings.split)
-    listener.message(joined.account.sentence(settings.split, runs.task.level))
-    return runs, annotations, joined
-
-
-def score_frames(
-    settings: SplitSettings, runs: Ensemble, annotations: Path, joined: JoinedLabels, listener: Listener
-) -> Scored:
-    """Predict the joined frames of a split, or its videos, decide by the rule that the settings ask for, and score."""
-    task, frames = runs.task, runs.frames
-    rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
-    rows = rows_to_predict(frames, joined.rows, settings.smooth)
-    predictions = rule.apply(runs.predict(rows, settings.views, listener, rule.weights), task).at(joined.rows)
-    decided = rule.decide(predictions.probabilities, task)
-    names, group = group_frames(frames, joined)
-    statistics = task.sums_by_video(joined.labels, decided, group, len(names))
-    scores = with_intervals(task, task.score(joined.labels, decided), statistics)
-    return Scored(runs.runs, joined, predictions, rule, decided, scores, statistics)
-
-
-def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:
-    """Return scores with intervals over videos (G, C, S), where enough of these have a class for one."""
-    each = [metric_interval(task, [statistics], outputs=[output]) for output in range(task.outputs)]
-    present = task.videos_of_outputs(statistics).nonzero()[0].tolist()
-    of_present = metric_interval(task, [statistics], outputs=present) if len(present) < len(each) else None
-    return scores.with_intervals(metric_interval(task, [statistics]), each, of_present)
-
-
-def _write_predictions(path: Path, result: ScoreResult, scored: Scored) -> None:
-    """Write what is said of every scored frame, with the keys that find it again."""
-    given = scored.predictions
+def _write_predictions(path: Path, result: ScoreResult, each: Sequence[Scored]) -> None:
+    """Write what is said of every scored frame, with the keys that find it again; of several tasks a group each."""
     written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
     with h5py.File(written, "w") as file:
         file.attrs["format"] = "affcache-predictions"
         file.attrs["format_version"] = 1
-        file.attrs["classes"] = json.dumps(scored.task.classes)
-        file.attrs["rule"] = json.dumps(result.rule.to_json())
         for name in ("task", "split", "run", "store"):
             file.attrs[name] = getattr(result, name)
-        file["rows"] = given.rows
-        file["video"] = given.videos.astype(np.int32)
-        file["frame_number"] = given.frame_numbers
-        file.create_dataset("video_name", data=list(given.frames.video_names), dtype=h5py.string_dtype())
-        file["probabilities"] = given.probabilities.astype(np.float32)
-        file["decided"] = scored.decided
-        file["labels"] = scored.joined.labels
+        for one in each:
+            _write_frames(file.create_group(one.task.name) if result.parts else file, one)
     write_bytes(path, written.getbuffer())
+
+
+def _write_frames(group: h5py.Group, scored: Scored) -> None:
+    given = scored.predictions
+    group.attrs["classes"] = json.dumps(scored.task.classes)
+    group.attrs["rule"] = json.dumps(scored.rule.to_json())
+    group["rows"] = given.rows
+    group["video"] = given.videos.astype(np.int32)
+    group["frame_number"] = given.frame_numbers
+    group.create_dataset("video_name", data=list(given.frames.video_names), dtype=h5py.string_dtype())
+    group["probabilities"] = given.probabilities.astype(np.float32)
+    group["decided"] = scored.decided
+    group["labels"] = scored.joined.labels

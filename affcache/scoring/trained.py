@@ -1,10 +1,10 @@
 """A trained head opened to predict with, from a run folder, a published folder or the hub: no store is needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,11 +26,12 @@ from affcache.settings import HUB
 from affcache.store.description import encoders_of, fingerprint
 from affcache.store.pooled import pooled_width
 from affcache.tasks.kinds import Task
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import find_task
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
-from affcache.training.settings import FitSettings
+from affcache.training.settings import FitSettings, resolved_pool
 
 # Rows of each call of a head, filled up where there are fewer: a matrix product rounds a row by how many others there
 # are, and by its place among them. Of this number, a multiple of all heights of tiles from 4 to 16, every row comes out
@@ -38,6 +39,7 @@ from affcache.training.settings import FitSettings
 CALL = 1008
 SMALLEST = 1e-30  # deviation of a dimension that varies; float16 has none below 6e-8
 AVERAGE = "average"  # below a run's folder: what is found with several averaged
+Head = TypeVar("Head", bound="TrainedHead")
 SCORES = Path("scores")  # below the working folder: where what is found with a published head is written
 
 
@@ -58,6 +60,7 @@ class TrainedHead:
     encoder: dict[str, Any]  # the description of what made the embeddings that it was trained on
     encoder_fingerprint: str
     width: int  # D of the embeddings
+    whole: Task  # of a head of several tasks at once, seen as that of one of them, all of them; else ``task``
 
     @classmethod
     def open(cls, location: Path | str, device: str = "auto", listener: Listener | None = None) -> "TrainedHead":
@@ -78,7 +81,7 @@ class TrainedHead:
         if is_published(path) or source.startswith(HUB):
             return cls._of_published(folder, source, where)
         config = folder.read_config()
-        task, settings, store = find_task(config["task"]), settings_from_json(config["settings"]), config["store"]
+        task, settings, store = _task_of_run(config), settings_from_json(config["settings"]), config["store"]
         head, scaler, epoch = _load_head(folder, settings, store.get("width"), task)
         if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
             (listener or Listener()).warning(
@@ -87,7 +90,7 @@ class TrainedHead:
             )
         encoder, sha256 = store["encoder"], store["encoder_fingerprint"]
         modules = (head.to(where).eval(), scaler.to(where))
-        of_head = (config, task, settings, *modules, epoch, where, encoder, sha256, store["width"])
+        of_head = (config, task, settings, *modules, epoch, where, encoder, sha256, store["width"], task)
         return cls(source, folder, False, *of_head)
 
     @classmethod
@@ -104,8 +107,16 @@ class TrainedHead:
         head, scaler, epoch = _load_head(folder, settings, width, task)
         modules = (head.to(where).eval(), scaler.to(where))
         encoder, sha256 = config["encoder"], config["encoder_fingerprint"]
-        of_head = (config, task, settings, *modules, epoch, where, encoder, sha256, width)
+        of_head = (config, task, settings, *modules, epoch, where, encoder, sha256, width, task)
         return cls(source, folder, True, *of_head)
+
+    @property
+    def by_task(self: Head) -> list[Head]:
+        """The head as that of each of its tasks, with this one's outputs alone; of one task, itself."""
+        if not isinstance(self.task, MultiTask):
+            return [self]
+        each = zip(self.task.parts, self.task.outputs_of(torch.arange(self.task.outputs)), strict=True)
+        return [replace(self, task=part, head=_SomeOutputs(self.head, outputs)) for part, outputs in each]
 
     @property
     def encoders(self) -> list[dict[str, Any]]:
@@ -118,14 +129,9 @@ class TrainedHead:
         return [int(one["width"]) for one in self.encoders] if len(self.encoders) > 1 else [self.width]
 
     @property
-    def pools(self) -> bool:
-        """Whether the head takes the pooled embeddings of a video, and not those of frames."""
-        return _pools(self.settings, self.task)
-
-    @property
-    def inputs(self) -> int:
-        """How many values the head takes: D, or those that a video is pooled into."""
-        return _inputs(self.settings, self.task, self.width)
+    def pool(self) -> str:
+        """How a whole video becomes one embedding, which the head takes; none where it takes those of frames."""
+        return resolved_pool(self.settings.pool, self.task)
 
     @property
     def encoder_fingerprints(self) -> list[str]:
@@ -158,6 +164,8 @@ class TrainedHead:
         try:
             if self.published:
                 found = self.config.get("postprocessing")
+                if found is not None and self.whole is not self.task:
+                    found = found[self.task.name]
             else:
                 scores = self.scores("fitted")
                 found = None if scores is None else scores["rule"]
@@ -181,8 +189,9 @@ class TrainedHead:
         path = self.scores_file(rule)
         try:
             found = read_json(path)
-            of_this = found["task"] == self.task.name and found["epoch"] == self.epoch  # not of a head before it
-            return found if of_this else None
+            if not (found["task"] == self.whole.name and found["epoch"] == self.epoch):  # of a head before it
+                return None
+            return found if self.whole is self.task else dict(found["parts"][self.task.name])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError) as error:
@@ -192,7 +201,7 @@ class TrainedHead:
         """Return the head's logits, as ``score`` computes them.
 
         Args:
-            embeddings: float (n, ``inputs``), on any device; float64 is rounded to float32.
+            embeddings: float (n, D), or pooled ones, on any device; float64 is rounded to float32.
 
         Returns:
             float32 (n, C), on the CPU.
@@ -200,7 +209,7 @@ class TrainedHead:
         Raises:
             InputError: another shape, or an embedding that isn't finite.
         """
-        self.require_embeddings(embeddings, self.inputs)
+        self.require_embeddings(embeddings, pooled_width(self.pool, self.width))
         if embeddings.dtype == torch.float64:
             embeddings = embeddings.float()
         found, start = [torch.empty(0, self.task.outputs)], 0
@@ -237,6 +246,24 @@ class TrainedHead:
         return logits.cpu()
 
 
+class _SomeOutputs(nn.Module):
+    """A head of which only some outputs count."""
+
+    def __init__(self, head: nn.Module, outputs: torch.Tensor) -> None:
+        super().__init__()
+        self.head, self.first, self.last = head, int(outputs[0]), int(outputs[-1]) + 1
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, c) of embeddings (B, D)."""
+        return self.head(embeddings)[:, self.first : self.last]  # (B, C) before
+
+
+def _task_of_run(config: Mapping[str, Any]) -> Task:
+    """Return the task of a run by its config.json: of several at once, those that were labelled."""
+    task = find_task(config["task"])
+    return task.only(config["parts"]) if isinstance(task, MultiTask) else task
+
+
 def _position_name(start: int, position: int) -> str:
     return f"embedding {start + position:,}"
 
@@ -256,8 +283,10 @@ def rule_of_average(heads: Sequence[TrainedHead]) -> DecisionRule | None:
         try:
             scores = read_json(path)
             theirs = [str(head) for head in scores.get("heads", ())]
-            if scores["task"] == heads[0].task.name and sorted(ours) == sorted(theirs):
-                return _in_order(DecisionRule.from_json(scores["rule"], heads[0].task), ours, theirs)
+            if scores["task"] == heads[0].whole.name and sorted(ours) == sorted(theirs):
+                task = heads[0].task
+                said = scores if heads[0].whole is task else scores["parts"][task.name]
+                return _in_order(DecisionRule.from_json(said["rule"], task), ours, theirs)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _no_rule(path, error) from None
     return None
@@ -304,14 +333,6 @@ def encoder_name(encoder: dict[str, Any]) -> str:
     return " + ".join(" ".join(words) or "of unknown name" for words in each)
 
 
-def _pools(settings: FitSettings, task: Task) -> bool:
-    return task.level == "video" and settings.pool != "none"
-
-
-def _inputs(settings: FitSettings, task: Task, width: int) -> int:
-    return pooled_width(settings.pool, width) if _pools(settings, task) else width
-
-
 def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -> tuple[nn.Module, Scaler, int]:
     """Return the best head, what is done to embeddings first, and its epoch."""
     if not folder.head.exists() and folder.history.exists():
@@ -326,7 +347,7 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -
             "it from a sound copy, or train again with 'affcache fit'."
         )
     try:
-        width = _inputs(fitted, task, width)
+        width = pooled_width(resolved_pool(fitted.pool, task), width)
         with torch.device("meta"):  # shapes alone: settings that were changed may ask for any memory
             expected = build_head(fitted, width, task).state_dict()
         if any(name not in tensors or tensors[name].shape != like.shape for name, like in expected.items()):

@@ -25,9 +25,9 @@ STATISTICS: Mapping[str, Callable[[Values], Values]] = {
 
 
 def pooled_width(pool: str, width: int) -> int:
-    """Return how many values ``pool`` makes of embeddings of D values: those of each statistic one after the other."""
+    """Return how many values ``pool`` makes of embeddings of D values; none leaves them as they are."""
     one = np.zeros((1, 1))
-    return width * sum(len(STATISTICS[name](one)) for name in pool.split("+"))
+    return width if pool == "none" else width * sum(len(STATISTICS[name](one)) for name in pool.split("+"))
 
 
 def pool_frames(embeddings: npt.NDArray[Any], pool: str) -> npt.NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """Labels joined to the rows of a store, by video and frame number."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.names import VideoNames, canonical
-from affcache.errors import InputError
-from affcache.progress import Result, counted
+from affcache.errors import ConfigError, InputError
+from affcache.progress import Listener, Result, counted
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex
+from affcache.tasks.challenge_file import COLUMNS, FILES, ChallengeFile, find_challenge_files
 from affcache.tasks.kinds import Task
-from affcache.tasks.label_files import LabelFiles, LabelSource, find_label_files
+from affcache.tasks.label_files import (
+    SPLIT_FOLDERS,
+    LabelFiles,
+    LabelSource,
+    NoLabels,
+    find_label_files,
+    require_one,
+)
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import find_task
 
 
@@ -26,8 +36,15 @@ class JoinAccount(Result):
     no_label: int = 0  # crops of labelled videos past the last line of the label file
     invalid_label: int = 0  # crops whose label is marked invalid
     unreadable_crop: int = 0  # valid labels whose crop could not be read
+    partial: int = 0  # frames used of which some units or values have no label
+    repeated: int = 0  # labels of a frame that had one before, which counts
     label_files: int = 0
     videos_without_crops: tuple[str, ...] = ()  # label files of videos that the store doesn't have
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the account as one JSON object, as before there were labels in part where there are none."""
+        later = ("partial", "repeated")
+        return {name: value for name, value in super().to_json().items() if value or name not in later}
 
     def sentence(self, split: str, unit: str = "frame") -> str:
         """Say the account in one line; of whole videos, ``unit`` is video."""
@@ -37,6 +54,7 @@ class JoinAccount(Result):
             (self.no_label, "crop", " without a label"),
             (self.invalid_label, "invalid label", ""),
             (self.unreadable_crop, f"unreadable {crop}", ""),
+            (self.repeated, "further label", " of a frame that has one"),
         )
         words = ", ".join(counted(count, what) + why for count, what, why in left_out if count)
         videos = len(self.videos_without_crops)
@@ -46,6 +64,7 @@ class JoinAccount(Result):
         used = counted(self.used, unit)
         if unit == "frame":
             used += f" of {counted(self.label_files - videos, 'video')}"
+        used += f", {self.partial:,} of them labelled in part" if self.partial else ""
         return f"{split}: {used}; left out: {words or 'nothing'}"
 
 
@@ -66,11 +85,49 @@ class JoinedLabels:
         return {**self.account.to_json(), "sha256": digest}
 
 
-def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, split: str) -> JoinedLabels:
+def open_labels(annotations: Path, task: Task, split: str) -> LabelSource:
+    """Find the labels of a split: files of a challenge, one a video, or else the multi-task challenge's one file.
+
+    Raises:
+        InputError: there are none (says where it looked), or those of several releases.
+        ConfigError: there is no such split.
+    """
+    if split not in SPLIT_FOLDERS:
+        known = " or ".join(SPLIT_FOLDERS)
+        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
+    looked = []
+    try:
+        return LabelFiles(find_label_files(annotations, task, split), task)
+    except NoLabels as none:
+        looked += [str(none)] if str(none) else []
+    if {part.name for part in task.parts or (task,)} <= COLUMNS.keys():
+        files = find_challenge_files(annotations, split)
+        require_one(files, annotations, task, split)
+        if files:
+            return ChallengeFile(files[0], task)
+        looked.append(f"for {FILES[split]} in {annotations} and the folders in it")
+    wanted = " or ".join([*task.folders, *([FILES[split]] if len(looked) > bool(task.folders) else [])])
+    raise InputError(
+        f"No {split} labels of task {task.name} found: looked {', and '.join(looked)}. Say where the labels are with "
+        f'--annotations DIR, or with annotations = "..." in affcache.toml: the folder that holds {wanted}.'
+    )
+
+
+def join_labels(
+    store: FrameIndex, annotations: Path | str, task: Task | str, split: str, partial: str = "keep"
+) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
     Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop. Which video a label
     file is of, ``VideoNames`` says.
+
+    Args:
+        store: the rows.
+        annotations: where the labels are.
+        task: what they are of.
+        split: which.
+        partial: what becomes of frames that some units or values of the task are labelled of: with "keep" those count,
+            with "drop" such frames have no label.
 
     Raises:
         InputError: label files that can't be read or may be of several videos, or none that belongs to a crop of the
@@ -78,14 +135,18 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         ConfigError: there is no such task or split.
     """
     task = find_task(task) if isinstance(task, str) else task
-    source: LabelSource = LabelFiles(find_label_files(annotations, task, split), task)
+    source = open_labels(Path(annotations), task, split)
     video_index = _videos_of_labels(source, store)
     rows: list[npt.NDArray[np.int64]] = []
     labels: list[npt.NDArray[Any]] = []
-    counts = dict.fromkeys(("used", "no_crop", "no_label", "invalid_label", "unreadable_crop"), 0)
+    counted_of = ("used", "no_crop", "no_label", "invalid_label", "unreadable_crop", "partial", "repeated")
+    counts = dict.fromkeys(counted_of, 0)
     missing: list[str] = []
     for name in source.videos:
         of_video = source.read(name)
+        if partial == "drop" and of_video.labels.ndim == 2:
+            of_video = replace(of_video, valid=of_video.valid & task.labelled(of_video.labels).all(axis=1))
+        counts["repeated"] += of_video.repeated
         if name not in video_index:
             missing.append(name)
             counts["no_crop"] += int(of_video.valid.sum())
@@ -98,6 +159,8 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         used = is_valid & (store.status[first:last] == ENCODED)
         rows.append(first + np.flatnonzero(used))
         labels.append(of_video.labels[entry[used]])
+        if labels[-1].ndim == 2:
+            counts["partial"] += int((~task.labelled(labels[-1]).all(axis=1)).sum())
         counts["used"] += int(used.sum())
         counts["no_crop"] += max(int(of_video.valid.sum() - is_valid.sum()), 0)  # a video's one label has many crops
         counts["no_label"] += int((~there).sum())
@@ -113,6 +176,44 @@ def join_labels(store: FrameIndex, annotations: Path | str, task: Task | str, sp
         )
     order = np.argsort(np.concatenate(rows), kind="stable")
     return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
+
+
+def labelled_parts(
+    task: MultiTask, splits: Sequence[JoinedLabels], listener: Listener
+) -> tuple[MultiTask, list[JoinedLabels]]:
+    """Leave out those of several tasks that one of the splits has no label of, and the frames without any other.
+
+    Raises:
+        InputError: no task is left.
+    """
+    each = [[of.labelled(own).any() for of, own in zip(task.parts, task.split(s.labels), strict=True)] for s in splits]
+    kept = [part.name for part, *there in zip(task.parts, *each, strict=True) if all(there)]
+    without = [part.name for part in task.parts if part.name not in kept]
+    if not kept:
+        raise InputError(
+            f"None of the tasks {', '.join(without)} is labelled in all splits. Expected labels of one in train and in "
+            "validation. Point --annotations at both files of the multi-task challenge."
+        )
+    if not without:
+        return task, list(splits)
+    listener.warning(
+        f"Not labelled in both splits, and so neither trained nor scored: {', '.join(without)}. {task.name} is "
+        f"{', '.join(kept)} here"
+    )
+    return task.only(kept), [_of_parts(task, one, kept) for one in splits]
+
+
+def _of_parts(task: MultiTask, joined: JoinedLabels, kept: Sequence[str]) -> JoinedLabels:
+    """Return the labels of some of several tasks, of the frames that have any."""
+    fewer = task.only(kept)
+    each = zip(task.parts, task.split(joined.labels), strict=True)
+    labels = fewer.joined([own for part, own in each if part.name in kept])
+    labelled = fewer.labelled(labels)
+    some = labelled.any(axis=1)
+    left_out = joined.account.invalid_label + int((~some).sum())
+    partial = int((~labelled[some].all(axis=1)).sum())
+    account = replace(joined.account, used=int(some.sum()), invalid_label=left_out, partial=partial)
+    return JoinedLabels(joined.rows[some], labels[some], account)
 
 
 def _entries(labelled: npt.NDArray[np.int64] | None, wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -6,9 +6,10 @@ names of its outputs, and all sizes follow from these.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from affcache.tasks.metrics import (
 )
 
 Labels = npt.NDArray[Any]
+AnyLabels = TypeVar("AnyLabels", torch.Tensor, npt.NDArray[Any])
 TINY = 1e-16  # a probability of a unit has a logit from here on, and up to 1 less that
 
 
@@ -44,6 +46,7 @@ class Task(ABC):
     folders: tuple[str, ...] = ()  # names of the challenge folder, the newest first
     labels: Path | None = None  # a table, or a folder, that has the labels, where ``folders`` names none
     level: str = "frame"  # what one label is of: a frame, or a whole video
+    parts: tuple["Task", ...] = ()  # of several tasks at once, each of them
 
     kind: ClassVar[str]  # classes, units or values: where ``LOSSES`` has its losses
     metric: ClassVar[str]  # name of the value by which the best epoch is chosen
@@ -89,9 +92,21 @@ class Task(ABC):
         """K, of how many classes a loss can be; 0 without classes."""
         return 0
 
+    def labelled(self, labels: AnyLabels) -> AnyLabels:
+        """Return where there is a label, bool in the shape of labels: it is neither -1 nor nan."""
+        return labels == labels if np.dtype(self.label_dtype).kind == "f" else labels >= 0  # nan isn't
+
+    def filled(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return labels with 0 where there is none, for losses that are left out then."""
+        return torch.where(self.labelled(labels), labels, 0)
+
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the usual losses of logits (..., n, C), without any knob: (..., n) or (..., n, C)."""
         return self.loss("")(logits, labels)
+
+    def labelled_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the usual losses of logits (n, C): (m,) of the labels that there are."""
+        return self.losses(logits, self.filled(labels))[self.labelled(labels)]
 
     def loss(self, name: str) -> Loss:
         """Return a loss of the task's kind by its name, or with "" the usual one.
@@ -107,6 +122,10 @@ class Task(ABC):
             )
         return known[name or next(iter(known))]
 
+    def accepts(self, loss: str) -> bool:
+        """Say whether a name is that of a loss of the task's kind; "" is."""
+        return not loss or loss in LOSSES[self.kind]
+
     def class_of(self, labels: torch.Tensor) -> torch.Tensor:
         """Return the class, below K, of each loss of labels (..., n) or (..., n, C), in their shape."""
         raise TypeError(f"task {self.name} has no classes")  # our own mistake: ``has_classes`` says so
@@ -115,8 +134,13 @@ class Task(ABC):
         """Return float64 (C,), what ``--logit-adjustment`` adds to the logits, from counts of classes (K,)."""
         raise TypeError(f"task {self.name} has no classes")
 
-    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-        """Return the loss (...) of a whole batch, logits (..., n, C), which ``batch_term_weight`` weighs."""
+    def batch_term(
+        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, labelled: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss (...) of a whole batch, logits (..., n, C), which ``batch_term_weight`` weighs.
+
+        ``labelled`` says which labels count, in their shape; None for all.
+        """
         raise TypeError(f"task {self.name} has no term of whole batches")
 
     @abstractmethod
@@ -151,8 +175,12 @@ class Task(ABC):
         """Return F1 or CCC of each output (..., C) from sums over videos (..., C, S)."""
 
     def metric_of(self, sums: Table) -> Table:
-        """Return the metric (...) from sums over videos (..., C, S): the mean of its outputs'."""
-        return np.asarray(self.class_metric_of(sums).mean(axis=-1))
+        """Return the metric (...) from sums over videos (..., C, S)."""
+        return self.combined(self.class_metric_of(sums), range(self.outputs))
+
+    def combined(self, of_outputs: Table, outputs: Sequence[int]) -> Table:
+        """Return the metric (...) from F1 or CCC (..., c) of some of its outputs: their mean."""
+        return np.asarray(of_outputs.mean(axis=-1))
 
     @abstractmethod
     def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
@@ -232,8 +260,10 @@ class Units(Labelled):
     def class_of(self, labels: torch.Tensor) -> torch.Tensor:
         return 2 * torch.arange(self.outputs, device=labels.device) + labels
 
-    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-        return pairwise_auc_loss(logits, labels, margin=margin)
+    def batch_term(
+        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, labelled: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return pairwise_auc_loss(logits, labels, margin=margin, labelled=labelled)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(logits)
@@ -281,8 +311,10 @@ class Values(Task):
     def valid_range(self) -> tuple[float, float]:
         return self.low, self.high
 
-    def batch_term(self, logits: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-        return 1 - concordance(logits, labels).mean(-1)
+    def batch_term(
+        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, labelled: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return 1 - concordance(logits, labels, labelled=labelled).mean(-1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.clamp(self.low, self.high)

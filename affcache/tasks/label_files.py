@@ -1,7 +1,7 @@
 """Label files as the organisers of Aff-Wild2 and ABAW lay them out: one a video, line i for frame i."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,12 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.names import canonical
-from affcache.errors import ConfigError, InputError
+from affcache.errors import InputError
 from affcache.files import read_lines
 from affcache.tasks.kinds import Task
 
 LARGEST_LABEL_FILE = 2**24  # bytes; of 24 hours of video at 30 frames a second a few million
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
+
+
+class NoLabels(Exception):
+    """There are no label files; the text says for what was looked, and where."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class VideoLabels:
 
     frame_numbers: npt.NDArray[np.int64] | None  # (L,) each once; None where the one label (L = 1) is of every frame
     labels: npt.NDArray[Any]  # (L,) or (L, values) of the task's ``label_dtype``; marked where there is none
-    valid: npt.NDArray[np.bool_]  # (L,) whether a frame has a label
+    valid: npt.NDArray[np.bool_]  # (L,) whether a frame has any label
+    repeated: int = 0  # labels of frames that had one before, which are left out
 
 
 class LabelSource(Protocol):
@@ -70,12 +75,9 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
     its name doesn't matter.
 
     Raises:
-        InputError: no such folder, no label files in it (says where it looked), or those of several releases.
-        ConfigError: there is no such split.
+        NoLabels: no such folder, or no label files in it.
+        InputError: there are those of several releases.
     """
-    if split not in SPLIT_FOLDERS:
-        known = " or ".join(SPLIT_FOLDERS)
-        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
     annotations = Path(annotations)
     tried: list[Path] = []
     for name in task.folders:
@@ -86,19 +88,19 @@ def find_label_files(annotations: Path | str, task: Task, split: str) -> dict[st
             folders = [place / SPLIT_FOLDERS[split] for place in places]
             tried += folders
             found = {folder: files for folder in folders if (files := _text_files(folder))}
-            if len(found) > 1:
-                raise InputError(
-                    f"{annotations} holds {len(found)} releases of the {split} labels of task {task.name}: "
-                    f"{', '.join(map(str, found))}. Expected one. Say which with --annotations DIR."
-                )
+            require_one(list(found), annotations, task, split)
             for files in found.values():
                 return files
-    raise InputError(
-        f"No {split} labels of task {task.name} found: looked for <video>.txt in "
-        f"{', '.join(str(path) for path in tried)}. Say where the labels are with --annotations DIR, or with "
-        'annotations = "..." in affcache.toml: the folder that holds '
-        f"{' or '.join(task.folders)}."
-    )
+    raise NoLabels(f"for <video>.txt in {', '.join(map(str, tried))}" if tried else "")
+
+
+def require_one(found: Sequence[Path], annotations: Path, task: Task, split: str) -> None:
+    """Raise InputError where labels of a split were found in several places."""
+    if len(found) > 1:
+        raise InputError(
+            f"{annotations} holds {len(found)} releases of the {split} labels of task {task.name}: "
+            f"{', '.join(map(str, found))}. Expected one. Say which with --annotations DIR."
+        )
 
 
 def _text_files(folder: Path) -> dict[str, Path]:
@@ -121,7 +123,7 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
 
     Returns:
         The labels, (L,) class indices or (L, C) values, of the task's ``label_dtype``, entry i for frame number
-        i + 1; and bool (L,), whether each is valid.
+        i + 1, with -1 or nan where there is none; and bool (L,), whether a frame has any.
 
     Raises:
         InputError: a wrong header, a wrong count of values, a value that is no number or out of range; names the line.
@@ -147,13 +149,20 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
             values = np.loadtxt(lines, dtype=exact, delimiter=",", comments=None, ndmin=2)
         except ValueError:
             raise InputError(_first_bad_line(path, lines, task)) from None
-    invalid = (values == task.invalid_value).any(axis=1)
+    missing = values == task.invalid_value
     low, high = task.valid_range
-    in_range = ((values >= low) & (values <= high)).all(axis=1) | invalid
+    in_range = (values >= low) & (values <= high) | missing
     if values.shape != (len(lines), task.values_per_line) or not in_range.all():
         raise InputError(_first_bad_line(path, lines, task))
-    values = values.astype(task.label_dtype, copy=False)
-    return values[:, 0] if task.exclusive else values, ~invalid
+    values = marked(values, missing, task)
+    return values[:, 0] if task.exclusive else values, ~missing.all(axis=1)
+
+
+def marked(values: npt.NDArray[Any], missing: npt.NDArray[np.bool_], task: Task) -> npt.NDArray[Any]:
+    """Return values as a task's labels, of its ``label_dtype``: nan or -1 where they are missing."""
+    values = values.astype(task.label_dtype)
+    values[missing] = np.nan if values.dtype.kind == "f" else -1
+    return values
 
 
 def _signs_of(task: Task) -> frozenset[str]:
@@ -181,7 +190,7 @@ def _first_bad_line(path: Path, lines: list[str], task: Task) -> str:
         if not values or not _signs_of(task).issuperset(line):
             problem = "not a number"
             break
-        if task.invalid_value not in values and not all(low <= value <= high for value in values):
+        if not all(low <= value <= high for value in values if value != task.invalid_value):
             problem = "a value out of range"
             break
     return (

@@ -82,7 +82,12 @@ def squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def pairwise_auc_loss(
-    logits: torch.Tensor, labels: torch.Tensor, *, margin: float = 0.6, power: float = 2.0
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    margin: float = 0.6,
+    power: float = 2.0,
+    labelled: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far present frames are from scoring higher than absent ones: a smooth stand-in for 1 - AUC.
 
@@ -94,6 +99,7 @@ def pairwise_auc_loss(
         logits: float tensor (..., B, C).
         labels: tensor (..., B, C) of 0 and 1.
         margin, power: of the formula above.
+        labelled: bool tensor (..., B, C), which labels count; None for all.
 
     Returns:
         float tensor (...), at least 0.
@@ -101,26 +107,35 @@ def pairwise_auc_loss(
     positive = labels.to(logits.dtype)  # (..., B, C)
     gaps = logits.unsqueeze(-2) - logits.unsqueeze(-3)  # (..., B, B, C)
     pairs = positive.unsqueeze(-2) * (1 - positive).unsqueeze(-3)
+    if labelled is not None:
+        pairs = pairs * (labelled.unsqueeze(-2) & labelled.unsqueeze(-3))
     short = (margin - gaps).clamp(min=0) ** power * pairs
     of_units = short.sum((-3, -2)) / pairs.sum((-3, -2)).clamp(min=1)  # (..., C)
     return of_units.mean(-1)
 
 
-def concordance(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def concordance(outputs: torch.Tensor, labels: torch.Tensor, *, labelled: torch.Tensor | None = None) -> torch.Tensor:
     """Concordance correlation coefficient of each column over the frames: 2 cov / (var + var + (mean - mean)^2).
 
     Lin, A concordance correlation coefficient to evaluate reproducibility, Biometrics 45, 1989; population moments.
 
     Args:
         outputs, labels: float tensors (..., B, C).
+        labelled: bool tensor (..., B, C), which labels count; None for all.
 
     Returns:
         float tensor (..., C) in [-1, 1]; 0 where both are constant.
     """
     labels = labels.to(outputs.dtype)
-    mean_outputs, mean_labels = outputs.mean(-2, keepdim=True), labels.mean(-2, keepdim=True)
-    covariance = ((outputs - mean_outputs) * (labels - mean_labels)).mean(-2)  # (..., C)
-    variances = (outputs - mean_outputs).square().mean(-2) + (labels - mean_labels).square().mean(-2)
+
+    def mean(values: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
+        if labelled is None:
+            return values.mean(-2, keepdim=keepdim)
+        return (values * labelled).sum(-2, keepdim=keepdim) / labelled.sum(-2, keepdim=keepdim).clamp(min=1)
+
+    mean_outputs, mean_labels = mean(outputs, keepdim=True), mean(labels, keepdim=True)
+    covariance = mean((outputs - mean_outputs) * (labels - mean_labels))  # (..., C)
+    variances = mean((outputs - mean_outputs).square()) + mean((labels - mean_labels).square())
     spread = variances + (mean_outputs - mean_labels).squeeze(-2).square()
     size = (mean_outputs.square() + mean_labels.square()).squeeze(-2)
     rounding = spread <= torch.finfo(outputs.dtype).eps ** 2 * size  # all there is: equal constants agree by chance

@@ -72,24 +72,29 @@ def multiclass_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
     """Score class indices: precision, recall and F1 per class, their macro F1, and accuracy.
 
     Args:
-        labels, decided: int arrays (n,) of indices into ``classes``.
+        labels, decided: int arrays (n,) of indices into ``classes``; a label of -1 doesn't count.
         classes: names of the C classes; the macro F1 runs over all of them.
     """
     counts = class_counts(labels, decided, np.zeros(len(labels), np.int64), 1, len(classes))[0]  # (C, 3)
-    return _f1_scores("macro_f1", counts, classes, float(np.mean(labels == decided)))
+    return _f1_scores("macro_f1", counts, classes, _accuracy(labels, decided))
 
 
 def multilabel_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], classes: tuple[str, ...]) -> Scores:
     """Score present-or-absent labels: precision, recall and F1 of presence per column, their mean, and accuracy.
 
     Args:
-        labels, decided: int arrays (n, C) of 0 and 1.
+        labels, decided: int arrays (n, C) of 0 and 1; a label of -1 doesn't count.
         classes: names of the C columns.
 
-    The accuracy is over all n * C frame-class pairs.
+    The accuracy is over all frame-class pairs with a label, up to n * C.
     """
     counts = unit_counts(labels, decided, np.zeros(len(labels), np.int64), 1)[0]  # (C, 3)
-    return _f1_scores("mean_f1", counts, classes, float(np.mean(labels == decided)))
+    return _f1_scores("mean_f1", counts, classes, _accuracy(labels, decided))
+
+
+def _accuracy(labels: npt.NDArray[Any], decided: npt.NDArray[Any]) -> float:
+    """Return the share of labels that were decided rightly; 0 without any."""
+    return float(((labels == decided) & (labels >= 0)).sum() / max((labels >= 0).sum(), 1))
 
 
 def _f1_scores(metric: str, counts: Table, classes: tuple[str, ...], accuracy: float) -> Scores:
@@ -115,19 +120,19 @@ def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
     1989). Where labels or decided values are constant, CCC and correlation are 0.
 
     Args:
-        labels, decided: float arrays (n, C) of finite values, n at least 1.
+        labels, decided: float arrays (n, C) of finite values, n at least 1; a label that is nan doesn't count.
         classes: names of the C columns.
     """
     sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1)[0]  # (C, 6)
     ccc, pearson = ccc_of_outputs(sums), _pearson(sums)
     count, _, _, xx, yy, xy = sums.T
-    rmse = np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / count)
+    rmse = np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / np.maximum(count, 1))
     return Scores(
         metric="mean_ccc",
         value=float(ccc.mean()),
         classes=tuple(
-            ClassScores(name, {"ccc": float(c), "pearson": float(p), "rmse": float(r)}, len(labels))
-            for name, c, p, r in zip(classes, ccc, pearson, rmse, strict=True)
+            ClassScores(name, {"ccc": float(c), "pearson": float(p), "rmse": float(r)}, int(n))
+            for name, c, p, r, n in zip(classes, ccc, pearson, rmse, count, strict=True)
         ),
         further={"mean_rmse": float(rmse.mean())},
     )
@@ -144,7 +149,7 @@ def class_counts(
     """Count the frames of each class in each video.
 
     Args:
-        labels, decided: int arrays (n,) of class indices.
+        labels, decided: int arrays (n,) of class indices; frames with a label of -1 don't count.
         videos: int array (n,), which video each frame is of.
         count: V, how many videos there are.
         classes: C.
@@ -155,6 +160,7 @@ def class_counts(
 
     each = np.arange(classes)
     is_label, is_decided = labels[:, None] == each, decided[:, None] == each  # (n, C)
+    is_decided &= (labels >= 0)[:, None]
     return _sums((is_label & is_decided, is_decided, is_label), videos, count)
 
 
@@ -162,18 +168,21 @@ def unit_counts(
     labels: npt.NDArray[Any], decided: npt.NDArray[Any], videos: npt.NDArray[np.int64], count: int
 ) -> Table:
     """Count the frames with each unit, of labels and decided (n, C) of 0 and 1, as ``class_counts`` does: (V, C, 3)."""
-    return _sums((labels * decided, decided, labels), videos, count)
+    is_label, is_decided = labels == 1, (decided == 1) & (labels >= 0)
+    return _sums((is_label & is_decided, is_decided, is_label), videos, count)
 
 
 def moments(labels: npt.NDArray[Any], decided: npt.NDArray[Any], videos: npt.NDArray[np.int64], count: int) -> Table:
     """Sum up labels x and decided values y, (n, C) each, in each video: (V, C, 6) of 1, x, y, x^2, y^2, x y.
 
-    Both are shifted by the mean label first, which changes no score, so that values far from 0 cancel nothing.
+    Both are shifted by the mean label first, which changes no score, so that values far from 0 cancel nothing. Where a
+    label is nan, nothing is added.
     """
     x, y = np.asarray(labels, np.float64), np.asarray(decided, np.float64)
-    shift = x.mean(axis=0) if len(x) else 0.0
-    x, y = x - shift, y - shift
-    return _sums((np.ones_like(x), x, y, x * x, y * y, x * y), videos, count)
+    there = ~np.isnan(x)
+    shift = np.where(there, x, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+    x, y = np.where(there, x - shift, 0), np.where(there, y - shift, 0)
+    return _sums((there, x, y, x * x, y * y, x * y), videos, count)
 
 
 def _sums(values: Sequence[npt.NDArray[Any]], videos: npt.NDArray[np.int64], count: int) -> Table:
@@ -186,8 +195,8 @@ def _sums(values: Sequence[npt.NDArray[Any]], videos: npt.NDArray[np.int64], cou
 
 
 def f1_of_classes(counts: Table) -> Table:
-    """Return the F1 of each class (..., C), from counts (..., C, 3) summed over videos; an undefined one is 0."""
-    right, decided, labelled = np.moveaxis(counts, -1, 0)
+    """Return the F1 of each class (..., C), from counts (..., C, 3 or more) summed over videos; undefined, it is 0."""
+    right, decided, labelled = np.moveaxis(counts, -1, 0)[:3]
     return _ratio(2 * right, decided + labelled)
 
 

@@ -2,8 +2,9 @@
 
 from affcache.errors import ConfigError, did_you_mean
 from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.multitask import MultiTask
 
-TASKS: dict[str, Task] = {
+_SINGLE: dict[str, Task] = {
     task.name: task
     for task in (
         Classes(
@@ -25,6 +26,14 @@ TASKS: dict[str, Task] = {
             ("VA_Estimation_Challenge",),
         ),
     )
+}
+TASKS: dict[str, Task] = {
+    **_SINGLE,
+    "mtl": MultiTask.of(
+        "mtl",
+        [_SINGLE[name] for name in ("va", "expr", "au")],  # in the order of the challenge's files
+        "All three at once, from the labels of the multi-task challenge, by the sum of their metrics",
+    ),
 }
 
 

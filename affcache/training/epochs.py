@@ -180,7 +180,7 @@ def train_epoch(learner: BaseLearner, train: FrameSource, validation: FrameSourc
         logits = learner.predict(validation)  # (H, n, C)
         labels = validation.labels.to(logits.device)
         for entry, recipe, of_head in zip(entries, learner.recipes, logits, strict=True):
-            losses = learner.task.losses(of_head, labels)
+            losses = learner.task.labelled_losses(of_head, labels)
             entry["validation_loss"] = float(losses.mean())  # the last step may have broken the head
             entry["validation_cvar"] = float(cvar(losses, recipe.alpha))
             of_frames = (of_head, labels, validation.videos)

@@ -19,10 +19,11 @@ from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
 from affcache.store.joined import open_stores
 from affcache.store.pooled import PooledStore, RowStore
-from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.metrics import Table
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.splits import group_frames, hold_out, of_videos
 from affcache.tasks.tasks import find_task
 from affcache.training.data import (
@@ -48,8 +49,9 @@ from affcache.training.run_folder import (
     locked_run,
     settings_to_json,
 )
-from affcache.training.settings import FitSettings
+from affcache.training.settings import FitSettings, TrainingSettings, resolved_pool
 
+USUAL = TrainingSettings()
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
 RAISE_RARE = {"logit_adjustment": 0.0, "class_weights": "none", "focal_gamma": 0.0}  # and how each is off
 FEW_STEPS = 200
@@ -90,7 +92,6 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     """
     task = find_task(settings.task)
     settings.require_fitting(task)
-    settings = settings.resolved(task)
     find_head(settings.head)
     device = resolve_device(settings.device)
     with locked_run(settings.run, task.name, listener, resume=settings.resume) as (folder, resume):
@@ -101,7 +102,8 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
     """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
     stores = settings.store or (existing_store(listener),)
-    joined = JoinedSplits.open(stores, task, settings.annotations, listener, settings.pool)
+    joined = JoinedSplits.open(stores, task, settings.annotations, listener, settings)
+    task = joined.task
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
     frames = len(joined.train)
@@ -186,11 +188,12 @@ class JoinedSplits:
 
     @classmethod
     def open(
-        cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener, pool: str = "none"
+        cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener, how: TrainingSettings = USUAL
     ) -> "JoinedSplits":
         """Check a store, or several, join the labels of both splits, and say what was left out.
 
-        Of a task whose labels are of whole videos, ``pool`` says what of these is read, resolved.
+        Of several tasks those are left out that one of the splits has no label of. ``how`` says which labels count, and
+        how whole videos are pooled.
 
         Raises:
             InputError: labels that can't be read or that join to nothing; or stores that share no frame.
@@ -198,9 +201,12 @@ class JoinedSplits:
         """
         frames = open_stores(paths, listener)
         frames.verify()  # two seconds for a million rows; a damaged one would train without a word
-        of_videos = task.level == "video" and pool != "none"
-        store: RowStore = PooledStore.of(frames, pool) if of_videos else frames
-        train, validation = (join_labels(store, annotations, task, split) for split in SPLIT_FOLDERS)
+        pool = resolved_pool(how.pool, task)
+        store: RowStore = frames if pool == "none" else PooledStore.of(frames, pool)
+        joined = [join_labels(store, annotations, task, split, how.partial) for split in SPLIT_FOLDERS]
+        if isinstance(task, MultiTask):
+            task, joined = labelled_parts(task, joined, listener)
+        train, validation = joined
         videos = store.video_of_rows()
         if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])):
             examples = ", ".join(store.video_names[video] for video in both[:3])
@@ -235,9 +241,8 @@ class JoinedSplits:
             )
         if abs(len(held_out) / len(self.train) - share) > share / 2:
             listener.warning(
-                f"{len(held_out) / len(self.train):.0%} of the training {self.store.unit}s are held out, where "
-                f"{share:.0%} were asked for: whole videos are held out by their names, and these are few or of "
-                "unequal lengths."
+                f"{len(held_out) / len(self.train):.0%} of the training {self.store.unit}s are held out, not the "
+                f"{share:.0%} asked for: whole videos are held out by their names, and these are few or unequally long."
             )
         return replace(self, train=train, selection=held_out if select else self.selection, held_out=tuple(names))
 
@@ -268,8 +273,7 @@ class JoinedSplits:
             labels["train"]["held_out_videos"] = list(self.held_out)
         if self.selection is not self.validation:
             labels["selection"] = self.selection.to_json()
-        store = self.store.source if isinstance(self.store, PooledStore) else self.store  # ``--pool`` is a setting
-        return {"store": describe_store(store), "labels": labels}
+        return {"store": describe_store(self.store), "labels": labels}
 
     @property
     def validation_sums(self) -> Table:
@@ -283,7 +287,8 @@ class JoinedSplits:
             "affcache": affcache.__version__,
             "task": self.task.name,
             "classes": list(self.task.classes),
-            "settings": settings_to_json(settings),
+            **({"parts": [part.name for part in self.task.parts]} if self.task.parts else {}),
+            "settings": settings_to_json(settings.resolved(self.task)),
             **self.description,
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         }

@@ -16,7 +16,7 @@ from affcache.errors import ConfigError, did_you_mean
 from affcache.tasks.kinds import Task
 from affcache.training.data import Frames, FrameSource, Scaler, batches, epoch_order, without_scaler
 from affcache.training.heads import HEADS
-from affcache.training.objective import ClassCounts, Objective
+from affcache.training.objective import ClassCounts, stacked_objective
 from affcache.training.settings import FitSettings
 from affcache.training.stacked import StackedHeads
 from affcache.training.stacked_parts import (
@@ -35,7 +35,8 @@ from affcache.training.stacked_parts import (
 Tensors = dict[str, torch.Tensor]
 FORM = (  # what heads side by side have in common; "rho" only in whether it is 0
     "task", "head", "pool", "loss", "epochs", "batch_size", "stride", "frames_per_epoch", "cvar_level", "cvar_within",
-    "class_weights", "auc_margin", "adaptive", "clip_norm", "precision", "hidden_layers", "hidden_width", "normalize",
+    "class_weights", "task_weights", "auc_margin", "adaptive", "clip_norm", "precision", "hidden_layers",
+    "hidden_width", "normalize",
 )  # fmt: skip
 FACTORS_PAY = 4  # times the batch size is the width from which on SAM's point costs less in factors
 
@@ -183,7 +184,7 @@ class Learner(BaseLearner):
         self.sharpness_aware = any(one.rho for one in settings)
         self.factored = not first.adaptive and factors_pay(first)
         self._nearby: torch.Tensor | None = None  # (H, P), room for a point that is written out
-        self.objective = Objective(self.task, settings, counts, self.heads.parameters, videos)
+        self.objective = stacked_objective(self.task, settings, counts, self.heads.parameters, videos)
         self.dropout_generators = [generator(one.seed, "dropout", device) for one in settings]
         self._records = device.type == "cuda"
         self._recorded: RecordedStep | None = None

@@ -26,7 +26,7 @@ from affcache.training.learner import (
     predict,
     with_prefix,
 )
-from affcache.training.objective import ClassCounts, PlainObjective
+from affcache.training.objective import ClassCounts, plain_objective
 from affcache.training.sam import SAM, frozen_batch_norm
 from affcache.training.settings import FitSettings
 from affcache.training.stacked_parts import load_moments, moments_of
@@ -35,6 +35,7 @@ TRIED_FRAMES, TRIED_WIDTH = 8, 12  # of the frames on which the fast step is hel
 CLOSE = 1e-6  # relative; both are in float64
 # rounding grows with them, and nothing else depends on how large they are
 LARGEST_TRIED = {"hidden_width": 2 * TRIED_WIDTH, "lr": 1e-3, "rho": 1.0, "auc_margin": 1.0}
+SHARE_OF_GAPS = 0.3
 TIMED_STEPS = 3
 
 
@@ -44,7 +45,7 @@ class PlainLearner(BaseLearner):
     def _begin(self, heads: Sequence[nn.Module], counts: ClassCounts | None, videos: int) -> None:
         self.heads = [head.to(self.device) for head in heads]
         like = next(self.heads[0].parameters())
-        self.objectives = [PlainObjective(self.task, one, counts, like) for one in self.recipes]
+        self.objectives = [plain_objective(self.task, one, counts, like) for one in self.recipes]
         self.optimisers = []
         for head, one in zip(self.heads, self.recipes, strict=True):
             base = torch.optim.AdamW(head.parameters(), one.lr, weight_decay=one.weight_decay)
@@ -142,17 +143,18 @@ def new_learner(
     """
     why = ""
     for recipe in {replace(one, seed=0): None for one in settings}:
-        why = why or disagreement(recipe, task)
+        why = why or disagreement(recipe, task, partial=counts is not None and counts.has_gaps)
     if not why:
         return Learner(settings, task, width, device, counts, videos, scaler=scaler), ""
     plain = PlainLearner(settings, task, width, device, counts, videos, scaler=scaler)
     return plain, f"training by the definition of a step: {why}{_cost(settings, task, width, device, counts)}"
 
 
-def disagreement(recipe: FitSettings, task: Task) -> str:
+def disagreement(recipe: FitSettings, task: Task, *, partial: bool = False) -> str:
     """Say how the fast step of a recipe differs from the defined one on random frames, in float64; "" if it doesn't.
 
     One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
+    ``partial`` says whether some labels are missing.
     """
     factors = not recipe.adaptive and factors_pay(recipe)  # as in the shape that trains
     largest = {name: min(getattr(recipe, name), most) for name, most in LARGEST_TRIED.items()}
@@ -163,6 +165,9 @@ def disagreement(recipe: FitSettings, task: Task) -> str:
         return f"heads of kind {recipe.head} have no faster one"
     embeddings = torch.randn(TRIED_FRAMES, TRIED_WIDTH, dtype=torch.float64, generator=drawn)
     labels = task.draw_labels(TRIED_FRAMES, drawn)
+    if partial:
+        gaps = torch.rand(labels.shape, generator=drawn) < SHARE_OF_GAPS
+        labels = labels.masked_fill(gaps, torch.nan if labels.is_floating_point() else -1)
     frames = Frames(embeddings, labels, torch.randint(3, (TRIED_FRAMES,), generator=drawn))
     cpu, counts, rows = torch.device("cpu"), ClassCounts.of(task, labels), torch.arange(TRIED_FRAMES)[None]
     scaler = Scaler.fit(recipe.normalize, [embeddings])

@@ -25,6 +25,7 @@ from torch.nn.functional import one_hot
 
 from affcache.errors import InputError
 from affcache.tasks.kinds import Task
+from affcache.tasks.multitask import MultiTask
 from affcache.training.data import AS_STORED, CONSTANT, FrameSource, Scaler, without_scaler
 from affcache.training.epochs import Best, Entry, Epochs, metric_of
 from affcache.training.heads import linear_head
@@ -222,20 +223,41 @@ class Ridge:
 
     def _solve(self, train: FrameSource) -> list[nn.Module]:
         """Return a linear head for each strength, where the frames are."""
-        labels, weights = train.labels, torch.ones(len(train))
-        targets = labels.float()
-        if self.task.has_classes:
-            present = one_hot(labels, self.task.outputs) if self.task.exclusive else labels
+        parts = self.task.parts or (self.task,)
+        labels = self.task.split(train.labels) if isinstance(self.task, MultiTask) else [train.labels]
+        each = [self._targets(part, own) for part, own in zip(parts, labels, strict=True)]
+        targets, weights = (torch.cat(of, dim=1) for of in zip(*each, strict=True))  # (n, C) each
+        weight = torch.zeros(len(STRENGTHS), self.task.outputs, self.width, device=targets.device)
+        bias = weight.new_zeros(weight.shape[:2])
+        for own, outputs in _alike(weights):
+            blocks = train.evaluation_batches()
+            path = RidgePath.from_blocks(blocks, self.width, targets[:, outputs], own, self.scaler)
+            for number, strength in enumerate(STRENGTHS):
+                weight[number, outputs], bias[number, outputs] = path.solution(strength)
+        states = zip(weight, bias, strict=True)
+        return [self._head({"output_layer.weight": w, "output_layer.bias": b}, w.device) for w, b in states]
+
+    def _targets(self, task: Task, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the outputs of a task are to give (n, C), and how much each counts (n, C)."""
+        labelled, filled = task.labelled(labels), task.filled(labels)
+        targets, weights = filled.float(), labelled.double()
+        if task.has_classes:
+            present = one_hot(filled, task.outputs) if task.exclusive else filled
             targets = 2.0 * present - 1  # (n, C)
-        counts = ClassCounts.of(self.task, labels)
-        if self.task.exclusive and counts is not None and self.settings.class_weights == "balanced":
-            weights = counts.balanced()[labels.cpu()]
-        path = RidgePath.from_blocks(train.evaluation_batches(), self.width, targets, weights, self.scaler)
-        heads: list[nn.Module] = []
-        for strength in STRENGTHS:
-            weight, bias = path.solution(strength)
-            heads.append(self._head({"output_layer.weight": weight, "output_layer.bias": bias}, labels.device))
-        return heads
+        counts = ClassCounts.of(task, labels)
+        if task.exclusive and counts is not None and self.settings.class_weights == "balanced":
+            weights = weights * counts.balanced().to(weights)[filled]
+        return targets, weights.unsqueeze(1).expand(targets.shape) if weights.dim() == 1 else weights
+
+
+def _alike(weights: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Yield weights of frames (n,), each with the outputs that have them, of weights (n, C)."""
+    left = list(range(weights.shape[1]))
+    while left:
+        first = weights[:, left[0]]
+        alike = [output for output in left if torch.equal(weights[:, output], first)]
+        yield first, alike
+        left = [output for output in left if output not in alike]
 
 
 def ridge_baseline(task: Task, width: int, train: FrameSource, validation: FrameSource) -> float | None:
@@ -245,7 +267,8 @@ def ridge_baseline(task: Task, width: int, train: FrameSource, validation: Frame
     """
     if len(train) * width**2 > MOST_PRODUCTS:
         return None
-    ridge = Ridge(FitSettings(head="ridge", class_weights="balanced" if task.exclusive else "none"), task, width)
+    balanced = any(one.exclusive for one in task.parts or (task,))
+    ridge = Ridge(FitSettings(head="ridge", class_weights="balanced" if balanced else "none"), task, width)
     return max(entry[task.metric] for (entry,) in ridge.run(train, validation))
 
 

@@ -89,23 +89,35 @@ def weighted_tail(losses: torch.Tensor, alpha: torch.Tensor, weights: torch.Tens
     Args:
         losses: float tensor (..., n).
         alpha: tensor (...) in (0, 1].
-        weights: tensor (..., n), each at least 0 and not all 0.
+        weights: tensor (..., n), each at least 0.
 
     Returns:
-        float tensor (..., n) with a sum of 1: the dual's q, with p the weights scaled to a sum of 1.
+        float tensor (..., n) with a sum of 1: the dual's q, with p the weights scaled to a sum of 1. All 0 where all
+        weights are.
     """
     order = losses.argsort(dim=-1, descending=True)
     shares = weights.to(losses.dtype).gather(-1, order).double()  # (..., n), the worst loss's first
-    shares = shares / shares.sum(-1, keepdim=True)
+    shares = shares / at_least_tiny(shares.sum(-1, keepdim=True))
     limit = alpha.to(losses.device).double().unsqueeze(-1)  # (..., 1)
     before = shares.cumsum(-1) - shares
     tail = torch.minimum((limit - before).clamp(min=0), shares) / limit
-    tail = tail / tail.sum(-1, keepdim=True)  # rounding of the running sum
+    tail = tail / at_least_tiny(tail.sum(-1, keepdim=True))  # rounding of the running sum
     return torch.zeros_like(losses).scatter(-1, order, tail.to(losses.dtype))
 
 
+def at_least_tiny(sums: torch.Tensor) -> torch.Tensor:
+    """Return sums that something can be divided by; what is 0 of nothing stays 0."""
+    return sums.clamp(min=torch.finfo(sums.dtype).tiny)
+
+
 @torch.no_grad()
-def tail_within(losses: torch.Tensor, alpha: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+def tail_within(
+    losses: torch.Tensor,
+    alpha: torch.Tensor,
+    groups: torch.Tensor,
+    count: int,
+    counts: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the weights of a mean over groups of each group's own CVaR: every group present counts the same.
 
     Args:
@@ -113,10 +125,13 @@ def tail_within(losses: torch.Tensor, alpha: torch.Tensor, groups: torch.Tensor,
         alpha: tensor (...) in (0, 1].
         groups: int64 tensor (..., n) of group numbers below ``count``, such as classes or videos.
         count: how many groups there can be.
+        counts: bool tensor (..., n), which losses count; None for all.
 
     Returns:
-        float tensor (..., n) with a sum of 1.
+        float tensor (..., n) with a sum of 1, or of 0 where no loss counts.
     """
+    if counts is not None:
+        groups, count = torch.where(counts, groups, count), count + 1
     worst_first = losses.argsort(dim=-1, descending=True)
     by_group = groups.gather(-1, worst_first).argsort(dim=-1, stable=True)
     order = worst_first.gather(-1, by_group)  # (..., n) one group after the other, each from its worst loss down
@@ -124,10 +139,12 @@ def tail_within(losses: torch.Tensor, alpha: torch.Tensor, groups: torch.Tensor,
     members = losses.new_zeros((*losses.shape[:-1], count), dtype=torch.float64)
     members = members.scatter_add(-1, groups, torch.ones_like(losses, dtype=torch.float64))  # (..., count)
     first = members.cumsum(-1) - members
+    if counts is not None:
+        members[..., -1] = 0
     rank = torch.arange(losses.shape[-1], device=losses.device) - first.gather(-1, group)
     tail = members.gather(-1, group) * alpha.to(losses.device).double().unsqueeze(-1)
     present = (members > 0).sum(-1, keepdim=True)
-    weights = (tail - rank).clamp(0, 1) / tail / present
+    weights = (tail - rank).clamp(0, 1) / at_least_tiny(tail) / present.clamp(min=1)
     return torch.zeros_like(losses).scatter(-1, order, weights.to(losses.dtype))
 
 
@@ -170,7 +187,7 @@ class TailThreshold:
         above = (self.shares * (self.losses > value)).double().sum(1, keepdim=True)
         level = (self.shares * (self.losses == value)).double().sum(1, keepdim=True)
         self.value.copy_(value.squeeze(1))
-        self.edge.copy_(((limit - above) / level).clamp(0, 1).squeeze(1))
+        self.edge.copy_(((limit - above) / at_least_tiny(level)).clamp(0, 1).squeeze(1))
 
     def cvar(self, losses: torch.Tensor, alpha: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         """Return the form (H,) of losses (H, n) at the threshold as it is.
@@ -180,7 +197,7 @@ class TailThreshold:
         """
         gap = losses - self.value.unsqueeze(1)  # (H, n)
         excess = gap.relu() + torch.where(gap == 0, gap * self.edge.unsqueeze(1), 0)
-        return self.value + (excess * shares).sum(1) / shares.sum(1) / alpha.to(losses)
+        return self.value + (excess * shares).sum(1) / at_least_tiny(shares.sum(1)) / alpha.to(losses)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the window and the threshold themselves, by name, to be kept and to be written to."""

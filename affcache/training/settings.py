@@ -25,6 +25,14 @@ class TrainingSettings(Settings):
 
     task: str = setting("expr", "What to predict: expr, au or va.")
     annotations: Path = setting(ANNOTATIONS, "Folder with the label files, as the organisers lay them out.")
+    partial: str = setting(
+        "keep",
+        "Frames that some units or values are labelled of: keep what there is, or drop them, as the organisers do.",
+        choices=("keep", "drop"),
+    )
+    task_weights: str = setting(
+        "", "What each loss of several tasks counts, as in expr=2,va=0.5.", default_text="1 each"
+    )
     head: str = setting(
         "mlp",
         "What is trained: mlp, linear, (ridge) a linear layer in closed form, or another in training/heads.py.",
@@ -112,10 +120,33 @@ class TrainingSettings(Settings):
         if self.cvar_within != "batch" and (self.cvar_level == "set" or self.class_weights != "none"):
             yield "--cvar-within goes with neither --cvar-level set nor --class-weights; expected one of the three."
 
+    def weights_of(self, task: "Task") -> list[float]:
+        """Return what the loss of each of several tasks counts.
+
+        Raises:
+            ConfigError: a name is of none of them, or a weight is no number of at least 0.
+        """
+        weights = {part.name: 1.0 for part in task.parts}
+        for entry in filter(None, self.task_weights.split(",")):
+            name, _, text = (part.strip() for part in entry.partition("="))
+            try:
+                weight = float(text)
+            except ValueError:
+                weight = -1.0
+            if name not in weights or not 0 <= weight < math.inf:
+                raise ConfigError(
+                    f"--task-weights has {entry.strip()!r}; expected a number of at least 0 for some of "
+                    f"{', '.join(weights)}, as in {next(iter(weights))}=0.5."
+                )
+            weights[name] = weight
+        return list(weights.values())
+
     def knobs(self, task: "Task") -> dict[str, float]:
-        """Return what the loss of a task takes by keyword."""
+        """Return what the loss of a task takes by keyword; of several tasks, what any of their losses does."""
+        if task.parts:
+            return {name: value for part in task.parts for name, value in self.knobs(part).items()}
         of_kind = KNOBS_OF_LOSSES[task.kind]
-        return {name: getattr(self, name) for name in sorted(of_kind[self.loss or next(iter(of_kind))])}
+        return {name: getattr(self, name) for name in sorted(of_kind.get(self.loss, of_kind[next(iter(of_kind))]))}
 
     def require_fitting(self, task: "Task") -> None:
         """Refuse settings that a task, its loss or the head has no use for.
@@ -124,15 +155,18 @@ class TrainingSettings(Settings):
             ConfigError: there are some; says all of them.
         """
         task.loss(self.loss)  # says which there are
+        if task.parts:
+            self.weights_of(task)
         problems = list(self._unfitting(task))
         if problems:
             raise ConfigError("\n".join(problems))
 
     def _unfitting(self, task: "Task") -> Iterator[str]:
-        taken = self.knobs(task)
+        taken, each = self.knobs(task), task.parts or (task,)
         for name, knob in KNOBS.items():
             if name not in taken and getattr(self, name) != knob.default:
-                others = [f" or --loss {loss}" for loss, own in KNOBS_OF_LOSSES[task.kind].items() if name in own]
+                losses = {loss: own for one in each for loss, own in KNOBS_OF_LOSSES[one.kind].items()}
+                others = [f" or --loss {loss}" for loss, own in losses.items() if name in own]
                 yield (
                     f"{flag(name)} is {getattr(self, name)}, but the loss of task {task.name} doesn't take it; "
                     f"expected {knob.default:g}{''.join(others)}."
@@ -145,9 +179,11 @@ class TrainingSettings(Settings):
                     yield f"{flag(name)} is {getattr(self, name)}, but {task.name} has no classes; expected {off}."
             if self.cvar_within == "class":
                 yield f"--cvar-within is class, but {task.name} has no classes; expected batch or video."
-        if self.auc_weight and task.batch_term_weight != "auc_weight":
+        if self.task_weights and not task.parts:
+            yield f"--task-weights is {self.task_weights}, but {task.name} is one task; expected it without."
+        if self.auc_weight and all(one.batch_term_weight != "auc_weight" for one in each):
             yield f"--auc-weight is {self.auc_weight}, but {task.name} has no AUC term, only units have; expected 0."
-        if self.head == "ridge" and task.kind == "units" and self.class_weights != "none":
+        if self.head == "ridge" and not any(one.exclusive for one in each) and self.class_weights != "none":
             yield f"--class-weights is balanced, but one ridge solves for all {task.outputs} units; expected none."
 
 
@@ -174,9 +210,11 @@ class FitSettings(TrainingSettings):
 
     def resolved(self, task: "Task") -> "FitSettings":
         """Return the settings with what ``auto`` stands for where the task's labels are of whole videos."""
-        return replace(self, pool=resolved_pool(self.pool, task))
+        return replace(self, pool=resolved_pool(self.pool, task)) if task.level == "video" else self
 
 
 def resolved_pool(pool: str, task: "Task") -> str:
-    """Return what ``--pool`` stands for where a task's labels are of whole videos."""
-    return POOLED if pool == "auto" and task.level == "video" else pool
+    """Return what ``--pool`` stands for with a task: none, or statistics of whole videos."""
+    if task.level == "frame":
+        return "none"
+    return POOLED if pool == "auto" else pool

@@ -241,7 +241,7 @@ def test_the_interval_of_a_difference_is_over_videos_that_both_have(two: Two, tm
     fit(store=tmp_path / "part.h5", annotations=annotations, run=tmp_path / "part", **QUICK)
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("affcache.scoring.score.metric_interval",
+        patch.setattr("affcache.scoring.together.metric_interval",
                       lambda task, ours, theirs=(), **more: seen.append(len(ours[0]) if theirs else 0)
                       or metric_interval(task, ours, theirs, **more))  # fmt: skip
         score(run=one, against=tmp_path / "part")

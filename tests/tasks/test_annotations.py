@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from affcache.errors import ConfigError, InputError
 from affcache.store.frames import ENCODED, UNREADABLE
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.annotations import JoinedLabels, join_labels, open_labels
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import find_label_files, read_label_file
 from affcache.tasks.tasks import TASKS
@@ -83,26 +83,35 @@ def test_harmless_variations_read_the_same(tmp_path: Path, change, task: Task, l
     text = lines_of(task, *lines)
     labels, valid = read_label_file(write_file(tmp_path, text), task)
     changed_labels, changed_valid = read_label_file(write_file(tmp_path, change(text), "changed.txt"), task)
-    assert np.array_equal(changed_labels, labels)
+    assert np.array_equal(changed_labels, labels, equal_nan=True)
     assert np.array_equal(changed_valid, valid)
     assert len(labels) == len(lines)
     assert labels.dtype == np.dtype(task.label_dtype)
 
 
-def test_an_action_unit_row_with_any_mark_is_invalid_as_a_whole(tmp_path: Path) -> None:
+def test_an_action_unit_row_with_some_marks_counts_where_it_is_labelled(tmp_path: Path) -> None:
     one_mark = "0,1,0,1,0,-1,0,0,0,0,0,0"
-    path = write_file(tmp_path, lines_of(AU, PRESENT, one_mark, ",".join(["-1"] * 12), ABSENT))
-    labels, valid = read_label_file(path, AU)
-    assert labels.shape == (4, 12)
-    assert valid.tolist() == [True, False, False, True]
+    text = lines_of(AU, PRESENT, one_mark, ",".join(["-1"] * 12), ABSENT)
+    labels, valid = read_label_file(write_file(tmp_path, text), AU)
+    assert labels[1].tolist() == [0, 1, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0]
+    assert valid.tolist() == [True, True, False, True]
+    annotations, store = (
+        write_labels(tmp_path, "au", "train", {"a": text.splitlines()[1:]}),
+        store_in_memory({"a": [1, 2, 3, 4]}),
+    )
+    kept, dropped = (join_labels(store, annotations, AU, "train", partial) for partial in ("keep", "drop"))
+    assert (kept.rows.tolist(), dropped.rows.tolist()) == ([0, 1, 3], [0, 3])
+    assert (kept.account.partial, dropped.account.partial) == (1, 0)
+    assert (kept.account.invalid_label, dropped.account.invalid_label) == (1, 2)
+    assert "3 frames of 1 video, 1 of them labelled in part" in kept.account.sentence("train")
 
 
 def test_minus_5_marks_valence_arousal_without_a_label(tmp_path: Path) -> None:
     path = write_file(tmp_path, lines_of(VA, "0.123,-0.456", "-5,-5", "-5,0.5", "-5.0,-5.00", "-1,1"))
     labels, valid = read_label_file(path, VA)
     assert labels.dtype == np.float32
-    assert valid.tolist() == [True, False, False, False, True]
-    assert np.array_equal(labels[valid], np.float32([[0.123, -0.456], [-1.0, 1.0]]))
+    assert valid.tolist() == [True, False, True, False, True]
+    assert np.array_equal(labels[valid], np.float32([[0.123, -0.456], [np.nan, 0.5], [-1.0, 1.0]]), equal_nan=True)
 
 
 @pytest.mark.parametrize("task", [EXPR, AU, VA], ids=lambda task: task.name)
@@ -205,14 +214,14 @@ def test_the_challenge_folder_may_be_the_working_folder(tmp_path: Path, monkeypa
 def test_no_labels_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
     write_labels(tmp_path, "expr", "train", {"a": [1]})
     with pytest.raises(InputError) as caught:
-        find_label_files(tmp_path, EXPR, "validation")
+        open_labels(tmp_path, EXPR, "validation")
     message = str(caught.value)
     for folder in EXPR.folders:
         assert str(tmp_path / folder / "Validation_Set") in message
     assert "--annotations DIR" in message
     assert 'annotations = "..." in affcache.toml' in message
     with pytest.raises(InputError, match="No train labels of task au"):
-        find_label_files(tmp_path / "nowhere", AU, "train")
+        open_labels(tmp_path / "nowhere", AU, "train")
 
 
 # The join
@@ -308,9 +317,9 @@ def random_videos(draw: st.DrawFn) -> dict[str, Video]:
 
 
 @settings(deadline=None, max_examples=150)
-@given(random_videos(), st.sampled_from(["expr", "au"]))
-@example({"a": Video((2,), frozenset(), (-1, 4)), "b": Video((), frozenset(), (1,))}, "au")
-def test_the_join_equals_a_dictionary_join(videos: dict[str, Video], name: str) -> None:
+@given(random_videos(), st.sampled_from(["expr", "au"]), st.sampled_from(["keep", "drop"]))
+@example({"a": Video((2,), frozenset(), (-1, 4)), "b": Video((), frozenset(), (1,))}, "au", "drop")
+def test_the_join_equals_a_dictionary_join(videos: dict[str, Video], name: str, partial: str) -> None:
     task = TASKS[name]
 
     def line(label: int) -> list[int]:  # an AU row made from one number; -1 stands for one mark in the row
@@ -323,7 +332,7 @@ def test_the_join_equals_a_dictionary_join(videos: dict[str, Video], name: str) 
     row_of = {key: row for row, key in enumerate((video, frame) for video in sorted(crops) for frame in crops[video])}
     unreadable = {(video, frame) for video in crops for frame in videos[video].unreadable}
     label_of = {(video, i): label for video, rows in labels.items() for i, label in enumerate(rows, start=1)}
-    valid = {key for key, label in label_of.items() if label >= 0}
+    valid = {key for key, label in label_of.items() if label >= 0 or (name == "au" and partial == "keep")}
     expected = sorted((row_of[key], line(label_of[key])) for key in valid & row_of.keys() - unreadable)
     labelled_crops = [key for key in row_of if key[0] in labels]
 
@@ -333,9 +342,9 @@ def test_the_join_equals_a_dictionary_join(videos: dict[str, Video], name: str) 
         annotations = write_labels(Path(folder), name, "train", text)
         if not expected:
             with pytest.raises(InputError, match="belongs to a crop"):
-                join_labels(store, annotations, task, "train")
+                join_labels(store, annotations, task, "train", partial)
             return
-        joined = join_labels(store, annotations, task, "train")
+        joined = join_labels(store, annotations, task, "train", partial)
 
     assert joined.rows.tolist() == [row for row, _ in expected]
     assert joined.labels.reshape(len(expected), -1).tolist() == [values for _, values in expected]
@@ -369,4 +378,4 @@ def test_two_releases_below_one_folder_are_refused(tmp_path: Path) -> None:
 def test_a_link_to_itself_is_no_annotations(tmp_path: Path) -> None:
     (tmp_path / "ann").symlink_to("ann")
     with pytest.raises(InputError, match="ann"):
-        find_label_files(tmp_path / "ann", TASKS["expr"], "train")
+        open_labels(tmp_path / "ann", TASKS["expr"], "train")

@@ -13,6 +13,15 @@ from affcache.tasks.tasks import TASKS
 def frames(task: str, seed: int, count: int, kinds: int) -> tuple[Any, Any, Any]:
     """Draw labels and decisions of a few kinds only, so that classes are absent and values constant at times."""
     random = np.random.default_rng(seed)
+    if task == "mtl":
+        own, of = [], TASKS["mtl"]
+        for number, part in enumerate(of.parts):
+            labels, decided, videos = frames(part.name, seed + number, count, kinds)
+            missing = random.random(labels.shape) < 0.3
+            gap = np.nan if part.name == "va" else -1
+            own.append((np.where(missing, gap, labels), decided, videos))
+        labels, decided = (of.joined([parts[which] for parts in own]) for which in (0, 1))
+        return labels, decided, own[0][2]
     if task == "expr":
         labels, decided = random.integers(0, kinds, (2, count))
     elif task == "au":

@@ -220,7 +220,7 @@ def test_a_run_is_not_continued_the_other_way(learnable: MakeData, tmp_path: Pat
     store, annotations = learnable()
     words = {"store": store, "annotations": annotations, "run": tmp_path / "run", "epochs": 2, "hidden_width": 16}
     fit(**words)
-    monkeypatch.setattr("affcache.training.plain.disagreement", lambda recipe, task: "another loss")
+    monkeypatch.setattr("affcache.training.plain.disagreement", lambda recipe, task, **_: "another loss")
     with pytest.raises(affcache.ConfigError, match="would go on the other way"):
         fit(**words, resume=True)
 

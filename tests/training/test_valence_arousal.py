@@ -76,8 +76,9 @@ def test_a_file_as_the_organisers_write_it(tmp_path: Path) -> None:
     path.write_bytes(b"valence,arousal\r\n0.041,-0.1\r\n-5,-5\r\n-5.0,0.3\r\n1,-1.000\r\n1e-3,-0.0\r\n\r\n\r\n")
     labels, valid = read_label_file(path, VA)
     assert labels.dtype == np.float32
-    assert valid.tolist() == [True, False, False, True, True]
-    assert np.array_equal(labels[valid], np.float32([[0.041, -0.1], [1, -1], [0.001, 0]]))
+    assert valid.tolist() == [True, False, True, True, True]
+    expected = np.float32([[0.041, -0.1], [np.nan, 0.3], [1, -1], [0.001, 0]])
+    assert np.array_equal(labels[valid], expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("line", ["1.0000001,0", "0,-1.00000001", "-5.0000001,0", "0.5", "0.1,0.2,0.3", "0,", "a,0"])
@@ -107,7 +108,7 @@ def test_a_head_learns_and_the_files_give_the_value_again(data: dict[str, Path],
     fitted = fit(task="va", run=run, **data, **RECIPE)
     assert fitted.metric == "mean_ccc"
     assert fitted.value > 0.8
-    assert fitted.frames == 6 * FRAMES * 9 / 10
+    assert fitted.frames == 6 * FRAMES * 19 / 20, "of every twentieth frame the arousal counts"
     assert fitted.tail == 16 * 2 * 0.5, "CVaR goes over both values of each frame"
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert fitted.value == max(line["mean_ccc"] for line in history)

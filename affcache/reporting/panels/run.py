@@ -6,6 +6,7 @@ from html import escape
 from affcache.progress import counted, metric_name
 from affcache.reporting.frames import ReportContext
 from affcache.scoring.intervals import without_interval
+from affcache.tasks.metrics import Scores
 
 NOTICE = '<p class="notice">{}</p>'
 
@@ -31,6 +32,12 @@ def headline(context: ReportContext) -> str:
         warning = f" <b>optimistic</b>: the {level}s that are scored are among them" if rule.optimistic else ""
         words.append(NOTICE.format(f"Decided by a rule fitted on {escape(rule.fitted_on)}{warning}."))
     return "".join(words)
+
+
+def headline_of_all(scores: Scores) -> str:
+    """Return the metric of several tasks at once, with its interval."""
+    interval = "95 % {:.3f} to {:.3f}, over videos".format(*scores.interval) if scores.interval else "no interval"
+    return f'<p class="headline">{metric_name(scores.metric)} {scores.value:.3f} <small>{interval}</small></p>'
 
 
 def run_settings(context: ReportContext) -> str:

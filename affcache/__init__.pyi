@@ -1,7 +1,7 @@
 """Every public name of affcache, with the module it lives in: the only list of them."""
 
-from .ablation.ablate import AblateResult as AblateResult
 from .ablation.ablate import ablate as ablate
+from .ablation.result import AblateResult as AblateResult
 from .ablation.settings import AblateSettings as AblateSettings
 from .demonstration import DemoResult as DemoResult
 from .demonstration import DemoSettings as DemoSettings
@@ -49,6 +49,8 @@ from .store.reading import EmbeddingStore as EmbeddingStore
 from .submission.settings import SubmitSettings as SubmitSettings
 from .submission.submit import SubmitResult as SubmitResult
 from .submission.submit import submit as submit
+from .tasks.annotations import JoinedLabels as JoinedLabels
+from .tasks.annotations import join_labels as join_labels
 from .tasks.kinds import Task as Task
 from .tasks.tasks import TASKS as TASKS
 from .training.fit import FitResult as FitResult
@@ -59,6 +61,7 @@ from .training.sam import SAM as SAM
 from .training.settings import FitSettings as FitSettings
 from .training.sklearn import CVaRMLPClassifier as CVaRMLPClassifier
 from .training.sklearn import CVaRMLPMultiLabelClassifier as CVaRMLPMultiLabelClassifier
+from .training.sklearn import CVaRMLPRegressor as CVaRMLPRegressor
 
 __all__: list[str]
 __version__: str

@@ -70,7 +70,7 @@ def call(name: str, given: Mapping[str, Any], config: ConfigFile, listener: List
         AffcacheError: whatever the command's function raises.
     """
     command = COMMANDS[name]
-    if given.get("resume"):  # the run's folder knows the rest
+    if given.get("resume") or given.get("as_"):  # the run's folder knows the rest
         return resolve_name(command.function)(**given, listener=listener)
     said = {**config.of(name), **given}
     varied = any(map(AblateSettings.varies_store, said.get("vary") or ()))  # in the store's place

@@ -81,9 +81,9 @@ PAGES = {
         first=("crops", "crop_list", "every", "store", "model", "pretrained", "image_size", "mean", "std"),
     ),
     "fit": Page(
-        "--task expr",
         "--task au --store my/faces.h5 --annotations my/labels --run runs/au-rho01 --rho 0.1",
-        first=("task", "store", "annotations", "run", "resume"),
+        "--train-on all --as runs/au-rho01 --run runs/au-last",
+        first=("task", "store", "annotations", "run", "resume", "train_on", "as_", "keep_epoch", "strength"),
     ),
     "score": Page(
         "",
@@ -99,9 +99,10 @@ PAGES = {
     ),
     "ablate": Page(
         "--task expr --preset paper --seeds 5",
-        "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --out ablations/au-grid",
+        "--task au --vary alpha=0.3,0.5,1 --vary rho=0,0.05,0.5 --folds 5 --out ablations/au-grid",
         first=(
-            "task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "select", "keep", "yes",
+            "task", "vary", "list", "preset", "seeds", "base", "store", "annotations", "out", "folds", "fold_by",
+            "select", "held_out", "keep", "yes",
         ),
     ),
     "report": Page(

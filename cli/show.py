@@ -118,15 +118,21 @@ def doctor(result: Any) -> None:
 def fit(result: Any) -> None:
     """Print the run and its best epoch."""
     tried, metric = "strength" if result.head == "ridge" else "epoch", metric_name(result.metric)
+    kept = f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}"
+    if result.chosen_before:
+        number = "" if result.head == "ridge" else f" {result.best_epoch}"
+        worth = ", which means nothing: it was trained on" if result.train_on == "all" else ""
+        kept = f"{tried}{number}, chosen before; {metric} {result.value:.3f} on validation{worth}"
     facts = {
         "run": result.run,
-        "best": f"{metric} {result.value:.3f} on validation, {tried} {result.best_epoch} of {result.epochs}",
+        "kept" if result.chosen_before else "best": kept,
         "time": f"{duration_text(result.seconds)} on {result.device}",
     }
     if result.ridge is not None:
         weights = " --class-weights balanced" if affcache.TASKS[result.task].exclusive else ""
         facts["to beat"] = f"{metric} {result.ridge:.3f}, of --head ridge{weights}, solved in a moment"
-    out(fact_table(facts), f"next: affcache score {result.run}")
+    last = f"submit {result.run} --template FILE --store FILE" if result.train_on == "all" else f"score {result.run}"
+    out(fact_table(facts), f"next: affcache {last}")
 
 
 def score(result: Any) -> None:
@@ -207,19 +213,26 @@ def ablate(result: Any) -> None:
     for row in result.rows:
         style = "dim" if row.is_base else "bold" if row.differs else None
         table.add_row(*columns_of(row, result.heldout), style=style)
+    where = ("the next fold", "the tested fold") if result.folds else ("held-out training videos", "validation")
     facts = {
         "heads": f"{result.cells:,}, {result.trained:,} trained now in "
         f"{duration_text(result.seconds)} on {result.device}",
-        "epochs chosen on": "held-out training videos" if result.heldout else "validation itself, which flatters",
-        "written": f"{result.out}: results.csv, summary.csv, .md and .tex, figures/",
+        "epochs chosen on": where[0] if result.heldout else f"{where[1]} itself, which flatters",
+        "written": f"{result.out}: results.csv, summary.csv, .md and .tex, figures/"
+        + ", out_of_fold/" * bool(result.folds),
     }
     for best in result.best:
         chosen = f" ({best['selected']:.3f} where it was chosen)" if result.heldout else ""
-        name = f"best run, {best['task']}" if len(result.best) > 1 else "best run"
-        facts[name] = f"{best['setting']}, seed {best['seed']}: {best['value']:.3f} on validation{chosen}"
+        what, seed, of = "run", f", seed {best['seed']}", "on validation"
+        if result.folds:
+            what, seed, of = "setting", "", f"over all {result.folds} folds"
+        name = f"best {what}, {best['task']}" if len(result.best) > 1 else f"best {what}"
+        facts[name] = f"{best['setting']}{seed}: {best['value']:.3f} {of}{chosen}"
     out(table, fact_table(facts))
     for best in result.best:
-        out(f"next: affcache score {best['run']}" if best["run"] else f"next: {best['fit']}")
+        task = f" --task {best['task']}" if len(result.best) > 1 else ""
+        again = f"affcache fit --train-on all --as {result.out}{task}" if result.folds else best["fit"]
+        out(f"next: affcache score {best['run']}" if best["run"] else f"next: {again}")
 
 
 def report(result: Any) -> None:
@@ -243,8 +256,9 @@ def submit(result: Any) -> None:
     }
     if result.videos_without_crops:
         facts["no crop at all"] = ", ".join(result.videos_without_crops)
-    if words := result.rule.in_words(affcache.TASKS[result.task].classes):
-        facts["rule"] = words
+    for task, rule in result.rules.items():
+        if words := rule.in_words(affcache.TASKS[task].classes):
+            facts["rule" if len(result.rules) == 1 else f"rule, {task}"] = words
     out(fact_table(facts))
 
 

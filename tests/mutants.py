@@ -49,7 +49,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("value=float(np.mean(f1))", "value=float(np.mean(f1[labelled > 0]))"),
         ("(variances > CONSTANT * squares)", "(variances > 0)"),
         ("variances[1] + (means[0] - means[1]) ** 2", "variances[1]"),
-        ("shift = x.mean(axis=0) if len(x) else 0.0", "shift = 0.0"),
+        ("there.sum(axis=0), 1)  # (C,)", "there.sum(axis=0), 1) * 0"),
         ("np.sqrt(variances[0] * variances[1])", "np.maximum(variances[0], variances[1])"),
     ]),
     ("affcache/store/pooled.py", ("tests/store/test_pooled.py",), [
@@ -64,10 +64,10 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/training/risk.py", ("tests/training/test_risk.py", "tests/training/test_objective.py"), [
         ("float(nearest) if math.isclose(tail, nearest, rel_tol=1e-12) else tail", "tail"),
         ("before = shares.cumsum(-1) - shares", "before = shares.cumsum(-1)"),
-        ("(tail - rank).clamp(0, 1) / tail / present", "(tail - rank).clamp(0, 1) / tail"),
+        ("at_least_tiny(tail) / present.clamp(min=1)", "at_least_tiny(tail)"),
         ("(running < limit * (1 - 1e-12))", "(running <= limit)"),
         ("gap * self.edge.unsqueeze(1), 0)", "0 * gap, 0)"),
-        ("/ shares.sum(1) / alpha", "/ losses.shape[1] / alpha"),
+        ("/ at_least_tiny(shares.sum(1)) / alpha", "/ losses.shape[1] / alpha"),
         ("torch.cat([now, memory[:, :keep]], dim=1)", "torch.cat([memory[:, :keep], now], dim=1)"),
     ]),
     ("affcache/training/sam.py", ("tests/training/test_sam.py", FAST), [
@@ -82,9 +82,10 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("nn.BatchNorm1d(hidden_width), nn.ReLU()", "nn.ReLU(), nn.BatchNorm1d(hidden_width)"),
     ]),
     ("affcache/training/objective.py", ("tests/training/test_objective.py", FAST), [
-        ("task.class_of(labels).flatten().cpu()", "task.class_of(labels[:1]).flatten().cpu()"),
+        ("task.class_of(labels)[labelled].cpu()", "task.class_of(labels[:1])[labelled[:1]].cpu()"),
         ("self.counts.double().clamp(min=1)", "self.counts.double().clamp(min=1).sqrt()"),
         ("else logits + self.adjustment", "else logits - self.adjustment"),
+        ("    return one * other", "    return one"),
         ("(1 - self.term_weight) * risk", "risk"),
         ("        if first_pass:", "        if True:"),
         ("for one in group.unique()]).mean()", "for one in group.unique()]).sum()"),
@@ -98,6 +99,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("predict(self.heads, frames, self.scaler)", 'predict(self.heads, frames, Scaler())'),
         ("optimiser.perturbed(), frozen_batch_norm(head):", "optimiser.perturbed():"),
         ("gradients(first_pass=False)", "gradients(first_pass=True)"),
+        ("None if frames.weights is None else frames.weights[rows]", "None"),
         ("    if not why:", "    if True:"),
     ]),
     ("affcache/training/learner.py", (FAST, "tests/training/test_learner.py", PLAIN), [
@@ -210,9 +212,28 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("fingerprint(description) != sha256 or sum(widths) != width", "sum(widths) != width"),
         ("deciding = {SIDE_BY_SIDE: [", "deciding = {SIDE_BY_SIDE: [] and ["),
     ]),
-    ("affcache/scoring/score.py", ("tests/scoring/test_ensemble.py",), [
+    ("affcache/scoring/together.py", ("tests/scoring/test_ensemble.py", "tests/scoring/test_together.py"), [
         ("np.unique(group[places], return_inverse=True)", "np.arange(group.max() + 1), group[places]"),
-        ("their_places = np.searchsorted(joined.rows, their_rows[both])", "their_places = np.arange(both.sum())"),
+        ("their_places = np.searchsorted(theirs.joined.rows, their_rows[both])", "their_places = np.arange(both.sum())"),
+    ]),
+    ("affcache/tasks/multitask.py", ("tests/tasks/test_multitask.py", "tests/training/test_multitask_training.py"), [
+        ("end - part.outputs : end", "end - part.outputs : end - 1"),
+        ("value=sum(one.value for one in scores)", "value=sum(one.value for one in scores) / len(scores)"),
+        ("np.where(part.labelled(own), own, np.nan)", "np.where(part.labelled(own), own, 0)"),
+        ("[..., part_of == one].mean(axis=-1)", "[..., part_of == one].sum(axis=-1)"),
+    ]),
+    ("affcache/tasks/challenge_file.py", ("tests/tasks/test_multitask.py",), [
+        ("        first.sort()\n", "        first = np.arange(len(numbers))[::-1]\n"),
+        ("own == task.invalid_value", "own < task.invalid_value"),
+    ]),
+    ("affcache/training/objective.py", ("tests/training/test_multitask_training.py",), [
+        ("labelled.to(losses) if shares is None else shares * labelled", "shares"),
+        ("self.settings.auc_margin, labelled)", "self.settings.auc_margin)"),
+        ("counts = None if labelled is None else labelled.flatten(1)", "counts = None"),
+        ("weight * part(of, own, videos, first_pass=first_pass)", "part(of, own, videos, first_pass=first_pass)"),
+    ]),
+    ("affcache/training/ridge.py", ("tests/training/test_multitask_training.py",), [
+        ("labelled.double()", "torch.ones_like(labelled).double()"),
     ]),
     ("affcache/scoring/trained.py", ("tests/scoring/test_ensemble.py",), [
         ("key=lambda one: one.stat().st_mtime, reverse=True", "key=lambda one: one.stat().st_mtime"),
@@ -242,6 +263,19 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/ablation/ablate.py", ("tests/ablation/test_ablate.py",), [
         ('"to choose by", listener, select=True', '"to choose by", listener, select=False'),
         ("not selected > before", "not selected < before"),
+    ]),
+    ("affcache/ablation/folds.py", ("tests/ablation/test_folds.py",), [
+        ("(fold + 1) % count if choosing else fold", "fold"),
+        ("(fold_of != fold) & (fold_of != chosen_on)", "fold_of != fold"),
+        ('"decided": first.task.decide(probabilities)[order]', '"decided": first.task.decide(probabilities)'),
+    ]),
+    ("affcache/ablation/result.py", ("tests/ablation/test_folds.py",), [
+        ("curves.mean(axis=0).argmax()) + 1", "curves.mean(axis=0).argmax())"),
+    ]),
+    ("affcache/tasks/folds.py", ("tests/tasks/test_folds.py",), [
+        ("stripped_name(video), set()", "video, set()"),
+        ("tried.std(axis=1).mean(axis=-1)", "tried.mean(axis=1).mean(axis=-1)"),
+        ("<= (empty := sizes == 0).sum()", "< (empty := sizes == 0).sum()"),
     ]),
     ("affcache/ablation/train.py", ("tests/ablation/test_ablate.py",), [
         ("run.run(splits.train, splits.selection)", "run.run(splits.train, splits.validation)"),

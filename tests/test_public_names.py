@@ -23,14 +23,13 @@ MODULES = sorted(
 HEAVY = ("torch", "torchvision", "h5py", "sklearn", "open_clip", "PIL", "numpy", "matplotlib")
 NAMES = {
     "AblateResult", "AblateSettings", "AffcacheError", "CVaRMLPClassifier", "CVaRMLPMultiLabelClassifier",
-    "ConfigError", "DemoResult", "DemoSettings", "DoctorResult", "DoctorSettings", "EmbeddingStore", "Encoder",
-    "EncodersResult", "EncodersSettings", "list_encoders",
+    "CVaRMLPRegressor", "ConfigError", "DemoResult", "DemoSettings", "DoctorResult", "DoctorSettings", "EmbeddingStore",
+    "Encoder", "EncodersResult", "EncodersSettings", "list_encoders",
     "ExportResult", "ExportSettings", "ExtractResult", "ExtractSettings", "FacesResult", "FacesSettings", "FitResult",
-    "FitSettings", "ImportResult",
-    "ImportSettings", "InputError", "Listener", "MLPHead", "Model", "PredictResult", "PredictSettings", "PublishResult",
-    "PublishSettings", "ReportResult", "ReportSettings", "SAM",
+    "FitSettings", "ImportResult", "ImportSettings", "InputError", "JoinedLabels", "Listener", "MLPHead", "Model",
+    "PredictResult", "PredictSettings", "PublishResult", "PublishSettings", "ReportResult", "ReportSettings", "SAM",
     "ScoreResult", "ScoreSettings", "StoreError", "SubmitResult", "SubmitSettings", "TASKS", "Task", "ablate", "cvar",
-    "demo", "doctor", "export_embeddings", "extract", "find_faces", "fit", "import_embeddings", "load",
+    "demo", "doctor", "export_embeddings", "extract", "find_faces", "fit", "import_embeddings", "join_labels", "load",
     "load_encoder", "predict", "publish",
     "report", "score", "submit",
 }  # fmt: skip

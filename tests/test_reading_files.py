@@ -17,7 +17,7 @@ from affcache.exchange.parquet import parquet_file
 from affcache.files import LARGEST_LINE, read_bytes, read_json, read_lines, read_tensors, written_by_others
 from affcache.settings import read_toml
 from affcache.store.reading import EmbeddingStore
-from affcache.submission.submit import read_frame_counts, read_template
+from affcache.submission.template import read_frame_counts, read_template
 from affcache.tasks.label_files import read_label_file
 from affcache.tasks.tasks import TASKS
 from affcache.training.run_folder import RunFolder

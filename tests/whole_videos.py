@@ -32,6 +32,7 @@ class LabelsOfVideos:
     task: Task
     where: Path = Path("labels.csv")
     test_rows: int = 0
+    folds: None = None
 
     @property
     def videos(self) -> Collection[str]:

@@ -4,15 +4,18 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
 import torch
 
 from affcache.ablation.figures import write_figures
+from affcache.ablation.folds import cut_into_folds, fold_words, pooled, write_out_of_fold
 from affcache.ablation.grid import Grid, Stores, build_grid, stores_text
+from affcache.ablation.result import AblateResult, Best, best_rows, best_run, best_setting, write_best
 from affcache.ablation.settings import AblateSettings
 from affcache.ablation.summary import FEW_SEEDS, Outcome, Summary, Trial, summarise
 from affcache.ablation.tables import latex, markdown, write_results, write_summary
@@ -24,16 +27,16 @@ from affcache.progress import Listener, counted, duration_text, metric_name
 from affcache.scoring.intervals import without_interval
 from affcache.settings import command, existing_store
 from affcache.tasks.tasks import find_task
+from affcache.training.epochs import BEST
 from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, raised_twice, tail_of
 from affcache.training.plain import disagreement
-from affcache.training.run_folder import fit_command
 
 # what trains, by --engine: functions that give a trainer, imported when they are asked for
 TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.cluster.training:cluster_trainer"}
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # trials; a grid of more is projected before they are made one by one
 TRIED = 5  # settings for a projection
-SplitsOf = dict[tuple[Stores, str, str], JoinedSplits]  # by stores, task and pool
+SplitsOf = dict[tuple[Stores, str, str], Sequence[JoinedSplits]]  # by stores, task and pool: of each fold, or one
 
 
 @dataclass
@@ -64,8 +67,8 @@ class Ablation:
         for variant in self.variants:
             for seed in range(self.settings.seeds):
                 recipe = self.grid.fit_settings(variant, seed)
-                of_trial = self.splits[variant.store, recipe.task, recipe.pool]
-                self.trials.append(Trial.of(variant, recipe, of_trial, self.out))
+                every = self.splits[variant.store, recipe.task, recipe.pool]
+                self.trials += [Trial.of(variant, recipe, splits, self.out) for splits in every]
         self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.result.is_file()}
         self._best: dict[str, tuple[float, Trial]] = {}  # by task: the metric where epochs were chosen, and whose
         for trial, outcome in self._finished():
@@ -75,8 +78,8 @@ class Ablation:
         """Take note of a trial; if it is the best of its task so far, return the one that was before, or itself."""
         task, selected = trial.splits.task.name, outcome.selected
         before, beaten = self._best.get(task, (-math.inf, trial))
-        if selected is None or not selected > before:
-            return None
+        if self.settings.folds or selected is None or not selected > before:
+            return None  # one fold is harder than another: settings are compared, over all of them
         self._best[task] = (selected, trial)
         return beaten
 
@@ -88,15 +91,14 @@ class Ablation:
         """Train what isn't finished; return how many heads."""
         pending = [trial for trial in self.trials if trial.name not in self.outcomes]
         words = f"{counted(len(self.variants), 'setting')} x {counted(self.settings.seeds, 'seed')}: "
-        words += counted(len(self.trials), "head")
+        words = f"{words.removesuffix(': ')}{fold_words(self.settings.folds)}: {counted(len(self.trials), 'head')}"
         if self.outcomes:
             words += f", {len(self.outcomes):,} of them finished before"
         self.listener.message(words)
-        for metric, few in {
-            of.task.metric: without_interval(of.task, of.validation_sums) for of in self.splits.values()
-        }.items():
-            if few:
-                self.listener.message(f"differences of {metric_name(metric)} have no intervals: {few}")
+        for every in self.splits.values():
+            task = every[0].task
+            if few := without_interval(task, np.concatenate([of.validation_sums for of in every])):
+                self.listener.message(f"differences of {metric_name(task.metric)} have no intervals: {few}")
         if self.settings.seeds < FEW_SEEDS:
             self.listener.message(f"with fewer than {FEW_SEEDS} seeds, intervals say little of what seeds do")
         without = sum(not trial.folder.head.is_file() for trial, found in self._finished() if found.diverged is None)
@@ -115,7 +117,7 @@ class Ablation:
         if self.grid.trials <= MANY:
             self._project(len(pending))
         self._epochs = (0, sum(1 if one.settings.head == "ridge" else one.settings.epochs for one in pending))
-        for splits in self.splits.values():
+        for splits in (one for every in self.splits.values() for one in every):
             if of_splits := [trial for trial in pending if trial.splits is splits]:
                 self._train(of_splits, self._load(splits))
         return len(pending)
@@ -124,25 +126,31 @@ class Ablation:
         """Train trials of one store, in groups whose size depends on the whole grid: it is the same after a kill."""
         trainer, largest = self.trainer, -(-len(self.trials) // self.trainer.at_once)
         groups = list(group_trials(trials, trainer.device, trainer.heads_memory, largest))
-        work = [Group.of(group, self.out) for group in groups]
+        predicts = self.settings.folds is not None and self.settings.keep != "none"
+        work = [Group.of(group, self.out, predicts=predicts) for group in groups]
         for index, trained in trainer.train(work, splits, self._report):
-            for trial, outcome, head in zip(groups[index], trained.outcomes, trained.heads, strict=True):
+            said: Sequence[torch.Tensor | None] = trained.probabilities or [None] * len(groups[index])
+            found = zip(groups[index], trained.outcomes, trained.heads, said, strict=True)
+            for trial, outcome, head, probabilities in found:
                 if outcome.diverged is not None:
                     self.listener.warning(
                         f"{trial.variant.name}, seed {trial.settings.seed}: diverged in epoch {outcome.diverged}"
                     )
-                self._write_trial(trial, outcome, head)
+                self._write_trial(trial, outcome, head, probabilities)
             work[index].discard_checkpoint()
             if time.monotonic() - self._written >= SECONDS_BETWEEN_TABLES:
                 self.write(with_figures=False)
                 self._written = time.monotonic()
 
-    def _write_trial(self, trial: Trial, outcome: Outcome, head: Tensors) -> None:
-        """Write a finished trial, with its head if that is kept; the head that was the best before goes then."""
+    def _write_trial(self, trial: Trial, outcome: Outcome, head: Tensors, probabilities: torch.Tensor | None) -> None:
+        """Write a finished trial, with its head if that is kept; the head that was the best before goes then.
+
+        Of folds all are kept for now, since what is best shows when all are trained.
+        """
         self.outcomes[trial.name], beaten, keep = outcome, self._take(trial, outcome), self.settings.keep
-        wanted = keep == "all" or (keep == "best" and beaten is not None)
+        wanted = keep == "all" or (keep == "best" and (beaten is not None or bool(self.settings.folds)))
         kept = wanted and outcome.diverged is None and bool(head)  # a cluster sends what may be kept, and no more
-        trial.write(outcome, head if kept else None)
+        trial.write(outcome, head if kept else None, probabilities if outcome.diverged is None else None)
         if keep == "best" and beaten is not None and beaten is not trial:
             remove(beaten.folder.head)
 
@@ -153,14 +161,15 @@ class Ablation:
 
     def write(self, *, with_figures: bool) -> tuple[list[Summary], list[Path]]:
         """Write the tables of what is finished, and the figures; return the rows and the files."""
-        by_variant: list[dict[int, Outcome]] = [{} for _ in self.variants]
-        for number, trial in enumerate(self.trials):
-            if trial.name in self.outcomes:
-                by_variant[number // self.settings.seeds][trial.settings.seed] = self.outcomes[trial.name]
-        rows = summarise(self.variants, by_variant, self.grid.base_index(), self.settings.task)
-        varied, heldout = self.grid.varied, self.settings.select == "heldout"
+        by_variant = [
+            {seed: outcome for seed, trials in enumerate(seeds) if (outcome := self._of_seed(trials)) is not None}
+            for seeds in self._by_variant
+        ]
+        folds, base = self.settings.folds or 0, self.grid.base_index()
+        rows = summarise(self.variants, by_variant, base, self.settings.task, folds)
+        varied, heldout = self.grid.varied, self.settings.chosen_on == "heldout"
         files = [self.out / name for name in ("results.csv", "summary.csv", "summary.md", "summary.tex")]
-        write_results(files[0], self._finished(), varied)
+        write_results(files[0], self._finished(), varied, folds=bool(folds))
         write_summary(files[1], rows, varied)
         write_text(files[2], markdown(rows, heldout))
         write_text(files[3], latex(rows, heldout))
@@ -171,20 +180,45 @@ class Ablation:
             files += figures
         return rows, files
 
-    def best(self) -> list[dict[str, Any]]:
-        """Return the best run of each task, where its head is, and how it is trained again."""
-        return [
-            {
-                "task": task,
-                "setting": trial.variant.name,
-                "seed": trial.settings.seed,
-                "value": self.outcomes[trial.name].value,
-                "selected": selected,
-                "run": str(trial.folder.path) if trial.folder.head.is_file() else None,
-                "fit": fit_command(trial.settings),
-            }
-            for task, (selected, trial) in self._best.items()
-        ]
+    @property
+    def _by_variant(self) -> list[list[list[Trial]]]:
+        """The trials of each variant, of each seed, of each fold."""
+        folds = self.settings.folds or 1
+        seeds = [self.trials[first : first + folds] for first in range(0, len(self.trials), folds)]
+        return [seeds[first : first + self.settings.seeds] for first in range(0, len(seeds), self.settings.seeds)]
+
+    def _of_seed(self, trials: Sequence[Trial]) -> Outcome | None:
+        """Return what a seed's trial found, or those of all folds together; None while one isn't finished."""
+        found = [self.outcomes[trial.name] for trial in trials if trial.name in self.outcomes]
+        if len(found) < len(trials):
+            return None
+        return pooled(found, trials[0].splits.task) if self.settings.folds else found[0]
+
+    def best(self, rows: Sequence[Summary]) -> list[Best]:
+        """Return the best run of each task, or of folds the best setting, by the rows of ``write``; write which."""
+        found = [best_run(trial, self.outcomes[trial.name]) for _, trial in self._best.values()]
+        if self.settings.folds:
+            found = [
+                best_setting(rows[index], [(one, self.outcomes[one.name]) for one in chain(*self._by_variant[index])])
+                for index in best_rows(rows)
+            ]
+        write_best(self.out / BEST, found)
+        return found
+
+    def write_out_of_fold(self, rows: Sequence[Summary]) -> list[Path]:
+        """Write the predictions of the base and the best setting of each task; what isn't kept of others goes then."""
+        best, named = best_rows(rows), dict[str, list[list[Trial]]]()
+        for index, (row, seeds) in enumerate(zip(rows, self._by_variant, strict=True)):
+            word = "best" if index in best else "base" if row.is_base else ""
+            if word and self.settings.keep != "none":
+                name = f"{row.task}-{word}" if len({one.task for one in rows}) > 1 else word
+                named[name] = [of for of in seeds if all(self.outcomes[one.name].diverged is None for one in of)]
+            for trial in chain(*seeds) if self.settings.keep == "best" else ():
+                if word != "best":
+                    remove(trial.folder.head)
+                if not word:
+                    remove(trial.probabilities)
+        return write_out_of_fold(self.out, named, self.listener)
 
     def _load(self, splits: JoinedSplits) -> LoadedSplits:
         if self._loaded is None or self._loaded[0] is not splits:
@@ -197,7 +231,7 @@ class Ablation:
         count, tried = len(self.grid), min(TRIED, len(self.grid))
         recipes = [self.grid.fit_settings(self.grid[i * count // tried], 0) for i in range(tried)]
         alike = [one for one in recipes if (one.task, one.pool) == (recipes[0].task, recipes[0].pool)]
-        first = self.splits[self.grid[0].store, recipes[0].task, recipes[0].pool]
+        first = self.splits[self.grid[0].store, recipes[0].task, recipes[0].pool][0]
         seconds = trials * self.trainer.project(alike, self._load(first))
         require_asked_for(trials, seconds, self.settings.yes)
         self.listener.message(
@@ -208,7 +242,7 @@ class Ablation:
     def _warn_of_tails(self) -> None:
         """Warn of settings whose CVaR rests on a few losses a batch."""
         few = []
-        for trial in self.trials[:: self.settings.seeds]:  # the first of each setting
+        for trial in self.trials[:: self.settings.seeds * (self.settings.folds or 1)]:  # the first of each setting
             recipe, tail = trial.settings, tail_of(trial.settings, trial.splits)
             if recipe.alpha < 1 and recipe.cvar_level == recipe.cvar_within == "batch" and tail < SMALLEST_TAIL:
                 few.append(f"{trial.variant.name} ({tail:g})")
@@ -229,50 +263,16 @@ class Ablation:
                 self.listener.warning(f"{names}: trained by the definition of a step, head by head: {why}")
 
 
-@dataclass(frozen=True)
-class AblateResult:
-    """What an ablation found."""
-
-    out: str
-    select: str
-    cells: int
-    trained: int  # in this call
-    seconds: float
-    device: str
-    rows: list[Summary]
-    best: list[dict[str, Any]]  # of each task the run with the best metric where epochs were chosen
-    files: list[str]
-
-    @property
-    def heldout(self) -> bool:
-        """Whether epochs and settings were chosen on held-out training videos."""
-        return self.select == "heldout"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as one JSON object."""
-        names = ("task", "metric", "count", "diverged", "mean", "deviation", "selected", "is_base")
-        settings = [
-            {
-                "name": row.variant.name,
-                "values": dict(row.variant.values),
-                "store": stores_text(row.variant.store),
-                **{name: getattr(row, name) for name in names},
-                "difference": row.difference.to_json() if row.difference else None,
-            }
-            for row in self.rows
-        ]
-        return {**{name: value for name, value in vars(self).items() if name != "rows"}, "settings": settings}
-
-
 def _warn_of_other_frames(splits: SplitsOf, listener: Listener) -> None:
     """Warn where stores that are compared are scored on other frames."""
-    compared: dict[tuple[str, str], dict[Stores, JoinedSplits]] = {}
-    for (stores, task, pool), joined in splits.items():
-        compared.setdefault((task, pool), {})[stores] = joined
+    compared: dict[tuple[str, str], dict[Stores, Sequence[JoinedSplits]]] = {}
+    for (stores, task, pool), every in splits.items():
+        compared.setdefault((task, pool), {})[stores] = every
     for of_stores in compared.values():
-        if len({len(joined.validation) for joined in of_stores.values()}) > 1:
-            each = ", ".join(f"{stores_text(stores)} {len(of.validation):,}" for stores, of in of_stores.items())
-            unit = next(iter(of_stores.values())).store.unit
+        counts = {stores: sum(len(joined.validation) for joined in every) for stores, every in of_stores.items()}
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"{stores_text(stores)} {count:,}" for stores, count in counts.items())
+            unit = next(iter(of_stores.values()))[0].store.unit
             listener.warning(
                 f"The stores have different numbers of validation {unit}s ({each}), so that differences between them "
                 f"are also those of their {unit}s. Extract the same crops with every encoder."
@@ -305,11 +305,11 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         for store, (task, pool) in product(grid.stores, grid.values_of("task", "pool")):
             if len(grid.stores) > 1:
                 listener.message(f"{stores_text(store)}:")
-            how = replace(settings, pool=pool)
-            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener, how)
+            how = {"partial": settings.partial, "train_on": "all" if settings.folds else "train", "pool": pool}
+            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener, **how)
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
-            splits[store, task, pool] = joined
+            splits[store, task, pool] = cut_into_folds(joined, settings, listener) if settings.folds else [joined]
         _warn_of_other_frames(splits, listener)
         refusal = ConfigError(
             f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "
@@ -319,14 +319,18 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
             ablation = Ablation(settings, grid, splits, out, trainer, device, listener)
             trained = ablation.train()
             rows, files = ablation.write(with_figures=True)
+            if settings.folds:
+                files += ablation.write_out_of_fold(rows)
+            best = ablation.best(rows)
     return AblateResult(
         out=str(out),
-        select=settings.select,
+        select=settings.chosen_on,
         cells=grid.trials,
         trained=trained,
         seconds=time.perf_counter() - start,
         device=str(trainer.device),
         rows=rows,
-        best=ablation.best(),
+        best=[one.to_json() for one in best],
         files=[str(file) for file in files],
+        folds=settings.folds,
     )

@@ -127,6 +127,5 @@ def _points(rows: Sequence[Summary]) -> "Figure":
 def _metric(rows: Sequence[Summary]) -> str:
     metric = rows[0].metric
     counts = {row.count for row in rows}
-    return (
-        f"{metric_name(metric)} on validation, {'/'.join(map(str, sorted(counts)))} seed{'' if counts == {1} else 's'}"
-    )
+    where = f"of {rows[0].folds} folds" if rows[0].folds else "on validation"
+    return f"{metric_name(metric)} {where}, {'/'.join(map(str, sorted(counts)))} seed{'' if counts == {1} else 's'}"

@@ -19,7 +19,7 @@ from affcache.tasks.tasks import find_task
 from affcache.training.learner import find_head
 from affcache.training.settings import FitSettings, TrainingSettings
 
-NOT_VARIED = ("annotations", "device", "memory")  # where and how it is computed, not what
+NOT_VARIED: tuple[str, ...] = ("annotations", "device", "memory")  # where and how it is computed, not what
 WHY_NOT = {
     "seed": "seeds are varied by --seeds K",
     **{name: f"{flag(name)} is the same for a whole grid" for name in NOT_VARIED},
@@ -51,7 +51,7 @@ class Grid:
     axes: Mapping[str, Sequence[Any]]  # what --vary varies
     stores: Sequence[Stores]  # that are compared
     words: Sequence[str]  # what is varied, for a folder's name
-    held_out: float  # share of the training frames on which epochs are chosen; 0 for validation
+    held_out: float  # share of the training frames on which epochs are chosen; 0 for validation, or a fold
 
     @property
     def varied(self) -> list[str]:
@@ -70,7 +70,7 @@ class Grid:
     @property
     def trials(self) -> int:
         """How many heads are trained."""
-        return len(self) * self.settings.seeds
+        return len(self) * self.settings.seeds * (self.settings.folds or 1)
 
     def __getitem__(self, index: int) -> Variant:
         if not 0 <= index < len(self):
@@ -94,7 +94,8 @@ class Grid:
             ConfigError: a value is out of range, or doesn't go with the others.
         """
         given = {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(TrainingSettings)}
-        own = {"store": variant.store, "seed": seed, "held_out": self.held_out}
+        trained = "all" if self.settings.folds else "train"
+        own = {"store": variant.store, "seed": seed, "held_out": self.held_out, "train_on": trained}
         try:
             settings = build(FitSettings, {**given, **variant.values, **own})
             settings.require_fitting(find_task(settings.task))
@@ -151,10 +152,10 @@ def build_grid(settings: AblateSettings) -> Grid:
         ConfigError: nothing is varied, an unknown setting, a value of the wrong kind, the same twice, or a list that
             can't be read.
     """
-    if settings.preset == "none" and settings.list is None and not settings.vary:
+    if settings.preset == "none" and settings.list is None and not settings.vary and not settings.folds:
         raise ConfigError(
             "Nothing is varied. Expected --vary NAME=VALUES, such as --vary alpha=0.3,0.5,1 or --vary "
-            "store=a.h5,b.h5, or --preset or --list FILE. (Several --store stand side by side.)"
+            "store=a.h5,b.h5, or --preset or --list FILE, or --folds K. (Several --store stand side by side.)"
         )
     named: Sequence[NamedValues] = [("", {})]
     if settings.preset != "none":
@@ -171,9 +172,11 @@ def build_grid(settings: AblateSettings) -> Grid:
         if name in axes or any(name in of for _, of in named):
             raise ConfigError(f"--vary {text}: {name} is varied twice. Expected all its values in one place.")
         axes[name] = values
-    held_out = settings.held_out if settings.select == "heldout" else 0.0
+    heldout = settings.chosen_on == "heldout" and not settings.folds  # folds hold others of them out
+    held_out = settings.held_out if heldout else 0.0
     words = [settings.preset] if settings.preset != "none" else [settings.list.stem] if settings.list else []
     words += [*axes, *(["stores"] if len(stores) > 1 else []), *(["heldout"] if held_out else [])]
+    words += [f"folds{settings.folds}"] if settings.folds else []
     return Grid(settings, named, axes, stores, words, held_out)
 
 

@@ -24,6 +24,8 @@ from affcache.training.settings import FitSettings
 
 RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
 STATISTICS = "videos.safetensors"
+# of the settings, what doesn't decide a result, or what the labels say
+SAID_BY_OTHERS: tuple[str, ...] = (*NOT_VARIED, "train_on", "keep_epoch", "strength")
 FEW_SEEDS = 3  # with fewer, an interval says little of what seeds do
 
 
@@ -42,7 +44,7 @@ class Trial:
         store, labels = splits.description["store"], splits.description["labels"]
         decided = settings_to_json(settings.resolved(splits.task))
         identity = {
-            "settings": {name: v for name, v in decided.items() if name not in NOT_VARIED},
+            "settings": {name: v for name, v in decided.items() if name not in SAID_BY_OTHERS},
             "store": store["fingerprint"],
             "encoder": store["encoder_fingerprint"],
             "labels": {name: of["sha256"] for name, of in {"selection": labels["validation"], **labels}.items()},
@@ -60,8 +62,13 @@ class Trial:
         """The file of the result, which is written last: the trial is finished once it is there."""
         return self.folder.path / "result.json"
 
-    def write(self, outcome: "Outcome", head: Tensors | None) -> None:
-        """Write the run folder, its result last."""
+    @property
+    def probabilities(self) -> Path:
+        """The file of what the head says of the frames of its fold, where it has one."""
+        return self.folder.path / "probabilities.safetensors"
+
+    def write(self, outcome: "Outcome", head: Tensors | None, probabilities: torch.Tensor | None = None) -> None:
+        """Write the run folder, its result last; and the probabilities (n, C) of a fold."""
         config = self.splits.describe_run(self.settings)
         write_json(self.folder.config, config)
         self.folder.write_history(outcome.history)
@@ -71,6 +78,8 @@ class Trial:
         if head is not None:
             best = {"epoch": outcome.best_epoch, self.splits.task.metric: outcome.value}
             write_tensors(self.folder.head, head, {**{name: config[name] for name in HEADER}, **best})
+        if probabilities is not None:
+            write_tensors(self.probabilities, {"probabilities": probabilities}, {})
         write_json(self.result, {name: getattr(outcome, name) for name in RESULT})
 
     def read(self) -> "Outcome":
@@ -111,6 +120,7 @@ class Outcome:
     history: list[Entry]
     statistics: Table | None  # (G, C, S) of validation's videos, for ``Task.metric_of``
     videos: list[str]  # (G,)
+    of_folds: tuple[float, ...] = ()  # where folds are pooled, the metric on each
 
     @classmethod
     def of(cls, best: Best, logits: torch.Tensor, splits: LoadedSplits) -> "Outcome":
@@ -137,11 +147,15 @@ class Summary:
     metric: str
     finished: int  # seeds that are trained
     diverged: int  # of these, whose training broke down; they are in no mean
-    mean: float | None  # of the metric on validation
+    mean: float | None  # of the metric on validation, or on all frames together, each by the head that never saw it
     deviation: float | None  # standard deviation over seeds; None for fewer than two
     selected: float | None  # mean of the metric where epochs were chosen
     difference: Interval | None  # to the base setting, over the seeds and videos of both
     is_base: bool
+    folds: int = 0  # whose frames together the metric is of; 0 for validation
+    interval: Interval | None = None  # of the mean, over seeds and the videos of all folds; None without folds
+    fold_mean: float | None = None  # of the metric on one fold, over folds and seeds
+    fold_deviation: float | None = None  # and its standard deviation
 
     @property
     def count(self) -> int:
@@ -155,15 +169,18 @@ class Summary:
         return bounds is not None and self.count >= FEW_SEEDS and not bounds[0] <= 0 <= bounds[1]
 
 
-def summarise(variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: int, task: str) -> list[Summary]:
+def summarise(
+    variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: int, task: str, folds: int = 0
+) -> list[Summary]:
     """Summarise each setting over its finished seeds.
 
     Args:
         variants: of the grid, in its order.
-        outcomes: of each setting, by seed; those that aren't finished are absent.
+        outcomes: of each setting, by seed, of which folds are pooled; those that aren't finished are absent.
         base: which setting the others are compared with. Settings of another task than its own are compared with
             its like of their task.
         task: of the settings that don't vary it.
+        folds: how many are pooled; 0 for none.
     """
     rows = []
     for index, (variant, found) in enumerate(zip(variants, outcomes, strict=True)):
@@ -175,6 +192,8 @@ def summarise(variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: i
         compared = None
         if against is not None and against != index:
             compared = paired_difference(valid, outcomes[against], of)
+        of_folds = [value for outcome in valid.values() for value in outcome.of_folds]
+        sums = [outcome.statistics for outcome in valid.values() if outcome.of_folds and outcome.statistics is not None]
         rows.append(
             Summary(
                 variant=variant,
@@ -187,6 +206,10 @@ def summarise(variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: i
                 selected=statistics.fmean(selected) if selected else None,
                 difference=compared,
                 is_base=against == index,
+                folds=folds,
+                interval=metric_interval(of, sums) if sums else None,
+                fold_mean=statistics.fmean(of_folds) if of_folds else None,
+                fold_deviation=statistics.stdev(of_folds) if of_folds else None,
             )
         )
     return rows

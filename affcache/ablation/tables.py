@@ -14,10 +14,13 @@ from affcache.progress import metric_name
 from affcache.settings import as_text
 
 
-def write_results(path: Path, runs: Sequence[tuple[Trial, Outcome]], varied: Sequence[str]) -> None:
+def write_results(
+    path: Path, runs: Sequence[tuple[Trial, Outcome]], varied: Sequence[str], *, folds: bool = False
+) -> None:
     """Write results.csv: a row for each finished run, in the order of the grid. What it took isn't in it."""
     names = [
-        "setting", "store", *varied, "seed", "metric", "value", "chosen_by", "best_epoch", "diverged_in_epoch", "run"
+        "setting", "store", *varied, "seed", *(["fold"] if folds else []), "metric", "value", "chosen_by",
+        "best_epoch", "diverged_in_epoch", "run",
     ]  # fmt: skip
     rows = [
         [
@@ -25,6 +28,7 @@ def write_results(path: Path, runs: Sequence[tuple[Trial, Outcome]], varied: Seq
             stores_text(trial.variant.store, short=True),
             *(as_text(trial.variant.values[name]) for name in varied),
             trial.settings.seed,
+            *(trial.splits.fold or ())[:1],
             trial.splits.task.metric,
             outcome.value,
             outcome.selected,
@@ -43,6 +47,8 @@ def write_summary(path: Path, rows: Sequence[Summary], varied: Sequence[str]) ->
         "setting", "store", *varied, "metric", "n", "diverged", "mean", "standard_deviation",
         "difference", "difference_low", "difference_high", "chosen_by",
     ]  # fmt: skip
+    folds = any(row.folds for row in rows)
+    names += ["low", "high", "fold_mean", "fold_standard_deviation"] if folds else []
     table = []
     for row in rows:
         of = row.difference
@@ -50,6 +56,9 @@ def write_summary(path: Path, rows: Sequence[Summary], varied: Sequence[str]) ->
         varying = (as_text(row.variant.values[name]) for name in varied)
         own = [row.variant.name, stores_text(row.variant.store, short=True), *varying, row.metric]
         table.append([*own, row.count, row.diverged, row.mean, row.deviation, *interval, row.selected])
+        if folds:
+            bounds = (row.interval and row.interval.bounds) or (None, None)
+            table[-1] += [*bounds, row.fold_mean, row.fold_deviation]
     _write_csv(path, names, table)
 
 
@@ -58,7 +67,8 @@ def headings(rows: Sequence[Summary], heldout: bool) -> list[str]:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     metric = metric_name(metrics[0]) if len(metrics) == 1 else "metric"
     chosen = ["held out"] if heldout else []
-    return ["setting", "n", *chosen, metric, "s.d.", "difference", "95 % interval"]
+    folds = ["95 %", "a fold (s.d.)"] if any(row.folds for row in rows) else []
+    return ["setting", "n", *chosen, metric, "s.d.", *folds, "difference", "95 % interval"]
 
 
 def columns_of(row: Summary, heldout: bool) -> list[str]:
@@ -68,8 +78,13 @@ def columns_of(row: Summary, heldout: bool) -> list[str]:
     difference = ["base" if row.is_base else "", ""]
     if of is not None:
         difference = [f"{of.value:+.3f}", "{:+.3f} to {:+.3f}".format(*of.bounds) if of.bounds else ""]
-    chosen = [_rounded(row.selected)] if heldout else []
-    return [row.variant.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *difference]
+    chosen, folds = [_rounded(row.selected)] if heldout else [], []
+    if row.folds:
+        bounds = row.interval.bounds if row.interval else None
+        interval = "{:.3f} to {:.3f}".format(*bounds) if bounds else ""
+        of_fold = "" if row.fold_mean is None else f"{row.fold_mean:.3f} ({row.fold_deviation:.3f})"
+        folds = [interval, of_fold]
+    return [row.variant.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *folds, *difference]
 
 
 def markdown(rows: Sequence[Summary], heldout: bool) -> str:

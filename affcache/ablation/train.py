@@ -124,12 +124,13 @@ class Group:
     trials: Sequence[str]  # names
     recipes: Sequence[FitSettings]
     checkpoint: Path  # absolute; to continue from after a kill
+    predicts: bool = False  # whether what the heads say of validation is wanted too
 
     @classmethod
-    def of(cls, trials: Sequence[Trial], out: Path) -> "Group":
+    def of(cls, trials: Sequence[Trial], out: Path, *, predicts: bool = False) -> "Group":
         """Return the group of some trials, its checkpoint in the ablation's folder."""
         checkpoint = out.absolute() / "groups" / f"{trials[0].name}.safetensors"
-        return cls([trial.name for trial in trials], [trial.settings for trial in trials], checkpoint)
+        return cls([trial.name for trial in trials], [trial.settings for trial in trials], checkpoint, predicts)
 
     def discard_checkpoint(self) -> None:
         """Remove what the group would continue from: all its results are written."""
@@ -143,6 +144,7 @@ class Trained:
 
     outcomes: Sequence[Outcome]
     heads: Sequence[Tensors]  # of the best epoch; empty where a head diverged at once
+    probabilities: Sequence[torch.Tensor] = ()  # (n, C) of each head, on the CPU, where they are wanted
 
 
 def train_group(
@@ -165,7 +167,8 @@ def train_group(
     report(heads * (run.steps - done) if run.unit == "epoch" else 1, _standing(run, splits))
     logits = run.predict_best(splits.validation)  # (H, n, C)
     outcomes = [Outcome.of(best, of_head, splits) for best, of_head in zip(run.best, logits, strict=True)]
-    return Trained(outcomes, [best.head for best in run.best])
+    probabilities = [splits.task.probabilities(of_head).cpu() for of_head in logits] if group.predicts else []
+    return Trained(outcomes, [best.head for best in run.best], probabilities)
 
 
 def _standing(run: Run, splits: LoadedSplits) -> str:

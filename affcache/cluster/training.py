@@ -213,4 +213,5 @@ def cluster_trainer(settings: AblateSettings, listener: Listener) -> Iterator[tu
         listener.message(
             f"{counted(at_once, 'group')} of heads at a time, on {size.device} of {counted(len(nodes), 'node')}"
         )
-        yield ClusterTrainer(ray, size, at_once, settings.keep), torch.device("cpu")
+        keep = "all" if settings.folds and settings.keep == "best" else settings.keep  # what is best shows in the end
+        yield ClusterTrainer(ray, size, at_once, keep), torch.device("cpu")

@@ -30,9 +30,10 @@ NOT_FOR = (
     "before you use it.",
     "Other crops give other embeddings: see below what faces it expects.",
 )
-CHOSEN = (
-    "**The epoch was chosen on these validation frames**, so that the figures flatter a little. Intervals are of 95 %, "
-    "over videos; there is none where a class is in fewer than three. On other data expect less."
+CHOSEN = "**The epoch was chosen on these validation frames**, so that the figures flatter a little."
+TRAINED_ON = "**These validation frames were trained on**: the figures say nothing of how well it does on others."
+INTERVALS = (
+    "Intervals are of 95 %, over videos; there is none where a class is in fewer than three. On other data expect less."
 )
 PRIVATE_KINDS = ("local-dir:", "onnx:", "python:")
 PRIVATE = (
@@ -186,7 +187,9 @@ def _scores(trained: TrainedHead) -> str:
     found = [scores for rule in ("", "fitted") if (scores := metrics_of(trained, rule)) is not None]
     if not found:
         return "Not measured: the run was not scored. `affcache score RUN` does it; then publish it again."
-    return "\n\n".join([*(_table(scores, trained.task) for scores in found), _wrapped(CHOSEN)])
+    chosen = "" if trained.settings.chosen_before else CHOSEN
+    words = f"{TRAINED_ON if trained.settings.train_on == 'all' else chosen} {INTERVALS}".strip()
+    return "\n\n".join([*(_table(scores, trained.task) for scores in found), _wrapped(words)])
 
 
 def _table(scores: Mapping[str, Any], task: Task) -> str:
@@ -223,9 +226,13 @@ def _recipe(trained: TrainedHead, words: CardWords) -> str:
     recipe = replace(
         trained.settings, task=defaults.task, annotations=defaults.annotations, store=stores if len(stores) > 1 else ()
     )
+    why = f"the best by {metric_name(trained.task.metric)} on the validation split"
+    if trained.settings.chosen_before:
+        why = "chosen before" + (", and trained on the validation split too" * (trained.settings.train_on == "all"))
+    number = trained.epoch if trained.settings.strength is None else f"{trained.settings.strength:g}"
     text = _wrapped(
-        f"Data: {words.data}. The {chosen} is number {trained.epoch}, the best by {metric_name(trained.task.metric)} "
-        "on the validation split. All settings stand in config.json; these make such a head:"
+        f"Data: {words.data}. The {chosen} is number {number}, {why}. All settings stand in config.json; these make "
+        "such a head:"
     )
     command = fit_command(recipe).replace("affcache fit", f"affcache fit --task {trained.task.name}", 1)
     return f"{text}\n\n```sh\n{command}\n```"

@@ -75,6 +75,9 @@ def score_split(settings: SplitSettings, runs: Ensemble, listener: Listener, sai
     annotations = settings.annotations or runs.first.annotations
     joined = runs.join(annotations, settings.split)
     listener.message(said_of + joined.account.sentence(settings.split, runs.task.level))
+    for run in runs.runs:
+        if settings.split == "validation" and run.settings.trained_on_validation:
+            listener.warning(f"{run.source}: {run.settings.trained_on_validation}")
     rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
     scored = scored_by(rule, settings, runs, joined, listener)
     _warn(scored, settings.split, listener)

@@ -1,17 +1,22 @@
 """Trained heads beside the embeddings of their encoders, and what they predict of their rows."""
 
-from collections.abc import Callable, Sequence
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import write_bytes
 from affcache.progress import Listener
+from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name, said_elsewhere
 from affcache.store.description import differing_fields
 from affcache.store.frames import ENCODED, FrameIndex, Rows
@@ -19,6 +24,7 @@ from affcache.store.joined import AnyStore, join_stores
 from affcache.store.pooled import PooledStore, RowStore
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
+from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import TASKS
 from affcache.tasks.whole_videos import logits_of_videos
 from affcache.training.data import EVALUATION_BATCH
@@ -200,6 +206,45 @@ class Predictions:
     def frame_numbers(self) -> npt.NDArray[np.int32]:
         """The number of each frame in its video, (n,)."""
         return np.asarray(self.frames.frame_number[self.rows])
+
+
+@dataclass(frozen=True)
+class FramesDecided:
+    """What is said of n frames for a task, and how it was decided."""
+
+    task: Task
+    rule: DecisionRule
+    frames: FrameIndex
+    rows: Rows  # (n,) rising
+    columns: Mapping[str, npt.NDArray[Any]]  # (n, ...) of these, by name
+
+
+def write_predictions(
+    path: Path, attributes: Mapping[str, Any], each: Sequence[FramesDecided], *, grouped: bool = False
+) -> None:
+    """Write what is said of frames, with the keys that find them again: docs/formats.md has the file.
+
+    Args:
+        path: where.
+        attributes: of the file.
+        each: what is said, of one task.
+        grouped: whether each is a group, by its task's name, of which there may be several.
+    """
+    written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
+    with h5py.File(written, "w") as file:
+        for name, value in {"format": "affcache-predictions", "format_version": 1, **attributes}.items():
+            file.attrs[name] = value
+        for one in each:
+            group = file.create_group(one.task.name) if grouped else file
+            group.attrs["classes"] = json.dumps(one.task.classes)
+            group.attrs["rule"] = json.dumps(one.rule.to_json())
+            group["rows"] = one.rows
+            group["video"] = one.frames.video_of_rows()[one.rows].astype(np.int32)
+            group["frame_number"] = np.asarray(one.frames.frame_number[one.rows])
+            group.create_dataset("video_name", data=list(one.frames.video_names), dtype=h5py.string_dtype())
+            for name, values in one.columns.items():
+                group[name] = values
+    write_bytes(path, written.getbuffer())
 
 
 def rows_to_predict(frames: FrameIndex, rows: Rows, smooth: str) -> Rows:

@@ -1,22 +1,19 @@
 """Scoring runs: their heads over a split's frames, the task's metrics with intervals, and predictions per frame."""
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from affcache.figures import drawing, save_figures
-from affcache.files import write_bytes, write_json
+from affcache.files import write_json
 from affcache.progress import Listener
 from affcache.scoring.ensemble import Ensemble, open_runs
 from affcache.scoring.figures import score_figures
 from affcache.scoring.frames import Scored
-from affcache.scoring.predict import TrainedRun
+from affcache.scoring.predict import FramesDecided, TrainedRun, write_predictions
 from affcache.scoring.published import sha256_of
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import ScoreSettings
@@ -99,7 +96,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     each = score_each(settings, ensembles, listener)
     against = None if settings.against is None else compared(settings, task, each, listener)
     out = runs[0].out if len(runs) == 1 else RunFolder(runs[0].out.path / AVERAGE)
-    rule = rule_of_all(each)
+    rule = rule_of_all([one.rule for one in each])
     files = [out.of_split(path, settings.split, rule.name) for path in (out.scores, out.predictions)]
     parts = [_result(settings, one, out) for one in each]
     result = _of_all(task, each, parts, runs) if task.parts else parts[0]
@@ -179,26 +176,20 @@ def _draw(settings: ScoreSettings, each: Sequence[Scored]) -> list[Path]:
 
 
 def _write_predictions(path: Path, result: ScoreResult, each: Sequence[Scored]) -> None:
-    """Write what is said of every scored frame, with the keys that find it again; of several tasks a group each."""
-    written = io.BytesIO()  # HDF5 swallows errors of a disk, or crashes at them
-    with h5py.File(written, "w") as file:
-        file.attrs["format"] = "affcache-predictions"
-        file.attrs["format_version"] = 1
-        for name in ("task", "split", "run", "store"):
-            file.attrs[name] = getattr(result, name)
-        for one in each:
-            _write_frames(file.create_group(one.task.name) if result.parts else file, one)
-    write_bytes(path, written.getbuffer())
-
-
-def _write_frames(group: h5py.Group, scored: Scored) -> None:
-    given = scored.predictions
-    group.attrs["classes"] = json.dumps(scored.task.classes)
-    group.attrs["rule"] = json.dumps(scored.rule.to_json())
-    group["rows"] = given.rows
-    group["video"] = given.videos.astype(np.int32)
-    group["frame_number"] = given.frame_numbers
-    group.create_dataset("video_name", data=list(given.frames.video_names), dtype=h5py.string_dtype())
-    group["probabilities"] = given.probabilities.astype(np.float32)
-    group["decided"] = scored.decided
-    group["labels"] = scored.joined.labels
+    """Write what is said of every scored frame; of several tasks a group each."""
+    attributes = {name: getattr(result, name) for name in ("task", "split", "run", "store")}
+    said = [
+        FramesDecided(
+            one.task,
+            one.rule,
+            one.predictions.frames,
+            one.predictions.rows,
+            {
+                "probabilities": one.predictions.probabilities.astype(np.float32),
+                "decided": one.decided,
+                "labels": one.joined.labels,
+            },
+        )
+        for one in each
+    ]
+    write_predictions(path, attributes, said, grouped=bool(result.parts))

@@ -58,9 +58,8 @@ def scores_of_all(task: Task, each: Sequence[Scored]) -> Scores:
     return replace(task.sum_of([one.scores for one in each]), interval=metric_interval(task, [table]).bounds)
 
 
-def rule_of_all(each: Sequence[Scored]) -> DecisionRule:
+def rule_of_all(rules: Sequence[DecisionRule]) -> DecisionRule:
     """Return what the tasks' rules have in common: how frames are smoothed, and where rules were fitted."""
-    rules = [one.rule for one in each]
     found = next((rule for rule in rules if rule.name), rules[0])
     return found if len(rules) == 1 else replace(found, offsets=None, temperature=1.0, weights=None)
 

@@ -83,9 +83,9 @@ class TrainedHead:
         config = folder.read_config()
         task, settings, store = _task_of_run(config), settings_from_json(config["settings"]), config["store"]
         head, scaler, epoch = _load_head(folder, settings, store.get("width"), task)
-        if settings.head != "ridge" and (done := len(folder.read_history())) < settings.epochs:
+        if settings.head != "ridge" and (done := len(folder.read_history())) < settings.last_epoch:
             (listener or Listener()).warning(
-                f"run {folder.path} is unfinished: {done} of {counted(settings.epochs, 'epoch')}. "
+                f"run {folder.path} is unfinished: {done} of {counted(settings.last_epoch, 'epoch')}. "
                 f"Finish it with 'affcache fit --run {folder.path} --resume'."
             )
         encoder, sha256 = store["encoder"], store["encoder_fingerprint"]

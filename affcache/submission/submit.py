@@ -1,83 +1,39 @@
 """A submission as a whole: runs predict a test set's crops, gaps are filled, and the file is written and checked."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from affcache.crops.crop_list import parse_path
-from affcache.crops.names import VideoNames, canonical, plain_path
+from affcache.crops.names import canonical
 from affcache.errors import ConfigError, InputError
-from affcache.files import read_lines, write_text
+from affcache.files import write_text
 from affcache.progress import Listener, Result, counted
-from affcache.scoring.ensemble import Ensemble
+from affcache.scoring.ensemble import Ensemble, open_runs
 from affcache.scoring.postprocess import find_rule
 from affcache.scoring.predict import Predictions, TrainedRun
 from affcache.scoring.rule import DecisionRule
+from affcache.scoring.together import for_task, rule_of_all, whole_of
 from affcache.settings import command
-from affcache.store.frames import ENCODED
+from affcache.store.frames import BESIDE, ENCODED
 from affcache.submission.settings import SubmitSettings
+from affcache.submission.template import LOCATION, Template, read_frame_counts, read_template
+from affcache.tasks.challenge_file import HEADER
 from affcache.tasks.kinds import Task
-
-LOCATION = "image_location"
-Frame = tuple[str, str, int]  # where it lies, its video, and its number there
-LARGEST_TEMPLATE = 2**27  # bytes
-MOST_FRAMES, MOST_DIGITS = 5_000_000, 9  # of a template: two days of video
+from affcache.tasks.multitask import MultiTask
+from affcache.tasks.tasks import TASKS
 
 
-@dataclass(frozen=True)
-class Template:
-    """The frames that a submission is of, in its order."""
-
-    locations: list[str]  # as the organisers write them, such as 14-30-1920x1080/00001.jpg
-    videos: list[str]  # (n,) canonical, with all folders before it until ``named_as`` knows better
-    frame_numbers: npt.NDArray[np.int64]  # (n,)
-    columns: tuple[str, ...] = ()  # what its header names after the location, if it has one that does
-
-    def __len__(self) -> int:
-        return len(self.locations)
-
-    def named_as(self, names: Sequence[str], path: Path) -> "Template":
-        """Return the template with the canonical names of known videos, found as ``VideoNames`` does.
-
-        Raises:
-            InputError: a line may be of several videos, or a frame comes twice; ``path`` is its file.
-        """
-        called = VideoNames(names).match(dict.fromkeys(self.videos), path)
-        videos = [canonical(names[called[video]]) if video in called else video for video in self.videos]
-        _require_once(path, videos, self.frame_numbers.tolist())
-        return replace(self, videos=videos)
-
-
-def read_template(path: Path) -> Template:
-    """Read an organisers' template: the part of each line before its first comma; a header is skipped.
-
-    Raises:
-        InputError: the file can't be read, has no frame, a line is none, or a frame comes twice.
-    """
-    frames, columns = list[Frame](), tuple[str, ...]()
-    for position, line in enumerate(_lines(path), start=1):
-        location = line.partition(",")[0].strip()
-        if position == 1 and (location == LOCATION or "/" not in location):
-            columns = tuple(name.strip() for name in line.split(",")[1:] if name.strip())
-            continue
-        try:
-            folder, _, number = parse_path(location)
-        except ValueError:
-            raise InputError(
-                f"{path}, line {position}: {line[:80]!r} names no frame. Expected <video>/<frame number>.jpg before "
-                "the first comma, as in the organisers' templates. Correct that line."
-            ) from None
-        frames.append((location, canonical(plain_path(folder)), number))
-    return _template(path, frames, columns)
+def header_of(task: Task) -> str:
+    """Return the first line of a submission."""
+    return HEADER if task.parts else f"{LOCATION},{task.header}"
 
 
 def require_template_of(template: Template, task: Task) -> None:
-    """Refuse a template whose header is another task's, and a task that says nothing of frames.
+    """Refuse a template whose header is another task's, a task of whole videos, and several that lack the challenge's.
 
     Raises:
         InputError: it is.
@@ -88,46 +44,34 @@ def require_template_of(template: Template, task: Task) -> None:
             f"A submission has a line for each frame, and task {task.name} decides once for each video. Expected a run "
             "on labels of frames. 'affcache predict --store FILE' writes a table with a row a video."
         )
-    if template.columns and [name.lower() for name in template.columns] != [name.lower() for name in task.classes]:
+    _, _, expected = header_of(task).partition(",")
+    if template.columns and [name.lower() for name in template.columns] != expected.lower().split(","):
         raise InputError(
             f"The template's header names {', '.join(template.columns)[:80]}, but the run is of {task.name}. Expected "
-            f"a template with {task.header}, or one whose header names nothing but {LOCATION}. Take the run or the "
+            f"a template with {expected}, or one whose header names nothing but {LOCATION}. Take the run or the "
             "template of the other task."
+        )
+    every = TASKS["mtl"].parts
+    if task.parts and len(task.parts) < len(every):
+        lacking = [part.name for part in every if part.name not in {own.name for own in task.parts}]
+        raise InputError(
+            f"The multi-task challenge wants {', '.join(part.name for part in every)}, and the runs don't predict "
+            f"{' and '.join(lacking)}. Expected all. Name a run of these too, with --run DIR."
         )
 
 
-def read_frame_counts(path: Path) -> Template:
-    """Read a list of videos with their frame counts, ``video,count`` a line, as a template of all their frames.
-
-    Raises:
-        InputError: the file can't be read, has no video, or a line isn't of that form.
-    """
-    frames = list[Frame]()
-    for position, line in enumerate(_lines(path), start=1):
-        video, _, count = (part.strip() for part in line.replace("\t", ",").rpartition(","))
-        if not video or "," in video or not (count.isascii() and count.isdigit()):
-            if position == 1 and video and not any(letter.isdigit() for letter in count):
-                continue  # a header
-            raise InputError(
-                f"{path}, line {position}: {line[:80]!r} is no video with its frame count. Expected video,count. "
-                "Correct that line."
-            )
-        if len(count) > MOST_DIGITS or (every := range(1, int(count) + 1)).stop + len(frames) > MOST_FRAMES:
-            raise InputError(
-                f"{path}, line {position}: {line[:80]!r} makes more than {MOST_FRAMES:,} frames. Expected the "
-                "number of frames that the video has. Correct that line."
-            )
-        frames += [(f"{video}/{number:05d}.jpg", canonical(video), number) for number in every]
-    return _template(path, frames)
-
-
 def write_submission(path: Path, template: Template, decided: npt.NDArray[Any], task: Task) -> None:
-    """Write predictions (n,) or (n, C) for every frame of a template, under a temporary name that is then renamed."""
-    form = "{:d}" if np.dtype(task.label_dtype).kind == "i" else "{:.6f}"
-    lines = [f"{LOCATION},{task.header}"]
+    """Write predictions (n,) or (n, values) for every frame of a template, under a temporary name that is renamed."""
+    form = ",".join("{:.0f}" if np.dtype(of.label_dtype).kind == "i" else "{:.6f}" for of in _task_of_values(task))
+    lines = [header_of(task)]
     for location, values in zip(template.locations, decided.reshape(len(template), -1).tolist(), strict=True):
-        lines.append(",".join([location, *map(form.format, values)]))
+        lines.append(f"{location},{form.format(*values)}")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _task_of_values(task: Task) -> list[Task]:
+    """Return for each value of a line the task that it is of."""
+    return [part for part in task.parts or (task,) for _ in range(part.values_per_line)]
 
 
 def check_submission(path: Path, template: Template, task: Task) -> None:
@@ -137,52 +81,30 @@ def check_submission(path: Path, template: Template, task: Task) -> None:
         InputError: another header, count of lines or order; a value that is missing or out of range.
     """
     header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if header != f"{LOCATION},{task.header}":
-        raise InputError(f"{path} has the header {header[:80]!r}. Expected '{LOCATION},{task.header}'.")
+    if header != header_of(task):
+        raise InputError(f"{path} has the header {header[:80]!r}. Expected {header_of(task)!r}.")
     if len(lines) != len(template):
         raise InputError(
             f"{path} has {len(lines):,} lines after the header. Expected the template's {len(template):,}."
         )
-    low, high = task.valid_range
+    each = _task_of_values(task)
+    limits = [of.valid_range for of in each]
+    whole = [np.dtype(of.label_dtype).kind == "i" for of in each]
     for position, (line, location) in enumerate(zip(lines, template.locations, strict=True), start=2):
         found, *fields = line.split(",")
         try:
             values = [float(field) for field in fields]
         except ValueError:
             values = []
-        right = len(values) == task.values_per_line and all(low <= value <= high for value in values)
-        if found != location or not right:
-            raise InputError(
-                f"{path}, line {position}: {line[:80]!r}. Expected {location} with {task.values_per_line} values from "
-                f"{low:g} to {high:g}."
-            )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = list(read_lines(path, LARGEST_TEMPLATE))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} can't be read: {reason}. Expected a text file, a frame or a video a line.") from None
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
-
-
-def _template(path: Path, frames: Sequence[Frame], columns: tuple[str, ...] = ()) -> Template:
-    if not frames:
-        raise InputError(f"{path} names no frame. Expected a line for each, such as 14-30-1920x1080/00001.jpg,")
-    locations, videos, numbers = map(list, zip(*frames, strict=True))
-    _require_once(path, videos, numbers)
-    return Template(locations, videos, np.array(numbers, dtype=np.int64), columns)
-
-
-def _require_once(path: Path, videos: Sequence[str], numbers: Sequence[int]) -> None:
-    (video, number), times = Counter(zip(videos, numbers, strict=True)).most_common(1)[0]
-    if times > 1:
-        raise InputError(
-            f"{path} names frame {number} of {video} twice. Expected every frame once. Remove the second line."
+        right = len(values) == len(each) and all(
+            low <= value <= high and (value.is_integer() or not is_whole)
+            for value, (low, high), is_whole in zip(values, limits, whole, strict=True)
         )
+        if found != location or not right:
+            ranges = " and ".join(f"from {low:g} to {high:g}" for low, high in dict.fromkeys(limits))
+            raise InputError(
+                f"{path}, line {position}: {line[:80]!r}. Expected {location} with {len(limits)} values {ranges}."
+            )
 
 
 @dataclass(frozen=True)
@@ -196,7 +118,8 @@ class SubmitResult(Result):
     videos: int
     filled: int  # lines of frames without a crop, in videos that have some
     videos_without_crops: tuple[str, ...]  # all of their lines hold the mean over all other videos
-    rule: DecisionRule
+    rule: DecisionRule  # what the rules of all tasks have in common
+    rules: dict[str, DecisionRule]  # by task
 
 
 @command(SubmitSettings)
@@ -215,15 +138,55 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     _require_said(settings)
     path = settings.template or settings.frames or Path()
     template = read_template(path) if settings.template else read_frame_counts(path)
-    runs = Ensemble.open(settings.run, settings.store, settings.device, listener)
-    task, frames = runs.task, runs.frames
+    ensembles = Ensemble.of_each_task(open_runs(settings.run, settings.store, settings.device, listener), listener)
+    task = whole_of(ensembles)
     require_template_of(template, task)
+    each = [
+        _decided(for_task(settings, runs.task) if task.parts else settings, runs, template, path, listener)
+        for runs in ensembles
+    ]
+    if missing := list(dict.fromkeys(video for one in each for video in one.missing)):
+        listener.warning(
+            f"The template has {counted(len(missing), 'video')} without a crop in "
+            f"{BESIDE.join(dict.fromkeys(str(runs.frames.path) for runs in ensembles))}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all others."
+        )
+    said = [one.said for one in each]
+    write_submission(settings.out, template, task.joined(said) if isinstance(task, MultiTask) else said[0], task)
+    check_submission(settings.out, template, task)
+    return SubmitResult(
+        out=str(settings.out),
+        task=task.name,
+        runs=tuple(dict.fromkeys(run.source for runs in ensembles for run in runs.runs)),
+        lines=len(template),
+        videos=len(set(template.videos)),
+        filled=max(one.filled for one in each),
+        videos_without_crops=tuple(missing),
+        rule=rule_of_all([one.rule for one in each]),
+        rules={runs.task.name: one.rule for runs, one in zip(ensembles, each, strict=True)},
+    )
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What runs of one task say of a template's frames."""
+
+    said: npt.NDArray[Any]  # (n,) or (n, C), in the form of label files
+    filled: int  # of frames without a crop, in videos that have some
+    missing: list[str]  # videos without any
+    rule: DecisionRule
+
+
+def _decided(settings: SubmitSettings, runs: Ensemble, template: Template, path: Path, listener: Listener) -> Decided:
+    """Predict the frames of a template by runs of one task, and fill what has no crop."""
+    task, frames = runs.task, runs.frames
     template = template.named_as(frames.known_names, path)
     on_training = runs
     if settings.fits_rules:
         _require_runs(runs.runs)
-        own = [TrainedRun.on_store(run.source, (), settings.device, Listener()) for run in runs.runs]
-        on_training = Ensemble.of(own, listener)
+        trained = [TrainedRun.on_store(run.source, (), settings.device, Listener()) for run in runs.runs]
+        of_task = [one for run in trained for one in run.by_task if one.task.name == task.name]
+        on_training = Ensemble.of(of_task, listener)
     rule = find_rule(settings, on_training, runs.first.settings.annotations, listener, reported="")
     wanted = np.isin([canonical(name) for name in frames.video_names], list(set(template.videos)))  # (V,)
     rows = np.flatnonzero(wanted[frames.video_of_rows()] & (np.asarray(frames.status) == ENCODED))
@@ -235,23 +198,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
         )
     predictions = runs.predict(rows, settings.views, listener, rule.weights)
     filled, count, missing = fill_gaps(template, rule.apply(predictions, task))
-    if missing:
-        listener.warning(
-            f"The template has {counted(len(missing), 'video')} without a crop in {frames.path}: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Their lines hold the mean over all others."
-        )
-    write_submission(settings.out, template, rule.decide(filled, task), task)
-    check_submission(settings.out, template, task)
-    return SubmitResult(
-        out=str(settings.out),
-        task=task.name,
-        runs=tuple(run.source for run in runs.runs),
-        lines=len(template),
-        videos=len(set(template.videos)),
-        filled=count,
-        videos_without_crops=tuple(missing),
-        rule=rule,
-    )
+    return Decided(rule.decide(filled, task), count, missing, rule)
 
 
 def _require_said(settings: SubmitSettings) -> None:

@@ -1,8 +1,8 @@
 """Labels joined to the rows of a store, by video and frame number."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from affcache.crops.names import VideoNames, canonical
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, Result, counted
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex
+from affcache.store.reading import EmbeddingStore
 from affcache.tasks.challenge_file import COLUMNS, FILES, ChallengeFile, find_challenge_files
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import (
@@ -75,9 +76,15 @@ class JoinedLabels:
     rows: npt.NDArray[np.int64]  # (n,) rows of the store
     labels: npt.NDArray[Any]  # (n,) class indices, or (n, C) values: 0 and 1, or decimals
     account: JoinAccount
+    folds: Mapping[str, str] = field(default_factory=dict)  # by the store's name of a video, where the labels say them
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, chosen: npt.NDArray[np.bool_]) -> "JoinedLabels":
+        """Return some of the frames, by whether (n,) each is."""
+        account = replace(self.account, used=int(chosen.sum()))
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], account=account)
 
     def to_json(self) -> dict[str, Any]:
         """Return the account, and a sha256 over rows and labels to recognise them by, as one JSON object."""
@@ -89,12 +96,11 @@ def open_labels(annotations: Path, task: Task, split: str) -> LabelSource:
     """Find the labels of a split: files of a challenge, one a video, or else the multi-task challenge's one file.
 
     Raises:
-        InputError: there are none (says where it looked), or those of several releases.
-        ConfigError: there is no such split.
+        InputError: no such split, or no labels of it (says where it looked), or those of several releases.
     """
     if split not in SPLIT_FOLDERS:
         known = " or ".join(SPLIT_FOLDERS)
-        raise ConfigError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
+        raise InputError(f"There is no split {split!r}. Expected {known}; labels of the test set are not published.")
     looked = []
     try:
         return LabelFiles(find_label_files(annotations, task, split), task)
@@ -114,27 +120,28 @@ def open_labels(annotations: Path, task: Task, split: str) -> LabelSource:
 
 
 def join_labels(
-    store: FrameIndex, annotations: Path | str, task: Task | str, split: str, partial: str = "keep"
+    store: FrameIndex | Path | str, annotations: Path | str, task: Task | str, split: str, partial: str = "keep"
 ) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
     Line i of a label file (the header is line 0) belongs to frame number i, never to the i-th crop. Which video a label
-    file is of, ``VideoNames`` says.
+    file is of, ``VideoNames`` says. ``store.read(joined.rows)`` has the embeddings (n, D) of ``joined.labels``, and
+    ``store.video_of_rows()[joined.rows]`` the videos (n,), which a split must keep together.
 
     Args:
-        store: the rows.
-        annotations: where the labels are.
-        task: what they are of.
-        split: which.
+        store: an ``EmbeddingStore``, or the path of one that is complete.
+        annotations: the folder with the labels.
+        task: a ``Task``, or the name of one in ``TASKS``.
+        split: train or validation.
         partial: what becomes of frames that some units or values of the task are labelled of: with "keep" those count,
             with "drop" such frames have no label.
 
     Raises:
-        InputError: label files that can't be read or may be of several videos, or none that belongs to a crop of the
-            store.
-        ConfigError: there is no such task or split.
+        InputError: no such task or split; label files that can't be read or may be of several videos, or none that
+            belongs to a crop of the store.
+        StoreError: there is no store at that path, or it is incomplete or damaged.
     """
-    task = find_task(task) if isinstance(task, str) else task
+    store, task = _opened(store), _found(task)
     source = open_labels(Path(annotations), task, split)
     video_index = _videos_of_labels(source, store)
     rows: list[npt.NDArray[np.int64]] = []
@@ -175,7 +182,33 @@ def join_labels(
             f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
         )
     order = np.argsort(np.concatenate(rows), kind="stable")
-    return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account)
+    said = (source.folds or {}).items()
+    folds = {store.video_names[video_index[name]]: fold for name, fold in said if name in video_index}
+    return JoinedLabels(np.concatenate(rows)[order], np.concatenate(labels)[order], account, folds)
+
+
+def _opened(store: Any) -> FrameIndex:
+    """Return a store that is given, or open that of a path."""
+    if isinstance(store, FrameIndex):
+        return store
+    if not isinstance(store, (str, Path)):
+        raise InputError(
+            f"The store is a {type(store).__name__}. Expected an EmbeddingStore, or the path of one. Open it with "
+            "EmbeddingStore.open(path)."
+        )
+    opened = EmbeddingStore.open(store)
+    opened.require_complete()
+    return opened
+
+
+def _found(task: Any) -> Task:
+    """Return a task that is given, or that of a name: this one is no flag's."""
+    if isinstance(task, Task):
+        return task
+    try:
+        return find_task(str(task))
+    except ConfigError as error:
+        raise InputError(str(error).removeprefix("--")) from None
 
 
 def labelled_parts(

@@ -33,13 +33,21 @@ class ChallengeFile:
 
     @property
     def where(self) -> Path:
+        """The file."""
         return self.path
 
     @property
     def videos(self) -> Collection[str]:
+        """The canonical names of the labelled videos."""
         return self._lines.keys()
 
+    @property
+    def folds(self) -> None:
+        """None: the challenge says none."""
+        return None
+
     def read(self, video: str) -> VideoLabels:
+        """Return the labels of a video; of a frame that has several lines, those of the first."""
         numbers, values = self._lines[video]
         _, first = np.unique(numbers, return_index=True)
         first.sort()

@@ -135,11 +135,11 @@ class Task(ABC):
         raise TypeError(f"task {self.name} has no classes")
 
     def batch_term(
-        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, labelled: torch.Tensor | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the loss (...) of a whole batch, logits (..., n, C), which ``batch_term_weight`` weighs.
 
-        ``labelled`` says which labels count, in their shape; None for all.
+        ``counts`` says how much each label does, in their shape, 0 where there is none; None where all do alike.
         """
         raise TypeError(f"task {self.name} has no term of whole batches")
 
@@ -168,7 +168,10 @@ class Task(ABC):
 
     @abstractmethod
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        """Return sums (V, C, S) over the frames of each of V videos, by the video (n,) of each frame."""
+        """Return sums (V, C, S) over the frames of each of V videos, by the video (n,) of each frame.
+
+        Those of one task add up, whatever frames they are of: of folds, say.
+        """
 
     @abstractmethod
     def class_metric_of(self, sums: Table) -> Table:
@@ -261,9 +264,9 @@ class Units(Labelled):
         return 2 * torch.arange(self.outputs, device=labels.device) + labels
 
     def batch_term(
-        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, labelled: torch.Tensor | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return pairwise_auc_loss(logits, labels, margin=margin, labelled=labelled)
+        return pairwise_auc_loss(logits, labels, margin=margin, counts=counts)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(logits)
@@ -312,9 +315,9 @@ class Values(Task):
         return self.low, self.high
 
     def batch_term(
-        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, labelled: torch.Tensor | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, margin: float, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return 1 - concordance(logits, labels, labelled=labelled).mean(-1)
+        return 1 - concordance(logits, labels, counts=counts).mean(-1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.clamp(self.low, self.high)
@@ -333,7 +336,7 @@ class Values(Task):
         return regression_scores(labels, decided, self.classes)
 
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        return moments(labels, decided, videos, count)
+        return moments(labels, decided, videos, count, centre=(self.low + self.high) / 2)
 
     def class_metric_of(self, sums: Table) -> Table:
         return ccc_of_outputs(sums)

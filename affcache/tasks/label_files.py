@@ -43,6 +43,10 @@ class LabelSource(Protocol):
     def videos(self) -> Collection[str]:
         """The canonical names of the labelled videos, each once."""
 
+    @property
+    def folds(self) -> Mapping[str, str] | None:
+        """The fold of each labelled video, where the labels say them."""
+
     def read(self, video: str) -> VideoLabels:
         """Return the labels of one of them; raises InputError where they can't be read."""
 
@@ -56,14 +60,21 @@ class LabelFiles:
 
     @property
     def where(self) -> Path:
+        """The folder of the split."""
         first, path = next(iter(self.files.items()))
         return path.parents[first.count("/")]
 
     @property
     def videos(self) -> Collection[str]:
+        """The canonical names of the labelled videos."""
         return self.files.keys()
 
+    @property
+    def folds(self) -> None:
+        return None
+
     def read(self, video: str) -> VideoLabels:
+        """Return the labels of a video; raises InputError as ``read_label_file``."""
         labels, valid = read_label_file(self.files[video], self.task)
         return VideoLabels(np.arange(1, len(labels) + 1), labels, valid)  # the header is line 0
 

@@ -87,7 +87,7 @@ def pairwise_auc_loss(
     *,
     margin: float = 0.6,
     power: float = 2.0,
-    labelled: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far present frames are from scoring higher than absent ones: a smooth stand-in for 1 - AUC.
 
@@ -99,7 +99,7 @@ def pairwise_auc_loss(
         logits: float tensor (..., B, C).
         labels: tensor (..., B, C) of 0 and 1.
         margin, power: of the formula above.
-        labelled: bool tensor (..., B, C), which labels count; None for all.
+        counts: tensor (..., B, C), how much each label counts, 0 where there is none; None where all do alike.
 
     Returns:
         float tensor (...), at least 0.
@@ -107,21 +107,21 @@ def pairwise_auc_loss(
     positive = labels.to(logits.dtype)  # (..., B, C)
     gaps = logits.unsqueeze(-2) - logits.unsqueeze(-3)  # (..., B, B, C)
     pairs = positive.unsqueeze(-2) * (1 - positive).unsqueeze(-3)
-    if labelled is not None:
-        pairs = pairs * (labelled.unsqueeze(-2) & labelled.unsqueeze(-3))
+    if counts is not None:
+        pairs = pairs * (counts.unsqueeze(-2) * counts.unsqueeze(-3))
     short = (margin - gaps).clamp(min=0) ** power * pairs
-    of_units = short.sum((-3, -2)) / pairs.sum((-3, -2)).clamp(min=1)  # (..., C)
+    of_units = short.sum((-3, -2)) / _at_least_tiny(pairs.sum((-3, -2)))  # (..., C)
     return of_units.mean(-1)
 
 
-def concordance(outputs: torch.Tensor, labels: torch.Tensor, *, labelled: torch.Tensor | None = None) -> torch.Tensor:
+def concordance(outputs: torch.Tensor, labels: torch.Tensor, *, counts: torch.Tensor | None = None) -> torch.Tensor:
     """Concordance correlation coefficient of each column over the frames: 2 cov / (var + var + (mean - mean)^2).
 
     Lin, A concordance correlation coefficient to evaluate reproducibility, Biometrics 45, 1989; population moments.
 
     Args:
         outputs, labels: float tensors (..., B, C).
-        labelled: bool tensor (..., B, C), which labels count; None for all.
+        counts: tensor (..., B, C), how much each label counts, 0 where there is none; None where all do alike.
 
     Returns:
         float tensor (..., C) in [-1, 1]; 0 where both are constant.
@@ -129,9 +129,10 @@ def concordance(outputs: torch.Tensor, labels: torch.Tensor, *, labelled: torch.
     labels = labels.to(outputs.dtype)
 
     def mean(values: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
-        if labelled is None:
+        if counts is None:
             return values.mean(-2, keepdim=keepdim)
-        return (values * labelled).sum(-2, keepdim=keepdim) / labelled.sum(-2, keepdim=keepdim).clamp(min=1)
+        of_all = _at_least_tiny(counts.to(values.dtype).sum(-2, keepdim=keepdim))
+        return (values * counts).sum(-2, keepdim=keepdim) / of_all
 
     mean_outputs, mean_labels = mean(outputs, keepdim=True), mean(labels, keepdim=True)
     covariance = mean((outputs - mean_outputs) * (labels - mean_labels))  # (..., C)
@@ -139,7 +140,11 @@ def concordance(outputs: torch.Tensor, labels: torch.Tensor, *, labelled: torch.
     spread = variances + (mean_outputs - mean_labels).squeeze(-2).square()
     size = (mean_outputs.square() + mean_labels.square()).squeeze(-2)
     rounding = spread <= torch.finfo(outputs.dtype).eps ** 2 * size  # all there is: equal constants agree by chance
-    return torch.where(rounding, 0.0, 2 * covariance / spread.clamp(min=torch.finfo(outputs.dtype).tiny))
+    return torch.where(rounding, 0.0, 2 * covariance / _at_least_tiny(spread))
+
+
+def _at_least_tiny(sums: torch.Tensor) -> torch.Tensor:
+    return sums.clamp(min=torch.finfo(sums.dtype).tiny)
 
 
 def _off(option: Option) -> bool:

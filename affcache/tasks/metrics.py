@@ -123,7 +123,9 @@ def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
         labels, decided: float arrays (n, C) of finite values, n at least 1; a label that is nan doesn't count.
         classes: names of the C columns.
     """
-    sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1)[0]  # (C, 6)
+    there = ~np.isnan(labels)
+    centre = np.where(there, labels, 0).sum(axis=0, dtype=np.float64) / np.maximum(there.sum(axis=0), 1)  # (C,)
+    sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1, centre)[0]  # (C, 6)
     ccc, pearson = ccc_of_outputs(sums), _pearson(sums)
     count, _, _, xx, yy, xy = sums.T
     rmse = np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / np.maximum(count, 1))
@@ -172,16 +174,17 @@ def unit_counts(
     return _sums((is_label & is_decided, is_decided, is_label), videos, count)
 
 
-def moments(labels: npt.NDArray[Any], decided: npt.NDArray[Any], videos: npt.NDArray[np.int64], count: int) -> Table:
+def moments(
+    labels: npt.NDArray[Any], decided: npt.NDArray[Any], videos: npt.NDArray[np.int64], count: int, centre: Any
+) -> Table:
     """Sum up labels x and decided values y, (n, C) each, in each video: (V, C, 6) of 1, x, y, x^2, y^2, x y.
 
-    Both are shifted by the mean label first, which changes no score, so that values far from 0 cancel nothing. Where a
-    label is nan, nothing is added.
+    ``centre``, a number or (C,), is taken from both first, which changes no score, so that values far from 0 cancel
+    nothing. Sums around one centre may be added up. Where a label is nan, nothing is added.
     """
-    x, y = np.asarray(labels, np.float64), np.asarray(decided, np.float64)
+    x, y = np.asarray(labels, np.float64) - centre, np.asarray(decided, np.float64) - centre
     there = ~np.isnan(x)
-    shift = np.where(there, x, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-    x, y = np.where(there, x - shift, 0), np.where(there, y - shift, 0)
+    x, y = np.where(there, x, 0), np.where(there, y, 0)
     return _sums((there, x, y, x * x, y * y, x * y), videos, count)
 
 

@@ -2,15 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.names import canonical
 from affcache.errors import InputError
+from affcache.progress import counted
 from affcache.store.frames import FrameIndex
-from affcache.tasks.annotations import JoinedLabels
+from affcache.tasks.annotations import JoinAccount, JoinedLabels
 
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
 
@@ -55,6 +55,31 @@ def hold_out(store: FrameIndex, joined: JoinedLabels, share: float) -> tuple[Joi
 def of_videos(store: FrameIndex, joined: JoinedLabels, names: Sequence[str], *, without: bool = False) -> JoinedLabels:
     """Return the frames of videos, named as ``group_frames`` does; or all others."""
     known, group = group_frames(store, joined)
-    chosen = np.isin(known, list(names))[group] != without
-    account = replace(joined.account, used=int(chosen.sum()))
-    return JoinedLabels(joined.rows[chosen], joined.labels[chosen], account)
+    return joined.at(np.isin(known, list(names))[group] != without)
+
+
+def unite(store: FrameIndex, train: JoinedLabels, validation: JoinedLabels) -> JoinedLabels:
+    """Return the labelled frames of both splits; one that is in both counts once.
+
+    Raises:
+        InputError: a frame has another label in each.
+    """
+    rows = np.concatenate([train.rows, validation.rows])
+    order = np.argsort(rows, kind="stable")
+    rows, labels = rows[order], np.concatenate([train.labels, validation.labels])[order]
+    twice = 1 + np.flatnonzero(rows[1:] == rows[:-1])
+    first, second = labels[twice - 1], labels[twice]
+    differ = (first != second) & ~((first != first) & (second != second))  # nan is nan's like
+    differ = differ.any(axis=tuple(range(1, differ.ndim)))
+    if differ.any():
+        row = int(rows[twice[differ][0]])
+        raise InputError(
+            f"{counted(int(differ.sum()), 'frame')} in both splits with different labels, the first is frame "
+            f"{store.frame_number[row]} of {store.video_names[store.video_of_rows()[row]]}. Expected one label of a "
+            "frame. Correct the labels of one split, or remove them there."
+        )
+    accounts = [vars(joined.account) for joined in (train, validation)]
+    counts = {name: value + accounts[1][name] for name, value in accounts[0].items()}
+    rows, labels = np.delete(rows, twice), np.delete(labels, twice, axis=0)
+    account = JoinAccount(**{**counts, "used": len(rows)})
+    return JoinedLabels(rows, labels, account, {**train.folds, **validation.folds})

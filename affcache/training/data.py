@@ -31,6 +31,7 @@ class Frames:
     embeddings: torch.Tensor  # (n, D) float16 as a store has them, or float32: of pooled videos, or as given
     labels: torch.Tensor  # (n,) or (n, values)
     videos: torch.Tensor  # (n,) int64, the video of each
+    weights: torch.Tensor | None = None  # (n,) above 0, how much of the whole each stands for; None where all do alike
 
     def __len__(self) -> int:
         return len(self.labels)

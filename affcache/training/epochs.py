@@ -1,15 +1,17 @@
-"""The epoch loop: H heads trained, evaluated and remembered epoch by epoch; and one head's run saved as it goes."""
+"""The epoch loop: H heads trained, evaluated and remembered epoch by epoch; one head's run saved as it goes; and the
+epoch that an earlier run chose, taken up."""
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from affcache.errors import ConfigError, StoreError, first_line
-from affcache.files import read_tensors, write_tensors
+from affcache.files import read_json, read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import TASKS
@@ -17,11 +19,21 @@ from affcache.tasks.whole_videos import scored
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
 from affcache.training.risk import cvar
-from affcache.training.run_folder import RunFolder
+from affcache.training.run_folder import (
+    ELSEWHERE,
+    RunFolder,
+    continued,
+    refuse_changes,
+    settings_from_json,
+    stores_of_run,
+)
+from affcache.training.settings import FitSettings
 
 if TYPE_CHECKING:
     from affcache.training.ridge import Run
 
+BEST = "best.json"  # in the folder of an ablation: what is best, and how it is trained
+LAST_FIT = ("run", "train_on", "held_out", "seed", "memory")  # may be said beside a run whose choice is taken
 Entry = dict[str, Any]  # a line of history
 LOSSES = ("train_loss", "validation_loss")
 
@@ -37,10 +49,10 @@ class Best:
     history: list[Entry] = field(default_factory=list)
     diverged: int | None = None  # the epoch in which the training broke down; what came before is kept
 
-    def take(self, entry: Entry, value: float, head: Tensors) -> bool:
-        """Take up a line of history; return whether it is the best so far, whose head is copied then."""
+    def take(self, entry: Entry, value: float, head: Tensors, *, anyway: bool = False) -> bool:
+        """Take up a line of history; return whether it is the best so far, or the last, whose head is copied then."""
         self.history.append(entry)
-        if not value > self.value:
+        if not value > self.value and not anyway:
             return False
         self.value, self.epoch, self.entry = value, len(self.history), entry
         self.head = {name: tensor.detach().to("cpu", copy=True) for name, tensor in head.items()}
@@ -60,14 +72,14 @@ class Epochs:
 
     def __init__(self, learner: BaseLearner) -> None:
         self.learner = learner
-        self.steps = learner.settings.epochs
+        self.steps = learner.settings.last_epoch
         self.done = 0
         self.best = [Best() for _ in learner.recipes]
 
     def run(self, train: FrameSource, validation: FrameSource | None = None) -> Iterator[list[Entry]]:
         """Train the epochs that are left while a head is; yield a line of history for each head after each.
 
-        Without validation frames there is no metric, and the last epoch counts as the best.
+        The last epoch counts as the best where it was chosen before; so it does without validation frames, and metric.
         """
         while self.done < self.steps and not all(best.diverged for best in self.best):
             entries = train_epoch(self.learner, train, validation, self.done)
@@ -77,7 +89,8 @@ class Epochs:
                     best.diverged = self.done
                 if best.diverged is None:
                     value = entry.get(self.learner.task.metric, float(self.done))
-                    best.take(entry, value, self.learner.head_state(head))
+                    anyway = self.learner.settings.chosen_before
+                    best.take(entry, value, self.learner.head_state(head), anyway=anyway)
             yield entries
 
     def predict_best(self, frames: FrameSource) -> torch.Tensor:
@@ -203,3 +216,76 @@ def metric_of(task: Task, logits: torch.Tensor, labels: torch.Tensor, videos: to
 def has_diverged(entry: Entry) -> bool:
     """Say whether a line of history is of a head whose training broke down."""
     return not all(math.isfinite(entry[name]) for name in LOSSES if name in entry)
+
+
+def completed(settings: FitSettings, given: Collection[str]) -> FitSettings:
+    """Return the settings with those of the run that is to be continued, or whose choice is taken: ``continued``."""
+    return continued(settings, given) if settings.resume or settings.as_ is None else as_chosen(settings, given)
+
+
+def as_chosen(settings: FitSettings, given: Collection[str]) -> FitSettings:
+    """Return the settings, with store and chosen epoch or strength, of the run or the ablation that ``as_`` names.
+
+    Args:
+        settings: what was said beside it.
+        given: the names of the settings that were said.
+
+    Raises:
+        InputError: there is no such run.
+        StoreError: it is damaged.
+        ConfigError: it is unfinished, an ablation has no best of the task, or another setting was said, with which
+            another epoch might be best.
+    """
+    assert settings.as_ is not None
+    folder = RunFolder(settings.as_)
+    ablated = folder.path / BEST
+    values = _best_of(ablated, settings.task, given) if ablated.is_file() else _chosen_by(folder)
+    stores = tuple(map(Path, values.pop("store")))
+    began = replace(settings_from_json(values), store=stores)
+    said = {name: getattr(settings, name) for name in given if name != "as_"}
+    refusal = f"What {settings.as_} chose is of no use to other settings"
+    instead = "say what to keep, --keep-epoch E or --strength S, without --as"
+    refuse_changes(refusal, instead, began, said, (*ELSEWHERE, *LAST_FIT))
+    return replace(began, **said)
+
+
+def _best_of(path: Path, task: str, given: Collection[str]) -> dict[str, Any]:
+    """Return the settings of an ablation's best, of the task that was said where there are several."""
+    try:
+        found = {str(one["task"]): {**one["settings"], "store": one["store"]} for one in read_json(path)["best"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} can't be read ({first_line(error)}). Expected it as 'affcache ablate' wrote it. Call that again: "
+            "what is finished is kept."
+        ) from None
+    if len(found) == 1 and "task" not in given:
+        return next(iter(found.values()))
+    if task not in found or "task" not in given:
+        raise ConfigError(
+            f"{path} has the best of {' and '.join(found) or 'nothing'}. Expected a task of these. Say which with "
+            "--task, or ablate first."
+        )
+    return found[task]
+
+
+def _chosen_by(folder: RunFolder) -> dict[str, Any]:
+    """Return the settings of a run with its best epoch or strength."""
+    config, history = folder.read_config(), folder.read_history()
+    settings, result = settings_from_json(config["settings"]), folder.path / "result.json"
+    ridge = settings.head == "ridge"
+    try:
+        best = int(read_json(result)["best_epoch"] if result.is_file() else read_tensors(folder.head)[1]["epoch"])
+        chosen = {"strength": history[best - 1]["strength"]} if ridge else {"keep_epoch": best}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise StoreError(
+            f"{folder.path} doesn't say its best epoch ({first_line(error)}). Expected a run that 'affcache fit' or "
+            "'affcache ablate' finished. Train it again."
+        ) from None
+    if not ridge and len(history) < settings.last_epoch:
+        raise ConfigError(
+            f"Run {folder.path} is unfinished: {len(history)} of {settings.last_epoch} epochs, so that the best may "
+            f"be to come. Finish it with 'affcache fit --run {folder.path} --resume', or say --keep-epoch E."
+        )
+    held_out = 0.0 if "selection" in config["labels"] else settings.held_out  # it was for choosing
+    own = {"held_out": held_out, "store": [store["path"] for store in stores_of_run(config)]}
+    return {**config["settings"], **own, **chosen}

@@ -24,7 +24,7 @@ from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.metrics import Table
 from affcache.tasks.multitask import MultiTask
-from affcache.tasks.splits import group_frames, hold_out, of_videos
+from affcache.tasks.splits import group_frames, hold_out, of_videos, unite
 from affcache.tasks.tasks import find_task
 from affcache.training.data import (
     FLOAT16,
@@ -35,7 +35,7 @@ from affcache.training.data import (
     load_splits,
     require_finite,
 )
-from affcache.training.epochs import Epochs, SavedRun
+from affcache.training.epochs import Epochs, SavedRun, completed
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
@@ -44,14 +44,12 @@ from affcache.training.risk import tail_size
 from affcache.training.run_folder import (
     RunFolder,
     claim_run,
-    continued,
     describe_store,
     locked_run,
     settings_to_json,
 )
-from affcache.training.settings import FitSettings, TrainingSettings, resolved_pool
+from affcache.training.settings import FitSettings, resolved_pool
 
-USUAL = TrainingSettings()
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
 RAISE_RARE = {"logit_adjustment": 0.0, "class_weights": "none", "focal_gamma": 0.0}  # and how each is off
 FEW_STEPS = 200
@@ -66,7 +64,7 @@ class FitResult(Result):
     task: str
     head: str
     metric: str
-    value: float  # the metric on the validation split at the best epoch
+    value: float  # the metric on the validation split at the best epoch; means nothing where that was trained on
     best_epoch: int  # counted from 1; for a ridge, which of the strengths
     epochs: int
     frames: int  # training frames
@@ -75,15 +73,18 @@ class FitResult(Result):
     ridge: float | None  # the metric of a ridge head, solved in a moment: what a trained one has to beat
     seconds: float
     device: str
+    train_on: str  # train or all
+    chosen_before: bool  # epoch or strength, and not on validation
 
 
-@command(FitSettings, continued)
+@command(FitSettings, completed)
 def fit(settings: FitSettings, listener: Listener) -> FitResult:
     """Train a head on a store and labels, keeping the best epoch by the validation metric.
 
     A ridge head has no epochs: the strength is chosen as the epoch is otherwise. With resume, ``run`` alone is enough:
     its folder knows store, labels and settings. Those given beside it must be the same; store, annotations and device
-    may be elsewhere. A KeyboardInterrupt says in words what is kept.
+    may be elsewhere. With ``as_``, settings and epoch are what a run or an ablation chose; ``train_on="all"`` then
+    trains on validation too. A KeyboardInterrupt says in words what is kept.
 
     Raises:
         InputError: labels that can't be read or that join to no crop.
@@ -93,6 +94,7 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
     task = find_task(settings.task)
     settings.require_fitting(task)
     find_head(settings.head)
+    settings.require_choice()
     device = resolve_device(settings.device)
     with locked_run(settings.run, task.name, listener, resume=settings.resume) as (folder, resume):
         settings = replace(settings, memory=settings.memory or default_memory(device), resume=resume)
@@ -101,8 +103,9 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
 
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
     """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
-    stores = settings.store or (existing_store(listener),)
-    joined = JoinedSplits.open(stores, task, settings.annotations, listener, settings)
+    stores, how = settings.store or (existing_store(listener),), ("partial", "train_on", "pool")
+    said = {name: getattr(settings, name) for name in how}
+    joined = JoinedSplits.open(stores, task, settings.annotations, listener, **said)
     task = joined.task
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
@@ -132,7 +135,7 @@ def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.dev
     (best,) = saved.run.best
     seconds = time.perf_counter() - start
     ridge = None
-    if settings.head != "ridge":
+    if settings.head != "ridge" and settings.train_on == "train":
         ridge = ridge_baseline(task, loaded.width, loaded.train, loaded.validation)
     return FitResult(
         run=str(folder.path),
@@ -148,6 +151,8 @@ def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.dev
         ridge=ridge,
         seconds=seconds,
         device=str(device),
+        train_on=settings.train_on,
+        chosen_before=settings.chosen_before,
     )
 
 
@@ -185,15 +190,25 @@ class JoinedSplits:
     selection: JoinedLabels  # validation itself, unless training videos were held out for it
     validation: JoinedLabels
     held_out: tuple[str, ...] = ()  # names of the training videos that were set aside, as ``group_frames`` has them
+    fold: tuple[int, int] | None = None  # number, from 1, and of how many: validation is that fold, train the others
 
     @classmethod
     def open(
-        cls, paths: Sequence[Path], task: Task, annotations: Path, listener: Listener, how: TrainingSettings = USUAL
+        cls,
+        paths: Sequence[Path],
+        task: Task,
+        annotations: Path,
+        listener: Listener,
+        *,
+        partial: str = "keep",
+        train_on: str = "train",
+        pool: str = "auto",
     ) -> "JoinedSplits":
         """Check a store, or several, join the labels of both splits, and say what was left out.
 
-        Of several tasks those are left out that one of the splits has no label of. ``how`` says which labels count, and
-        how whole videos are pooled.
+        ``partial`` is as of ``join_labels``. ``train_on`` is the split "train", or "all": then validation's frames
+        stand in train too. Of several tasks those are left out that one of the splits has no label of. ``pool`` says
+        what of whole videos is read.
 
         Raises:
             InputError: labels that can't be read or that join to nothing; or stores that share no frame.
@@ -201,18 +216,21 @@ class JoinedSplits:
         """
         frames = open_stores(paths, listener)
         frames.verify()  # two seconds for a million rows; a damaged one would train without a word
-        pool = resolved_pool(how.pool, task)
-        store: RowStore = frames if pool == "none" else PooledStore.of(frames, pool)
-        joined = [join_labels(store, annotations, task, split, how.partial) for split in SPLIT_FOLDERS]
+        taken = resolved_pool(pool, task)
+        store: RowStore = frames if taken == "none" else PooledStore.of(frames, taken)
+        joined = [join_labels(store, annotations, task, split, partial) for split in SPLIT_FOLDERS]
         if isinstance(task, MultiTask):
             task, joined = labelled_parts(task, joined, listener)
         train, validation = joined
         videos = store.video_of_rows()
-        if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])):
+        if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])) and train_on == "train":
             examples = ", ".join(store.video_names[video] for video in both[:3])
             listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
         listener.message(train.account.sentence("train", store.unit))
         listener.message(validation.account.sentence("validation", store.unit))
+        if train_on == "all":
+            train = unite(store, train, validation)
+            listener.message(f"both splits together: {counted(len(train), store.unit)}")
         if len(train) < 2:
             raise InputError(
                 f"Only {len(train)} training {store.unit}: expected at least 2. Point --annotations at more labels."
@@ -290,6 +308,7 @@ class JoinedSplits:
             **({"parts": [part.name for part in self.task.parts]} if self.task.parts else {}),
             "settings": settings_to_json(settings.resolved(self.task)),
             **self.description,
+            **({"fold": list(self.fold)} if self.fold else {}),
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         }
 

@@ -194,7 +194,8 @@ class Learner(BaseLearner):
         self.optimiser.set_rates(rates)
 
     def step(self, frames: Frames, batch: torch.Tensor) -> torch.Tensor:
-        inputs = [_take(of, batch) for of in (frames.embeddings, frames.labels, frames.videos)]
+        held = (frames.embeddings, frames.labels, frames.videos, frames.weights)
+        inputs = [_take(of, batch) for of in held if of is not None]
         if not self._records or batch.shape[1] != self.settings.batch_size or self._steps_before < WARM_UP:
             self._steps_before += 1
             return self._step(*inputs)
@@ -205,13 +206,13 @@ class Learner(BaseLearner):
         self.heads.batches = [batches + 1 for batches in counted]  # what Python counts, a replay doesn't
         return loss
 
-    def _step(self, embeddings: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
-        """Make one step on embeddings (H, B, D) and labels (H, B, ...) of videos (H, B); return the loss (H,)."""
+    def _step(self, embeddings: torch.Tensor, *labelled: torch.Tensor) -> torch.Tensor:
+        """Make one step on embeddings (H, B, D) with labels, videos and weights; return the loss (H,)."""
         prepared = self.scaler(embeddings)
         factored = self.sharpness_aware and self.factored
-        loss = self._gradients(prepared, labels, videos, factored=factored)
+        loss = self._gradients(prepared, *labelled, factored=factored)
         if self.sharpness_aware:
-            self._gradients(prepared, labels, videos, at=self._worst_point())
+            self._gradients(prepared, *labelled, at=self._worst_point())
         if self.settings.clip_norm:
             clip_stacked_gradients(self.heads.gradients, self.settings.clip_norm)
         self.optimiser.step()
@@ -234,17 +235,18 @@ class Learner(BaseLearner):
         embeddings: torch.Tensor,
         labels: torch.Tensor,
         videos: torch.Tensor,
+        weights: torch.Tensor | None = None,
         *,
         at: Point | None = None,
         factored: bool = False,
     ) -> torch.Tensor:
-        """Compute the gradients on embeddings (H, B, D) float32; return the loss (H,).
+        """Compute the gradients on embeddings (H, B, D) float32 and what frames (H, B) have; return the loss (H,).
 
         At a point nearby they are those of a second pass, which no statistics count.
         """
         first_pass = at is None
         logits = self.heads.forward(embeddings, self.dropout_generators, count_batch=first_pass, at=at)  # (H, B, C)
-        loss, gradient = self.objective.with_gradient(logits, labels, videos, first_pass=first_pass)
+        loss, gradient = self.objective.with_gradient(logits, labels, videos, weights, first_pass=first_pass)
         self.heads.backward(gradient, factored=factored)
         return loss
 

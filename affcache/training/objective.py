@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -54,16 +55,22 @@ class BatchLoss(ABC):
 
     @abstractmethod
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        *,
+        first_pass: bool = True,
     ) -> torch.Tensor:
-        """Return the loss, () or (H,), of logits (B, C) or (H, B, C), of their labels and video numbers."""
+        """Return the loss, () or (H,), of logits (B, C) or (H, B, C), of their labels, video numbers and weights."""
 
     def with_gradient(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
+        self, logits: torch.Tensor, *of_frames: Any, first_pass: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss (H,) of logits (H, B, C), and its gradient (H, B, C) with respect to them."""
+        """Return the loss (H,) of logits (H, B, C) and all else, and its gradient (H, B, C) with respect to them."""
         logits = logits.detach().requires_grad_()
-        loss = self(logits, labels, videos, first_pass=first_pass)
+        loss = self(logits, *of_frames, first_pass=first_pass)
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         return loss.detach(), gradient
 
@@ -110,18 +117,28 @@ class PlainObjective(BatchLoss):
         return TailThreshold(heads, window, like) if self.settings.cvar_level == "set" else None
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        *,
+        first_pass: bool = True,
     ) -> torch.Tensor:
-        """Return the loss, a scalar, of logits (B, C), labels (B,) or (B, C), and video numbers (B,)."""
+        """Return the loss, a scalar, of logits (B, C), labels (B,) or (B, C), video numbers (B,) and weights (B,)."""
         labelled = self.task.labelled(labels) if self.partial else None
         if labelled is not None:
             labels = self.task.filled(labels)
         adjusted = logits if self.adjustment is None else logits + self.adjustment
         losses = self.loss(adjusted, labels, **self.knobs)  # (B,) or (B, C)
-        risk = self._risk(losses, labels, videos, labelled, first_pass)
+        if weights is not None:
+            assert self.settings.cvar_within == "batch", "the losses of a group count alike"
+            weights = weights if losses.dim() == weights.dim() else weights.unsqueeze(-1).expand_as(losses)
+        risk = self._risk(losses, labels, videos, labelled, weights, first_pass)
         if not isinstance(self.term_weight, torch.Tensor) and self.term_weight == 0:
             return risk
-        term = self.task.batch_term(logits, labels, self.settings.auc_margin, labelled)
+        counts = _product(weights, labelled)
+        term = self.task.batch_term(logits, labels, self.settings.auc_margin, counts)
         return (1 - self.term_weight) * risk + self.term_weight * term
 
     def _risk(
@@ -130,15 +147,17 @@ class PlainObjective(BatchLoss):
         labels: torch.Tensor,
         videos: torch.Tensor,
         labelled: torch.Tensor | None,
+        weights: torch.Tensor | None,
         first_pass: bool,
     ) -> torch.Tensor:
         """Return the CVaR of losses (B,) or (B, C): of all, or the mean over classes or videos of each one's own.
 
-        ``labelled``, in their shape, says which count; None for all.
+        ``labelled`` and ``weights``, in their shape, say which count, and how much; None for all, and alike.
         """
         alpha, within = self.settings.alpha, self.settings.cvar_within
-        shares = self._shares(losses, labels, labelled)
+        shares = self._shares(labels, weights)
         if self.threshold is not None:
+            shares = _product(shares, labelled)
             return self._tracked(
                 losses.flatten()[None], None if shares is None else shares.flatten()[None], first_pass
             )[0]
@@ -150,21 +169,18 @@ class PlainObjective(BatchLoss):
         if not losses.numel():
             return losses.sum()
         if group is None:
-            return cvar(losses, alpha, None if self.balance is None or shares is None else shares[there])
+            return cvar(losses, alpha, None if shares is None else shares[there])
         flat, group = losses.flatten(), group.flatten()
         return torch.stack([cvar(flat[group == one], alpha) for one in group.unique()]).mean()
 
-    def _shares(self, losses: torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor | None) -> torch.Tensor | None:
-        """Return how much of the whole each loss stands for, in their shape; None where all do alike."""
-        shares = None if self.balance is None else self.balance[self.task.class_of(labels)]
-        if labelled is None:
-            return shares
-        return labelled.to(losses) if shares is None else shares * labelled
+    def _shares(self, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | None:
+        """Return how much of the whole the loss of each label stands for, if it is there; None where all do alike."""
+        return _product(weights, None if self.balance is None else self.balance[self.task.class_of(labels)])
 
     def _tracked(self, flat: torch.Tensor, shares: torch.Tensor | None, first_pass: bool) -> torch.Tensor:
         """Return the CVaR (H,) of losses (H, n) at the threshold of the last batches, which first passes update."""
         assert self.threshold is not None  # for the type checker
-        shares = torch.ones_like(flat) if shares is None else shares
+        shares = torch.ones_like(flat) if shares is None else shares.to(flat)
         if first_pass:
             self.threshold.update(flat.detach(), self.alpha, shares)
         return self.threshold.cvar(flat, self.alpha, shares)
@@ -213,11 +229,12 @@ class Objective(PlainObjective):
         labels: torch.Tensor,
         videos: torch.Tensor,
         labelled: torch.Tensor | None,
+        weights: torch.Tensor | None,
         first_pass: bool,
     ) -> torch.Tensor:
         """Return the CVaR (H,) of losses (H, B) or (H, B, C)."""
         flat, within = losses.flatten(1), self.settings.cvar_within  # (H, n)
-        shares = self._shares(losses, labels, labelled)
+        shares = _product(self._shares(labels, weights), labelled)
         shares = None if shares is None else shares.flatten(1)
         if self.threshold is not None:
             return self._tracked(flat, shares, first_pass)
@@ -249,11 +266,17 @@ class SumOfObjectives(BatchLoss):
         self.task, self.parts, self.weights = task, parts, weights
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *, first_pass: bool = True
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        videos: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        *,
+        first_pass: bool = True,
     ) -> torch.Tensor:
         each = zip(self.weights, self.parts, self.task.outputs_of(logits), self.task.split(labels), strict=True)
         return torch.stack(
-            [weight * part(of, own, videos, first_pass=first_pass) for weight, part, of, own in each]
+            [weight * part(of, own, videos, weights, first_pass=first_pass) for weight, part, of, own in each]
         ).sum(0)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -295,6 +318,13 @@ def of_part(settings: FitSettings, part: Task) -> FitSettings:
         within = "batch" if settings.cvar_within == "class" else settings.cvar_within
         off |= {"logit_adjustment": 0.0, "class_weights": "none", "cvar_within": within}
     return replace(settings, **off)  # type: ignore[arg-type]
+
+
+def _product(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    """Return how much losses count by both; None where by neither."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one * other
 
 
 def term_weight(settings: FitSettings, task: Task) -> float:

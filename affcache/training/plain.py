@@ -65,11 +65,12 @@ class PlainLearner(BaseLearner):
         settings, head, optimiser = self.recipes[number], self.heads[number], self.optimisers[number]
         embeddings = self.scaler(frames.embeddings[rows])  # (B, D)
         labels, videos = frames.labels[rows], frames.videos[rows]
+        weights = None if frames.weights is None else frames.weights[rows]
 
         def gradients(*, first_pass: bool) -> torch.Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 logits = head(embeddings)  # (B, C)
-            loss = self.objectives[number](logits.to(embeddings), labels, videos, first_pass=first_pass)
+            loss = self.objectives[number](logits.to(embeddings), labels, videos, weights, first_pass=first_pass)
             loss.backward()
             return loss.detach()
 
@@ -132,29 +133,33 @@ def new_learner(
     counts: ClassCounts | None = None,
     videos: int = 0,
     scaler: Scaler | None = None,
+    *,
+    weighted: bool = False,
 ) -> tuple[BaseLearner, str]:
     """Return what trains H heads: ``Learner`` where it makes the step that is defined, else ``PlainLearner``.
 
     Args:
         settings, task, width, device, counts, videos, scaler: as for ``Learner``.
+        weighted: whether frames have weights.
 
     Returns:
         The learner; and why it is not the fast one and what that costs, a sentence, or "" where it is.
     """
     why = ""
+    partial = counts is not None and counts.has_gaps
     for recipe in {replace(one, seed=0): None for one in settings}:
-        why = why or disagreement(recipe, task, partial=counts is not None and counts.has_gaps)
+        why = why or disagreement(recipe, task, partial=partial, weighted=weighted)
     if not why:
         return Learner(settings, task, width, device, counts, videos, scaler=scaler), ""
     plain = PlainLearner(settings, task, width, device, counts, videos, scaler=scaler)
     return plain, f"training by the definition of a step: {why}{_cost(settings, task, width, device, counts)}"
 
 
-def disagreement(recipe: FitSettings, task: Task, *, partial: bool = False) -> str:
+def disagreement(recipe: FitSettings, task: Task, *, partial: bool = False, weighted: bool = False) -> str:
     """Say how the fast step of a recipe differs from the defined one on random frames, in float64; "" if it doesn't.
 
     One step is made of each, with the same units dropped: logits, loss, gradients at SAM's point, and the update.
-    ``partial`` says whether some labels are missing.
+    ``partial`` says whether some labels are missing, ``weighted`` whether frames have weights.
     """
     factors = not recipe.adaptive and factors_pay(recipe)  # as in the shape that trains
     largest = {name: min(getattr(recipe, name), most) for name, most in LARGEST_TRIED.items()}
@@ -169,6 +174,7 @@ def disagreement(recipe: FitSettings, task: Task, *, partial: bool = False) -> s
         gaps = torch.rand(labels.shape, generator=drawn) < SHARE_OF_GAPS
         labels = labels.masked_fill(gaps, torch.nan if labels.is_floating_point() else -1)
     frames = Frames(embeddings, labels, torch.randint(3, (TRIED_FRAMES,), generator=drawn))
+    frames = replace(frames, weights=torch.rand(TRIED_FRAMES, generator=drawn)) if weighted else frames
     cpu, counts, rows = torch.device("cpu"), ClassCounts.of(task, labels), torch.arange(TRIED_FRAMES)[None]
     scaler = Scaler.fit(recipe.normalize, [embeddings])
     try:

@@ -182,13 +182,13 @@ class Ridge:
     but aren't calibrated.
 
     Args:
-        settings: of them only normalize and class_weights matter.
+        settings: of them only normalize, class_weights and strength matter.
         task: what is predicted.
         width: D, the width of an embedding.
         scaler: what is done to embeddings first; None where that needs no training frames.
     """
 
-    unit, steps = "strength", len(STRENGTHS)
+    unit = "strength"
 
     def __init__(self, settings: FitSettings, task: Task, width: int, scaler: Scaler | None = None) -> None:
         self.settings = settings
@@ -196,13 +196,15 @@ class Ridge:
         self.width = width
         self.scaler = scaler or Scaler(settings.normalize)
         self.best = [Best()]
+        self.strengths = STRENGTHS if settings.strength is None else (settings.strength,)
+        self.steps = len(self.strengths)
 
     def run(self, train: FrameSource, validation: FrameSource) -> Iterator[list[Entry]]:
         """Solve, and evaluate all strengths in one pass over the validation frames; yield a line for each."""
         heads = self._solve(train)
         logits = predict(heads, validation, self.scaler)  # (H, n, C)
         labels = validation.labels.to(logits.device)
-        for number, (strength, head, of_head) in enumerate(zip(STRENGTHS, heads, logits, strict=True), start=1):
+        for number, (strength, head, of_head) in enumerate(zip(self.strengths, heads, logits, strict=True), start=1):
             start = time.perf_counter()
             value = metric_of(self.task, of_head, labels, validation.videos)
             entry = {"epoch": number, "strength": strength, self.task.metric: value}
@@ -227,12 +229,12 @@ class Ridge:
         labels = self.task.split(train.labels) if isinstance(self.task, MultiTask) else [train.labels]
         each = [self._targets(part, own) for part, own in zip(parts, labels, strict=True)]
         targets, weights = (torch.cat(of, dim=1) for of in zip(*each, strict=True))  # (n, C) each
-        weight = torch.zeros(len(STRENGTHS), self.task.outputs, self.width, device=targets.device)
+        weight = torch.zeros(self.steps, self.task.outputs, self.width, device=targets.device)
         bias = weight.new_zeros(weight.shape[:2])
         for own, outputs in _alike(weights):
             blocks = train.evaluation_batches()
             path = RidgePath.from_blocks(blocks, self.width, targets[:, outputs], own, self.scaler)
-            for number, strength in enumerate(STRENGTHS):
+            for number, strength in enumerate(self.strengths):
                 weight[number, outputs], bias[number, outputs] = path.solution(strength)
         states = zip(weight, bias, strict=True)
         return [self._head({"output_layer.weight": w, "output_layer.bias": b}, w.device) for w, b in states]

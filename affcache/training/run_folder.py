@@ -164,7 +164,7 @@ def stores_of_run(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def settings_to_json(settings: FitSettings) -> dict[str, Any]:
     """Return the settings that decide a run; its folder, its store and whether it was resumed stand elsewhere."""
-    values = {name: value for name, value in asdict(settings).items() if name not in ("run", "resume", "store")}
+    values = {name: value for name, value in asdict(settings).items() if name not in ("run", "resume", "as_", "store")}
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -192,6 +192,21 @@ def settings_from_json(values: dict[str, Any]) -> FitSettings:
         ) from None
 
 
+def refuse_changes(
+    refusal: str, instead: str, began: FitSettings, said: Mapping[str, Any], free: Collection[str]
+) -> None:
+    """Refuse settings that are other than a run's, but for those that are free; ConfigError, with all of them."""
+    same = (name for name in asdict(began) if name in said and name not in free)
+    changed = [name for name in same if getattr(began, name) != said[name]]
+    if changed:
+        words = [f"{flag(name)} {getattr(began, name)!r} then, {said[name]!r} now" for name in changed]
+        more = MORE_EPOCHS if "epochs" in changed else ""
+        raise ConfigError(
+            f"{refusal}: {'; '.join(words)}. Expected its own settings.{more} Leave them out, since the run's folder "
+            f"knows them, or {instead}."
+        )
+
+
 def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
     """Return the settings, with the store, of the run that is to be continued; without --resume they stay.
 
@@ -210,15 +225,9 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
         return settings  # of a run that was killed before it was in place: it begins anew
     config = folder.read_config()
     began = settings_from_json(config["settings"])
-    same = (name for name in asdict(began) if name in given and name not in (*ELSEWHERE, "run", "resume"))
-    changed = [name for name in same if getattr(began, name) != getattr(settings, name)]
-    if changed:
-        words = [f"{flag(name)} {getattr(began, name)!r} then, {getattr(settings, name)!r} now" for name in changed]
-        more = MORE_EPOCHS if "epochs" in changed else ""
-        raise ConfigError(
-            f"Run {settings.run} can't be continued: {'; '.join(words)}. Expected its own settings.{more} Leave them "
-            "out, since the run's folder knows them, or begin a new run with another --run DIR."
-        )
+    said = {name: getattr(settings, name) for name in given}
+    free, instead = (*ELSEWHERE, "run", "resume"), "begin a new run with another --run DIR"
+    refuse_changes(f"Run {settings.run} can't be continued", instead, began, said, free)
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
     stores = tuple(Path(store["path"]) for store in stores_of_run(config))
     return replace(began, **{"store": stores, **moved}, run=settings.run, resume=True)

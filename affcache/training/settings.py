@@ -200,13 +200,56 @@ class FitSettings(TrainingSettings):
     held_out: float = setting(
         0.0, "Share of the training videos set aside, by their names, for score to fit decision rules on; [0, 1)."
     )
+    train_on: str = setting(
+        "train",
+        "Which labelled frames train: those of the split train, or all: validation's too, for the last fit.",
+        choices=("train", "all"),
+    )
+    keep_epoch: int | None = setting(
+        None, "The epoch whose head is kept, and the last one trained.", default_text="the best on validation"
+    )
+    strength: float | None = setting(
+        None, "Strength of the ridge head that is kept.", default_text="the best on validation"
+    )
+    as_: Path | None = setting(
+        None, "Run, or folder of an ablation, whose settings and chosen epoch or strength to take.", default_text="none"
+    )
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self.expect("seed", at_least=0, less_than=2**63)
         yield from self.expect("held_out", at_least=0, less_than=1)
+        yield from self.expect("keep_epoch", at_least=1, at_most=self.epochs)
+        yield from self.expect("strength", more_than=0, less_than=math.inf)
+        useless = "keep_epoch" if self.head == "ridge" else "strength"
+        if getattr(self, useless) is not None:
+            yield f"{flag(useless)} is given, but --head {self.head} has none; expected it left out."
         if self.resume and self.run is None:
             yield "--resume doesn't say which run to continue; expected --run DIR with it."
+
+    def require_choice(self) -> None:
+        """Refuse to train on all frames without an epoch or a strength; raises ConfigError."""
+        if self.train_on == "all" and not self.chosen_before:
+            number = "--strength S" if self.head == "ridge" else "--keep-epoch E"
+            raise ConfigError(
+                f"--train-on all leaves no frames to choose on. Expected what was chosen before. Say {number}, or "
+                "--as RUN: a run whose best validation chose, or the folder of 'affcache ablate --folds K'."
+            )
+
+    @property
+    def chosen_before(self) -> bool:
+        """Whether the epoch or the strength is given, and validation chooses nothing."""
+        return self.keep_epoch is not None or self.strength is not None
+
+    @property
+    def last_epoch(self) -> int:
+        """How many epochs are trained; the learning rate's cosine spans ``epochs``."""
+        return self.keep_epoch or self.epochs
+
+    @property
+    def trained_on_validation(self) -> str:
+        """Say what a score on validation is worth, where its frames were trained on; else ""."""
+        return "" if self.train_on == "train" else "It was trained on validation too: its score there means nothing."
 
     def resolved(self, task: "Task") -> "FitSettings":
         """Return the settings with what ``auto`` stands for where the task's labels are of whole videos."""

@@ -7,26 +7,25 @@ import inspect
 import math
 import re
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_array, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.settings import build
-from affcache.tasks.kinds import Classes, Task, Units
-from affcache.tasks.knobs import KNOBS
+from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.knobs import KNOBS_OF_LOSSES
 from affcache.training.data import EVALUATION_BATCH, Frames, Scaler
 from affcache.training.epochs import Epochs
 from affcache.training.learner import build_head
@@ -37,18 +36,21 @@ from affcache.training.settings import FitSettings
 FLOATS = (np.float32, np.float16)  # what a head trains on as it is; all else becomes the first
 Array = npt.NDArray[Any]
 SHARED = (  # settings that are parameters
-    "epochs", "batch_size", "lr", "lr_minimum", "lr_half_period", "weight_decay", "alpha", "cvar_level",
-    "class_weights", "loss", *KNOBS, "logit_adjustment", "rho", "adaptive", "clip_norm", "precision", "dropout",
-    "hidden_layers", "hidden_width", "normalize",
+    "epochs", "batch_size", "lr", "lr_minimum", "lr_half_period", "weight_decay", "alpha", "cvar_level", "loss", "rho",
+    "adaptive", "clip_norm", "precision", "dropout", "hidden_layers", "hidden_width", "normalize",
 )  # fmt: skip
+OF_CLASSES = ("class_weights", "logit_adjustment")
 
 
-def _with_parameters(*names: str) -> Callable[..., None]:
+def _with_parameters(kind: type[Task], *more: str) -> Callable[..., None]:
     """Return an ``__init__`` that takes settings by name, with their defaults, random_state and device.
 
-    scikit-learn asks the signature for the parameters, and wants them set as they are given.
+    They are those that are shared, what the losses of a kind of task take, and more. scikit-learn asks the signature
+    for the parameters, and wants them set as they are given.
     """
-    defaults = {**{name: getattr(FitSettings, name) for name in names}, "random_state": None, "device": "cpu"}
+    knobs = sorted(frozenset().union(*KNOBS_OF_LOSSES[kind.kind].values()))
+    defaults = {name: getattr(FitSettings, name) for name in (*SHARED, *knobs, *more)}
+    defaults |= {"random_state": None, "device": "cpu"}
     keyword = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=of) for n, of in defaults.items()]
     signature = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *keyword])
 
@@ -60,14 +62,29 @@ def _with_parameters(*names: str) -> Callable[..., None]:
     return __init__
 
 
-class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """A classifier that is an MLP head trained by the core; what y means, and what logits mean, is its children's."""
+class CVaRMLP(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """An estimator that is an MLP head trained by the core; what y means, and what logits mean, is its children's."""
 
-    __init__ = _with_parameters(*SHARED)
+    _kind: ClassVar[type[Task]]
 
-    @abstractmethod
     def _task(self, outputs: int) -> Task:
         """Return the task of a head with this many logits."""
+        return self._kind(self._kind.kind, tuple(map(str, range(outputs))))
+
+    def _validated(self, X: Any, y: Any, sample_weight: Any, **checks: bool) -> tuple[Array, Any, Array | None]:
+        """Return checked embeddings, y and float32 weights up to 1, without rows of weight 0; None where all are 1."""
+        X, y = validate_data(self, X, y, dtype=FLOATS, ensure_min_samples=2, **checks)
+        if sample_weight is None:
+            return X, y, None
+        given = check_array(sample_weight, dtype=np.float64, ensure_2d=False, input_name="sample_weight")
+        weights = (given / (given.max() or 1)).astype(np.float32)
+        if given.shape != (len(X),) or (given < 0).any() or (weights > 0).sum() < 2:
+            raise ValueError(
+                f"sample_weight has shape {given.shape}, {given.min():g} to {given.max():g}; expected ({len(X)},), a "
+                "number of at least 0 for each row of X, two of them above zero. Leave it out to weigh all alike."
+            )
+        kept = weights > 0
+        return X[kept], y[kept], None if (weights[kept] == 1).all() else weights[kept]
 
     def _settings(self, task: Task) -> FitSettings:
         """Return the parameters as settings, the seed drawn unless it is given; ValueError where one is wrong."""
@@ -81,16 +98,19 @@ class CVaRMLP(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             settings.require_fitting(task)
         return settings
 
-    def _train(self, X: Array, labels: Array, outputs: int) -> None:
-        """Train a head on checked embeddings (n, D) and labels (n,) or (n, C), and keep it."""
+    def _train(self, X: Array, labels: Array, weights: Array | None, outputs: int) -> None:
+        """Train a head on checked embeddings (n, D), labels (n,) or (n, C) and weights (n,), and keep it."""
         task = self._task(outputs)
         settings = self._settings(task)
         device = self._device()
-        targets = torch.tensor(labels, dtype=torch.int64)
+        targets = torch.tensor(labels, dtype=getattr(torch, task.label_dtype))
         videos = torch.zeros(len(X), dtype=torch.int64, device=device)
-        frames = Frames(_tensor(X).to(device), targets.to(device), videos)
-        scaler = Scaler.fit(settings.normalize, frames.evaluation_batches())
-        learner, why = new_learner([settings], task, X.shape[1], device, ClassCounts.of(task, targets), 0, scaler)
+        shares = None if weights is None else _tensor(weights).to(device)
+        frames = Frames(_tensor(X).to(device), targets.to(device), videos, shares)
+        scaler, counts = Scaler.fit(settings.normalize, frames.evaluation_batches()), ClassCounts.of(task, targets)
+        learner, why = new_learner(
+            [settings], task, X.shape[1], device, counts, 0, scaler, weighted=weights is not None
+        )
         if why:
             warnings.warn(why, stacklevel=3)
         run = Epochs(learner)
@@ -141,7 +161,7 @@ def _value_errors() -> Iterator[None]:
         raise ValueError(re.sub(r"--[a-z-]+", lambda it: it[0][2:].replace("-", "_"), str(error))) from None
 
 
-class CVaRMLPClassifier(CVaRMLP):
+class CVaRMLPClassifier(ClassifierMixin, CVaRMLP):  # type: ignore[misc]
     """Multi-class classifier: an MLP on embeddings, trained with CVaR of the cross-entropies and SAM.
 
     A scikit-learn estimator. Parameters are named as ``FitSettings``' fields, with its defaults; ``device`` is ``cpu``,
@@ -156,12 +176,17 @@ class CVaRMLPClassifier(CVaRMLP):
         loss_curve_: mean training loss of each epoch.
     """
 
-    def fit(self, X: Any, y: Any) -> "CVaRMLPClassifier":
+    _kind = Classes
+    __init__ = _with_parameters(Classes, *OF_CLASSES)
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "CVaRMLPClassifier":
         """Train a head.
 
         Args:
             X: float array (n, D) of embeddings, n at least 2. float16 and float32 are kept, all else becomes float32.
             y: array (n,) of class labels of any kind, at least two different ones.
+            sample_weight: array (n,) of numbers from 0 on, how much of the whole the loss of each row stands for; None
+                where all do alike. A row of weight 0 is left out.
 
         Returns:
             itself.
@@ -169,11 +194,11 @@ class CVaRMLPClassifier(CVaRMLP):
         Raises:
             ValueError: X, y or a parameter is not what it must be, or the training diverges.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS, ensure_min_samples=2)
+        X, y, weights = self._validated(X, y, sample_weight)
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         _require_two(classes, self)
-        self._train(X, labels, len(classes))
+        self._train(X, labels, weights, len(classes))
         self.classes_ = classes
         return self
 
@@ -192,12 +217,8 @@ class CVaRMLPClassifier(CVaRMLP):
         most = self._logits(X).argmax(dim=1).numpy()
         return self.classes_[most]
 
-    def _task(self, outputs: int) -> Task:
-        names = tuple(str(index) for index in range(outputs))
-        return Classes("classes", names)
 
-
-class CVaRMLPMultiLabelClassifier(CVaRMLP):
+class CVaRMLPMultiLabelClassifier(ClassifierMixin, CVaRMLP):  # type: ignore[misc]
     """Multi-label classifier: an MLP on embeddings, trained with CVaR of the binary cross-entropies and SAM.
 
     A scikit-learn estimator, with the parameters of ``CVaRMLPClassifier`` and those of the pairwise AUC term. A label
@@ -208,7 +229,8 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
         n_features_in_, head_, n_iter_, loss_curve_: as for ``CVaRMLPClassifier``.
     """
 
-    __init__ = _with_parameters(*SHARED, "auc_weight", "auc_margin")
+    _kind = Units
+    __init__ = _with_parameters(Units, *OF_CLASSES, "auc_weight", "auc_margin")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -216,12 +238,13 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
         tags.classifier_tags.multi_class = False
         return tags
 
-    def fit(self, X: Any, y: Any) -> "CVaRMLPMultiLabelClassifier":
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "CVaRMLPMultiLabelClassifier":
         """Train a head.
 
         Args:
             X: float array (n, D) of embeddings, n at least 2. float16 and float32 are kept, all else becomes float32.
             y: array or sparse matrix (n, C) of 0 and 1, C at least 2; or (n,) of two classes, which is one label.
+            sample_weight: as for ``CVaRMLPClassifier``; a pair of the AUC term weighs the product of its rows'.
 
         Returns:
             itself.
@@ -229,14 +252,14 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
         Raises:
             ValueError: X, y or a parameter is not what it must be, or the training diverges.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS, multi_output=True, ensure_min_samples=2)
+        X, y, weights = self._validated(X, y, sample_weight, multi_output=True)
         y = y.toarray() if issparse(y) else y
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
         if kind == "binary":
             classes, labels = np.unique(column_or_1d(y, warn=True), return_inverse=True)
             _require_two(classes, self)
-            self._train(X, labels[:, None], 1)
+            self._train(X, labels[:, None], weights, 1)
             self.classes_ = classes
             return self
         if kind != "multilabel-indicator" or not np.isin(y, (0, 1)).all():
@@ -244,7 +267,7 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
                 f"Only binary classification is supported. The type of the target is {kind}; expected a matrix (n, C) "
                 "of 0 and 1, or two classes (n,). For one of several classes use CVaRMLPClassifier."
             )
-        self._train(X, y, y.shape[1])
+        self._train(X, y, weights, y.shape[1])
         self.classes_ = np.tile(np.arange(2), (y.shape[1], 1))  # (C, 2), as scorers and cross_val_predict need it
         return self
 
@@ -265,9 +288,50 @@ class CVaRMLPMultiLabelClassifier(CVaRMLP):
         present = (self._logits(X) > 0).long().numpy()
         return self.classes_[present[:, 0]] if self.classes_.ndim == 1 else present
 
-    def _task(self, outputs: int) -> Task:
-        names = tuple(str(index) for index in range(outputs))
-        return Units("units", names)
+
+class CVaRMLPRegressor(RegressorMixin, CVaRMLP):  # type: ignore[misc]
+    """Regressor of one value or several: an MLP on embeddings, trained with CVaR of the squared errors, CCC, and SAM.
+
+    A scikit-learn estimator, with those parameters of ``CVaRMLPClassifier`` that need no classes, and ``ccc_weight``,
+    the share in the loss of 1 - CCC of the batch. It trains on y as it is, and predicts without clipping: values far
+    from [-1, 1] are best scaled first, as by scikit-learn's ``TransformedTargetRegressor``.
+
+    Attributes:
+        n_features_in_, head_, n_iter_, loss_curve_: as for ``CVaRMLPClassifier``.
+    """
+
+    _kind = Values
+    __init__ = _with_parameters(Values, "ccc_weight")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "CVaRMLPRegressor":
+        """Train a head.
+
+        Args:
+            X: float array (n, D) of embeddings, n at least 2. float16 and float32 are kept, all else becomes float32.
+            y: array (n,) or (n, C) of numbers; they become float32.
+            sample_weight: as for ``CVaRMLPClassifier``; CCC is that of weighted moments.
+
+        Returns:
+            itself.
+
+        Raises:
+            ValueError: X, y or a parameter is not what it must be, or the training diverges.
+        """
+        X, y, weights = self._validated(X, y, sample_weight, multi_output=True, y_numeric=True)
+        values = check_array(y, dtype=np.float32, ensure_2d=False, input_name="y")
+        columns = values.reshape(len(X), -1)  # (n, C)
+        self._train(X, columns, weights, columns.shape[1])
+        self._shape = values.shape[1:]  # of a row of y
+        return self
+
+    def predict(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return the values of embeddings (n, D), (n,) or (n, C) as y was."""
+        return self._logits(X).numpy().reshape(-1, *self._shape)
 
 
 def _require_two(classes: Array, estimator: CVaRMLP) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import affcache
-from affcache.ablation import ablate as ablating
 from affcache.ablation import train as grouping
 from affcache.ablation.ablate import ablate
+from affcache.ablation.result import AblateResult
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import locked, read_tensors
 from affcache.progress import Listener
@@ -31,7 +31,7 @@ from tests.conftest import Heard, MakeData, frames_of, write_labels, write_store
 QUICK: dict[str, Any] = {"epochs": 2, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "dropout": 0.3}
 
 
-def run(data: tuple[Path, Path], out: Path, **values: Any) -> ablating.AblateResult:
+def run(data: tuple[Path, Path], out: Path, **values: Any) -> AblateResult:
     return ablate(**{**QUICK, "store": data[0], "annotations": data[1], "out": out, "seeds": 2, **values})
 
 
@@ -390,7 +390,8 @@ def test_a_checkpoint_of_other_trials_or_a_broken_one_is_passed_over(
 
 def test_the_result_is_one_json_object(learnable: MakeData, tmp_path: Path) -> None:
     result = json.loads(json.dumps(run(learnable(videos=12), tmp_path / "out", vary=("alpha=0.5,1",)).to_json()))
-    assert set(result) == {"out", "select", "cells", "trained", "seconds", "device", "best", "files", "settings"}
+    own = {"out", "select", "folds", "cells", "trained", "seconds", "device", "best", "files", "settings"}
+    assert set(result) == own
     base, other = result["settings"]
     assert base["is_base"]
     assert base["difference"] is None

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from affcache.ablation.ablate import AblateResult, ablate
+from affcache.ablation.ablate import ablate
+from affcache.ablation.result import AblateResult
 from affcache.ablation.summary import Outcome
 from affcache.ablation.train import Trained
 from affcache.cluster import training as training_module
@@ -87,6 +88,20 @@ def test_several_groups_at_a_time_and_the_best_head_alone(
     (head,) = (tmp_path / "ray").glob("cells/*/head.safetensors")
     assert str(head.parent) == result.best[0]["run"]
     assert not list((tmp_path / "ray" / "groups").glob("*"))
+
+
+@pytest.mark.cluster
+def test_folds_are_those_of_a_local_run(cluster: Any, two_threads: None, learnable: MakeData, tmp_path: Path) -> None:
+    data, grid = learnable(videos=8), {"folds": 3, "seeds": 2}
+    run(data, tmp_path / "local", **grid)
+    run(data, tmp_path / "ray", engine="ray", actors=1, **grid)
+    assert tables(tmp_path / "ray") == tables(tmp_path / "local")
+    for name in ("out_of_fold/*", "cells/*/*.safetensors"):
+        local, ray = (
+            {path.name + path.parent.name: path.read_bytes() for path in (tmp_path / where).glob(name)}
+            for where in ("local", "ray")
+        )
+        assert local == ray != {}
 
 
 def test_heads_that_nobody_keeps_stay_with_the_worker() -> None:

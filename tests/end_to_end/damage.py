@@ -39,7 +39,7 @@ from affcache.scoring.predict import TrainedRun
 from affcache.store.description import fingerprint
 from affcache.store.hdf5 import lookup3
 from affcache.store.reading import EmbeddingStore
-from affcache.submission.submit import read_frame_counts, read_template
+from affcache.submission.template import read_frame_counts, read_template
 from affcache.tasks.label_files import read_label_file
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit

@@ -26,8 +26,8 @@ main()
 """
 
 
-def start(folder: Path, out: str) -> "subprocess.Popen[str]":
-    words = ["ablate", "--store", "expr.h5", "--annotations", "labels", "--out", out, *GRID, *RECIPE, "--json"]
+def start(folder: Path, out: str, *more: str) -> "subprocess.Popen[str]":
+    words = ["ablate", "--store", "expr.h5", "--annotations", "labels", "--out", out, *GRID, *RECIPE, "--json", *more]
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=folder,
@@ -41,8 +41,8 @@ def start(folder: Path, out: str) -> "subprocess.Popen[str]":
 def results(out: Path) -> dict[str, bytes]:
     """All tables, pictures and results; what a clock says is only in histories."""
     files = [*out.glob("*.csv"), *out.glob("summary.*"), *out.glob("figures/*"), *out.glob("cells/*/result.json")]
-    heads = out.glob("cells/*/head.safetensors")
-    return {str(path.relative_to(out)): path.read_bytes() for path in [*files, *heads]}
+    files += [*out.glob("cells/*/*.safetensors"), *out.glob("out_of_fold/*"), out / "best.json"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def state(out: Path) -> tuple[int, int]:
@@ -53,16 +53,17 @@ def state(out: Path) -> tuple[int, int]:
 
 @pytest.mark.kill
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_killed_at_random_moments(learnable: MakeData, tmp_path: Path) -> None:
-    learnable()
-    with start(tmp_path, "whole") as process:
+@pytest.mark.parametrize(("more", "cells"), [((), 27), (("--folds", "3", "--seeds", "2"), 54)], ids=["", "folds"])
+def test_killed_at_random_moments(learnable: MakeData, tmp_path: Path, more: tuple[str, ...], cells: int) -> None:
+    learnable(videos=8)
+    with start(tmp_path, "whole", *more) as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     whole, generator, finished = results(tmp_path / "whole"), random.Random(0), []
-    assert sum("result.json" in name for name in whole) == 27
+    assert sum("result.json" in name for name in whole) == cells
     out = tmp_path / "killed"
     for _ in range(KILLS):
-        with start(tmp_path, "killed") as process:
+        with start(tmp_path, "killed", *more) as process:
             before = state(out)
             while process.poll() is None and state(out) == before:
                 time.sleep(0.002)  # importing torch takes longer than the grid
@@ -73,8 +74,8 @@ def test_killed_at_random_moments(learnable: MakeData, tmp_path: Path) -> None:
             _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
         finished.append(state(out)[0])
-    assert finished[0] < 27, "the first kill came too late"
-    with start(tmp_path, "killed") as process:
+    assert finished[0] < cells, "the first kill came too late"
+    with start(tmp_path, "killed", *more) as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert results(out) == whole

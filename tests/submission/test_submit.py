@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
-from affcache.submission.submit import (
-    Template,
-    check_submission,
-    read_frame_counts,
-    read_template,
-    submit,
-    write_submission,
-)
+from affcache.submission.submit import check_submission, submit, write_submission
+from affcache.submission.template import Template, read_frame_counts, read_template
 from affcache.tasks.tasks import TASKS
 from affcache.training.fit import fit
 from tests.conftest import Heard, MakeData, spoil_features, write_labels, write_store

@@ -10,14 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from affcache.errors import ConfigError, InputError
+import affcache
+from affcache.errors import InputError, StoreError
+from affcache.store.description import fingerprint
 from affcache.store.frames import ENCODED, UNREADABLE
 from affcache.store.reading import EmbeddingStore
+from affcache.store.writing import create_store
 from affcache.tasks.annotations import JoinedLabels, join_labels, open_labels
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import find_label_files, read_label_file
 from affcache.tasks.tasks import TASKS
-from tests.conftest import crop_list, write_labels
+from tests.conftest import crop_list, write_labels, write_store
 
 EXPR, AU, VA = TASKS["expr"], TASKS["au"], TASKS["va"]
 PRESENT, ABSENT = ",".join("1" * 12), ",".join("0" * 12)
@@ -235,10 +238,29 @@ def test_a_task_may_be_named_and_a_split_must_be_there(tmp_path: Path) -> None:
     store = store_in_memory({"a": [1, 2]})
     expected = join(tmp_path, store, {"a": [3, 4]})
     assert join_labels(store, tmp_path, "expr", "train").labels.tolist() == expected.labels.tolist() == [3, 4]
-    with pytest.raises(ConfigError, match=r"^There is no split 'test'. Expected train or validation; "):
+    with pytest.raises(InputError, match=r"^There is no split 'test'. Expected train or validation; "):
         join_labels(store, tmp_path, "expr", "test")
-    with pytest.raises(ConfigError, match=r"'exp' is unknown.*did you mean 'expr'"):
+    with pytest.raises(InputError, match=r"^task 'exp' is unknown \(did you mean 'expr'\?\). Expected one of: expr \("):
         join_labels(store, tmp_path, "exp", "train")
+    with pytest.raises(InputError, match=r"^task '3' is unknown. Expected one of: expr "):
+        join_labels(store, tmp_path, 3, "train")  # type: ignore[arg-type]
+
+
+def test_a_store_may_be_a_path_and_must_be_whole(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.h5", {"a": [1, 2]}, np.ones((2, 4), np.float16))
+    expected = join(tmp_path, store, {"a": [3, 4]})
+    for named in (store.path, str(store.path)):
+        joined = affcache.join_labels(named, tmp_path, "expr", "train")
+        assert joined.rows.tolist() == expected.rows.tolist() == [0, 1]
+        assert store.read(joined.rows).shape == (2, 4)
+    with pytest.raises(StoreError, match=r"There is no embedding store at .*other\.h5"):
+        join_labels(tmp_path / "other.h5", tmp_path, "expr", "train")
+    with pytest.raises(InputError, match=r"^The store is a memmap. Expected an EmbeddingStore, or the path of one"):
+        join_labels(store.features, tmp_path, "expr", "train")  # type: ignore[arg-type]
+    encoder = {"model": "made-up"}
+    create_store(tmp_path / "begun.h5", crop_list({"a": [1]}), 4, encoder, fingerprint(encoder))
+    with pytest.raises(StoreError, match=r"begun\.h5 is incomplete"):
+        join_labels(tmp_path / "begun.h5", tmp_path, "expr", "train")
 
 
 def test_the_join_goes_by_frame_number_and_never_by_position(tmp_path: Path) -> None:

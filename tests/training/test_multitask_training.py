@@ -230,9 +230,9 @@ def test_the_sum_of_parts_is_that_of_each_on_its_own_labels() -> None:
 # runs
 
 
-def mtl_data(tmp_path: Path, *, only: str = "") -> dict[str, Path]:
+def mtl_data(tmp_path: Path, *, only: str = "", count: int = 6) -> dict[str, Path]:
     """Write a store, and challenge files whose labels embeddings tell; with ``only`` those of one task alone."""
-    random, videos, frames = np.random.default_rng(0), [f"{i}-30-640x360" for i in range(6)], 40
+    random, videos, frames = np.random.default_rng(0), [f"{i}-30-640x360" for i in range(count)], 40
     features = random.normal(size=(len(videos) * frames, WIDTH)).astype(np.float16)
     write_store(tmp_path / "s.h5", {name: range(1, frames + 1) for name in videos}, features)
     scores = features.astype(float) @ random.normal(size=(WIDTH, 22))

@@ -85,31 +85,46 @@ def worst_share(losses: list[torch.Tensor], alpha: float, shares: list[float]) -
     return total / limit
 
 
-def batch_term(task: Task, recipe: FitSettings, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def batch_term(
+    task: Task, recipe: FitSettings, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     if task.name == "va":
         agreement = []
         for unit in range(2):
             x, y = logits[:, unit], labels[:, unit]
-            covariance = ((x - x.mean()) * (y - y.mean())).mean()
-            spread = x.var(correction=0) + y.var(correction=0) + (x.mean() - y.mean()) ** 2
-            agreement.append(2 * covariance / spread)
+            (mean_x, mean_y), share = ((one * weights).sum() / weights.sum() for one in (x, y)), weights / weights.sum()
+            covariance = (share * (x - mean_x) * (y - mean_y)).sum()
+            variances = (share * ((x - mean_x) ** 2 + (y - mean_y) ** 2)).sum()
+            agreement.append(2 * covariance / (variances + (mean_x - mean_y) ** 2))
         return 1 - sum(agreement) / 2
     of_units = []
     for unit in range(12):
-        present, absent = (logits[labels[:, unit] == state, unit] for state in (1, 0))
-        pairs = [(recipe.auc_margin - one + absent).clamp(min=0) ** 2 for one in present]
-        if pairs and len(absent):
-            of_units.append(torch.stack(pairs).mean())
+        present, absent = (torch.nonzero((labels[:, unit] == state) & (weights > 0)).flatten() for state in (1, 0))
+        pairs = [(one, other) for one in present for other in absent]
+        short = [
+            (recipe.auc_margin - logits[one, unit] + logits[other, unit]).clamp(min=0) ** 2 for one, other in pairs
+        ]
+        counts = [weights[one] * weights[other] for one, other in pairs]
+        if pairs:
+            of_units.append(sum(count * each for count, each in zip(counts, short, strict=True)) / sum(counts))
     return sum(of_units) / task.outputs
 
 
 def by_loops(
-    task: Task, recipe: FitSettings, counts: ClassCounts | None, logits: torch.Tensor, labels: torch.Tensor, videos: Any
+    task: Task,
+    recipe: FitSettings,
+    counts: ClassCounts | None,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    videos: Any,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
     losses = frame_losses(task, recipe, counts, logits, labels)
     groups: dict[int, list[tuple[torch.Tensor, float]]] = {}
     for loss, label, frame in losses:
-        share = 1 / int(counts.counts[label]) if recipe.class_weights == "balanced" and counts else 1.0
+        share = float(weights[frame])
+        share /= int(counts.counts[label]) if recipe.class_weights == "balanced" and counts else 1
         group = {"batch": 0, "class": label, "video": int(videos[frame])}[recipe.cvar_within]
         groups.setdefault(group, []).append((loss, share))
     tails = []
@@ -118,7 +133,7 @@ def by_loops(
         tails.append(worst_share(of_group, recipe.alpha, shares))
     risk = sum(tails) / len(tails)
     weight = {"expr": 0.0, "au": recipe.auc_weight, "va": recipe.ccc_weight}[task.name]
-    return (1 - weight) * risk + (weight * batch_term(task, recipe, logits, labels) if weight else 0)
+    return (1 - weight) * risk + (weight * batch_term(task, recipe, logits, labels, weights) if weight else 0)
 
 
 ALPHAS = (0.3, 1.0, 0.04)
@@ -174,6 +189,45 @@ def test_the_objective_and_its_gradient_are_those_of_plain_loops(name: str, valu
             found = torch.autograd.grad(of_head, alone)[0]
             torch.testing.assert_close(found, expected_gradient[head], rtol=1e-6, atol=1e-9)
             assert plain(alone, labels[head], videos[head], first_pass=False).equal(of_head)
+
+
+@pytest.mark.parametrize("name", ["expr", "au", "va"])
+@pytest.mark.parametrize("values", [{"alpha": ALPHAS}, {"alpha": 1.0}, {"class_weights": "balanced"}])
+@pytest.mark.parametrize("share", [0.0, (0.3, 0.0, 0.8)])
+def test_frames_with_weights_are_those_of_plain_loops(name: str, values: dict[str, Any], share: Any) -> None:
+    terms = {"ccc_weight": share, "auc_weight": share if name == "au" else 0.0}
+    task, settings = TASKS[name], recipes(name, **values, **terms)
+    counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
+    logits, labels, videos = draw(task)
+    weights = torch.rand(H, BATCH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights[:, 3] = 0  # exactly as if it weren't there
+    logits.requires_grad_()
+    loss = Objective(task, settings, counts, LIKE)(logits, labels, videos, weights)
+    of_heads = zip(settings, logits, labels, videos, weights, strict=True)
+    expected = torch.stack([by_loops(task, recipe, counts, *of_head) for recipe, *of_head in of_heads])
+    torch.testing.assert_close(loss, expected)
+    gradient, expected_gradient = (torch.autograd.grad(one.sum(), logits)[0] for one in (loss, expected))
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
+    assert not gradient[:, 3].any()
+    for head in range(H):
+        plain = PlainObjective(task, settings[head], counts, LIKE)
+        of_head = plain(logits[head], labels[head], videos[head], weights[head])
+        torch.testing.assert_close(of_head, expected[head])
+        left = [i for i in range(BATCH) if i != 3]
+        without = plain(logits[head, left], labels[head, left], videos[head, left], weights[head, left])
+        torch.testing.assert_close(without, of_head)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("expr", "none"), ("au", "balanced"), ("va", "none")])
+def test_with_one_batch_seen_the_tracked_tail_of_weighted_frames_is_the_batchs_own(name: str, weights: str) -> None:
+    task, common = TASKS[name], {"alpha": ALPHAS, "class_weights": weights, "ccc_weight": 0.0}
+    counts = ClassCounts.of(task, draw(task, seed=9, batch=300)[1])
+    of_frames = torch.rand(H, BATCH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    tracked, own = (
+        Objective(task, recipes(name, cvar_level=level, **common), counts, LIKE).with_gradient(*draw(task), of_frames)
+        for level in ("set", "batch")
+    )
+    torch.testing.assert_close(tracked, own)
 
 
 @pytest.mark.parametrize("name", ["expr", "au", "va"])

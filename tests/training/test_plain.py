@@ -21,7 +21,7 @@ from affcache.training import heads
 from affcache.training.data import Frames
 from affcache.training.fit import fit
 from affcache.training.learner import Learner
-from affcache.training.objective import ClassCounts
+from affcache.training.objective import ClassCounts, Objective
 from affcache.training.plain import PlainLearner, disagreement, new_learner
 from affcache.training.settings import FitSettings
 from tests.conftest import Heard, MakeData, frames_of, make_learnable
@@ -56,6 +56,22 @@ def test_the_fast_step_is_the_defined_one(task: Task) -> None:
     fitting = [recipe for recipe in recipes if fits(task, recipe)]
     assert len(fitting) >= 13
     assert {disagreement(recipe, task) for recipe in fitting} == {""}
+    whole = [recipe for recipe in fitting if recipe.cvar_within == "batch"]
+    for gaps in (False, True):
+        assert {disagreement(recipe, task, partial=gaps, weighted=True) for recipe in whole} == {""}
+
+
+def test_a_fast_step_that_forgets_weights_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgetful = Objective.with_gradient
+
+    def without(
+        self: Any, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor, *_: Any, **words: Any
+    ) -> Any:
+        return forgetful(self, logits, labels, videos, **words)
+
+    monkeypatch.setattr(Objective, "with_gradient", without)
+    assert disagreement(QUICK, TASKS["expr"]) == ""
+    assert "give another loss" in disagreement(QUICK, TASKS["expr"], weighted=True)
 
 
 MUTANTS = {  # what stands in the textbook, and something else

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -152,6 +153,25 @@ def test_pools_are_compared_in_a_grid_with_other_settings(tmp_path: Path, monkey
     assert f"--pool {best['setting'].split(',')[0].removeprefix('pool=')}" in best["fit"]
     held = ablate(vary=("alpha=0.5,1",), select="heldout", out=tmp_path / "held", **values)
     assert held.rows[0].selected is not None
+
+
+@pytest.mark.parametrize("pool", ["mean", "none"])
+def test_folds_decide_each_video_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: str) -> None:
+    videos = make_videos(tmp_path, monkeypatch)
+    values: dict[str, Any] = {"head": "ridge", "seeds": 1, "pool": pool, "vary": ("normalize=none,l2",)}
+    result = ablate(task="bah", store=videos.store, folds=3, out=tmp_path / "out", **values)
+    names = sorted([*videos.names("train"), *videos.names("validation")])
+    labels = {**videos.splits["train"], **videos.splits["validation"]}
+    (path,) = (tmp_path / "out" / "out_of_fold").glob("*.h5")  # of the best setting
+    with h5py.File(path) as file:
+        contents = {name: file[name][:] for name in file}
+    stored = EmbeddingStore.open(videos.store).video_names
+    assert [stored[video] for video in contents["video"]] == names
+    assert contents["labels"].tolist() == [labels[name] for name in names]
+    assert contents["decided"].tolist() == contents["probabilities"].argmax(axis=1).tolist()
+    assert set(contents["fold"]) == {1, 2, 3}
+    value = f1_score(contents["labels"], contents["decided"], average="macro")
+    assert value in [pytest.approx(row.mean) for row in result.rows]
 
 
 def test_two_stores_pool_as_one_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

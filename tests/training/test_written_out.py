@@ -48,7 +48,7 @@ class Found:
 
 
 def written_out(recipe: FitSettings, task: str, train: Frames, validation: Frames) -> Found:
-    """Train as the published code does, with clipping, ASAM, lengths of 1 and class weights beside."""
+    """Train as the published code does, with clipping, ASAM, lengths of 1, class weights and frames' own beside."""
     torch.manual_seed(recipe.seed)
     orders = generator(recipe.seed, "order", CPU)
     head = MLPHead(16, TASKS[task].outputs, hidden_layers=recipe.hidden_layers, hidden_width=recipe.hidden_width,
@@ -70,6 +70,8 @@ def written_out(recipe: FitSettings, task: str, train: Frames, validation: Frame
             losses = nn.functional.softplus(torch.where(labels == 1, -logits, logits)).flatten()
             count = torch.where(labels == 1, times[1], times[0]).flatten()
         shares = 1 / count.double() if recipe.class_weights == "balanced" else torch.ones(len(losses)).double()
+        if train.weights is not None:
+            shares = shares * train.weights[rows].double().repeat_interleave(len(losses) // len(rows))
         worst = losses.argsort(descending=True)
         shares = (shares / shares.sum())[worst]
         tail = (recipe.alpha - (shares.cumsum(0) - shares)).clamp(min=0).minimum(shares)
@@ -113,10 +115,15 @@ def written_out(recipe: FitSettings, task: str, train: Frames, validation: Frame
 
 @pytest.mark.parametrize("kind", [Learner, PlainLearner])
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("task", ["expr", "au"])
-def test_learning_is_the_recipe_written_out(learnable: MakeData, task: str, name: str, kind: type[BaseLearner]) -> None:
-    recipe = replace(QUICK, task=task, **{**FORMS[name], **(UNITS_LIMITS.get(name, {}) if task == "au" else {})})
+@pytest.mark.parametrize(("task", "weighted"), [("expr", False), ("au", False), ("expr", True), ("au", True)])
+def test_learning_is_the_recipe_written_out(
+    learnable: MakeData, task: str, weighted: bool, name: str, kind: type[BaseLearner]
+) -> None:
+    limits = UNITS_LIMITS.get(name, {}) if task == "au" else {}
+    recipe = replace(QUICK, task=task, **{**FORMS[name], **limits})
     train, validation = frames_of(learnable(task), task)
+    if weighted:
+        train = replace(train, weights=torch.rand(len(train), generator=torch.Generator().manual_seed(1)) ** 2)
     expected = written_out(recipe, task, train, validation)
     train, validation = (replace(part, embeddings=part.embeddings.double()) for part in (train, validation))
     counts, begun = ClassCounts.of(TASKS[task], train.labels), initial_head(recipe, 16, TASKS[task]).double()

@@ -8,6 +8,7 @@ from affcache.reporting.frames import ReportContext
 from affcache.scoring.intervals import without_interval
 from affcache.tasks.metrics import Scores
 
+FLATTERS = "The epoch was chosen on these {}: the score flatters a little."
 NOTICE = '<p class="notice">{}</p>'
 
 
@@ -27,7 +28,8 @@ def headline(context: ReportContext) -> str:
     if of := scores.present:
         words.append(f"<p>Over the classes that some {level} has: {of.value:.3f}.</p>")
     if context.split == "validation":
-        words.append(NOTICE.format(f"The epoch was chosen on these {level}s: the score flatters a little."))
+        chosen = "" if run.settings.chosen_before else FLATTERS.format(f"{level}s")
+        words += [NOTICE.format(said) for said in (run.settings.trained_on_validation or chosen,) if said]
     if rule.fitted_on:
         warning = f" <b>optimistic</b>: the {level}s that are scored are among them" if rule.optimistic else ""
         words.append(NOTICE.format(f"Decided by a rule fitted on {escape(rule.fitted_on)}{warning}."))

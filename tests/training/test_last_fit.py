@@ -1,0 +1,171 @@
+"""``fit --train-on all``: validation's frames train too, for the epoch or the strength that was chosen before."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import affcache
+from affcache.errors import ConfigError, InputError, StoreError
+from affcache.files import read_tensors
+from affcache.prediction.card import card_of_run
+from affcache.scoring.trained import TrainedHead
+from affcache.training.fit import FitResult, fit
+from tests.conftest import Heard, MakeData
+
+QUICK: dict[str, Any] = {"epochs": 4, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "dropout": 0.3}
+
+
+def train(data: tuple[Path, Path], run: Path, **values: Any) -> FitResult:
+    return fit(**{**QUICK, "store": data[0], "annotations": data[1], "run": run, **values})
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+
+
+def in_one_split(data: tuple[Path, Path], folder: Path) -> Path:
+    """Return labels whose training split has the files of both, and whose validation split has its own."""
+    for path in data[1].rglob("*.txt"):
+        for split in {"Train_Set", path.parent.name}:
+            copy = folder / path.parent.parent.name / split / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(path.read_text())
+    return folder
+
+
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+def test_it_is_a_run_on_one_split_with_all_frames_stopped_at_that_epoch(
+    learnable: MakeData, tmp_path: Path, task: str, head: str
+) -> None:
+    data, how = learnable(task), {"task": task, "head": head}
+    last = train(data, tmp_path / "last", **how, train_on="all", keep_epoch=3)
+    whole = train((data[0], in_one_split(data, tmp_path / "one")), tmp_path / "whole", **how)
+    assert (last.frames, last.best_epoch, last.epochs) == (whole.frames, 3, 3)
+    assert history(tmp_path / "last") == history(tmp_path / "whole")[:3], "the cosine spans all epochs"
+    ours, theirs = (read_tensors(tmp_path / name)[0] for name in ("last/head.safetensors", "last/last.safetensors"))
+    assert all(ours[name].equal(theirs[f"head.{name}"]) for name in ours), "of that epoch, not of the best"
+    stopped = train((data[0], tmp_path / "one"), tmp_path / "stopped", **how, keep_epoch=3)
+    again = read_tensors(tmp_path / "stopped" / "head.safetensors")[0]
+    assert stopped.value == last.value
+    assert all(ours[name].equal(again[name]) for name in ours), "to the bit"
+
+
+def test_a_ridge_takes_its_strength(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable()
+    chosen = train(data, tmp_path / "first", head="ridge")
+    strength = history(tmp_path / "first")[chosen.best_epoch - 1]["strength"]
+    last = fit(as_=tmp_path / "first", train_on="all", run=tmp_path / "last")
+    assert json.loads((tmp_path / "last" / "config.json").read_text())["settings"]["strength"] == strength
+    assert last.epochs == 1
+    whole = (data[0], in_one_split(data, tmp_path / "one"))
+    train(whole, tmp_path / "whole", head="ridge", strength=strength)
+    ours, theirs = (read_tensors(tmp_path / name / "head.safetensors")[0] for name in ("last", "whole"))
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    assert TrainedHead.open(tmp_path / "last").epoch == 1
+
+
+def test_the_choice_of_a_run_is_taken(learnable: MakeData, tmp_path: Path) -> None:
+    data, heard = learnable(), Heard()
+    first = train(data, tmp_path / "first", lr=0.01, held_out=0.3)
+    last = fit(as_=tmp_path / "first", train_on="all", run=tmp_path / "last", seed=5, listener=heard)
+    settings = json.loads((tmp_path / "last" / "config.json").read_text())["settings"]
+    assert settings["keep_epoch"] == last.best_epoch == first.best_epoch
+    assert (settings["lr"], settings["seed"], settings["train_on"], settings["held_out"]) == (0.01, 5, "all", 0.3)
+    assert "as_" not in settings
+    assert last.ridge is None, "there is nothing to beat where nothing is held out"
+    assert any("both splits together: 240 frames" in text for text in heard.messages)
+    with pytest.raises(ConfigError, match=r"of no use to other settings: --alpha 0\.5 then, 0\.3 now.*--keep-epoch E"):
+        fit(as_=tmp_path / "first", train_on="all", run=tmp_path / "other", alpha=0.3)
+    again = fit(as_=tmp_path / "last", run=tmp_path / "again")
+    assert (again.best_epoch, again.train_on) == (last.best_epoch, "all")
+
+
+def test_a_choice_of_one_task_among_those_of_an_ablation(learnable: MakeData, tmp_path: Path) -> None:
+    data, out = learnable(), tmp_path / "grid"
+    learnable("au")
+    affcache.ablate(
+        **QUICK, store=data[0], annotations=data[1], out=out, seeds=1, vary=("task=expr,au", "alpha=0.5,1"), keep="none"
+    )
+    with pytest.raises(ConfigError, match=r"has the best of expr and au\. Expected a task of these"):
+        fit(as_=out, train_on="all", run=tmp_path / "none")
+    assert fit(as_=out, task="au", train_on="all", run=tmp_path / "au").task == "au"
+    cell = next(out.glob("cells/*"))
+    epoch = json.loads((cell / "result.json").read_text())["best_epoch"]
+    assert fit(as_=cell, train_on="all", run=tmp_path / "cell").best_epoch == epoch
+    (out / "best.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"best\.json can't be read .*is kept"):
+        fit(as_=out, task="au", train_on="all", run=tmp_path / "none")
+
+
+def test_what_is_no_choice_is_refused(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable()
+    with pytest.raises(ConfigError, match=r"leaves no frames to choose on\. .*--keep-epoch E, or --as RUN"):
+        train(data, tmp_path / "run", train_on="all")
+    with pytest.raises(ConfigError, match=r"leaves no frames to choose on\. .*--strength S"):
+        train(data, tmp_path / "run", train_on="all", head="ridge")
+    with pytest.raises(ConfigError, match=r"--keep-epoch is 5; expected at least 1 and at most 4"):
+        train(data, tmp_path / "run", keep_epoch=5)
+    with pytest.raises(ConfigError, match="--strength is given, but --head mlp has none"):
+        train(data, tmp_path / "run", strength=1.0)
+    with pytest.raises(ConfigError, match="--keep-epoch is given, but --head ridge has none"):
+        train(data, tmp_path / "run", keep_epoch=1, head="ridge")
+    with pytest.raises(InputError, match=r"no config\.json in it"):
+        fit(as_=tmp_path / "nowhere", train_on="all", run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Stop(Heard):
+    """Interrupts after an epoch."""
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        super().progress(done, total, unit, note)
+        if done == 2:
+            raise KeyboardInterrupt
+
+
+def test_it_continues_and_an_unfinished_run_has_chosen_nothing(learnable: MakeData, tmp_path: Path) -> None:
+    data, how = learnable(), {"train_on": "all", "keep_epoch": 3}
+    train(data, tmp_path / "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "cut", **how, listener=Stop())
+    with pytest.raises(ConfigError, match=r"is unfinished: 2 of 3 epochs.*--resume', or say --keep-epoch E"):
+        fit(as_=tmp_path / "cut", run=tmp_path / "none")
+    result = fit(run=tmp_path / "cut", resume=True)
+    assert (result.best_epoch, result.train_on) == (3, "all")
+    assert history(tmp_path / "cut") == history(tmp_path / "whole")
+    assert (tmp_path / "cut" / "head.safetensors").read_bytes() == (
+        tmp_path / "whole" / "head.safetensors"
+    ).read_bytes()
+    heard = Heard()
+    TrainedHead.open(tmp_path / "cut", listener=heard)
+    assert heard.warnings == [], "three epochs are all"
+
+
+def test_whoever_scores_reports_or_publishes_it_is_told(learnable: MakeData, tmp_path: Path) -> None:
+    data, heard, run = learnable(), Heard(), tmp_path / "run"
+    train(data, run, train_on="all", keep_epoch=2)
+    affcache.score(run=run, listener=heard)
+    assert heard.warnings[0] == f"{run}: It was trained on validation too: its score there means nothing."
+    quiet = Heard()
+    affcache.score(run=run, split="train", listener=quiet)
+    assert not any("means nothing" in text for text in quiet.warnings)
+    affcache.report(run=run, crops=(tmp_path,), listener=Heard())
+    page = (run / "report.html").read_text()
+    assert "its score there means nothing" in page
+    assert "flatters a little" not in page
+    card = " ".join(card_of_run(TrainedHead.open(run)).split())
+    assert "These validation frames were trained on" in card
+    assert "The epoch is number 2, chosen before, and trained on the validation split too." in card
+    assert "--train-on all --keep-epoch 2" in card
+
+
+def test_rules_are_fitted_on_what_was_held_out_of_both_splits(learnable: MakeData, tmp_path: Path) -> None:
+    data, heard = learnable(videos=12), Heard()
+    train(data, tmp_path / "run", train_on="all", keep_epoch=2, held_out=0.4)
+    scored = affcache.score(run=tmp_path / "run", decide="fitted", listener=heard)
+    assert scored.rule.fitted_on == "held-out training videos"
+    assert not any("fitted without" in text for text in heard.warnings)

@@ -136,8 +136,7 @@ def fit(result: Any) -> None:
 
 def score(result: Any) -> None:
     """Print the scores of all classes, and what they rest on."""
-    frames = f"{counted(result.frames, 'frame')} of {counted(result.videos, 'video')}"
-    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {frames}"
+    title = f"{result.task} on {result.split}: {', '.join(result.runs)}, {_scored(result)}"
     losses = f"loss {result.loss:.3f}"
     if result.alpha < 1:
         losses += f", the worst {result.alpha:.0%} of losses {result.cvar:.3f} (CVaR)"
@@ -145,21 +144,20 @@ def score(result: Any) -> None:
         losses += f", calibration error {result.calibration_error:.3f}"
     if result.parts:
         for part in result.parts:
-            own = f"{counted(part.frames, 'frame')} of {counted(part.videos, 'video')}"
-            out(f"{part.task}: {own}", score_table(part.scores, part.definition))
-            _say_rule(part.rule, part.definition.classes)
+            out(f"{part.task}: {_scored(part)}", score_table(part.scores, part.definition))
+            _say_rule(part)
         of_parts = " + ".join(f"{value:.3f}" for value in result.scores.further.values())
         names = " + ".join(map(metric_name, result.scores.further))
         out(title, f"P {result.scores.value:.3f}{_interval(result.scores)} = {of_parts} ({names})", losses)
     else:
         out(title, score_table(result.scores, result.definition), losses)
-        _say_rule(result.rule, result.definition.classes)
+        _say_rule(result)
     if result.against:
         of = result.against["difference"]
         interval = ", without an interval"
         if of["low"] is not None:
             interval = f", 95 % {of['low']:+.3f} to {of['high']:+.3f}"
-        shared, own = f"the {result.against['frames']:,} frames of both", f"this {result.against['own']:.3f}"
+        shared, own = f"the {result.against['frames']:,} {result.level}s of both", f"this {result.against['own']:.3f}"
         where = f"on {shared}, where {own}" if result.against["frames"] != result.frames else ""
         out(
             f"{result.against['run']} has {result.against['value']:.3f} {where}".rstrip()
@@ -168,9 +166,15 @@ def score(result: Any) -> None:
     out(f"written: {', '.join([result.scores_file, result.predictions_file, *result.figures])}")
 
 
-def _say_rule(rule: Any, names: tuple[str, ...]) -> None:
+def _scored(result: Any) -> str:
+    of_videos = f" of {counted(result.videos, 'video')}" if result.level == "frame" else ""
+    return counted(result.frames, result.level) + of_videos
+
+
+def _say_rule(result: Any) -> None:
+    rule, names = result.rule, result.definition.classes
     if rule.fitted_on:
-        note = ", optimistic: these are the frames it is scored on" if rule.optimistic else ""
+        note = f", optimistic: these are the {result.level}s it is scored on" if rule.optimistic else ""
         out(f"decided by a rule fitted on {rule.fitted_on}{note}: {rule.in_words(names)}")
     elif words := rule.in_words(names):
         out(f"rule: {words}")
@@ -234,7 +238,7 @@ def report(result: Any) -> None:
     """Print where the report lies, and what it shows."""
     facts = {
         "out": f"{result.out} ({result.bytes / 1e6:,.1f} MB); open it in a browser",
-        "shows": f"{counted(result.frames, 'frame')}, the hardest {result.hardest}, "
+        "shows": f"{counted(result.frames, result.level)}, the hardest {result.hardest}, "
         + counted(result.suspicious, "doubtful label"),
         "pictures": f"{counted(result.pictures, 'crop')}",
     }

@@ -52,6 +52,15 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("there.sum(axis=0), 1)  # (C,)", "there.sum(axis=0), 1) * 0"),
         ("np.sqrt(variances[0] * variances[1])", "np.maximum(variances[0], variances[1])"),
     ]),
+    ("affcache/store/pooled.py", ("tests/store/test_pooled.py",), [
+        ("values.std(axis=0, keepdims=True)", "values.std(axis=0, keepdims=True, ddof=min(1, len(values) - 1))"),
+        ("np.flatnonzero(status[starts[v] : starts[v + 1]] == ENCODED)", "np.arange(starts[v + 1] - starts[v])"),
+        ("embeddings[:, some].astype(np.float64)", "embeddings[:, some]"),
+    ]),
+    ("affcache/tasks/whole_videos.py", ("tests/training/test_whole_videos.py",), [
+        ('if task.level == "frame":', "if True:"),
+        ("np.diff(first, append=len(videos))[:, None]", "len(videos)"),
+    ]),
     ("affcache/training/risk.py", ("tests/training/test_risk.py", "tests/training/test_objective.py"), [
         ("float(nearest) if math.isclose(tail, nearest, rel_tol=1e-12) else tail", "tail"),
         ("before = shares.cumsum(-1) - shares", "before = shares.cumsum(-1)"),

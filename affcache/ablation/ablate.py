@@ -36,7 +36,7 @@ TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.c
 SECONDS_BETWEEN_TABLES = 30.0  # of an unfinished grid
 MANY = 10_000  # trials; a grid of more is projected before they are made one by one
 TRIED = 5  # settings for a projection
-SplitsOf = dict[tuple[Stores, str], Sequence[JoinedSplits]]  # by stores and task: those of each fold, or one
+SplitsOf = dict[tuple[Stores, str, str], Sequence[JoinedSplits]]  # by stores, task and pool: of each fold, or one
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Ablation:
         for variant in self.variants:
             for seed in range(self.settings.seeds):
                 recipe = self.grid.fit_settings(variant, seed)
-                every = self.splits[variant.store, recipe.task]
+                every = self.splits[variant.store, recipe.task, recipe.pool]
                 self.trials += [Trial.of(variant, recipe, splits, self.out) for splits in every]
         self.outcomes = {trial.name: trial.read() for trial in self.trials if trial.result.is_file()}
         self._best: dict[str, tuple[float, Trial]] = {}  # by task: the metric where epochs were chosen, and whose
@@ -230,8 +230,8 @@ class Ablation:
         """Say how long so many trials will take, and refuse what takes too long unasked."""
         count, tried = len(self.grid), min(TRIED, len(self.grid))
         recipes = [self.grid.fit_settings(self.grid[i * count // tried], 0) for i in range(tried)]
-        alike = [one for one in recipes if one.task == recipes[0].task]
-        first = self.splits[self.grid[0].store, recipes[0].task][0]
+        alike = [one for one in recipes if (one.task, one.pool) == (recipes[0].task, recipes[0].pool)]
+        first = self.splits[self.grid[0].store, recipes[0].task, recipes[0].pool][0]
         seconds = trials * self.trainer.project(alike, self._load(first))
         require_asked_for(trials, seconds, self.settings.yes)
         self.listener.message(
@@ -265,17 +265,17 @@ class Ablation:
 
 def _warn_of_other_frames(splits: SplitsOf, listener: Listener) -> None:
     """Warn where stores that are compared are scored on other frames."""
-    for task in dict.fromkeys(name for _, name in splits):
-        counts = {
-            stores: sum(len(joined.validation) for joined in every)
-            for (stores, name), every in splits.items()
-            if name == task
-        }
+    compared: dict[tuple[str, str], dict[Stores, Sequence[JoinedSplits]]] = {}
+    for (stores, task, pool), every in splits.items():
+        compared.setdefault((task, pool), {})[stores] = every
+    for of_stores in compared.values():
+        counts = {stores: sum(len(joined.validation) for joined in every) for stores, every in of_stores.items()}
         if len(set(counts.values())) > 1:
             each = ", ".join(f"{stores_text(stores)} {count:,}" for stores, count in counts.items())
+            unit = next(iter(of_stores.values()))[0].store.unit
             listener.warning(
-                f"The stores have different numbers of validation frames ({each}), so that differences between them "
-                "are also those of their frames. Extract the same crops with every encoder."
+                f"The stores have different numbers of validation {unit}s ({each}), so that differences between them "
+                f"are also those of their {unit}s. Extract the same crops with every encoder."
             )
 
 
@@ -301,18 +301,15 @@ def ablate(settings: AblateSettings, listener: Listener) -> AblateResult:
         grid.base_index()
     out = settings.out or Path("ablations") / "-".join([find_task(settings.task).name, *grid.words])
     with resolve_name(TRAINERS[settings.engine])(settings, listener) as (trainer, device):
-        tasks: Sequence[Any] = grid.axes.get("task") or [of.get("task", settings.task) for _, of in grid.named]
         splits: SplitsOf = {}
-        for store, task in product(grid.stores, dict.fromkeys(tasks)):
+        for store, (task, pool) in product(grid.stores, grid.values_of("task", "pool")):
             if len(grid.stores) > 1:
                 listener.message(f"{stores_text(store)}:")
-            train_on = "all" if settings.folds else "train"
-            joined = JoinedSplits.open(
-                store, find_task(task), settings.annotations, listener, partial=settings.partial, train_on=train_on
-            )
+            how = {"partial": settings.partial, "train_on": "all" if settings.folds else "train", "pool": pool}
+            joined = JoinedSplits.open(store, find_task(task), settings.annotations, listener, **how)
             if grid.held_out:
                 joined = joined.holding_out(grid.held_out, "to choose by", listener, select=True)
-            splits[store, task] = cut_into_folds(joined, settings, listener) if settings.folds else [joined]
+            splits[store, task, pool] = cut_into_folds(joined, settings, listener) if settings.folds else [joined]
         _warn_of_other_frames(splits, listener)
         refusal = ConfigError(
             f"Another 'affcache ablate' is at work in {out}. Expected to be alone there. Wait for it, or choose "

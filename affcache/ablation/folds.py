@@ -15,9 +15,11 @@ from affcache.files import read_tensors, remove
 from affcache.progress import Listener, counted
 from affcache.scoring.predict import FramesDecided, write_predictions
 from affcache.scoring.rule import DecisionRule
+from affcache.store.pooled import PooledStore
 from affcache.tasks.folds import find_folds
 from affcache.tasks.kinds import Task
 from affcache.tasks.splits import group_frames
+from affcache.tasks.whole_videos import mean_by_video
 from affcache.training.fit import JoinedSplits
 
 PREDICTIONS = "out_of_fold"  # the folder of their files
@@ -128,22 +130,27 @@ def write_out_of_fold(
 
 
 def _write(path: Path, trials: Sequence[Trial], probabilities: np.ndarray) -> None:
-    parts = [trial.splits.validation for trial in trials]
-    rows = np.concatenate([part.rows for part in parts])
+    parts, first = [trial.splits.validation for trial in trials], trials[0].splits
+    store, rows = first.store, np.concatenate([part.rows for part in parts])
     order = rows.argsort()
     fold = np.repeat(np.arange(1, len(parts) + 1, dtype=np.int32), [len(part) for part in parts])
-    first = trials[0].splits
     attributes = {
         "task": first.task.name, "split": "out of fold", "run": " ".join(f"cells/{one.name}" for one in trials),
         "store": str(first.store.path), "setting": trials[0].variant.name, "seed": trials[0].settings.seed,
     }  # fmt: skip
+    rows, probabilities = rows[order], probabilities[order]
+    if first.task.level == "video" and not isinstance(store, PooledStore):  # one thing is said of a video's frames
+        videos = store.video_of_rows()[rows]
+        means, begin = mean_by_video(probabilities, videos)
+        store, rows, order = PooledStore.of(store, "none"), videos[begin], order[begin]
+        probabilities = means.astype(np.float32)
     columns = {
-        "probabilities": probabilities[order],
-        "decided": first.task.decide(probabilities)[order],
+        "probabilities": probabilities,
+        "decided": first.task.decide(probabilities),
         "labels": np.concatenate([part.labels for part in parts])[order],
         "fold": fold[order],
     }
-    said = FramesDecided(first.task, DecisionRule(), first.store, rows[order], columns)
+    said = FramesDecided(first.task, DecisionRule(), store, rows, columns)
     write_predictions(path, attributes, [said])
 
 

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import typing
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,13 @@ class Grid:
             return settings
         except ConfigError as error:
             raise ConfigError(f"Setting {variant.name} of the grid can't be trained: {error}") from None
+
+    def values_of(self, *names: str) -> list[tuple[Any, ...]]:
+        """Return which values variants have of some settings, together, each combination once."""
+        own = {name: getattr(self.settings, name) for name in names}
+        axes = [[{name: value} for value in self.axes[name]] for name in names if name in self.axes]
+        found = [own | given | dict(ChainMap(*chosen)) for (_, given), *chosen in product(self.named, *axes)]
+        return list(dict.fromkeys(tuple(each[name] for name in names) for each in found))
 
     @property
     def store_names(self) -> list[str]:

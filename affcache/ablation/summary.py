@@ -17,6 +17,7 @@ from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Interval, Table
 from affcache.tasks.own import task_to_json
 from affcache.tasks.tasks import find_task
+from affcache.tasks.whole_videos import scored
 from affcache.training.epochs import Best, Entry
 from affcache.training.fit import HEADER, JoinedSplits, LoadedSplits
 from affcache.training.run_folder import RunFolder
@@ -129,10 +130,11 @@ class Outcome:
         """Return what a head's logits (n, C) on validation say; nothing where it diverged."""
         if best.diverged is not None:
             return cls(None, None, best.epoch, best.diverged, best.history, None, [])
-        task, names, labels = splits.task, splits.video_names, splits.validation.labels.cpu().numpy()
-        decided = task.decide(task.probabilities(logits).cpu().numpy())
+        task, names, validation = splits.task, splits.video_names, splits.validation
+        probabilities, labelled = scored(task, logits, validation.videos)
+        labels, decided = validation.labels.cpu().numpy()[labelled], task.decide(probabilities)
         value = task.score(labels, decided).value
-        statistics = task.sums_by_video(labels, decided, splits.video_of_frame, len(names))
+        statistics = task.sums_by_video(labels, decided, splits.video_of_frame[labelled], len(names))
         return cls(value, best.value, best.epoch, None, best.history, statistics, names)
 
 

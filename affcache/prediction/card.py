@@ -140,6 +140,9 @@ def _front_matter(trained: TrainedHead, words: CardWords) -> str:
 def _what_it_is(trained: TrainedHead, words: CardWords) -> str:
     task = trained.task
     says = f"{task.description}. " if task.description else ""
+    if task.level == "video":
+        taken = "the mean of its frames'" if trained.pool == "none" else f"the {trained.pool} of its embeddings"
+        says += f"It says one thing of a whole video, by {taken}. "
     tables = sum(map(is_table, trained.encoders))
     inputs = ["embeddings of a frozen image encoder"] * (len(trained.encoders) > tables)
     inputs += ["features of frames from a table"] * bool(tables)
@@ -154,6 +157,8 @@ def _use(trained: TrainedHead) -> str:
     given, remark = FACES, "Embeddings that are there already go without the encoder: "
     if any(map(is_table, trained.encoders)):  # no encoder makes them
         given, remark = f"embeddings=array)  # (n, {trained.width}); float32 (n, C)", "It takes no images: "
+    if trained.task.level == "video":
+        remark = f"All images are the faces of one video. {remark}"
     return f"""```python
 import affcache
 
@@ -191,9 +196,10 @@ def _scores(trained: TrainedHead) -> str:
 def _table(scores: Mapping[str, Any], task: Task) -> str:
     how = scores["rule"]
     by = f" by a rule fitted on {how['fitted_on']}" if how.get("fitted_on") else ""
+    of_videos = f" of {counted(scores['videos'], 'video')}" if task.level == "frame" else ""
     lead = (
         f"{metric_name(scores['metric'])} **{scores['value']:.3f}**{_span(scores)} on the validation split{by}: "
-        f"{counted(scores['frames'], 'frame')} of {counted(scores['videos'], 'video')}."
+        f"{counted(scores['frames'], task.level)}{of_videos}."
     )
     headings, rows = _metric_rows(scores, task)
     lines = [headings, ["---"] * len(headings), *rows]
@@ -207,7 +213,7 @@ def _metric_rows(scores: Mapping[str, Any], task: Task) -> tuple[list[str], list
         [str(one["name"]), *(f"{one[name]:.3f}" for name in columns), _span(one, "").strip(), f"{one['support']:,}"]
         for one in scores["classes"]
     ]
-    return ["class" if task.has_classes else "output", *columns, "95 %", "frames"], rows
+    return ["class" if task.has_classes else "output", *columns, "95 %", f"{task.level}s"], rows
 
 
 def _span(scores: Mapping[str, Any], before: str = "95 % ") -> str:

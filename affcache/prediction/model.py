@@ -18,6 +18,7 @@ from affcache.encoders.side_by_side import AnyEncoder, side_by_side
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import read_bytes
 from affcache.prediction.card import card_of_run
+from affcache.prediction.whole_videos import frame_values, logits_of_persons
 from affcache.progress import Listener
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name
@@ -214,8 +215,11 @@ class Model:
     def logits(self, embeddings: Embeddings) -> torch.Tensor:
         """Return the head's logits, float32 (n, C) on the CPU, of embeddings, float (n, D).
 
+        Of a task whose labels are of whole videos, the embeddings are those of one video, and n is 1 in what is
+        returned: the head's of the pooled video, or what stands for the mean of its frames' probabilities.
+
         Raises:
-            InputError: they have another shape, or hold nan or inf.
+            InputError: they have another shape, or hold nan or inf; or a video has none.
         """
         if not isinstance(embeddings, torch.Tensor):
             try:
@@ -231,7 +235,14 @@ class Model:
             embeddings = torch.from_numpy(
                 array.astype(exact)
             )  # in this machine's order, and writable: torch wants both
-        return self.trained.logits(embeddings)
+        if self.task.level == "frame":
+            return self.trained.logits(embeddings)
+        self.trained.require_embeddings(embeddings, self.trained.width)
+        if not len(embeddings):
+            raise InputError(f"There is no frame of a video, of which task {self.task.name} is. Expected at least one.")
+        one = np.zeros(len(embeddings), np.int64)
+        values = frame_values(self.trained, embeddings)
+        return logits_of_persons(self.trained, values, one, np.arange(len(one)))[:1].float()
 
     def predict_proba(
         self, images: Images | None = None, *, embeddings: Embeddings | None = None, batch_size: int = BATCH
@@ -239,7 +250,8 @@ class Model:
         """Return probabilities as the head says them, without a fitted rule.
 
         Args:
-            images: as of ``embed``.
+            images: as of ``embed``. Where labels are of whole videos, the faces of one video, in the order of their
+                frames; so with embeddings, and n is 1 in what is returned.
             embeddings: instead of images: float (n, D), of the head's encoder, not normalised. Images' are rounded to
                 float16 as a store's; these are taken as they are.
             batch_size: images of one call of the encoder.

@@ -13,6 +13,7 @@ import torch
 
 from affcache.errors import ConfigError, InputError
 from affcache.prediction.model import Model
+from affcache.prediction.whole_videos import frame_values, logits_of_persons
 from affcache.scoring.ensemble import Weights, averaged, shares_of
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import CALL, encoder_name, rule_of_average
@@ -189,16 +190,18 @@ def _fitted_rule(models: Sequence[Model]) -> DecisionRule:
 class LogitsOfHeads:
     """Logits of every head for embeddings that come in parts, so that only what is said of them is kept.
 
+    Where videos are pooled, their embeddings are kept until it is known whose they are.
+
     Args:
         heads: of all tasks.
     """
 
     def __init__(self, heads: Sequence[TaskHeads]) -> None:
-        self.models = [model for one in heads for model in one.models]
+        self._heads, self.models = heads, [model for one in heads for model in one.models]
         self._inputs = [columns for one in heads for columns in one.inputs]
         self._waiting: list[Embeddings] = []
         self._count = 0
-        self._logits: list[list[torch.Tensor]] = [[torch.empty(0, model.task.outputs)] for model in self.models]
+        self._values: list[list[torch.Tensor]] = [[] for _ in self.models]
 
     def add(self, embeddings: Embeddings) -> None:
         """Take the next embeddings (k, D), of all encoders side by side."""
@@ -210,16 +213,28 @@ class LogitsOfHeads:
     def _say(self) -> None:
         if self._waiting:
             embeddings = np.concatenate(self._waiting)
-            for model, columns, logits in zip(self.models, self._inputs, self._logits, strict=True):
-                logits.append(model.logits(embeddings[:, columns]))
+            for model, columns, values in zip(self.models, self._inputs, self._values, strict=True):
+                values.append(frame_values(model.trained, torch.from_numpy(embeddings[:, columns])))
             self._waiting, self._count = [], 0
 
-    def result(self) -> list[torch.Tensor]:
-        """Return the logits (n, C) of each head, of all that came since the last result."""
+    def columns(
+        self, rows: npt.NDArray[np.int64], persons: npt.NDArray[np.int64], frames: npt.NDArray[Any], naming: str
+    ) -> dict[str, pa.Array]:
+        """Return the columns of all tasks, as ``output_columns``, by all that came since the last call.
+
+        Where labels are of whole videos, all faces of a person have what is said of the video.
+        """
+        return output_columns(self._heads, self._result(persons[rows], frames[rows]), rows, persons, frames, naming)
+
+    def _result(self, persons: npt.NDArray[np.int64], frames: npt.NDArray[Any]) -> list[torch.Tensor]:
+        """Return the logits (n, C) of each head, of all that came since the last call."""
         self._say()
-        found = [torch.cat(logits) for logits in self._logits]
-        self._logits = [[torch.empty(0, model.task.outputs)] for model in self.models]
-        return found
+        values = [torch.cat(parts) if parts else torch.empty(0) for parts in self._values]
+        self._values = [[] for _ in self.models]
+        return [
+            logits_of_persons(model.trained, one, persons, frames)
+            for model, one in zip(self.models, values, strict=True)
+        ]
 
 
 def output_columns(

@@ -38,6 +38,7 @@ from affcache.prediction.outputs import (
 from affcache.prediction.overlay import draw_overlay, overlay_path
 from affcache.prediction.page import PredictionPage, Source
 from affcache.prediction.settings import PredictSettings
+from affcache.prediction.whole_videos import require_one_level, rows_of_videos
 from affcache.progress import Listener, Result, counted
 from affcache.scoring.ensemble import Ensemble, parse_weights, warn_of_unused
 from affcache.scoring.predict import TrainedRun, open_store
@@ -121,6 +122,7 @@ def predict_with(models: list[Model], inputs: Inputs, settings: PredictSettings,
     assert settings.out is not None
     rule = DecisionRule(smooth=settings.smooth, width=settings.smooth_width or 1)
     weights = parse_weights(settings.weights, len(models))
+    require_one_level([model.task for model in models], smooth=settings.smooth, page=settings.page is not None)
     heads = heads_by_task(models, rule, weights, fitted=settings.decide == "fitted")
     refusal = ConfigError(
         f"Another 'affcache predict' writes {settings.out}. Expected to be alone there. Wait, or choose another --out."
@@ -172,6 +174,7 @@ class _Prediction:
         def tables() -> Iterator[pa.Table]:
             nonlocal faces
             for table, source in self._tables(inputs.stores, inputs.crops, inputs.media):
+                table = rows_of_videos(table) if self.heads[0].task.level == "video" else table
                 faces += int(table["success"].to_numpy().sum())
                 if self.settings.page is not None:
                     shown.add(table, source)
@@ -271,9 +274,8 @@ class _Prediction:
             done += len(rows)
             self.listener.progress(done, given.total, "crop", given.name)
         rows, frames = np.concatenate(found), given.keys["frame"].to_numpy()
-        said = output_columns(self.heads, logits.result(), rows, given.persons, frames, self.settings.columns)
-        known = np.zeros(len(frames), dtype=bool)
-        known[rows] = True
+        said = logits.columns(rows, given.persons, frames, self.settings.columns)
+        known = np.isin(np.arange(len(frames)), rows)
         columns = {name: given.keys[name] for name in given.keys.column_names}
         return pa.table(columns | {"success": pa.array(known)} | said)
 
@@ -329,9 +331,7 @@ class _Prediction:
             rows.append(np.asarray(work.said, np.int64) + first)
             first += len(table)
         whole, frames = pa.concat_tables(tables), np.concatenate([table["frame"].to_numpy() for table in tables])
-        said = output_columns(
-            self.heads, logits.result(), np.concatenate(rows), np.concatenate(persons), frames, self.settings.columns
-        )
+        said = logits.columns(np.concatenate(rows), np.concatenate(persons), frames, self.settings.columns)
         whole = pa.table({name: whole[name] for name in whole.column_names} | said).select(self.kept_schema.names)
         path = self.kept.folder / f"{secrets.token_hex(8)}{KEPT_SUFFIX}"
         self.kept.write([(work.media, work.file) for work in works], whole, [len(table) for table in tables], path)

@@ -49,12 +49,18 @@ def publish(settings: PublishSettings, listener: Listener) -> PublishResult:
     Raises:
         InputError: no run, a card that can't be read, or a folder that can't be written.
         StoreError: the run is damaged; with ``onnx``, its encoder is another one now.
-        ConfigError: the folder isn't empty or isn't said, or ``onnx`` lacks its packages or differs from torch.
+        ConfigError: the folder isn't empty or isn't said, or ``onnx`` lacks its packages, differs from torch, or is
+            asked for of whole videos.
     """
     out = _free(settings.out)
     if settings.onnx:
         require_onnx()
     model = Model(TrainedHead.open(settings.run or newest_run(RUNS).path, "cpu", listener))
+    if settings.onnx and model.task.level == "video":
+        raise ConfigError(
+            f"--onnx writes graphs of frames, and task {model.task.name} says one thing of a whole video. Expected no "
+            "--onnx. Leave it out: affcache.load pools a video's frames."
+        )
     trained, words, metrics = model.trained, _words(settings, model.trained), metrics_of(model.trained)
     _warn(words, metrics, listener)
     if settings.onnx and (why := why_no_pixels(model)):

@@ -88,9 +88,9 @@ class ReportContext:
 
     @cached_property
     def pictures(self) -> dict[int, str]:
-        """Small pictures of the frames to show, as data URIs by position; crops that aren't found are left out."""
+        """Small pictures of the frames to show, as data URIs by position; none of videos, or of crops not found."""
         chosen, there = [*self.hardest, *self.suspicious], [root for root in self.crops if root.exists()]
-        if not there or not chosen:
+        if self.task.level == "video" or not there or not chosen:
             return {}
         names = self.video_names
         try:

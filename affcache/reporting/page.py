@@ -12,6 +12,7 @@ from affcache.figures import drawing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TIMELINE = 'id="timeline"'  # of what the script draws
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -37,7 +38,7 @@ def page(title: str, lead: str, sections: Mapping[str, str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body>"
         f'<h1>{escape(title)}</h1>{lead}<nav aria-label="Contents"><ul>{links}</ul></nav><main>{body}</main>'
-        f"<script>{script}</script></body></html>\n"
+        f"{f'<script>{script}</script>' if TIMELINE in body else ''}</body></html>\n"
     )
 
 

@@ -21,7 +21,8 @@ class ReportResult(Result):
 
     out: str
     bytes: int
-    frames: int
+    level: str  # what is shown: frames or whole videos
+    frames: int  # or videos: how many of these
     hardest: int
     suspicious: int
     pictures: int  # of these whose crop was found
@@ -40,12 +41,12 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     run, ensembles = runs[0], Ensemble.of_each_task(runs, listener)
     whole, each = whole_of(ensembles), score_each(settings, ensembles, listener)
     contexts = [ReportContext(one.runs[0], settings.split, one, settings.crops) for one in each]
-    if not any(context.pictures for context in contexts):
+    if whole.level == "frame" and not any(context.pictures for context in contexts):
         looked = ", ".join(f"{root}{'' if root.exists() else ' (not there)'}" for root in settings.crops)
         words = f"No crops were found to show beside the frames; looked in {looked or 'no folder'}."
         listener.warning(f"{words} Say where they are with --crops DIR.")
     sections = {
-        f"{context.task.name}: {heading}" if whole.parts else heading: html
+        f"{context.task.name}: {heading}" if whole.parts else heading.replace("frame", whole.level): html
         for context in contexts
         for heading, panel in PANELS.items()
         if (html := panel(context))
@@ -58,6 +59,7 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     return ReportResult(
         out=str(out),
         bytes=out.stat().st_size,
+        level=whole.level,
         frames=frames_of_all(each),
         hardest=sum(len(context.hardest) for context in contexts),
         suspicious=sum(len(context.suspicious) for context in contexts),

@@ -69,8 +69,8 @@ class Ensemble:
         for run, own in zip(runs, rows, strict=True):
             if lacking := int((own[there] == ABSENT).sum()):
                 listener.message(
-                    f"{lacking:,} of {int(there.sum()):,} frames have no embedding in {run.store.path}, of "
-                    f"{run.source}: there the others' average counts"
+                    f"{lacking:,} of {int(there.sum()):,} {first.task.level}s have no embedding in {run.store.path}, "
+                    f"of {run.source}: there the others' average counts"
                 )
         return cls(tuple(runs), frames, tuple(rows))
 

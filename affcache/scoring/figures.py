@@ -45,7 +45,7 @@ def score_figures(
     """
     figures = {"classes": _classes(task.class_metric, scores)}
     if task.exclusive:
-        figures["confusion"] = _confusion(labels, decided, task.classes)
+        figures["confusion"] = _confusion(labels, decided, task.classes, task.level)
     drawn = {"epoch", "train_loss", "validation_loss", task.metric}
     if len(history) > 1 and all(drawn <= entry.keys() for entry in history):
         figures["learning"] = _learning(history, task.metric)
@@ -83,7 +83,7 @@ def _classes(name: str, scores: Scores) -> "Figure":
     return figure
 
 
-def _confusion(labels: npt.NDArray[Any], decided: npt.NDArray[Any], names: Sequence[str]) -> "Figure":
+def _confusion(labels: npt.NDArray[Any], decided: npt.NDArray[Any], names: Sequence[str], unit: str) -> "Figure":
     """Write the frames of each label, down, that were decided for each class, across, on their shares as shades."""
     count = len(names)
     counts = np.bincount(labels * count + decided, minlength=count**2).reshape(count, count)
@@ -96,7 +96,7 @@ def _confusion(labels: npt.NDArray[Any], decided: npt.NDArray[Any], names: Seque
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), xlabel="decided", ylabel="label")
     axes.set_xticks(range(count), names, rotation=45, ha="right")
     axes.set_yticks(range(count), names)
-    axes.set_title("shade: share of the label's frames", fontsize="small")
+    axes.set_title(f"shade: share of the label's {unit}s", fontsize="small")
     axes.grid(visible=False)
     return figure
 

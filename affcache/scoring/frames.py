@@ -74,7 +74,7 @@ def score_split(settings: SplitSettings, runs: Ensemble, listener: Listener, sai
     """
     annotations = settings.annotations or runs.first.annotations
     joined = runs.join(annotations, settings.split)
-    listener.message(said_of + joined.account.sentence(settings.split))
+    listener.message(said_of + joined.account.sentence(settings.split, runs.task.level))
     for run in runs.runs:
         if settings.split == "validation" and run.settings.trained_on_validation:
             listener.warning(f"{run.source}: {run.settings.trained_on_validation}")
@@ -87,7 +87,7 @@ def score_split(settings: SplitSettings, runs: Ensemble, listener: Listener, sai
 def scored_by(
     rule: DecisionRule, settings: SplitSettings, runs: Ensemble, joined: JoinedLabels, listener: Listener
 ) -> Scored:
-    """Predict joined frames, decide by a rule, and score."""
+    """Predict joined frames, or videos, decide by a rule, and score."""
     task, frames = runs.task, runs.frames
     rows = rows_to_predict(frames, joined.rows, settings.smooth)
     predictions = rule.apply(runs.predict(rows, settings.views, listener, rule.weights), task).at(joined.rows)
@@ -108,12 +108,13 @@ def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:
 
 def _warn(scored: Scored, split: str, listener: Listener) -> None:
     """Say what a reader has to know of scores before trusting them."""
+    level = scored.task.level
     if missing := scored.scores.without_support:
         listener.warning(
-            f"No {split} frame is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
+            f"No {split} {level} is labelled {', '.join(missing)}: each counts as 0 in {scored.scores.metric}, "
             f"as the mean runs over all {scored.task.outputs} classes."
         )
     if few := without_interval(scored.task, scored.statistics):
         listener.message(f"{metric_name(scored.task.metric)} has no interval: {few}")
     if scored.rule.optimistic:
-        listener.warning("The rule was fitted on the very frames that are scored here: the scores are optimistic.")
+        listener.warning(f"The rule was fitted on the very {level}s that are scored here: the scores are optimistic.")

@@ -18,7 +18,7 @@ from affcache.errors import ConfigError
 from affcache.progress import Listener, counted
 from affcache.scoring.ensemble import Ensemble, Weights, fit_weights, parse_weights
 from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
-from affcache.scoring.rule import DecisionRule, Values
+from affcache.scoring.rule import DecisionRule, Values, require_frames_to_smooth
 from affcache.scoring.settings import PredictionSettings
 from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.metrics import class_counts, f1_of_classes
@@ -194,6 +194,7 @@ def find_rule(
             values are no probabilities, so that nothing can be fitted to them.
     """
     task, frames = runs.task, runs.frames
+    require_frames_to_smooth(settings.smooth, task)
     if not task.has_classes and (settings.calibrate or settings.decide == "fitted"):
         name = "--calibrate" if settings.calibrate else "--decide fitted"
         raise ConfigError(

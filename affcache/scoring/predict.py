@@ -21,19 +21,24 @@ from affcache.scoring.trained import TrainedHead, encoder_name, said_elsewhere
 from affcache.store.description import differing_fields
 from affcache.store.frames import ENCODED, FrameIndex, Rows
 from affcache.store.joined import AnyStore, join_stores
+from affcache.store.pooled import PooledStore, RowStore
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import TASKS
+from affcache.tasks.whole_videos import logits_of_videos
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import stores_of_run
 
 
 @dataclass(frozen=True)
 class TrainedRun(TrainedHead):
-    """A trained head beside a store of its encoder, or beside those of all its encoders."""
+    """A trained head beside a store of its encoder, or beside those of all its encoders.
 
-    store: AnyStore
+    Where its labels are of whole videos, the rows of the store are videos: pooled, or to be averaged over their frames.
+    """
+
+    store: RowStore
 
     @classmethod
     def on_store(cls, location: Path | str, given: Sequence[Path], device: str, listener: Listener) -> "TrainedRun":
@@ -53,13 +58,22 @@ class TrainedRun(TrainedHead):
     def logits_of_rows(self, rows: Rows, view: str, on_done: Callable[[int], None]) -> torch.Tensor:
         """Return the head's logits (n, C) float32, on the CPU, for rows of the store, which rise within a video.
 
-        ``on_done`` is told how many more frames are done, now and then.
+        Those of a video whose frames are averaged stand for the mean of their probabilities. ``on_done`` is told how
+        many more rows are done, now and then.
 
         Raises:
             InputError: an embedding isn't finite.
             StoreError: there is no such view, or the file can't be read any more.
         """
         store = self.store if view == "plain" else self.store.view(view)
+        if isinstance(store, PooledStore) and store.pool == "none":
+            frames, videos = store.frames_of(rows)
+            logits = self._logits_of_rows(store.source, frames, lambda done: None)
+            on_done(len(rows))
+            return logits_of_videos(self.task, logits, videos).float()
+        return self._logits_of_rows(store, rows, on_done)
+
+    def _logits_of_rows(self, store: RowStore, rows: Rows, on_done: Callable[[int], None]) -> torch.Tensor:
         groups = [rows[start : start + EVALUATION_BATCH] for start in range(0, len(rows), EVALUATION_BATCH)]
         found = [torch.empty(0, self.task.outputs)]
         for group, embeddings in zip(groups, read_ahead(store, groups, self.device), strict=True):
@@ -68,14 +82,15 @@ class TrainedRun(TrainedHead):
         return torch.cat(found)
 
 
-def _row_name(store: AnyStore, rows: Rows, position: int) -> str:
+def _row_name(store: RowStore, rows: Rows, position: int) -> str:
     return f"row {int(rows[position]):,} of {store.path}"
 
 
-def open_store(given: Sequence[Path], trained: TrainedHead) -> AnyStore:
+def open_store(given: Sequence[Path], trained: TrainedHead) -> RowStore:
     """Open what to predict on: the run's own store, which must not have changed, or that of its encoder among some.
 
-    A head on embeddings of several encoders side by side has a store of each.
+    Where labels are of whole videos, its rows are these. A head on embeddings of several encoders side by side has a
+    store of each.
 
     Raises:
         StoreError: one has changed, is incomplete, or is of another encoder.
@@ -83,7 +98,8 @@ def open_store(given: Sequence[Path], trained: TrainedHead) -> AnyStore:
         InputError: stores that share no frame.
     """
     stores = _chosen(given, trained) if given else _own(trained)
-    return stores[0] if len(stores) == 1 else join_stores(stores)
+    store: AnyStore = stores[0] if len(stores) == 1 else join_stores(stores)
+    return PooledStore.of(store, trained.pool) if trained.task.level == "video" else store
 
 
 def _own(trained: TrainedHead) -> list[EmbeddingStore]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from affcache.errors import ConfigError
 from affcache.progress import Result, counted
 from affcache.tasks.kinds import Labels, Task
 
@@ -124,6 +125,15 @@ class DecisionRule(Result):
             logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny).astype(np.float64))
             return np.asarray((logs + np.asarray(self.offsets)).argmax(axis=1))
         return (probabilities >= np.asarray(self.offsets)).astype(np.int64)
+
+
+def require_frames_to_smooth(kind: str, task: Task) -> None:
+    """Refuse to smooth what is said of whole videos; raises ConfigError."""
+    if kind != "none" and task.level == "video":
+        raise ConfigError(
+            f"--smooth {kind} is over frames of a video, but task {task.name} decides once for each. Expected none: "
+            "leave it out."
+        )
 
 
 def are_weights(numbers: Sequence[float]) -> bool:

@@ -39,7 +39,8 @@ class ScoreResult:
     definition: Task
     split: str
     epoch: int  # of the first run's head, counted from 1
-    frames: int
+    level: str  # what is scored, and what a label is of: a frame or a video
+    frames: int  # or videos: how many of these
     videos: int  # persons of a video together: what the intervals are over
     account: JoinAccount
     scores: Scores
@@ -62,7 +63,8 @@ class ScoreResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
-        own = {name: getattr(self, name) for name in ("loss", "cvar", "alpha", "frames", "videos", "epoch", "run")}
+        names = ("loss", "cvar", "alpha", "level", "frames", "videos", "epoch", "run")
+        own = {name: getattr(self, name) for name in names}
         return {
             "task": self.task, "split": self.split, **self.scores.to_json(), **own, "runs": list(self.runs),
             "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
@@ -126,6 +128,7 @@ def _result(settings: ScoreSettings, scored: Scored, out: RunFolder) -> ScoreRes
         definition=task,
         split=settings.split,
         epoch=first.epoch,
+        level=task.level,
         frames=len(scored.joined),
         videos=len(scored.statistics),
         account=scored.joined.account,

@@ -23,6 +23,7 @@ from affcache.scoring.published import (
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
 from affcache.store.description import encoders_of, fingerprint
+from affcache.store.pooled import pooled_width
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_sources import labels_of
 from affcache.tasks.multitask import MultiTask
@@ -30,7 +31,7 @@ from affcache.tasks.tasks import task_from_json, task_of_run
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
-from affcache.training.settings import FitSettings
+from affcache.training.settings import FitSettings, resolved_pool
 
 # Rows of each call of a head, filled up where there are fewer: a matrix product rounds a row by how many others there
 # are, and by its place among them. Of this number, a multiple of all heights of tiles from 4 to 16, every row comes out
@@ -58,7 +59,7 @@ class TrainedHead:
     device: torch.device
     encoder: dict[str, Any]  # the description of what made the embeddings that it was trained on
     encoder_fingerprint: str
-    width: int  # D
+    width: int  # D of the embeddings
     whole: Task  # of a head of several tasks at once, seen as that of one of them, all of them; else ``task``
 
     @classmethod
@@ -128,6 +129,11 @@ class TrainedHead:
         return [int(one["width"]) for one in self.encoders] if len(self.encoders) > 1 else [self.width]
 
     @property
+    def pool(self) -> str:
+        """How a whole video becomes one embedding, which the head takes; none where it takes those of frames."""
+        return resolved_pool(self.settings.pool, self.task)
+
+    @property
     def encoder_fingerprints(self) -> list[str]:
         """The fingerprint of each encoder, in that order."""
         several = len(self.encoders) > 1
@@ -195,7 +201,7 @@ class TrainedHead:
         """Return the head's logits, as ``score`` computes them.
 
         Args:
-            embeddings: float (n, D), on any device; float64 is rounded to float32.
+            embeddings: float (n, D), or pooled ones, on any device; float64 is rounded to float32.
 
         Returns:
             float32 (n, C), on the CPU.
@@ -203,12 +209,7 @@ class TrainedHead:
         Raises:
             InputError: another shape, or an embedding that isn't finite.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.width or not embeddings.is_floating_point():
-            raise InputError(
-                f"Embeddings are {str(embeddings.dtype).removeprefix('torch.')} of shape {tuple(embeddings.shape)}. "
-                f"Expected floating-point numbers of shape (n, {self.width}), of the encoder that the head of "
-                f"{self.source} was trained on: {encoder_name(self.encoder)}."
-            )
+        self.require_embeddings(embeddings, pooled_width(self.pool, self.width))
         if embeddings.dtype == torch.float64:
             embeddings = embeddings.float()
         found, start = [torch.empty(0, self.task.outputs)], 0
@@ -216,6 +217,15 @@ class TrainedHead:
             found.append(self.logits_of_group(group, partial(_position_name, start)))
             start += len(group)
         return torch.cat(found)
+
+    def require_embeddings(self, embeddings: torch.Tensor, width: int) -> None:
+        """Refuse embeddings that aren't floating-point numbers (n, width); raises InputError."""
+        if embeddings.ndim != 2 or embeddings.shape[1] != width or not embeddings.is_floating_point():
+            raise InputError(
+                f"Embeddings are {str(embeddings.dtype).removeprefix('torch.')} of shape {tuple(embeddings.shape)}. "
+                f"Expected floating-point numbers of shape (n, {width}), of the encoder that the head of "
+                f"{self.source} was trained on: {encoder_name(self.encoder)}."
+            )
 
     @torch.no_grad()
     def logits_of_group(self, embeddings: torch.Tensor, name: Callable[[int], str]) -> torch.Tensor:
@@ -331,6 +341,7 @@ def _load_head(folder: RunFolder, fitted: FitSettings, width: Any, task: Task) -
             "it from a sound copy, or train again with 'affcache fit'."
         )
     try:
+        width = pooled_width(resolved_pool(fitted.pool, task), width)
         with torch.device("meta"):  # shapes alone: settings that were changed may ask for any memory
             expected = build_head(fitted, width, task).state_dict()
         if any(name not in tensors or tensors[name].shape != like.shape for name, like in expected.items()):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ class FrameIndex:
     frame_number: npt.NDArray[np.int32]  # (N,) the number in the crop's file name
     video_names: tuple[str, ...]  # (V,)
     video_start: npt.NDArray[np.int64]  # (V + 1,)
+
+    unit: ClassVar[str] = "frame"  # what a row is
 
     def __len__(self) -> int:
         return len(self.status)

@@ -18,29 +18,34 @@ import torch
 from affcache.errors import StoreError
 from affcache.store.frames import Rows
 from affcache.store.joined import AnyStore
+from affcache.store.pooled import PooledStore, RowStore
 from affcache.store.reading import EmbeddingStore, read_rows
 
 SPAN_ROWS = 64  # rows of one read, about 100 KB: the call costs little beside the copy, and the lock is held briefly
 STAGING_ROWS = 8192  # rows on their way to a GPU
 
 
-def read_ahead(store: AnyStore, groups: Sequence[Rows], device: torch.device) -> Generator[torch.Tensor, None, None]:
+def read_ahead(store: RowStore, groups: Sequence[Rows], device: torch.device) -> Generator[torch.Tensor, None, None]:
     """Yield the embeddings of groups of rows.
 
     There are two buffers, which take turns: what was yielded is overwritten once the one after it has been taken.
     The thread ends with the group it reads; when the generator is closed, sooner.
 
     Args:
-        store: what is read, or several side by side; their memory maps aren't touched.
+        store: what is read, or several side by side; their memory maps aren't touched. Videos are pooled as they are
+            asked for.
         groups: int64 arrays of rows, each rising.
         device: where the embeddings go; to a GPU by way of pinned memory.
 
     Yields:
-        float16 tensors (rows of the group, D).
+        float16 tensors (rows of the group, D); of videos float32.
 
     Raises:
         StoreError: the file is cut short or can't be read any more.
     """
+    if isinstance(store, PooledStore):
+        yield from (torch.from_numpy(store.read(group)).to(device) for group in groups)
+        return
     if not groups:
         return
     most = max(len(group) for group in groups)

@@ -36,11 +36,17 @@ def header_of(task: Task) -> str:
 def require_template_of(template: Template, task: Task) -> None:
     """Refuse a template whose header is another task's, or, for a task of one's own, that has none.
 
-    Runs of several tasks must be of all that the multi-task challenge has.
+    So is a task of whole videos, and several tasks that aren't all that the multi-task challenge has.
 
     Raises:
         InputError: it is.
+        ConfigError: its labels are of whole videos.
     """
+    if task.level == "video":
+        raise ConfigError(
+            f"A submission has a line for each frame, and task {task.name} decides once for each video. Expected a run "
+            "on labels of frames. 'affcache predict --store FILE' writes a table with a row a video."
+        )
     _, _, expected = header_of(task).partition(",")
     if is_own(task) and not template.columns:
         raise InputError(

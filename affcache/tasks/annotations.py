@@ -42,13 +42,14 @@ class JoinAccount(Result):
         later = ("partial", "repeated", "test_rows")
         return {name: value for name, value in super().to_json().items() if value or name not in later}
 
-    def sentence(self, split: str) -> str:
-        """Say the account in one line."""
+    def sentence(self, split: str, unit: str = "frame") -> str:
+        """Say the account in one line; of whole videos, ``unit`` is video."""
+        crop = "crop" if unit == "frame" else unit
         left_out = (
-            (self.no_crop, "label", " without a crop"),
+            (self.no_crop, "label", f" without a {crop}"),
             (self.no_label, "crop", " without a label"),
             (self.invalid_label, "invalid label", ""),
-            (self.unreadable_crop, "unreadable crop", ""),
+            (self.unreadable_crop, f"unreadable {crop}", ""),
             (self.repeated, "further label", " of a frame that has one"),
             (self.test_rows, "test row", ""),
         )
@@ -57,7 +58,9 @@ class JoinAccount(Result):
         if videos:
             words += f"{', ' if words else ''}{counted(videos, 'label file')} of videos not in the store"
             words += f" ({', '.join(self.videos_without_crops[:3])}{', ...' if videos > 3 else ''})"
-        used = f"{counted(self.used, 'frame')} of {counted(self.label_files - videos, 'video')}"
+        used = counted(self.used, unit)
+        if unit == "frame":
+            used += f" of {counted(self.label_files - videos, 'video')}"
         used += f", {self.partial:,} of them labelled in part" if self.partial else ""
         return f"{split}: {used}; left out: {words or 'nothing'}"
 
@@ -133,7 +136,8 @@ def join_labels(
     account = JoinAccount(**counts, videos_without_crops=tuple(missing))
     if not counts["used"]:
         raise InputError(
-            f"No {split} label of task {task.name} belongs to a crop of {store.path}. {account.sentence(split)}. "
+            f"No {split} label of task {task.name} belongs to a crop of {store.path}. "
+            f"{account.sentence(split, store.unit)}. "
             f"The labels are of videos like {next(iter(source.videos))!r}, the crops of videos like "
             f"{store.video_names[0]!r}: expected the same names. Point --store and --annotations at the same data."
         )
@@ -153,7 +157,7 @@ def _join_video(
     is_valid[there] = of_video.valid[entry[there]]
     used = is_valid & (store.status[rows] == ENCODED)
     counts["used"] += int(used.sum())
-    counts["no_crop"] += int(of_video.valid.sum() - is_valid.sum())
+    counts["no_crop"] += max(int(of_video.valid.sum() - is_valid.sum()), 0)  # a video's one label has many crops
     counts["no_label"] += int((~there).sum())
     counts["invalid_label"] += int((there & ~is_valid).sum())
     counts["unreadable_crop"] += int((is_valid & ~used).sum())

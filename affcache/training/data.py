@@ -11,7 +11,7 @@ import torch
 from affcache.devices import GIGABYTE
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
-from affcache.store.joined import AnyStore
+from affcache.store.pooled import PooledStore, RowStore
 from affcache.store.prefetch import read_ahead
 from affcache.tasks.annotations import JoinedLabels
 
@@ -28,7 +28,7 @@ Order = npt.NDArray[np.int64]
 class Frames:
     """Embeddings with their labels in memory, on the device that trains: a batch is one index into them."""
 
-    embeddings: torch.Tensor  # (n, D) float16 as a store has them, or float32
+    embeddings: torch.Tensor  # (n, D) float16 as a store has them, or float32: of pooled videos, or as given
     labels: torch.Tensor  # (n,) or (n, values)
     videos: torch.Tensor  # (n,) int64, the video of each
     weights: torch.Tensor | None = None  # (n,) above 0, how much of the whole each stands for; None where all do alike
@@ -37,7 +37,7 @@ class Frames:
         return len(self.labels)
 
     @classmethod
-    def load(cls, store: AnyStore, joined: JoinedLabels, device: torch.device) -> "Frames":
+    def load(cls, store: RowStore, joined: JoinedLabels, device: torch.device) -> "Frames":
         """Copy the joined rows of a store to a device."""
         embeddings = torch.from_numpy(store.read(joined.rows))
         return cls(embeddings.to(device), *labels_and_videos(store, joined, device))
@@ -61,7 +61,7 @@ class StreamedFrames:
         chunk_frames: how many frames a chunk may hold at most. Two chunks are in memory at a time.
     """
 
-    def __init__(self, store: AnyStore, joined: JoinedLabels, device: torch.device, chunk_frames: int) -> None:
+    def __init__(self, store: RowStore, joined: JoinedLabels, device: torch.device, chunk_frames: int) -> None:
         self.store, self.device, self.chunk_frames = store, device, chunk_frames
         self.labels, self.videos = labels_and_videos(store, joined, device)
         self._rows = joined.rows
@@ -132,7 +132,7 @@ class StreamedFrames:
 FrameSource = Frames | StreamedFrames  # where an epoch's frames come from: memory, or disk
 
 
-def labels_and_videos(store: AnyStore, joined: JoinedLabels, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def labels_and_videos(store: RowStore, joined: JoinedLabels, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the labels and the videos (n,) of joined rows on a device."""
     videos = torch.from_numpy(store.video_of_rows()[joined.rows].astype(np.int64))
     return torch.from_numpy(joined.labels).to(device), videos.to(device)
@@ -295,14 +295,16 @@ def chunk_bounds(frames: int, size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], frames], strict=True))
 
 
-def load_frames(store: AnyStore, joined: JoinedLabels, device: torch.device, limit: float) -> FrameSource:
+def load_frames(store: RowStore, joined: JoinedLabels, device: torch.device, limit: float) -> FrameSource:
     """Load the joined rows of a store into memory, or, if they take more than ``limit`` bytes, stream them.
+
+    Pooled videos are few, and are always loaded.
 
     Raises:
         ConfigError: ``limit`` is too little to shuffle by.
     """
     frame = store.width * FLOAT16  # bytes
-    if len(joined) * frame <= limit:
+    if len(joined) * frame <= limit or isinstance(store, PooledStore):
         return Frames.load(store, joined, device)
     if limit < 2 * SMALLEST_CHUNK * frame:
         raise ConfigError(
@@ -314,7 +316,7 @@ def load_frames(store: AnyStore, joined: JoinedLabels, device: torch.device, lim
 
 
 def load_splits(
-    store: AnyStore,
+    store: RowStore,
     train: JoinedLabels,
     validation: JoinedLabels,
     device: torch.device,

@@ -14,6 +14,7 @@ from affcache.errors import ConfigError, StoreError, first_line
 from affcache.files import read_json, read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.tasks.kinds import Task
+from affcache.tasks.whole_videos import scored
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
 from affcache.training.risk import cvar
@@ -199,17 +200,21 @@ def train_epoch(learner: BaseLearner, train: FrameSource, validation: FrameSourc
             losses = learner.task.labelled_losses(of_head, labels)
             entry["validation_loss"] = float(losses.mean())  # the last step may have broken the head
             entry["validation_cvar"] = float(cvar(losses, recipe.alpha))
-            entry[learner.task.metric] = math.nan if has_diverged(entry) else metric_of(learner.task, of_head, labels)
+            of_frames = (of_head, labels, validation.videos)
+            entry[learner.task.metric] = math.nan if has_diverged(entry) else metric_of(learner.task, *of_frames)
     for entry, rate in zip(entries, rates, strict=True):
         seconds = round(time.perf_counter() - start, 3)
         entry |= {"learning_rate": rate, "seconds": seconds, "training_seconds": round(trained - start, 3)}
     return entries
 
 
-def metric_of(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the task's metric of logits (n, C) and labels (n,) or (n, C)."""
-    decided = task.decide(task.probabilities(logits).cpu().numpy())
-    return task.score(labels.cpu().numpy(), decided).value
+def metric_of(task: Task, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> float:
+    """Return the task's metric of logits (n, C), labels (n,) or (n, C), and videos (n,) of frames.
+
+    It is over frames, or over videos where labels are of these.
+    """
+    probabilities, labelled = scored(task, logits, videos)
+    return task.score(labels.cpu().numpy()[labelled], task.decide(probabilities)).value
 
 
 def has_diverged(entry: Entry) -> bool:

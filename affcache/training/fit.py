@@ -17,7 +17,8 @@ from affcache.devices import GIGABYTE, default_memory, resolve_device
 from affcache.errors import InputError
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
-from affcache.store.joined import AnyStore, open_stores
+from affcache.store.joined import open_stores
+from affcache.store.pooled import PooledStore, RowStore
 from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts, require_learnable
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
@@ -49,7 +50,7 @@ from affcache.training.run_folder import (
     settings_to_json,
     task_to_fit,
 )
-from affcache.training.settings import FitSettings
+from affcache.training.settings import FitSettings, resolved_pool
 
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
 RAISE_RARE = {"logit_adjustment": 0.0, "class_weights": "none", "focal_gamma": 0.0}  # and how each is off
@@ -105,14 +106,9 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
 
 def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.device, listener: Listener) -> FitResult:
     """Train in a folder that nobody else works in; ``resume`` says whether a run is there."""
-    joined = JoinedSplits.open(
-        settings.store or (existing_store(listener),),
-        task,
-        settings.annotations,
-        listener,
-        partial=settings.partial,
-        train_on=settings.train_on,
-    )
+    stores, how = settings.store or (existing_store(listener),), ("partial", "train_on", "pool")
+    said = {name: getattr(settings, name) for name in how}
+    joined = JoinedSplits.open(stores, task, settings.annotations, listener, **said)
     task = joined.task
     if settings.held_out:
         joined = joined.holding_out(settings.held_out, "for decision rules", listener, select=False)
@@ -192,7 +188,7 @@ class LoadedSplits:
 class JoinedSplits:
     """Joined labels of a store, or of several: train to train on, selection to choose by, validation to report."""
 
-    store: AnyStore
+    store: RowStore  # of pooled videos where a row is one
     task: Task
     train: JoinedLabels
     selection: JoinedLabels  # validation itself, unless training videos were held out for it
@@ -210,19 +206,23 @@ class JoinedSplits:
         *,
         partial: str = "keep",
         train_on: str = "train",
+        pool: str = "auto",
     ) -> "JoinedSplits":
         """Check a store, or several, join the labels of both splits, and say what was left out.
 
         ``partial`` is as of ``join_labels``. ``train_on`` is the split "train", or "all": then validation's frames
-        stand in train too. Of several tasks those are left out that one of the splits has no label of.
+        stand in train too. Of several tasks those are left out that one of the splits has no label of. ``pool`` says
+        what of whole videos is read.
 
         Raises:
             InputError: labels that can't be read, that join to nothing, or of a task of one's own that train can't
                 teach; or stores that share no frame.
             StoreError: a store is incomplete or damaged.
         """
-        store = open_stores(paths, listener)
-        store.verify()  # two seconds for a million rows; a damaged one would train without a word
+        frames = open_stores(paths, listener)
+        frames.verify()  # two seconds for a million rows; a damaged one would train without a word
+        taken = resolved_pool(pool, task)
+        store: RowStore = frames if taken == "none" else PooledStore.of(frames, taken)
         where = labels_of(task, annotations)
         joined = [join_labels(store, where, task, split, partial) for split in SPLIT_FOLDERS]
         if isinstance(task, MultiTask):
@@ -232,14 +232,14 @@ class JoinedSplits:
         if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])) and train_on == "train":
             examples = ", ".join(store.video_names[video] for video in both[:3])
             listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
-        listener.message(train.account.sentence("train"))
-        listener.message(validation.account.sentence("validation"))
+        listener.message(train.account.sentence("train", store.unit))
+        listener.message(validation.account.sentence("validation", store.unit))
         if train_on == "all":
             train = unite(store, train, validation)
-            listener.message(f"both splits together: {counted(len(train), 'frame')}")
+            listener.message(f"both splits together: {counted(len(train), store.unit)}")
         if len(train) < 2:
             raise InputError(
-                f"Only {len(train)} training frame: expected at least 2. Point --annotations at more labels."
+                f"Only {len(train)} training {store.unit}: expected at least 2. Point --annotations at more labels."
             )
         if is_own(task):
             require_learnable(task, train, validation)
@@ -254,7 +254,8 @@ class JoinedSplits:
         train, names = hold_out(self.store, self.train, share)
         held_out = of_videos(self.store, self.train, names)
         listener.message(
-            f"held out {purpose}: {counted(len(held_out), 'training frame')} of {counted(len(names), 'video')}; "
+            f"held out {purpose}: {counted(len(held_out), f'training {self.store.unit}')} of "
+            f"{counted(len(names), 'video')}; "
             f"{len(train):,} are left"
         )
         sides = (names, group_frames(self.store, train)[0])
@@ -266,8 +267,8 @@ class JoinedSplits:
             )
         if abs(len(held_out) / len(self.train) - share) > share / 2:
             listener.warning(
-                f"{len(held_out) / len(self.train):.0%} of the training frames are held out, where {share:.0%} were "
-                "asked for: whole videos are held out by their names, and these are few or of unequal lengths."
+                f"{len(held_out) / len(self.train):.0%} of the training {self.store.unit}s are held out, not the "
+                f"{share:.0%} asked for: whole videos are held out by their names, and these are few or unequally long."
             )
         return replace(self, train=train, selection=held_out if select else self.selection, held_out=tuple(names))
 
@@ -313,7 +314,9 @@ class JoinedSplits:
             "task": self.task.name,
             **definition_of(self.task),
             "classes": list(self.task.classes),
-            "settings": settings_to_json(replace(settings, task=self.task.name, annotations=annotations)),
+            "settings": settings_to_json(
+                replace(settings.resolved(self.task), task=self.task.name, annotations=annotations)
+            ),
         }
 
     def describe_run(self, settings: FitSettings) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from affcache.training.stacked_parts import (
 
 Tensors = dict[str, torch.Tensor]
 FORM = (  # what heads side by side have in common; "rho" only in whether it is 0
-    "task", "head", "loss", "epochs", "batch_size", "stride", "frames_per_epoch", "cvar_level", "cvar_within",
+    "task", "head", "pool", "loss", "epochs", "batch_size", "stride", "frames_per_epoch", "cvar_level", "cvar_within",
     "class_weights", "task_weights", "auc_margin", "adaptive", "clip_norm", "precision", "hidden_layers",
     "hidden_width", "normalize",
 )  # fmt: skip

@@ -206,7 +206,7 @@ class Ridge:
         labels = validation.labels.to(logits.device)
         for number, (strength, head, of_head) in enumerate(zip(self.strengths, heads, logits, strict=True), start=1):
             start = time.perf_counter()
-            value = metric_of(self.task, of_head, labels)
+            value = metric_of(self.task, of_head, labels, validation.videos)
             entry = {"epoch": number, "strength": strength, self.task.metric: value}
             entry["seconds"] = round(time.perf_counter() - start, 3)
             self.best[0].take(entry, value, {**head.state_dict(), **self.scaler.tensors()})

@@ -29,7 +29,7 @@ from affcache.files import (
 from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.description import encoders_of, require_sound
-from affcache.store.joined import AnyStore
+from affcache.store.pooled import PooledStore, RowStore
 from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import find_task, task_from_json, task_of_run
 from affcache.training.settings import FitSettings
@@ -146,8 +146,9 @@ def newest_run(runs: Path) -> RunFolder:
     return RunFolder(heads[-1].parent)
 
 
-def describe_store(store: AnyStore) -> dict[str, Any]:
-    """Return what a run keeps of its store, to recognise it by; of several side by side, also of each."""
+def describe_store(store: RowStore) -> dict[str, Any]:
+    """Return what a run keeps of its store of frames, to recognise it by; of several side by side, also of each."""
+    store = store.source if isinstance(store, PooledStore) else store  # how videos are pooled, the settings say
     parts = [describe_store(part) for part in store.parts] if len(store.parts) > 1 else []
     return {
         "path": " + ".join(part["path"] for part in parts) or str(store.path.absolute()),

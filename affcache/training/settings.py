@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,10 @@ from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
 
 if TYPE_CHECKING:  # tasks load torch
     from affcache.tasks.kinds import Task
+
+
+POOLED = "mean+std"  # how a video becomes one embedding unless it is said
+POOLS = ("auto", "none", "mean", POOLED, f"{POOLED}+quantiles")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class TrainingSettings(Settings):
     head: str = setting(
         "mlp",
         "What is trained: mlp, linear, (ridge) a linear layer in closed form, or another in training/heads.py.",
+    )
+    pool: str = setting(
+        "auto",
+        "Where a label is of a whole video, what of its frames' embeddings is the head's input: statistics; or (none) "
+        "each frame by itself, with the video's label. auto is mean+std there, and none where frames have labels.",
+        choices=POOLS,
     )
     epochs: int = setting(32, "Passes over the training frames.")
     batch_size: int = setting(32, "Frames per step.")
@@ -169,6 +179,8 @@ class TrainingSettings(Settings):
                     f"{flag(name)} is {getattr(self, name)}, but the loss of task {task.name} doesn't take it; "
                     f"expected {knob.default:g}{''.join(others)}."
                 )
+        if task.level == "frame" and self.pool not in ("auto", "none"):
+            yield f"--pool is {self.pool}, but a label of task {task.name} is of a frame; expected none."
         if not task.has_classes:
             for name, off in (("logit_adjustment", 0.0), ("class_weights", "none")):
                 if getattr(self, name) != off:
@@ -246,3 +258,14 @@ class FitSettings(TrainingSettings):
     def trained_on_validation(self) -> str:
         """Say what a score on validation is worth, where its frames were trained on; else ""."""
         return "" if self.train_on == "train" else "It was trained on validation too: its score there means nothing."
+
+    def resolved(self, task: "Task") -> "FitSettings":
+        """Return the settings with what ``auto`` stands for where the task's labels are of whole videos."""
+        return replace(self, pool=resolved_pool(self.pool, task)) if task.level == "video" else self
+
+
+def resolved_pool(pool: str, task: "Task") -> str:
+    """Return what ``--pool`` stands for with a task: none, or statistics of whole videos."""
+    if task.level == "frame":
+        return "none"
+    return POOLED if pool == "auto" else pool

@@ -38,7 +38,8 @@ def test_numbers_of_a_head_alone_share_a_group_and_forms_do_not() -> None:
     forms = {"rho": 0.0, "epochs": 3, "batch_size": 64, "stride": 2, "frames_per_epoch": 10, "cvar_level": "set",
              "cvar_within": "video", "class_weights": "balanced", "adaptive": True, "clip_norm": 1.0,
              "precision": "bf16", "hidden_layers": 2, "hidden_width": 9, "normalize": "l2", "head": "linear",
-             "auc_margin": 0.1, "task": "au", "loss": "cross_entropy", "task_weights": "au=2"}  # fmt: skip
+             "auc_margin": 0.1, "task": "au", "loss": "cross_entropy", "task_weights": "au=2",
+             "pool": "mean"}  # fmt: skip
     for name, value in forms.items():
         assert form_of(replace(SMALL, **{name: value})) != form_of(SMALL), name
     named = {*alone, *forms, "auc_weight", "annotations", "partial", "run", "resume", "device", "memory",

@@ -113,7 +113,7 @@ def test_the_best_epochs_predict(learnable: MakeData) -> None:
     found = run.predict_best(validation)
     for head, best in enumerate(run.best):
         assert found[head].equal(seen[best.epoch - 1][head])
-        assert metric_of(TASKS["expr"], found[head], validation.labels) == best.value
+        assert metric_of(TASKS["expr"], found[head], validation.labels, validation.videos) == best.value
 
 
 def test_without_validation_frames_the_last_epoch_is_the_best(learnable: MakeData) -> None:

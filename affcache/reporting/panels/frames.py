@@ -1,4 +1,7 @@
-"""Frames worth a look, each a button that shows the timeline there: the hardest, and those of doubtful labels."""
+"""Frames worth a look, each a button that shows the timeline there: the hardest, and those of doubtful labels.
+
+Where whole videos were scored, these: rows of a table.
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,12 +9,15 @@ from typing import Any
 
 from affcache.progress import counted
 from affcache.reporting.frames import ReportContext, classes_of
+from affcache.reporting.page import table
 from affcache.tasks.kinds import Task
 
 
 def hardest_frames(context: ReportContext) -> str:
     """Return frames of CVaR's tail, to be filtered by their labels."""
     shown = context.hardest
+    if context.task.level == "video":
+        return _videos(context, shown)
     return (
         f"<p>CVaR at the run's alpha {context.run.settings.alpha:g} is the mean loss of the hardest "
         f"{counted(len(context.tail), 'frame')}. Shown are {len(shown)} of them, so many of each label that all can be "
@@ -25,8 +31,25 @@ def suspicious_frames(context: ReportContext) -> str | None:
     """Return frames whose labels may be wrong."""
     if not context.suspicious:
         return None
-    words = "Frames where the head is sure of something else than the label: look before you trust either."
-    return f"<p>{words}</p>" + _buttons(context, "suspicious", context.suspicious)
+    words = "The head is sure of something else here than the label: look before you trust either."
+    of_videos = context.task.level == "video"
+    shown = _videos(context, context.suspicious) if of_videos else _buttons(context, "suspicious", context.suspicious)
+    return f"<p>{words}</p>{shown}"
+
+
+def _videos(context: ReportContext, positions: Sequence[int]) -> str:
+    """Return videos with what is labelled, decided and lost there."""
+    task, (labels, decided, _) = context.task, context.said
+    videos, _ = context.frame_names
+    rows = [
+        [
+            context.video_names[videos[one]],
+            *(_said(task, of[one]) for of in (labels, decided)),
+            f"{context.losses[one]:.2f}",
+        ]
+        for one in positions
+    ]
+    return table(["video", "label", "decided", "loss"], rows)
 
 
 def _class_filter(task: Task, count: int) -> str:
@@ -60,4 +83,8 @@ def _button(context: ReportContext, position: int) -> str:
 
 def _words(task: Task, label: Any) -> str:
     """Return what a label says, as HTML."""
-    return escape(", ".join([f"{value:.2f}" for value in label] if not task.has_classes else classes_of(task, label)))
+    return escape(_said(task, label))
+
+
+def _said(task: Task, label: Any) -> str:
+    return ", ".join([f"{value:.2f}" for value in label] if not task.has_classes else classes_of(task, label))

@@ -20,7 +20,7 @@ def scores(context: ReportContext) -> str:
         for one in classes
     ]
     figures = (context.figures[name] for name in OF_DECISIONS if name in context.figures)
-    return table(["class", *columns, "95 %", "frames"], rows) + charts(figures)
+    return table(["class", *columns, "95 %", f"{context.task.level}s"], rows) + charts(figures)
 
 
 def curves(context: ReportContext) -> str | None:

@@ -48,8 +48,10 @@ class TimelineFrames:
     seconds: npt.NDArray[np.float64] | None = None  # (n,) when they are shown; nan where that isn't known
 
 
-def timelines(context: ReportContext) -> str:
-    """Return the timeline of a chosen video, with the frames of all."""
+def timelines(context: ReportContext) -> str | None:
+    """Return the timeline of a chosen video, with the frames of all; None where whole videos were scored."""
+    if context.task.level == "video":
+        return None
     labels, decided, probabilities = context.said
     videos, numbers = context.frame_names
     said = TaskFrames(context.task, probabilities, decided, labels)

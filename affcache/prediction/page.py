@@ -91,9 +91,9 @@ class PredictionPage:
         if unsure:
             words = "Frames of which the heads are least sure: look before you trust them."
             sections["Least sure"] = f"<p>{words}</p>" + _buttons("suspicious", unsure, frames, pictures)
+        runs = dict.fromkeys(model.trained.source for one in self._heads for model in one.models)
         lead = (
-            f"<p>{escape(', '.join(one.task.name for one in self._heads))} by "
-            f"{escape(', '.join(model.trained.source for one in self._heads for model in one.models))}: "
+            f"<p>{escape(', '.join(one.task.name for one in self._heads))} by {escape(', '.join(runs))}: "
             f"{counted(len(whole), 'face')} of {counted(len(names), 'person')}.</p>"
             '<p class="notice">What heads say of faces that nobody labelled is a guess: how good it is on such faces, '
             "this page can't tell.</p>"

@@ -16,6 +16,7 @@ from affcache.files import LARGEST_JSON, open_regular, parse_json, read_bytes, w
 from affcache.settings import HUB, build
 from affcache.store.description import require_sound
 from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import TASKS
 from affcache.training.settings import FitSettings
 
@@ -154,6 +155,8 @@ def sha256_of(path: Path) -> str:
 def task_to_json(task: Task) -> dict[str, Any]:
     """Return what a task is, so that a head needs no table of tasks."""
     own = {"name": task.name, "kind": task.kind, "classes": list(task.classes), "description": task.description}
+    if task.parts:
+        return {**own, "parts": [task_to_json(part) for part in task.parts]}
     return {**own, "low": task.low, "high": task.high} if isinstance(task, Values) else own
 
 
@@ -162,6 +165,8 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
     classes, name, kind = values.get("classes"), values.get("name"), str(values.get("kind"))
     if not (isinstance(classes, list) and classes and all(isinstance(one, str) for one in classes)):
         raise ValueError("its task has no classes")
+    if kind == MultiTask.kind:
+        return _tasks_from_json(values)
     if kind not in KINDS or not isinstance(name, str):
         raise ValueError(f"its task {name!r} is of kind {kind!r}")
     known = TASKS.get(name)
@@ -171,6 +176,20 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
     if kind == Values.kind:
         return Values(*described, low=float(values.get("low", -1)), high=float(values.get("high", 1)))
     return KINDS[kind](*described)
+
+
+def _tasks_from_json(values: Mapping[str, Any]) -> MultiTask:
+    """Return the several tasks at once that ``task_to_json`` wrote; raises ValueError where they are none."""
+    name, said = values.get("name"), values.get("parts")
+    if not (isinstance(name, str) and isinstance(said, list) and all(isinstance(one, dict) for one in said)):
+        raise ValueError(f"its task {name!r} has no parts")
+    if any(one.get("kind") == MultiTask.kind for one in said):
+        raise ValueError(f"a part of its task {name!r} has parts itself")
+    parts = [task_from_json(one) for one in said]
+    task = MultiTask.of(name, parts, str(values.get("description", "")))
+    if list(task.classes) != values["classes"] or len({part.name for part in parts}) < len(parts):
+        raise ValueError(f"its task {name!r} and the parts of it differ")
+    return task
 
 
 def settings_of_published(values: Mapping[str, Any]) -> FitSettings:

@@ -32,7 +32,7 @@ KEYS: dict[str, type] = {
     "task": dict, "settings": dict, "epoch": int, "encoder": dict, "encoder_fingerprint": str, "width": int,
     "files": dict,
 }  # fmt: skip
-KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classes, Units, Values)}
+KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classes, Units, Values, MultiTask)}
 
 
 def local_folder(location: Path | str) -> tuple[Path, str]:
@@ -165,23 +165,23 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
     classes, name, kind = values.get("classes"), values.get("name"), str(values.get("kind"))
     if not (isinstance(classes, list) and classes and all(isinstance(one, str) for one in classes)):
         raise ValueError("its task has no classes")
-    if kind == MultiTask.kind:
-        return _tasks_from_json(values)
     if kind not in KINDS or not isinstance(name, str):
         raise ValueError(f"its task {name!r} is of kind {kind!r}")
     known = TASKS.get(name)
     if known is not None and task_to_json(known) == values:
         return known
     described = (name, tuple(classes), str(values.get("description", "")))
+    if kind == MultiTask.kind:
+        return _tasks_from_json(name, values)
     if kind == Values.kind:
         return Values(*described, low=float(values.get("low", -1)), high=float(values.get("high", 1)))
     return KINDS[kind](*described)
 
 
-def _tasks_from_json(values: Mapping[str, Any]) -> MultiTask:
+def _tasks_from_json(name: str, values: Mapping[str, Any]) -> MultiTask:
     """Return the several tasks at once that ``task_to_json`` wrote; raises ValueError where they are none."""
-    name, said = values.get("name"), values.get("parts")
-    if not (isinstance(name, str) and isinstance(said, list) and all(isinstance(one, dict) for one in said)):
+    said = values.get("parts")
+    if not (isinstance(said, list) and all(isinstance(one, dict) for one in said)):
         raise ValueError(f"its task {name!r} has no parts")
     if any(one.get("kind") == MultiTask.kind for one in said):
         raise ValueError(f"a part of its task {name!r} has parts itself")

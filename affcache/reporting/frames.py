@@ -115,7 +115,7 @@ class ReportContext:
         """The figures of ``score --figures``, by name, as elements of the page."""
         with drawing():
             drawn = score_figures(self.task, self.scored.scores, *self.said, self.run.folder.read_history())
-            return {name: inline_figure(figure) for name, figure in drawn.items()}
+            return {name: inline_figure(figure, self.task.name) for name, figure in drawn.items()}
 
 
 def crops_below(roots: Sequence[Path]) -> CropList | None:

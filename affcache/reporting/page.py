@@ -82,10 +82,13 @@ def charts(figures: Iterable[str]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def inline_figure(figure: "Figure") -> str:
-    """Return a figure as SVG in the page's font and colours, black in that of text, with its label as the caption."""
+def inline_figure(figure: "Figure", task: str) -> str:
+    """Return a figure as SVG in the page's font and colours, black in that of text, with its label as the caption.
+
+    Its ids are no other figure's: captions differ among those of a task.
+    """
     file, caption = io.StringIO(), escape(str(figure.get_label()))
-    with drawing({"svg.fonttype": "none", "font.sans-serif": "DejaVu Sans", "svg.hashsalt": caption}):  # for own ids
+    with drawing({"svg.fonttype": "none", "font.sans-serif": "DejaVu Sans", "svg.hashsalt": f"{task} {caption}"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     drawn = file.getvalue()
     drawn = drawn[drawn.index('<g id="figure_1">') : drawn.rindex("</svg>")]  # without namespaces and metadata

@@ -12,6 +12,7 @@ import pytest
 from affcache.reporting.report import report
 from affcache.training.fit import fit
 from tests.conftest import MakeData, write_crops
+from tests.reporting.test_multitask_report import made  # noqa: F401  # a fixture
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 DRIVER = shutil.which("chromedriver")
@@ -163,3 +164,40 @@ def test_everything_that_can_be_used_has_a_name_and_the_keyboard_reaches_it(page
     assert nameless == []
     assert page.execute_script("return document.querySelector('.timeline').tabIndex") == 0
     assert page.execute_script("return document.documentElement.lang") == "en"
+
+
+def drawn_in(browser: Any, parts: list[Any]) -> list[str]:
+    script = "return arguments[0].querySelector('.timeline').toDataURL()"
+    return [str(browser.execute_script(script, part)) for part in parts]
+
+
+def test_each_part_shows_its_own_timeline(made: Path, tmp_path: Path, browser: Any) -> None:  # noqa: F811
+    from selenium.webdriver.support.ui import Select
+
+    report(run=made / "run", annotations=made / "gaps", crops=(), out=tmp_path / "r.html")
+    browser.get(f"file://{tmp_path / 'r.html'}")
+    parts = browser.find_elements("css selector", "article")[:3]
+    said = []
+    for part in parts:
+        before = drawn_in(browser, parts)
+        part.find_element("css selector", ".hardest button").click()
+        changed = [one != other for one, other in zip(drawn_in(browser, parts), before, strict=True)]
+        assert changed == [one is part for one in parts], "its own, and no other"
+        said.append(part.find_element("css selector", ".readout").text)
+    assert re.fullmatch(r"frame \d+: label valence \S+, arousal \S+; decided valence .*", said[0])
+    assert re.fullmatch(r"frame \d+: label \w+; decided \w+", said[1])
+    gap = next(b for b in parts[0].find_elements("css selector", ".hardest button") if b.text.startswith("-,"))
+    gap.click()
+    assert "label valence -, arousal" in parts[0].find_element("css selector", ".readout").text
+    gap = next(b for b in parts[2].find_elements("css selector", ".hardest button") if "2 not labelled" in b.text)
+    gap.click()
+    assert "(not labelled: AU1, AU10); decided" in parts[2].find_element("css selector", ".readout").text
+    chosen = Select(parts[1].find_element("css selector", ".filter"))
+    name = parts[1].find_element("css selector", ".hardest button").get_attribute("data-classes")
+    chosen.select_by_value(name)
+    shown = [[b.is_displayed() for b in part.find_elements("css selector", ".hardest button")] for part in parts]
+    assert all(shown[0])
+    assert all(shown[2])
+    assert 0 < sum(shown[1]) < len(shown[1])
+    assert parts[1].find_element("css selector", ".shown").text.startswith(f"{sum(shown[1])} frame")
+    assert browser.get_log("browser") == []

@@ -57,7 +57,7 @@ def training(context: ReportContext) -> str | None:
         return None
     with drawing():
         figure = learning_figure(run.folder.read_history(), run.whole.metric)
-        return None if figure is None else charts([inline_figure(figure)])
+        return None if figure is None else charts([inline_figure(figure, run.whole.name)])
 
 
 def run_settings(context: ReportContext) -> str:

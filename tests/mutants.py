@@ -205,7 +205,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("np.unique(group[places], return_inverse=True)", "np.arange(group.max() + 1), group[places]"),
         ("their_places = np.searchsorted(joined.rows, their_rows[both])", "their_places = np.arange(both.sum())"),
     ]),
-    ("affcache/scoring/trained.py", ("tests/scoring/test_ensemble.py",), [
+    ("affcache/scoring/ensemble.py", ("tests/scoring/test_ensemble.py",), [
         ("key=lambda one: one.stat().st_mtime, reverse=True", "key=lambda one: one.stat().st_mtime"),
         ("if other == head)", "if True)"),
         ("sorted(ours) == sorted(theirs)", "True"),
@@ -277,6 +277,15 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/scoring/trained.py", ("tests/prediction/test_model.py",), [
         ("-len(prepared) % CALL", "0"),
+    ]),
+    ("affcache/prediction/model.py", ("tests/prediction/test_multitask_prediction.py",), [
+        ("_decided(of, one.task, one.rule)", "_decided(of, one.task, None)"),
+    ]),
+    ("affcache/prediction/outputs.py", ("tests/prediction/test_multitask_prediction.py",), [
+        ("tuple(weights[number] for number in numbers)", "tuple(weights)[: len(numbers)]"),
+    ]),
+    ("affcache/reporting/panels/timelines.py", ("tests/reporting/test_multitask_report.py",), [
+        ("plain(np.where(labelled, said.labels, 0))", "plain(said.labels)"),
     ]),
 ]  # fmt: skip
 MUTANTS = [Mutant(file, old, new, tests) for file, tests, changes in BY_FILE for old, new in changes]

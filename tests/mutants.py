@@ -235,7 +235,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/training/ridge.py", ("tests/training/test_multitask_training.py",), [
         ("labelled.double()", "torch.ones_like(labelled).double()"),
     ]),
-    ("affcache/scoring/trained.py", ("tests/scoring/test_ensemble.py",), [
+    ("affcache/scoring/ensemble.py", ("tests/scoring/test_ensemble.py",), [
         ("key=lambda one: one.stat().st_mtime, reverse=True", "key=lambda one: one.stat().st_mtime"),
         ("if other == head)", "if True)"),
         ("sorted(ours) == sorted(theirs)", "True"),
@@ -267,7 +267,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/ablation/folds.py", ("tests/ablation/test_folds.py",), [
         ("(fold + 1) % count if choosing else fold", "fold"),
         ("(fold_of != fold) & (fold_of != chosen_on)", "fold_of != fold"),
-        ('"decided": first.task.decide(probabilities)[order]', '"decided": first.task.decide(probabilities)'),
+        ("rows, probabilities = rows[order], probabilities[order]", "rows = rows[order]"),
     ]),
     ("affcache/ablation/result.py", ("tests/ablation/test_folds.py",), [
         ("curves.mean(axis=0).argmax()) + 1", "curves.mean(axis=0).argmax())"),
@@ -320,6 +320,15 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/scoring/trained.py", ("tests/prediction/test_model.py",), [
         ("-len(prepared) % CALL", "0"),
+    ]),
+    ("affcache/prediction/model.py", ("tests/prediction/test_multitask_prediction.py",), [
+        ("_decided(of, one.task, one.rule)", "_decided(of, one.task, None)"),
+    ]),
+    ("affcache/prediction/outputs.py", ("tests/prediction/test_multitask_prediction.py",), [
+        ("tuple(weights[number] for number in numbers)", "tuple(weights)[: len(numbers)]"),
+    ]),
+    ("affcache/reporting/panels/timelines.py", ("tests/reporting/test_multitask_report.py",), [
+        ("plain(np.where(labelled, said.labels, 0))", "plain(said.labels)"),
     ]),
 ]  # fmt: skip
 MUTANTS = [Mutant(file, old, new, tests) for file, tests, changes in BY_FILE for old, new in changes]

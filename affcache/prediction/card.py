@@ -78,10 +78,17 @@ def metrics_of(trained: TrainedHead, rule: str = "") -> dict[str, Any] | None:
     try:
         if not _on_own_store(scores, trained):
             return None
-        _metric_rows(scores, trained.task)
-        return {name: value for name, value in scores.items() if name not in OF_MACHINE}
+        _table(scores, trained.task)
+        return _without_machine(scores)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise no_scores(trained.scores_file(rule), error) from None
+
+
+def _without_machine(scores: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in scores.items() if name not in OF_MACHINE}
+    if "parts" in found:  # of several tasks at once
+        found["parts"] = {name: _without_machine(of) for name, of in found["parts"].items()}
+    return found
 
 
 def _on_own_store(scores: Mapping[str, Any], trained: TrainedHead) -> bool:
@@ -194,6 +201,7 @@ def _scores(trained: TrainedHead) -> str:
 
 
 def _table(scores: Mapping[str, Any], task: Task) -> str:
+    """Return a sentence on the metric, and a table of the classes; of several tasks at once both of each too."""
     how = scores["rule"]
     by = f" by a rule fitted on {how['fitted_on']}" if how.get("fitted_on") else ""
     of_videos = f" of {counted(scores['videos'], 'video')}" if task.level == "frame" else ""
@@ -201,6 +209,9 @@ def _table(scores: Mapping[str, Any], task: Task) -> str:
         f"{metric_name(scores['metric'])} **{scores['value']:.3f}**{_span(scores)} on the validation split{by}: "
         f"{counted(scores['frames'], task.level)}{of_videos}."
     )
+    if task.parts:
+        each = [f"Of {part.name}: {_table(scores['parts'][part.name], part)}" for part in task.parts]
+        return "\n\n".join([lead, *each])
     headings, rows = _metric_rows(scores, task)
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join([lead, "", *(f"| {' | '.join(line)} |" for line in lines)])

@@ -23,7 +23,8 @@ from affcache.progress import Listener
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name
 from affcache.store.description import differing_fields, fingerprint, is_table
-from affcache.tasks.kinds import Task
+from affcache.tasks.kinds import Labels, Task
+from affcache.tasks.multitask import MultiTask
 
 BATCH = 64  # images of one call of the encoder
 LARGEST_CARD = 2**24  # bytes
@@ -96,13 +97,21 @@ class Model:
         return self.trained.task
 
     @property
+    def by_task(self) -> "list[Model]":
+        """The model as that of each of its tasks, with its own outputs and rule; of one task, itself."""
+        return [Model(one, **self._elsewhere) for one in self.trained.by_task] if self.task.parts else [self]
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names (C,) of the classes, units or values: the columns of ``predict_proba``."""
         return self.trained.task.classes
 
     @property
     def rule(self) -> DecisionRule | None:
-        """The rule that ``affcache score --decide fitted`` fitted; None without one. StoreError: it is damaged."""
+        """The rule that ``affcache score --decide fitted`` fitted; None without one. StoreError: it is damaged.
+
+        Of several tasks each has its own, ``by_task[0].rule``; all together have none.
+        """
         return self.trained.rule
 
     @cached_property
@@ -257,7 +266,8 @@ class Model:
             batch_size: images of one call of the encoder.
 
         Returns:
-            float32 (n, C): of classes, which sum to 1; of units, each its own; or values, clipped to their range.
+            float32 (n, C): of classes, which sum to 1; of units, each its own; or values, clipped to their range. Of
+            several tasks theirs side by side, (n, 22) for mtl: valence, arousal, 8 classes, 12 units.
 
         Raises:
             InputError: both or neither are given, or one of them isn't as it should be.
@@ -275,11 +285,15 @@ class Model:
         thresholds. Arguments and errors are those of ``predict_proba``.
 
         Returns:
-            int64 (n,) indices into ``classes``; int64 (n, C) of 0 and 1 for units; or float32 (n, C) for values.
+            int64 (n,) indices into ``classes``; int64 (n, C) of 0 and 1 for units; or float32 (n, C) for values. Of
+            several tasks float32 with theirs side by side, each by its own rule: (n, 15) for mtl, a line of the
+            challenge's file, valence, arousal, the index among the 8 classes, 12 units.
         """
-        logits, rule = self._logits(images, embeddings, batch_size), self.rule or DecisionRule()
-        said = _Said(np.asarray(self.task.probabilities(logits).numpy()), logits)
-        return rule.decide(replace(rule, smooth="none", width=1).apply(said, self.task).probabilities, self.task)
+        logits, task = self._logits(images, embeddings, batch_size), self.task
+        if not isinstance(task, MultiTask):
+            return _decided(logits, task, self.rule)
+        each = zip(task.outputs_of(logits), self.trained.by_task, strict=True)
+        return task.joined([_decided(of, one.task, one.rule) for of, one in each])
 
     def _logits(self, images: Images | None, embeddings: Embeddings | None, batch_size: int) -> torch.Tensor:
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -290,6 +304,13 @@ class Model:
             found = "Neither images nor embeddings were" if images is None else "Both images and embeddings were"
             raise InputError(f"{found} given. Expected one of them: predict_proba(images), or with embeddings=ARRAY.")
         return self.logits(embeddings)
+
+
+def _decided(logits: torch.Tensor, task: Task, rule: DecisionRule | None) -> Labels:
+    """Return what is decided of one task's logits (n, C) of images, which have no order."""
+    rule = replace(rule or DecisionRule(), smooth="none", width=1)
+    said = _Said(np.asarray(task.probabilities(logits).numpy()), logits)
+    return rule.decide(rule.apply(said, task).probabilities, task)
 
 
 def _is_known(encoder: Mapping[str, Any]) -> bool:

@@ -14,9 +14,9 @@ import torch
 from affcache.errors import ConfigError, InputError
 from affcache.prediction.model import Model
 from affcache.prediction.whole_videos import frame_values, logits_of_persons
-from affcache.scoring.ensemble import Weights, averaged, shares_of
+from affcache.scoring.ensemble import Weights, averaged, rule_of_average, shares_of
 from affcache.scoring.rule import DecisionRule
-from affcache.scoring.trained import CALL, encoder_name, rule_of_average
+from affcache.scoring.trained import CALL, encoder_name
 from affcache.tasks.kinds import Task
 
 Embeddings = npt.NDArray[np.float16]
@@ -92,7 +92,7 @@ class TaskHeads:
 def heads_by_task(
     models: Sequence[Model], rule: DecisionRule, weights: Weights | None, *, fitted: bool
 ) -> list[TaskHeads]:
-    """Put models of one task together, in the order given.
+    """Put models of one task together, in the order given; one of several tasks counts for each of them.
 
     Args:
         models: of any encoders.
@@ -105,9 +105,9 @@ def heads_by_task(
         ConfigError: no rule was fitted, or several.
     """
     inputs, found = columns_of_models(models), []
-    for name in dict.fromkeys(model.task.name for model in models):
-        numbers = [number for number, model in enumerate(models) if model.task.name == name]
-        alike = tuple(models[number] for number in numbers)
+    views = [(number, one) for number, model in enumerate(models) for one in model.by_task]
+    for name in dict.fromkeys(one.task.name for _, one in views):
+        numbers, alike = zip(*((number, one) for number, one in views if one.task.name == name), strict=True)
         if any(model.task != alike[0].task for model in alike):
             words = ", ".join(model.trained.source for model in alike)
             raise InputError(f"The tasks {name} of {words} differ. Expected runs of one task, with the same outputs.")

@@ -25,7 +25,7 @@ from affcache.prediction.inputs import CROPS_OF
 from affcache.prediction.outputs import TaskHeads
 from affcache.progress import counted
 from affcache.reporting.frames import small_picture
-from affcache.reporting.page import page
+from affcache.reporting.page import Part, page
 from affcache.reporting.panels.timelines import TaskFrames, TimelineFrames, timeline
 from affcache.tasks.kinds import Task
 
@@ -91,14 +91,14 @@ class PredictionPage:
         if unsure:
             words = "Frames of which the heads are least sure: look before you trust them."
             sections["Least sure"] = f"<p>{words}</p>" + _buttons("suspicious", unsure, frames, pictures)
+        runs = dict.fromkeys(model.trained.source for one in self._heads for model in one.models)
         lead = (
-            f"<p>{escape(', '.join(one.task.name for one in self._heads))} by "
-            f"{escape(', '.join(model.trained.source for one in self._heads for model in one.models))}: "
+            f"<p>{escape(', '.join(one.task.name for one in self._heads))} by {escape(', '.join(runs))}: "
             f"{counted(len(whole), 'face')} of {counted(len(names), 'person')}.</p>"
             '<p class="notice">What heads say of faces that nobody labelled is a guess: how good it is on such faces, '
             "this page can't tell.</p>"
         )
-        return page("Predictions", lead, sections)
+        return page("Predictions", lead, [Part(sections)])
 
     def _frames_of(self, one: TaskHeads, whole: pa.Table, order: Rows) -> TaskFrames:
         """Return what is said for one task, in the order of the timeline."""
@@ -213,8 +213,8 @@ def _filter(shown: Sequence[Shown]) -> str:
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
     return (
         "<p>The surest frames of each class or unit, and both ends of each value. A click shows the timeline there.</p>"
-        '<p class="tools"><label for="class">Shown for</label><select id="class"><option value="">all</option>'
-        f'{options}</select><span id="shown" role="status">{counted(len(shown), "frame")}</span></p>'
+        '<p class="tools"><label>Shown for <select class="filter"><option value="">all</option>'
+        f'{options}</select></label><span class="shown" role="status">{counted(len(shown), "frame")}</span></p>'
     )
 
 
@@ -228,4 +228,4 @@ def _buttons(name: str, shown: Sequence[Shown], frames: TimelineFrames, pictures
             f'<button type="button" data-position="{one.position}" data-classes="{escape(one.what)}">{image}'
             f"<b>{escape(one.words)}</b><br>{video}, {frames.numbers[one.position]}</button>"
         )
-    return f'<div class="crops" id="{name}">{"".join(cells)}</div>'
+    return f'<div class="crops {name}">{"".join(cells)}</div>'

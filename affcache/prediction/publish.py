@@ -34,7 +34,7 @@ class PublishResult(Result):
     task: str
     metric: str
     value: float | None  # on validation; None where the run was not scored
-    rule: bool  # whether a fitted rule went along
+    rule: bool  # whether a fitted rule went along; of several tasks, one of each
     files: tuple[str, ...]
     bytes: int
     onnx: dict[str, float]  # of each graph the largest difference to torch
@@ -85,7 +85,7 @@ def publish(settings: PublishSettings, listener: Listener) -> PublishResult:
         task=trained.task.name,
         metric=trained.task.metric,
         value=metrics["value"] if metrics else None,
-        rule=trained.rule is not None,
+        rule=_rules(trained) is not None,
         files=tuple(path.name for path in files),
         bytes=sum(path.stat().st_size for path in files),
         onnx={name: of["largest_difference"] for name, of in graphs.items()},
@@ -142,6 +142,12 @@ def _header(trained: TrainedHead) -> dict[str, Any]:
     return {"format": FORMAT, "format_version": FORMAT_VERSION, "task": trained.task.name, "epoch": trained.epoch}
 
 
+def _rules(trained: TrainedHead) -> dict[str, Any] | None:
+    """Return the fitted rule, of several tasks that of each by its name; None without one."""
+    each = {one.task.name: one.rule.to_json() for one in trained.by_task if one.rule is not None}
+    return (each if trained.task.parts else each[trained.task.name]) if each else None
+
+
 def _config(trained: TrainedHead, words: CardWords, metrics: Any, graphs: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json but for the files' sums: all that a head needs, and nothing of this machine."""
     licence, source = licence_of(trained.encoder)
@@ -162,7 +168,7 @@ def _config(trained: TrainedHead, words: CardWords, metrics: Any, graphs: Mappin
         "encoder_fingerprint": trained.encoder_fingerprint,
         "encoder_licence": {"licence": licence, "known_from": source},
         "preprocessing": {"crops": CROPS, **prepared, "embeddings": "rounded to float16, not normalised"},
-        "postprocessing": None if trained.rule is None else trained.rule.to_json(),
+        "postprocessing": _rules(trained),
         "data": words.data,
         "license": words.license,
         "metrics": metrics,

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from affcache.crops.archives import UnreadableCropError
+from affcache.crops.crop_list import CropList
 from affcache.crops.folders import find_crops
 from affcache.crops.images import decode_crop
 from affcache.crops.names import VideoNames
@@ -39,7 +41,7 @@ class ReportContext:
     run: TrainedRun
     split: str
     scored: Scored  # with intervals
-    crops: tuple[Path, ...]
+    crops: CropList | None  # None where there are none
 
     @property
     def joined(self) -> JoinedLabels:
@@ -89,14 +91,12 @@ class ReportContext:
     @cached_property
     def pictures(self) -> dict[int, str]:
         """Small pictures of the frames to show, as data URIs by position; none of videos, or of crops not found."""
-        chosen, there = [*self.hardest, *self.suspicious], [root for root in self.crops if root.exists()]
-        if self.task.level == "video" or not there or not chosen:
+        chosen, crops, names = [*self.hardest, *self.suspicious], self.crops, self.video_names
+        if crops is None or self.task.level == "video":
             return {}
-        names = self.video_names
         try:
-            crops = find_crops(there)
-            index_of = VideoNames(crops.video_names).match(names, there[0])
-        except InputError:  # nothing in it, or no saying which is whose
+            index_of = VideoNames(crops.video_names).match(names, Path())
+        except InputError:  # no saying which is whose
             return {}
         videos, numbers = self.frame_names
         pictures = {}
@@ -115,7 +115,15 @@ class ReportContext:
         """The figures of ``score --figures``, by name, as elements of the page."""
         with drawing():
             drawn = score_figures(self.task, self.scored.scores, *self.said, self.run.folder.read_history())
-            return {name: inline_figure(figure) for name, figure in drawn.items()}
+            return {name: inline_figure(figure, self.task.name) for name, figure in drawn.items()}
+
+
+def crops_below(roots: Sequence[Path]) -> CropList | None:
+    """Return the crops in folders and archives, as far as these are there; None without any."""
+    try:
+        return find_crops([root for root in roots if root.exists()])
+    except InputError:
+        return None
 
 
 def tail_positions(losses: npt.NDArray[Any], alpha: float) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -16,28 +17,51 @@ TIMELINE = 'id="timeline"'  # of what the script draws
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def page(title: str, lead: str, sections: Mapping[str, str]) -> str:
+@dataclass(frozen=True)
+class Part:
+    """Sections that belong together: a timeline, and the frames that are shown there."""
+
+    sections: Mapping[str, str]  # HTML by heading
+    name: str = ""  # of the part, where a page has several
+    lead: str = ""  # HTML before its sections
+
+    def id_of(self, heading: str) -> str:
+        """Return what links name a section by."""
+        return re.sub(r"\W+", "-", f"{self.name} {heading}".strip().lower()) + "-section"
+
+    def links(self) -> str:
+        """Return the contents."""
+        items = [f'<li><a href="#{self.id_of(heading)}">{escape(heading)}</a></li>' for heading in self.sections]
+        return f"<ul>{f'<li>{escape(self.name)}:</li>' if self.name else ''}{''.join(items)}</ul>"
+
+    def html(self) -> str:
+        """Return the part."""
+        level = "h3" if self.name else "h2"
+        head = f"<h2>{escape(self.name)}</h2>{self.lead}" if self.name else self.lead
+        body = "".join(
+            f'<section id="{self.id_of(heading)}"><{level}>{escape(heading)}</{level}>{html}</section>'
+            for heading, html in self.sections.items()
+        )
+        return f"<article>{head}{body}</article>"
+
+
+def page(title: str, lead: str, parts: Sequence[Part]) -> str:
     """Return the whole page.
 
     Args:
         title: of the report.
         lead: HTML before the contents.
-        sections: HTML by heading.
+        parts: of it.
     """
     own = files("affcache.reporting")
     style, script = ((own / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    named = {heading.lower().replace(" ", "-") + "-section": heading for heading in sections}
-    links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading in named.items())
-    body = "".join(
-        f'<section id="{name}"><h2>{escape(heading)}</h2>{sections[heading]}</section>'
-        for name, heading in named.items()
-    )
+    links, body = ("".join(of) for of in ((part.links() for part in parts), (part.html() for part in parts)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body>"
-        f'<h1>{escape(title)}</h1>{lead}<nav aria-label="Contents"><ul>{links}</ul></nav><main>{body}</main>'
+        f'<h1>{escape(title)}</h1>{lead}<nav aria-label="Contents">{links}</nav><main>{body}</main>'
         f"{f'<script>{script}</script>' if TIMELINE in body else ''}</body></html>\n"
     )
 
@@ -59,10 +83,13 @@ def charts(figures: Iterable[str]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def inline_figure(figure: "Figure") -> str:
-    """Return a figure as SVG in the page's font and colours, black in that of text, with its label as the caption."""
+def inline_figure(figure: "Figure", task: str) -> str:
+    """Return a figure as SVG in the page's font and colours, black in that of text, with its label as the caption.
+
+    Its ids are no other figure's: captions differ among those of a task.
+    """
     file, caption = io.StringIO(), escape(str(figure.get_label()))
-    with drawing({"svg.fonttype": "none", "font.sans-serif": "DejaVu Sans", "svg.hashsalt": caption}):  # for own ids
+    with drawing({"svg.fonttype": "none", "font.sans-serif": "DejaVu Sans", "svg.hashsalt": f"{task} {caption}"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     drawn = file.getvalue()
     drawn = drawn[drawn.index('<g id="figure_1">') : drawn.rindex("</svg>")]  # without namespaces and metadata

@@ -1,7 +1,7 @@
 """Several runs that predict together: their probabilities averaged, frame by frame, by weights that may be fitted."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,18 @@ import numpy.typing as npt
 import torch
 
 from affcache.errors import ConfigError, InputError
+from affcache.files import read_json
 from affcache.progress import Listener
 from affcache.scoring.predict import Predictions, TrainedRun, require_one_task
-from affcache.scoring.rule import are_weights
+from affcache.scoring.published import sha256_of
+from affcache.scoring.rule import DecisionRule, are_weights
+from affcache.scoring.trained import AVERAGE, TrainedHead, no_rule
 from affcache.settings import RUNS
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex, Rows, all_frames
 from affcache.tasks.annotations import JoinedLabels, join_labels
 from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import TASKS
-from affcache.training.run_folder import newest_run
+from affcache.training.run_folder import RunFolder, newest_run
 
 FEW = 50_000  # frames; up to here nobody waits
 DRAWS = 20  # of runs, whose shares are their weights
@@ -253,3 +256,38 @@ def fit_weights(runs: int, metric: Callable[[Weights], float]) -> Weights:
         if values[chosen] > best:
             best, found = values[chosen], tried[chosen]
     return found
+
+
+def rule_of_average(heads: Sequence[TrainedHead]) -> DecisionRule | None:
+    """Return the rule that ``score`` fitted for the average of these very heads, in any order; None without one.
+
+    Where several were fitted, in the folders of several runs, the newest counts.
+
+    Raises:
+        StoreError: a file that has one is damaged.
+    """
+    task, ours = heads[0].task, [sha256_of(head.folder.head) for head in heads]
+    folders = {RunFolder(head.out.path / AVERAGE).path for head in heads}
+    files = [RunFolder(folder).of_split(RunFolder(folder).scores, "validation", "fitted") for folder in folders]
+    for path in sorted((one for one in files if one.is_file()), key=lambda one: one.stat().st_mtime, reverse=True):
+        try:
+            scores = read_json(path)
+            said = scores if scores["task"] == task.name else scores.get("parts", {}).get(task.name, {})
+            theirs = [str(head) for head in said.get("heads", ())]
+            if sorted(ours) == sorted(theirs):
+                return _in_order(DecisionRule.from_json(said["rule"], task), ours, theirs)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise no_rule(path, error) from None
+    return None
+
+
+def _in_order(rule: DecisionRule, ours: Sequence[str], theirs: list[str]) -> DecisionRule:
+    """Return a rule with the weights of the same heads in another order; one that comes twice has two of them."""
+    if rule.weights is None:
+        return rule
+    left = list(zip(theirs, rule.weights, strict=True))
+    weights = []
+    for head in ours:
+        place = next(number for number, (other, _) in enumerate(left) if other == head)
+        weights.append(left.pop(place)[1])
+    return replace(rule, weights=tuple(weights))

@@ -46,9 +46,8 @@ def score_figures(
     figures = {"classes": _classes(task.class_metric, scores)}
     if task.exclusive:
         figures["confusion"] = _confusion(labels, decided, task.classes, task.level)
-    drawn = {"epoch", "train_loss", "validation_loss", task.metric}
-    if len(history) > 1 and all(drawn <= entry.keys() for entry in history):
-        figures["learning"] = _learning(history, task.metric)
+    if (learning := learning_figure(history, task.metric)) is not None:
+        figures["learning"] = learning
     if task.has_classes:
         present = labels[:, None] == np.arange(task.outputs) if task.exclusive else labels
         figures["precision_recall"] = _precision_recall(present, probabilities, task.classes)
@@ -101,8 +100,11 @@ def _confusion(labels: npt.NDArray[Any], decided: npt.NDArray[Any], names: Seque
     return figure
 
 
-def _learning(history: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
-    """Draw losses and the metric over epochs."""
+def learning_figure(history: Sequence[Mapping[str, Any]], metric: str) -> "Figure | None":
+    """Draw losses and the metric over epochs, within ``files.drawing``; None where the history has none."""
+    drawn = {"epoch", "train_loss", "validation_loss", metric}
+    if len(history) < 2 or not all(drawn <= entry.keys() for entry in history):
+        return None
     name = metric_name(metric)
     figure, axes = _axes(f"Losses and {name} over epochs")
     epochs = [entry["epoch"] for entry in history]

@@ -1,6 +1,6 @@
 """A trained head opened to predict with, from a run folder, a published folder or the hub: no store is needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from affcache.scoring.published import (
     local_folder,
     read_published,
     settings_of_published,
-    sha256_of,
 )
 from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
@@ -157,9 +156,13 @@ class TrainedHead:
     def rule(self) -> DecisionRule | None:
         """The rule that was fitted: by score on a run's validation split, or as it was published; None without one.
 
+        Of several tasks at once each has its own, which ``by_task`` gives, and all together have none.
+
         Raises:
             StoreError: the file that has it is damaged.
         """
+        if self.task.parts:
+            return None
         path = self.folder.config if self.published else self.scores_file("fitted")
         try:
             if self.published:
@@ -171,10 +174,7 @@ class TrainedHead:
                 found = None if scores is None else scores["rule"]
             return None if found is None else DecisionRule.from_json(found, self.task)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{path} has no rule that can be read ({first_line(error)}). Expected it as affcache wrote it. "
-                "Write it anew with 'affcache score RUN --decide fitted', or delete it."
-            ) from None
+            raise no_rule(path, error) from None
 
     def scores_file(self, rule: str) -> Path:
         """Return where score writes what it finds on a run's validation split by a rule, "" or "fitted"."""
@@ -262,42 +262,6 @@ def _position_name(start: int, position: int) -> str:
     return f"embedding {start + position:,}"
 
 
-def rule_of_average(heads: Sequence[TrainedHead]) -> DecisionRule | None:
-    """Return the rule that ``score`` fitted for the average of these very heads, in any order; None without one.
-
-    Where several were fitted, in the folders of several runs, the newest counts.
-
-    Raises:
-        StoreError: a file that has one is damaged.
-    """
-    ours = [sha256_of(head.folder.head) for head in heads]
-    folders = {RunFolder(head.out.path / AVERAGE).path for head in heads}
-    files = [RunFolder(folder).of_split(RunFolder(folder).scores, "validation", "fitted") for folder in folders]
-    for path in sorted((one for one in files if one.is_file()), key=lambda one: one.stat().st_mtime, reverse=True):
-        try:
-            scores = read_json(path)
-            theirs = [str(head) for head in scores.get("heads", ())]
-            if scores["task"] == heads[0].whole.name and sorted(ours) == sorted(theirs):
-                task = heads[0].task
-                said = scores if heads[0].whole is task else scores["parts"][task.name]
-                return _in_order(DecisionRule.from_json(said["rule"], task), ours, theirs)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _no_rule(path, error) from None
-    return None
-
-
-def _in_order(rule: DecisionRule, ours: Sequence[str], theirs: list[str]) -> DecisionRule:
-    """Return a rule with the weights of the same heads in another order; one that comes twice has two of them."""
-    if rule.weights is None:
-        return rule
-    left = list(zip(theirs, rule.weights, strict=True))
-    weights = []
-    for head in ours:
-        place = next(number for number, (other, _) in enumerate(left) if other == head)
-        weights.append(left.pop(place)[1])
-    return replace(rule, weights=tuple(weights))
-
-
 def no_scores(path: Path, error: Exception) -> StoreError:
     """Return the error for a file of scores that is damaged."""
     return StoreError(
@@ -306,7 +270,8 @@ def no_scores(path: Path, error: Exception) -> StoreError:
     )
 
 
-def _no_rule(path: Path, error: Exception) -> StoreError:
+def no_rule(path: Path, error: Exception) -> StoreError:
+    """Return the error for a file whose rule is damaged."""
     return StoreError(
         f"{path} has no rule that can be read ({first_line(error)}). Expected it as affcache wrote it. Write it "
         "anew with 'affcache score RUN --decide fitted', or delete it."

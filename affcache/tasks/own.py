@@ -161,8 +161,7 @@ def task_to_json(task: Task) -> dict[str, Any]:
 def task_from_json(values: Mapping[str, Any]) -> Task:
     """Return the task that ``task_to_json`` wrote. Raises ValueError where it is none."""
     if values.get("kind") == MultiTask.kind:
-        parts = [task_from_json(part) for part in values.get("parts", ())]
-        return MultiTask.of(str(values.get("name")), parts, str(values.get("description", "")))
+        return _tasks_from_json(values)
     classes, name, kind = values.get("classes"), values.get("name"), str(values.get("kind"))
     if not (isinstance(classes, list) and classes and all(isinstance(one, str) for one in classes)):
         raise ValueError("its task has no classes")
@@ -183,3 +182,17 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
     if kind == Values.kind:
         return Values(**common, low=float(values.get("low", -1)), high=float(values.get("high", 1)))
     return KINDS[kind](**common)
+
+
+def _tasks_from_json(values: Mapping[str, Any]) -> MultiTask:
+    """Return the several tasks at once that ``task_to_json`` wrote; raises ValueError where they are none."""
+    name, said = str(values.get("name")), values.get("parts")
+    if not (isinstance(said, list) and said and all(isinstance(one, dict) for one in said)):
+        raise ValueError(f"its task {name!r} has no parts")
+    if any(one.get("kind") == MultiTask.kind for one in said):
+        raise ValueError(f"a part of its task {name!r} has parts itself")
+    parts = [task_from_json(one) for one in said]
+    task = MultiTask.of(name, parts, str(values.get("description", "")))
+    if list(task.classes) != values.get("classes") or len({part.name for part in parts}) < len(parts):
+        raise ValueError(f"its task {name!r} and the parts of it differ")
+    return task

@@ -36,19 +36,19 @@ def test_a_frame_shows_the_timeline_and_tasks_can_be_chosen(page: Any) -> None:
     from selenium.webdriver.support.ui import Select
 
     before = drawn(page)
-    find(page, "#hardest button").click()
+    find(page, ".hardest button").click()
     assert drawn(page) != before
-    assert re.fullmatch(r"frame \d+: decided \w+; \w+ \d\.\d\d, .*", find(page, "#readout").text)
+    assert re.fullmatch(r"frame \d+: decided \w+; \w+ \d\.\d\d, .*", find(page, ".readout").text)
     seen = {drawn(page)}
     for index, words in ((1, r"frame \d+: decided (none|AU.*); AU\d+ \d\.\d\d, .*"), (2, r".*valence -?\d\.\d\d, .*")):
-        Select(find(page, "#task")).select_by_index(index)
-        find(page, "#hardest button").click()
-        assert re.fullmatch(words, find(page, "#readout").text)
+        Select(find(page, ".task")).select_by_index(index)
+        find(page, ".hardest button").click()
+        assert re.fullmatch(words, find(page, ".readout").text)
         seen.add(drawn(page))
     assert len(seen) == 3
-    choice = Select(find(page, "#class"))
+    choice = Select(find(page, ".filter"))
     choice.select_by_value("va: valence high")
-    shown = [one for one in page.find_elements("css selector", "#hardest button") if one.is_displayed()]
+    shown = [one for one in page.find_elements("css selector", ".hardest button") if one.is_displayed()]
     assert 0 < len(shown) <= 6
-    assert find(page, "#shown").text.startswith(f"{len(shown)} frame")
+    assert find(page, ".shown").text.startswith(f"{len(shown)} frame")
     assert page.get_log("browser") == []

@@ -12,6 +12,7 @@ import pytest
 from affcache.reporting.report import report
 from affcache.training.fit import fit
 from tests.conftest import MakeData, write_crops
+from tests.reporting.test_multitask_report import made  # noqa: F401  # a fixture
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 DRIVER = shutil.which("chromedriver")
@@ -57,8 +58,8 @@ def test_values_are_drawn_too(learnable: MakeData, tmp_path: Path, browser: Any)
     data = learnable("va")
     fit(task="va", store=data[0], annotations=data[1], run=tmp_path / "run", **QUICK)
     browser.get(f"file://{report(run=tmp_path / 'run', crops=()).out}")
-    find(browser, "#hardest button").click()
-    assert re.fullmatch(r"frame \d+: label valence -?\d\.\d\d, arousal .*", find(browser, "#readout").text)
+    find(browser, ".hardest button").click()
+    assert re.fullmatch(r"frame \d+: label valence -?\d\.\d\d, arousal .*", find(browser, ".readout").text)
     assert browser.get_log("browser") == []
 
 
@@ -83,7 +84,7 @@ def requests(browser: Any) -> list[str]:
 
 def drawn(browser: Any) -> str:
     """What the timeline shows, pixel for pixel."""
-    return str(browser.execute_script("return document.getElementById('timeline').toDataURL()"))
+    return str(browser.execute_script("return document.querySelector('.timeline').toDataURL()"))
 
 
 def find(browser: Any, selector: str) -> Any:
@@ -108,33 +109,33 @@ def test_filter_click_keys_and_scrolling_work(page: Any) -> None:
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select
 
-    buttons = page.find_elements("css selector", "#hardest button")
-    choice = Select(find(page, "#class"))
+    buttons = page.find_elements("css selector", ".hardest button")
+    choice = Select(find(page, ".filter"))
     chosen = buttons[0].get_attribute("data-classes").split("|")[0]
     choice.select_by_value(chosen)
     shown = [button for button in buttons if button.is_displayed()]
     assert 0 < len(shown) < len(buttons)
     assert all(chosen in button.get_attribute("data-classes").split("|") for button in shown)
-    assert find(page, "#shown").text == f"{len(shown)} frames"
+    assert find(page, ".shown").text == f"{len(shown)} frames"
     choice.select_by_value("")
     before = drawn(page)
     button = next(button for button in buttons if "5-30-640x360" in button.text)
     button.click()
     number = button.text.rpartition(",")[2].strip()
-    assert find(page, "#readout").text.startswith(f"frame {number}: label ")
-    assert "5-30-640x360" in Select(find(page, "#video")).first_selected_option.text
+    assert find(page, ".readout").text.startswith(f"frame {number}: label ")
+    assert "5-30-640x360" in Select(find(page, ".video")).first_selected_option.text
     assert drawn(page) != before
-    timeline = find(page, "#timeline")
+    timeline = find(page, ".timeline")
     timeline.send_keys(Keys.ARROW_RIGHT if number != "40" else Keys.ARROW_LEFT)
     step = 1 if number != "40" else -1
-    assert find(page, "#readout").text.startswith(f"frame {int(number) + step}:")
+    assert find(page, ".readout").text.startswith(f"frame {int(number) + step}:")
     whole = drawn(page)
-    find(page, "#in").click()
+    find(page, ".in").click()
     zoomed = drawn(page)
     assert zoomed != whole
-    find(page, "#on" if int(number) < 20 else "#back").click()
+    find(page, ".on" if int(number) < 20 else ".back").click()
     assert drawn(page) != zoomed
-    Select(find(page, "#video")).select_by_index(0)
+    Select(find(page, ".video")).select_by_index(0)
     assert page.get_log("browser") == []
 
 
@@ -161,5 +162,42 @@ def test_everything_that_can_be_used_has_a_name_and_the_keyboard_reaches_it(page
         ".map((one) => one.outerHTML)"
     )
     assert nameless == []
-    assert page.execute_script("return document.getElementById('timeline').tabIndex") == 0
+    assert page.execute_script("return document.querySelector('.timeline').tabIndex") == 0
     assert page.execute_script("return document.documentElement.lang") == "en"
+
+
+def drawn_in(browser: Any, parts: list[Any]) -> list[str]:
+    script = "return arguments[0].querySelector('.timeline').toDataURL()"
+    return [str(browser.execute_script(script, part)) for part in parts]
+
+
+def test_each_part_shows_its_own_timeline(made: Path, tmp_path: Path, browser: Any) -> None:  # noqa: F811
+    from selenium.webdriver.support.ui import Select
+
+    report(run=made / "run", annotations=made / "gaps", crops=(), out=tmp_path / "r.html")
+    browser.get(f"file://{tmp_path / 'r.html'}")
+    parts = browser.find_elements("css selector", "article")[:3]
+    said = []
+    for part in parts:
+        before = drawn_in(browser, parts)
+        part.find_element("css selector", ".hardest button").click()
+        changed = [one != other for one, other in zip(drawn_in(browser, parts), before, strict=True)]
+        assert changed == [one is part for one in parts], "its own, and no other"
+        said.append(part.find_element("css selector", ".readout").text)
+    assert re.fullmatch(r"frame \d+: label valence \S+, arousal \S+; decided valence .*", said[0])
+    assert re.fullmatch(r"frame \d+: label \w+; decided \w+", said[1])
+    gap = next(b for b in parts[0].find_elements("css selector", ".hardest button") if b.text.startswith("-,"))
+    gap.click()
+    assert "label valence -, arousal" in parts[0].find_element("css selector", ".readout").text
+    gap = next(b for b in parts[2].find_elements("css selector", ".hardest button") if "2 not labelled" in b.text)
+    gap.click()
+    assert "(not labelled: AU1, AU10); decided" in parts[2].find_element("css selector", ".readout").text
+    chosen = Select(parts[1].find_element("css selector", ".filter"))
+    name = parts[1].find_element("css selector", ".hardest button").get_attribute("data-classes")
+    chosen.select_by_value(name)
+    shown = [[b.is_displayed() for b in part.find_elements("css selector", ".hardest button")] for part in parts]
+    assert all(shown[0])
+    assert all(shown[2])
+    assert 0 < sum(shown[1]) < len(shown[1])
+    assert parts[1].find_element("css selector", ".shown").text.startswith(f"{sum(shown[1])} frame")
+    assert browser.get_log("browser") == []

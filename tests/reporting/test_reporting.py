@@ -50,7 +50,7 @@ class Elements(HTMLParser):
 
 
 def frames_in(text: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="frames">(.*?)</script>', text, re.DOTALL)
+    found = re.search(r'<script type="application/json" class="frames">(.*?)</script>', text, re.DOTALL)
     assert found
     assert "<" not in found[1], "neither </script> nor <!-- can end or change what the element is"
     return dict(json.loads(found[1]))

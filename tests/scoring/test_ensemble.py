@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from affcache.errors import ConfigError, InputError, StoreError
 from affcache.reporting.report import report
-from affcache.scoring.ensemble import averaged, fit_weights, parse_weights, shares_of
+from affcache.scoring.ensemble import averaged, fit_weights, parse_weights, rule_of_average, shares_of
 from affcache.scoring.intervals import metric_interval
 from affcache.scoring.score import ScoreResult, score
-from affcache.scoring.trained import TrainedHead, rule_of_average
+from affcache.scoring.trained import TrainedHead
 from affcache.store.frames import ABSENT, all_frames
 from affcache.store.joined import join_stores
 from affcache.store.reading import EmbeddingStore

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from affcache.reporting.frames import ReportContext
 from affcache.reporting.panels.frames import hardest_frames, suspicious_frames
 from affcache.reporting.panels.published import published_figures
-from affcache.reporting.panels.run import run_settings
+from affcache.reporting.panels.run import run_settings, training
 from affcache.reporting.panels.scores import curves, scores
 from affcache.reporting.panels.timelines import timelines
 
@@ -21,5 +21,7 @@ PANELS: dict[str, Callable[[ReportContext], str | None]] = {
     "Timelines": timelines,
     "Hardest frames": hardest_frames,
     "Labels that may be wrong": suspicious_frames,
+    "Training": training,
     "Settings": run_settings,
 }
+OF_RUN = ("Training", "Settings")  # shown once, of a run of several tasks too

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from affcache.progress import counted
 from affcache.reporting.frames import ReportContext, classes_of
 from affcache.reporting.page import table
@@ -57,13 +59,13 @@ def _class_filter(task: Task, count: int) -> str:
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
     frames = counted(count, "frame")
     return (
-        '<p class="tools"><label for="class">Label</label><select id="class"><option value="">all</option>'
-        f'{options}</select><span id="shown" role="status">{frames}</span></p>'
+        '<p class="tools"><label>Label <select class="filter"><option value="">all</option>'
+        f'{options}</select></label><span class="shown" role="status">{frames}</span></p>'
     )
 
 
 def _buttons(context: ReportContext, name: str, positions: Sequence[int]) -> str:
-    return f'<div class="crops" id="{name}">{"".join(_button(context, position) for position in positions)}</div>'
+    return f'<div class="crops {name}">{"".join(_button(context, position) for position in positions)}</div>'
 
 
 def _button(context: ReportContext, position: int) -> str:
@@ -87,4 +89,7 @@ def _words(task: Task, label: Any) -> str:
 
 
 def _said(task: Task, label: Any) -> str:
-    return ", ".join([f"{value:.2f}" for value in label] if not task.has_classes else classes_of(task, label))
+    if not task.has_classes:
+        return ", ".join("-" if np.isnan(value) else f"{value:.2f}" for value in label)
+    gaps = 0 if task.exclusive else int((label < 0).sum())
+    return ", ".join(classes_of(task, label)) + (f"; {gaps} not labelled" if gaps else "")

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from affcache.scoring.figures import PALETTE
 from affcache.tasks.kinds import Task
 
 TOOLS = (
-    '<p class="tools"><label for="video">Video</label><select id="video"></select><select id="task" '
-    'aria-label="task"></select><button type="button" id="back" aria-label="back">◀</button>'
-    '<button type="button" id="on" aria-label="on">▶</button>'
-    '<button type="button" id="in" aria-label="zoom in">+</button>'
-    '<button type="button" id="out" aria-label="zoom out">−</button>'
-    '<input type="range" id="position" aria-label="first frame shown"></p>'
+    '<p class="tools"><label>Video <select class="video"></select></label><select class="task" '
+    'aria-label="task"></select><button type="button" class="back" aria-label="back">◀</button>'
+    '<button type="button" class="on" aria-label="on">▶</button>'
+    '<button type="button" class="in" aria-label="zoom in">+</button>'
+    '<button type="button" class="out" aria-label="zoom out">−</button>'
+    '<input type="range" class="position" aria-label="first frame shown"></p>'
 )
 LABEL = (
     "Timeline of the chosen video. Arrow keys step from frame to frame, plus and minus zoom, page keys scroll; what a "
@@ -34,7 +34,7 @@ class TaskFrames:
     task: Task
     probabilities: npt.NDArray[Any]  # (n, C)
     decided: npt.NDArray[Any]  # (n,) class indices, or (n, C)
-    labels: npt.NDArray[Any] | None  # likewise; None where there are none
+    labels: npt.NDArray[Any] | None  # likewise, -1 or nan where one is missing; None where there are none
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def timeline(frames: TimelineFrames) -> str:
         words.append(f"Coloured: the outputs of {task.name}{plain}; from {low:g} at the bottom to {high:g}.")
     data = json.dumps(all_frames(frames)).replace("<", "\\u003c")  # nothing in it can end the element it stands in
     return (
-        f'{TOOLS}<canvas id="timeline" tabindex="0" role="img" aria-label="{LABEL}"></canvas>'
-        '<p id="readout" role="status">Click the timeline, or focus it and use the arrow keys.</p>'
-        f'<p>{" ".join(words)}</p><script type="application/json" id="frames">{data}</script>'
+        f'{TOOLS}<canvas class="timeline" tabindex="0" role="img" aria-label="{LABEL}"></canvas>'
+        '<p class="readout" role="status">Click the timeline, or focus it and use the arrow keys.</p>'
+        f'<p>{" ".join(words)}</p><script type="application/json" class="frames">{data}</script>'
     )
 
 
@@ -81,7 +81,8 @@ def all_frames(frames: TimelineFrames) -> dict[str, Any]:
     """Return all frames in bytes: probabilities in 255ths, values in 255ths of the task's range, and labels.
 
     Each array is base64 of little-endian bytes: ``numbers`` int32 (n,), ``seconds`` float64 (n,), and of each task
-    ``probabilities`` uint8 (n, C), ``labels`` and ``decided`` uint8 (n,) for classes, else (n, C).
+    ``probabilities`` uint8 (n, C), ``labels`` and ``decided`` uint8 (n,) for classes, else (n, C), and ``labelled``
+    in their shape, which is 0 where a label is missing and null where none is.
     """
     found, starts, counts = np.unique(frames.videos, return_index=True, return_counts=True)
     return {
@@ -109,9 +110,17 @@ def _of_task(said: TaskFrames) -> dict[str, Any]:
         "range": task.valid_range,
         "classes": task.classes,
         "probabilities": _in_255ths(said.probabilities, low, high),
-        "labels": None if said.labels is None else plain(said.labels),
+        **_of_labels(said, plain),
         "decided": plain(said.decided),
     }
+
+
+def _of_labels(said: TaskFrames, plain: Callable[[npt.NDArray[Any]], str]) -> dict[str, str | None]:
+    if said.labels is None:
+        return {"labels": None, "labelled": None}
+    labelled = said.task.labelled(said.labels)
+    gaps = None if labelled.all() else _base64(labelled.astype(np.uint8))
+    return {"labels": plain(np.where(labelled, said.labels, 0)), "labelled": gaps}
 
 
 def _in_255ths(values: npt.NDArray[Any], low: float, high: float) -> str:

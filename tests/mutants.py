@@ -282,6 +282,8 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ]),
     ("affcache/training/fit.py", (FAST, "tests/ablation/test_ablate.py"), [
         ("ClassCounts.of(splits.task, splits.train.labels)", "ClassCounts.of(splits.task, splits.train.labels[:1])"),
+    ]),
+    ("affcache/training/splits.py", ("tests/ablation/test_ablate.py",), [
         ("return replace(self, train=train, selection=", "return replace(self, selection="),
     ]),
     ("benchmarks/fit.py", ("tests/benchmarks/test_benchmarks.py",), [

@@ -28,8 +28,9 @@ from affcache.scoring.intervals import without_interval
 from affcache.settings import command, existing_store
 from affcache.tasks.tasks import find_task
 from affcache.training.epochs import BEST
-from affcache.training.fit import SMALLEST_TAIL, JoinedSplits, LoadedSplits, raised_twice, tail_of
+from affcache.training.fit import SMALLEST_TAIL, raised_twice, tail_of
 from affcache.training.plain import disagreement
+from affcache.training.splits import JoinedSplits, LoadedSplits
 
 # what trains, by --engine: functions that give a trainer, imported when they are asked for
 TRAINERS = {"local": "affcache.ablation.train:local_trainer", "ray": "affcache.cluster.training:cluster_trainer"}

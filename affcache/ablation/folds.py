@@ -20,7 +20,7 @@ from affcache.tasks.folds import find_folds
 from affcache.tasks.kinds import Task
 from affcache.tasks.splits import group_frames
 from affcache.tasks.whole_videos import mean_by_video
-from affcache.training.fit import JoinedSplits
+from affcache.training.splits import JoinedSplits
 
 PREDICTIONS = "out_of_fold"  # the folder of their files
 

@@ -19,9 +19,10 @@ from affcache.tasks.own import task_to_json
 from affcache.tasks.tasks import find_task
 from affcache.tasks.whole_videos import scored
 from affcache.training.epochs import Best, Entry
-from affcache.training.fit import HEADER, JoinedSplits, LoadedSplits
+from affcache.training.fit import HEADER
 from affcache.training.run_folder import RunFolder
 from affcache.training.settings import FitSettings
+from affcache.training.splits import JoinedSplits, LoadedSplits
 
 RESULT = ("value", "selected", "best_epoch", "diverged")  # of an outcome, in result.json
 STATISTICS = "videos.safetensors"

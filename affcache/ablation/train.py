@@ -19,10 +19,11 @@ from affcache.progress import Listener, counted, duration_text
 from affcache.tasks.kinds import Task
 from affcache.training.data import Frames, batches, epoch_length
 from affcache.training.epochs import Epochs
-from affcache.training.fit import LoadedSplits, run_of
+from affcache.training.fit import run_of
 from affcache.training.learner import FORM, build_head
 from affcache.training.ridge import Run
 from affcache.training.settings import FitSettings
+from affcache.training.splits import LoadedSplits
 
 MOST_HEADS = {"cpu": 16, "cuda": 64}  # beyond these a head costs the same, and a kill loses more
 SHARE = 0.25  # of the device's memory is for heads

@@ -25,8 +25,8 @@ from affcache.devices import GIGABYTE, default_memory
 from affcache.errors import AffcacheError, ConfigError, InputError
 from affcache.progress import Listener, counted
 from affcache.training.data import Frames, FrameSource
-from affcache.training.fit import LoadedSplits
 from affcache.training.settings import FitSettings
+from affcache.training.splits import LoadedSplits
 
 ROOM_FOR_HEADS = 1.0  # GB of shared memory, beside frames; it is taken as it is needed
 RETRIES = 5  # of a group whose worker or machine was lost

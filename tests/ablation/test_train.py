@@ -15,8 +15,8 @@ from affcache.ablation.train import LocalTrainer, form_of, group_trials, most_he
 from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
-from affcache.training.fit import JoinedSplits
 from affcache.training.settings import FitSettings
+from affcache.training.splits import JoinedSplits
 from tests.conftest import MakeData
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from affcache.errors import ConfigError
 from affcache.progress import Listener
 from affcache.tasks.tasks import TASKS
 from affcache.training.data import StreamedFrames
-from affcache.training.fit import JoinedSplits
+from affcache.training.splits import JoinedSplits
 from tests.ablation.test_ablate import QUICK, tables
 from tests.conftest import Heard, MakeData
 

@@ -45,6 +45,13 @@ class Frames:
 def joined(store: Frames, seed: int = 0, task: str = "expr", **folds: str) -> JoinedLabels:
     """Label every frame at random."""
     random, count = np.random.default_rng(seed), sum(store.videos.values())
+    if TASKS[task].parts:
+        return JoinedLabels(
+            np.arange(count),
+            TASKS[task].joined([joined(store, seed, part.name).labels for part in TASKS[task].parts]),
+            JoinAccount(used=count),
+            folds,
+        )
     labels: npt.NDArray[Any] = random.integers(0, 8, count) ** 2 // 8
     if task != "expr":
         labels = {"au": random.integers(0, 2, (count, 12)), "va": random.uniform(-1, 1, (count, 2))}[task]

@@ -10,7 +10,7 @@ from affcache.tasks.annotations import join_labels
 from affcache.tasks.label_files import find_label_files
 from affcache.tasks.splits import group_frames, hold_out
 from affcache.tasks.tasks import TASKS
-from affcache.training.fit import JoinedSplits
+from affcache.training.splits import JoinedSplits
 from tests.conftest import Heard, write_labels, write_store
 from tests.tasks.test_annotations import join, store_in_memory
 

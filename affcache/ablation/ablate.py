@@ -17,7 +17,7 @@ from affcache.ablation.folds import cut_into_folds, fold_words, pooled, write_ou
 from affcache.ablation.grid import Grid, Stores, build_grid, stores_text
 from affcache.ablation.result import AblateResult, Best, best_rows, best_run, best_setting, write_best
 from affcache.ablation.settings import AblateSettings
-from affcache.ablation.summary import FEW_SEEDS, Outcome, Summary, Trial, summarise
+from affcache.ablation.summary import FEW_SEEDS, Outcome, Summary, Trial, summarise, summarise_together
 from affcache.ablation.tables import latex, markdown, write_results, write_summary
 from affcache.ablation.train import Group, Trainer, form_of, group_trials, require_asked_for
 from affcache.devices import default_memory
@@ -26,6 +26,7 @@ from affcache.files import LOCK, Tensors, locked, remove, write_text
 from affcache.progress import Listener, counted, duration_text, metric_name
 from affcache.scoring.intervals import without_interval
 from affcache.settings import command, existing_store
+from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import find_task
 from affcache.training.epochs import BEST
 from affcache.training.fit import SMALLEST_TAIL, raised_twice, tail_of
@@ -167,7 +168,8 @@ class Ablation:
             for seeds in self._by_variant
         ]
         folds, base = self.settings.folds or 0, self.grid.base_index()
-        rows = summarise(self.variants, by_variant, base, self.settings.task, folds)
+        of_grid = (self.variants, by_variant, base, self._tasks, folds)
+        rows = [*summarise(*of_grid), *summarise_together(*of_grid)]
         varied, heldout = self.grid.varied, self.settings.chosen_on == "heldout"
         files = [self.out / name for name in ("results.csv", "summary.csv", "summary.md", "summary.tex")]
         write_results(files[0], self._finished(), varied, folds=bool(folds))
@@ -180,6 +182,11 @@ class Ablation:
                 remove(other)
             files += figures
         return rows, files
+
+    @property
+    def _tasks(self) -> list[Task]:
+        """The task of each variant; of several at once, those that are labelled."""
+        return [seeds[0][0].splits.task for seeds in self._by_variant]
 
     @property
     def _by_variant(self) -> list[list[list[Trial]]]:
@@ -209,7 +216,7 @@ class Ablation:
     def write_out_of_fold(self, rows: Sequence[Summary]) -> list[Path]:
         """Write the predictions of the base and the best setting of each task; what isn't kept of others goes then."""
         best, named = best_rows(rows), dict[str, list[list[Trial]]]()
-        for index, (row, seeds) in enumerate(zip(rows, self._by_variant, strict=True)):
+        for index, (row, seeds) in enumerate(zip(rows, self._by_variant, strict=False)):  # tasks together come last
             word = "best" if index in best else "base" if row.is_base else ""
             if word and self.settings.keep != "none":
                 name = f"{row.task}-{word}" if len({one.task for one in rows}) > 1 else word

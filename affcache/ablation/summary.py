@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from affcache.ablation.grid import NOT_VARIED, Variant
 from affcache.errors import StoreError
 from affcache.files import Tensors, read_json, read_tensors, write_json, write_tensors
 from affcache.scoring.intervals import metric_interval
+from affcache.scoring.together import beside
 from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Interval, Table
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.own import task_to_json
-from affcache.tasks.tasks import find_task
 from affcache.tasks.whole_videos import scored
 from affcache.training.epochs import Best, Entry
 from affcache.training.fit import HEADER
@@ -174,7 +176,7 @@ class Summary:
 
 
 def summarise(
-    variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: int, task: str, folds: int = 0
+    variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: int, tasks: Sequence[Task], folds: int = 0
 ) -> list[Summary]:
     """Summarise each setting over its finished seeds.
 
@@ -183,40 +185,88 @@ def summarise(
         outcomes: of each setting, by seed, of which folds are pooled; those that aren't finished are absent.
         base: which setting the others are compared with. Settings of another task than its own are compared with
             its like of their task.
-        task: of the settings that don't vary it.
+        tasks: of each setting.
         folds: how many are pooled; 0 for none.
     """
     rows = []
-    for index, (variant, found) in enumerate(zip(variants, outcomes, strict=True)):
-        of = find_task(str(variant.values.get("task", task)))
+    for index, (variant, found, task) in enumerate(zip(variants, outcomes, tasks, strict=True)):
         against = _base_for(variant, variants, base)
-        valid = {seed: outcome for seed, outcome in found.items() if outcome.value is not None}
-        values = [outcome.value for outcome in valid.values() if outcome.value is not None]
-        selected = [outcome.selected for outcome in valid.values() if outcome.selected is not None]
-        compared = None
-        if against is not None and against != index:
-            compared = paired_difference(valid, outcomes[against], of)
-        of_folds = [value for outcome in valid.values() for value in outcome.of_folds]
-        sums = [outcome.statistics for outcome in valid.values() if outcome.of_folds and outcome.statistics is not None]
-        rows.append(
-            Summary(
-                variant=variant,
-                task=of.name,
-                metric=of.metric,
-                finished=len(found),
-                diverged=len(found) - len(valid),
-                mean=statistics.fmean(values) if values else None,
-                deviation=statistics.stdev(values) if len(values) > 1 else None,
-                selected=statistics.fmean(selected) if selected else None,
-                difference=compared,
-                is_base=against == index,
-                folds=folds,
-                interval=metric_interval(of, sums) if sums else None,
-                fold_mean=statistics.fmean(of_folds) if of_folds else None,
-                fold_deviation=statistics.stdev(of_folds) if of_folds else None,
-            )
-        )
+        other = outcomes[against] if against is not None and against != index else None
+        rows.append(_summary(variant, found, task, other, folds, is_base=against == index))
     return rows
+
+
+def summarise_together(
+    variants: Sequence[Variant], outcomes: Sequence[Outcomes], base: int, tasks: Sequence[Task], folds: int = 0
+) -> list[Summary]:
+    """Summarise, for each setting of several tasks at once, what heads of each task alone come to, seed by seed.
+
+    That is: the sum of the metrics of its like of each task alone, where the grid has them. It is compared as that
+    setting would be, or where that is the base, with it. Arguments are those of ``summarise``.
+    """
+    rows: list[Summary] = []
+    for index, (variant, task) in enumerate(zip(variants, tasks, strict=True)):
+        if not isinstance(task, MultiTask):
+            continue
+        likes = [_like(variant, variants, part.name) for part in task.parts]
+        alone = [like for like in likes if like is not None]
+        if len(alone) < len(likes):
+            continue
+        of_seeds = {seed: _beside(task, [outcomes[one].get(seed) for one in alone]) for seed in outcomes[index]}
+        found = {seed: both for seed, both in of_seeds.items() if both is not None}
+        values = {**variant.values, "task": " + ".join(part.name for part in task.parts)}
+        named = Variant(" + ".join(variants[one].name for one in alone), values, variant.store)
+        against = _base_for(variant, variants, base)
+        same = against is not None and _same_labels(task, found, outcomes[against])
+        other = outcomes[against] if against is not None and same else None
+        rows.append(_summary(named, found, task, other, folds, is_base=False))
+    return rows
+
+
+def _beside(task: MultiTask, each: Sequence[Outcome | None]) -> Outcome | None:
+    """Return what heads of one task each come to together; None where one isn't finished, or diverged."""
+    valid = [one for one in each if one is not None and one.value is not None and one.statistics is not None]
+    if len(valid) < len(each):
+        return None
+    videos, sums = beside(task, [(one.videos, one.statistics) for one in valid if one.statistics is not None])
+    of_folds = [sum(values) for values in zip(*(one.of_folds for one in valid), strict=False)]
+    value = sum(one.value for one in valid if one.value is not None)
+    return Outcome(value, None, 0, None, [], sums, videos, tuple(of_folds))
+
+
+def _same_labels(task: MultiTask, found: Outcomes, other: Outcomes) -> bool:
+    """Say whether the same was labelled where tasks are alone as where they are together: else nothing is compared."""
+    sums = [[one.statistics for one in of.values() if one.statistics is not None] for of in (found, other)]
+    if not all(sums):
+        return False
+    ours, theirs = (task.labels_of_outputs(of[0].sum(axis=0)) for of in sums)
+    return np.array_equal(ours, theirs)
+
+
+def _summary(
+    variant: Variant, found: Outcomes, task: Task, other: Outcomes | None, folds: int, *, is_base: bool
+) -> Summary:
+    valid = {seed: outcome for seed, outcome in found.items() if outcome.value is not None}
+    values = [outcome.value for outcome in valid.values() if outcome.value is not None]
+    selected = [outcome.selected for outcome in valid.values() if outcome.selected is not None]
+    of_folds = [value for outcome in valid.values() for value in outcome.of_folds]
+    sums = [outcome.statistics for outcome in valid.values() if outcome.of_folds and outcome.statistics is not None]
+    return Summary(
+        variant=variant,
+        task=task.name,
+        metric=task.metric,
+        finished=len(found),
+        diverged=len(found) - len(valid),
+        mean=statistics.fmean(values) if values else None,
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        selected=statistics.fmean(selected) if selected else None,
+        difference=None if other is None else paired_difference(valid, other, task),
+        is_base=is_base,
+        folds=folds,
+        interval=metric_interval(task, sums) if sums else None,
+        fold_mean=statistics.fmean(of_folds) if of_folds else None,
+        fold_deviation=statistics.stdev(of_folds) if of_folds else None,
+    )
 
 
 def paired_difference(found: Outcomes, base: Outcomes, task: Task) -> Interval | None:
@@ -244,11 +294,15 @@ def _rows(outcome: Outcome, videos: Sequence[str]) -> Table:
 
 def _base_for(variant: Variant, variants: Sequence[Variant], base: int) -> int | None:
     """Return the setting that one is compared with: the base, or its like of the setting's own task."""
-    wanted = dict(variants[base].values)
-    if "task" not in wanted:
+    if "task" not in variants[base].values:
         return base
-    wanted["task"] = variant.values["task"]
+    return _like(variants[base], variants, variant.values["task"])
+
+
+def _like(variant: Variant, variants: Sequence[Variant], task: str) -> int | None:
+    """Return the setting that differs from one in the task alone."""
+    wanted = {**variant.values, "task": task}
     for index, other in enumerate(variants):
-        if other.values == wanted and other.store == variants[base].store:
+        if other.values == wanted and other.store == variant.store:
             return index
     return None

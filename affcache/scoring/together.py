@@ -54,7 +54,7 @@ def for_task(settings: AnySettings, task: Task) -> AnySettings:
 def scores_of_all(task: Task, each: Sequence[Scored]) -> Scores:
     """Return the sum of the tasks' metrics, with its interval over the videos of all."""
     assert isinstance(task, MultiTask)
-    table = _beside(task, [(one.videos, one.statistics) for one in each])
+    _, table = beside(task, [(one.videos, one.statistics) for one in each])
     return replace(task.sum_of([one.scores for one in each]), interval=metric_interval(task, [table]).bounds)
 
 
@@ -99,7 +99,7 @@ def compared(settings: ScoreSettings, task: Task, each: Sequence[Scored], listen
     tables: list[Table] = []
     for which in (0, 1):
         of_each = [(names, sums[which]) for names, sums, _, _ in found]
-        tables.append(_beside(task, of_each) if isinstance(task, MultiTask) else of_each[0][1])
+        tables.append(beside(task, of_each)[1] if isinstance(task, MultiTask) else of_each[0][1])
     own, value = (sum(values[which] for _, _, values, _ in found) for which in (0, 1))
     difference = metric_interval(task, tables[:1], tables[1:]).to_json()
     frames = max(count for *_, count in found)
@@ -126,12 +126,12 @@ def _on_shared_frames(ours: Scored, theirs: Scored) -> tuple[list[str], tuple[Ta
     return [names[video] for video in videos], (own, other), values, len(labels)
 
 
-def _beside(task: MultiTask, each: Sequence[OfVideos]) -> Table:
-    """Return the sums over the videos of all tasks (G, C, S); 0 where a video has no label of a task."""
+def beside(task: MultiTask, each: Sequence[OfVideos]) -> tuple[list[str], Table]:
+    """Return the videos of all tasks, and the sums over them (G, C, S); 0 where a video has no label of a task."""
     every = sorted({name for names, _ in each for name in names})
     tables = []
     for names, table in each:
         whole = np.zeros((len(every), *table.shape[1:]))
         whole[np.searchsorted(every, list(names))] = table
         tables.append(whole)
-    return task.beside(tables)
+    return every, task.beside(tables)

@@ -130,6 +130,10 @@ class MultiTask(Task):
     def videos_of_outputs(self, sums: Table) -> npt.NDArray[np.int64]:
         return np.concatenate([part.videos_of_outputs(own) for part, own in self._sums_of_parts(sums)])
 
+    def labels_of_outputs(self, sums: Table) -> Table:
+        """Return how often each output is labelled (C,), a class or a unit as present, from sums (C, S)."""
+        return np.concatenate([own[:, 2 if part.has_classes else 0] for part, own in self._sums_of_parts(sums)])
+
     def _sums_of_parts(self, sums: Table) -> list[tuple[Task, Table]]:
         return list(
             zip(self.parts, (one.swapaxes(-1, -2) for one in self.outputs_of(sums.swapaxes(-1, -2))), strict=True)

@@ -38,7 +38,7 @@ def variant(name: str, **values: Any) -> Variant:
 
 def rows_of(outcomes: list[dict[int, Outcome]]) -> list[Summary]:
     variants = [variant(f"alpha={index}", alpha=index) for index in range(len(outcomes))]
-    return summarise(variants, outcomes, 0, "expr")
+    return summarise(variants, outcomes, 0, [TASKS["expr"]] * len(variants))
 
 
 def test_means_and_spreads_are_over_finished_seeds() -> None:
@@ -120,7 +120,7 @@ def test_a_task_is_compared_with_its_own_base() -> None:
     found = [{0: outcome(0.5, 0)} for _ in variants[:2]]
     units = np.ones((len(VIDEOS), 12, 3))
     found += [{0: replace(outcome(0.5, 0), statistics=units)} for _ in variants[2:]]
-    rows = summarise(variants, found, 1, "expr")
+    rows = summarise(variants, found, 1, [TASKS[str(one.values["task"])] for one in variants])
     assert [row.is_base for row in rows] == [False, True, False, True]
     assert [row.difference is not None for row in rows] == [True, False, True, False]
     assert [row.metric for row in rows] == ["macro_f1", "macro_f1", "mean_f1", "mean_f1"]

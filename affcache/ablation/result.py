@@ -12,7 +12,7 @@ from affcache.ablation.grid import stores_text
 from affcache.ablation.summary import Outcome, Summary, Trial
 from affcache.files import write_json
 from affcache.training.epochs import Entry
-from affcache.training.run_folder import fit_command, settings_to_json
+from affcache.training.run_folder import fit_command
 from affcache.training.settings import FitSettings
 
 Finished = Sequence[tuple[Trial, Outcome]]
@@ -29,7 +29,7 @@ class Best:
     selected: float  # the metric by which it was chosen
     run: str | None  # the folder with its head, where that was kept
     fit: str  # the call that trains it
-    chosen: FitSettings  # with the epoch or strength that was chosen
+    chosen: dict[str, Any]  # task and settings as in config.json, with the epoch or strength that was chosen; stores
 
     def to_json(self) -> dict[str, Any]:
         """Return it as one JSON object."""
@@ -51,7 +51,7 @@ def best_run(trial: Trial, outcome: Outcome) -> Best:
     assert outcome.selected is not None
     settings, task = trial.settings, trial.splits.task.name
     run = str(trial.folder.path) if trial.folder.head.is_file() else None
-    chosen = _choosing(settings, outcome.history, outcome.best_epoch)
+    chosen = _described(trial, _choosing(settings, outcome.history, outcome.best_epoch))
     values = (outcome.value, outcome.selected)
     return Best(task, trial.variant.name, settings.seed, *values, run, fit_command(settings), chosen)
 
@@ -67,7 +67,12 @@ def best_setting(row: Summary, finished: Finished) -> Best:
     assert row.selected is not None
     trial, histories = finished[0][0], [outcome.history for _, outcome in finished if outcome.diverged is None]
     chosen = _choosing(trial.settings, histories[0], best_step(histories, row.metric))
-    return Best(row.task, row.variant.name, None, row.mean, row.selected, None, fit_command(chosen), chosen)
+    described = _described(trial, chosen)
+    return Best(row.task, row.variant.name, None, row.mean, row.selected, None, fit_command(chosen), described)
+
+
+def _described(trial: Trial, chosen: FitSettings) -> dict[str, Any]:
+    return {**trial.splits.describe_task(chosen), "store": [str(store.absolute()) for store in chosen.store]}
 
 
 def _choosing(settings: FitSettings, history: Sequence[Entry], step: int) -> FitSettings:
@@ -85,21 +90,7 @@ def best_step(histories: Sequence[Sequence[Entry]], metric: str) -> int:
 
 def write_best(path: Path, found: Sequence[Best]) -> None:
     """Write what ``affcache fit --as`` reads."""
-    write_json(
-        path,
-        {
-            "best": [
-                {
-                    "task": one.task,
-                    "setting": one.setting,
-                    "seed": one.seed,
-                    "settings": settings_to_json(one.chosen),
-                    "store": [str(store.absolute()) for store in one.chosen.store],
-                }
-                for one in found
-            ]
-        },
-    )
+    write_json(path, {"best": [{"setting": one.setting, "seed": one.seed, **one.chosen} for one in found]})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from affcache.errors import ConfigError, StoreError, first_line
 from affcache.files import read_json, read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.tasks.kinds import Task
+from affcache.tasks.tasks import find_task, task_of_run
 from affcache.tasks.whole_videos import scored
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
@@ -25,6 +26,7 @@ from affcache.training.run_folder import (
     refuse_changes,
     settings_from_json,
     stores_of_run,
+    task_to_fit,
 )
 from affcache.training.settings import FitSettings
 
@@ -240,45 +242,60 @@ def as_chosen(settings: FitSettings, given: Collection[str]) -> FitSettings:
         ConfigError: it is unfinished, an ablation has no best of the task, or another setting was said, with which
             another epoch might be best.
     """
-    assert settings.as_ is not None
-    folder = RunFolder(settings.as_)
-    ablated = folder.path / BEST
-    values = _best_of(ablated, settings.task, given) if ablated.is_file() else _chosen_by(folder)
-    stores = tuple(map(Path, values.pop("store")))
-    began = replace(settings_from_json(values), store=stores)
+    where = settings.as_
+    assert where is not None
+    if "task" in given:  # by its name, be it given by the file that defines it
+        settings = replace(settings, task=find_task(settings.task).name)
+    if (ablated := where / BEST).is_file():
+        entry = _best_of(ablated, settings.task if "task" in given else "")
+        values, stores = dict(entry["settings"]), entry["store"]
+    else:
+        values, stores = _chosen_by(RunFolder(where))
+    began = replace(settings_from_json(values), store=tuple(map(Path, stores)))
     said = {name: getattr(settings, name) for name in given if name != "as_"}
-    refusal = f"What {settings.as_} chose is of no use to other settings"
+    refusal = f"What {where} chose is of no use to other settings"
     instead = "say what to keep, --keep-epoch E or --strength S, without --as"
     refuse_changes(refusal, instead, began, said, (*ELSEWHERE, *LAST_FIT))
-    return replace(began, **said)
+    return replace(began, **said, as_=where)
 
 
-def _best_of(path: Path, task: str, given: Collection[str]) -> dict[str, Any]:
-    """Return the settings of an ablation's best, of the task that was said where there are several."""
+def task_to_train(settings: FitSettings) -> Task:
+    """Return the task of ``as_chosen`` settings, which a folder knows, or of others: ``task_to_fit``."""
+    if settings.as_ is None or settings.resume:
+        return task_to_fit(settings)
+    ablated = settings.as_ / BEST
+    return task_of_run(_best_of(ablated, settings.task) if ablated.is_file() else RunFolder(settings.as_).read_config())
+
+
+def _best_of(path: Path, task: str) -> dict[str, Any]:
+    """Return what an ablation says of the best of a task; with "" of its only one."""
     try:
-        found = {str(one["task"]): {**one["settings"], "store": one["store"]} for one in read_json(path)["best"]}
+        found = {str(one["task"]): one for one in read_json(path)["best"]}
+        named = [(one["settings"]["annotations"], *one["store"]) for one in found.values()]
+        if not all(isinstance(name, str) for names in named for name in names):
+            raise ValueError("it doesn't name labels and stores")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} can't be read ({first_line(error)}). Expected it as 'affcache ablate' wrote it. Call that again: "
             "what is finished is kept."
         ) from None
-    if len(found) == 1 and "task" not in given:
-        return next(iter(found.values()))
-    if task not in found or "task" not in given:
+    if task not in found and (task or len(found) != 1):
         raise ConfigError(
             f"{path} has the best of {' and '.join(found) or 'nothing'}. Expected a task of these. Say which with "
             "--task, or ablate first."
         )
-    return found[task]
+    return found[task or next(iter(found))]
 
 
-def _chosen_by(folder: RunFolder) -> dict[str, Any]:
-    """Return the settings of a run with its best epoch or strength."""
+def _chosen_by(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a run with its best epoch or strength, and its stores."""
     config, history = folder.read_config(), folder.read_history()
     settings, result = settings_from_json(config["settings"]), folder.path / "result.json"
     ridge = settings.head == "ridge"
     try:
         best = int(read_json(result)["best_epoch"] if result.is_file() else read_tensors(folder.head)[1]["epoch"])
+        if best < 1:
+            raise ValueError("it diverged at once")
         chosen = {"strength": history[best - 1]["strength"]} if ridge else {"keep_epoch": best}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StoreError(
@@ -291,5 +308,5 @@ def _chosen_by(folder: RunFolder) -> dict[str, Any]:
             f"be to come. Finish it with 'affcache fit --run {folder.path} --resume', or say --keep-epoch E."
         )
     held_out = 0.0 if "selection" in config["labels"] else settings.held_out  # it was for choosing
-    own = {"held_out": held_out, "store": [store["path"] for store in stores_of_run(config)]}
-    return {**config["settings"], **own, **chosen}
+    stores = [store["path"] for store in stores_of_run(config)]
+    return {**config["settings"], "held_out": held_out, **chosen}, stores

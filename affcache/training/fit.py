@@ -15,7 +15,7 @@ from affcache.tasks.kinds import Task
 from affcache.training.data import (
     epoch_length,
 )
-from affcache.training.epochs import Epochs, SavedRun, completed
+from affcache.training.epochs import Epochs, SavedRun, completed, task_to_train
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
@@ -25,7 +25,6 @@ from affcache.training.run_folder import (
     RunFolder,
     claim_run,
     locked_run,
-    task_to_fit,
 )
 from affcache.training.settings import FitSettings
 from affcache.training.splits import JoinedSplits, LoadedSplits
@@ -72,7 +71,7 @@ def fit(settings: FitSettings, listener: Listener) -> FitResult:
         StoreError: the store is incomplete or damaged, or (with resume) not the one the run began with.
         ConfigError: a setting is unknown or out of range, the run folder is taken, or the training diverges.
     """
-    task = task_to_fit(settings)
+    task = task_to_train(settings)
     settings.require_fitting(task)
     find_head(settings.head)
     settings.require_choice()

@@ -176,7 +176,7 @@ def fit_command(settings: FitSettings) -> str:
     """Return the call of ``affcache fit`` with these settings, but for the run folder and the machine's."""
     defaults, words = FitSettings(), ["affcache fit"]
     for name, value in asdict(settings).items():
-        if name not in ("run", "resume", "memory", "device") and value != getattr(defaults, name):
+        if name not in ("run", "resume", "as_", "memory", "device") and value != getattr(defaults, name):
             every = value if isinstance(value, tuple) else (value,)
             words += [flag(name) if one is True else f"{flag(name)} {as_text(one)}" for one in every]
     return " ".join(words)

@@ -28,6 +28,7 @@ from affcache.tasks.tasks import TASKS
 from affcache.training import data as frames_of_training
 from affcache.training.run_folder import RunFolder
 from tests.conftest import Heard, MakeData, write_labels, write_store
+from tests.training.test_multitask_training import mtl_data
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "dropout": 0.3}
 
@@ -68,7 +69,7 @@ def oracle(task: str, labels: Any, decided: Any) -> float:
     return float(np.mean([concordance(labels[:, i].astype(float), decided[:, i].astype(float)) for i in range(2)]))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["expr", "au", "va"])
 def test_every_labelled_frame_is_scored_once_and_all_as_one_set(learnable: MakeData, tmp_path: Path, task: str) -> None:
     data, out = learnable(task, videos=11), tmp_path / "out"
     result = run(data, out, task=task, epochs=4, rho=0.0, lr=0.01)
@@ -313,3 +314,39 @@ def test_settings_of_folds_are_checked() -> None:
         affcache.AblateSettings(folds=1)
     with pytest.raises(ConfigError, match="--fold-by is folder without --folds"):
         affcache.AblateSettings(fold_by="folder")
+
+
+def test_several_tasks_at_once_and_frames_with_some_of_their_labels(tmp_path: Path) -> None:
+    data, out = mtl_data(tmp_path, count=9), tmp_path / "out"
+    result = run((data["store"], data["annotations"]), out, task="mtl", folds=3, seeds=1, vary=("head=mlp,ridge",))
+    found = predictions(out / "out_of_fold" / "best-seed0.h5")
+    assert len(found["rows"]) == len(set(found["rows"].tolist())) > 300
+    task = TASKS["mtl"]
+    best = max(result.rows, key=lambda row: row.selected or 0)
+    assert best.mean == pytest.approx(task.score(found["labels"], found["decided"]).value, abs=1e-9)
+    last = affcache.fit(as_=out, train_on="all", run=tmp_path / "last")
+    assert (last.task, last.frames) == ("mtl", len(found["rows"]))
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_task_of_ones_own_may_say_its_folds(learnable: MakeData, tmp_path: Path, says: bool) -> None:
+    store = EmbeddingStore.open(learnable(videos=8)[0])
+    lines = [f"video,frame,split,label{',fold' * says}"]
+    for video, name in enumerate(store.video_names):
+        split = "validation" if video % 4 == 3 else "train"
+        for row in range(store.video_start[video], store.video_start[video + 1]):
+            word = "high" if store.features[row, 0] > 0 else "low"
+            line = f"{name},{store.frame_number[row]},{split},{word}"
+            lines.append(f"{line},{'abc'[video % 3]}" if says else line)
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "mine.toml").write_text('kind = "classes"\nnames = ["low", "high"]\nlabels = "labels.csv"\n')
+    out, own = tmp_path / "out", {"task": str(tmp_path / "mine.toml"), "store": store.path, "folds": 3, "seeds": 1}
+    ablate(**QUICK, **own, out=out, vary=("alpha=0.5,1",))  # type: ignore[arg-type]
+    found = predictions(out / "out_of_fold" / "best-seed0.h5")
+    assert len(found["rows"]) == 320
+    assert (found["fold"] == found["video"] % 3 + 1).all() == says
+    (tmp_path / "mine.toml").unlink()
+    last = affcache.fit(as_=out, train_on="all", run=tmp_path / "last")
+    assert (last.task, last.frames) == ("mine", 320)
+    again = affcache.fit(as_=tmp_path / "last", run=tmp_path / "again")
+    assert again.value == last.value

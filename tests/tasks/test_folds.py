@@ -67,7 +67,7 @@ NAMES = st.builds("{}{}{}".format, st.sampled_from(["", "p1/", "p2/", "p2/a/"]),
 VIDEOS = st.dictionaries(NAMES, st.integers(1, 9), min_size=2)
 
 
-@given(VIDEOS, st.integers(2, 6), st.sampled_from(sorted(TASKS)), st.sampled_from(["video", "folder"]))
+@given(VIDEOS, st.integers(2, 6), st.sampled_from(["expr", "au", "va"]), st.sampled_from(["video", "folder"]))
 def test_whoever_was_filmed_together_is_in_one_fold_and_none_is_empty(
     videos: dict[str, int], count: int, task: str, by: str
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_person_in_two_folds_is_warned_of() -> None:
     assert quiet.warnings == []
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["expr", "au", "va"])
 def test_sums_of_parts_add_up_whatever_frames_they_are_of(name: str) -> None:
     task, random = TASKS[name], np.random.default_rng(1)
     labels = joined(Frames({"a": 300}), task=name).labels

@@ -96,9 +96,17 @@ def test_a_choice_of_one_task_among_those_of_an_ablation(learnable: MakeData, tm
     cell = next(out.glob("cells/*"))
     epoch = json.loads((cell / "result.json").read_text())["best_epoch"]
     assert fit(as_=cell, train_on="all", run=tmp_path / "cell").best_epoch == epoch
-    (out / "best.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"best\.json can't be read .*is kept"):
-        fit(as_=out, task="au", train_on="all", run=tmp_path / "none")
+    for damaged in (
+        "{}",
+        '{"best": [{"task": "au", "settings": {}, "store": []}]}',
+        '{"best": [{"task": "au", "store": 1}]}',
+    ):
+        (out / "best.json").write_text(damaged)
+        with pytest.raises(StoreError, match=r"best\.json can't be read .*is kept"):
+            fit(as_=out, task="au", train_on="all", run=tmp_path / "none")
+    (cell / "result.json").write_text('{"best_epoch": 0}')
+    with pytest.raises(StoreError, match=r"doesn't say its best epoch \(it diverged at once\)"):
+        fit(as_=cell, train_on="all", run=tmp_path / "none")
 
 
 def test_what_is_no_choice_is_refused(learnable: MakeData, tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def summarise_together(
         against = _base_for(variant, variants, base)
         same = against is not None and _same_labels(task, found, outcomes[against])
         other = outcomes[against] if against is not None and same else None
-        rows.append(_summary(named, found, task, other, folds, is_base=False))
+        row = _summary(named, found, task, other, folds, is_base=False)
+        rows.append(replace(row, fold_deviation=None))  # each task has folds of its own
     return rows
 
 

@@ -13,7 +13,7 @@ from affcache.figures import drawing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TIMELINE = 'id="timeline"'  # of what the script draws
+TIMELINE = '<canvas class="timeline"'  # what the script draws
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 

@@ -17,9 +17,10 @@ import affcache
 from affcache.cli.app import app
 from affcache.errors import ConfigError, StoreError
 from affcache.faces.table import KEYS
-from affcache.scoring.published import task_from_json, task_to_json, write_sealed
+from affcache.scoring.published import write_sealed
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.own import task_from_json, task_to_json
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_crops
 from tests.faces.clips import VARIABLE, moving, write_clip
@@ -294,7 +295,7 @@ def broken(**changes: Any) -> dict[str, Any]:
     [
         (broken(parts=None), "has no parts"),
         (broken(parts=["expr"]), "has no parts"),
-        (broken(parts=[]), "and the parts of it differ"),
+        (broken(parts=[]), "has no parts"),
         (broken(parts=task_to_json(MTL)["parts"][:2]), "and the parts of it differ"),
         (broken(parts=[*task_to_json(MTL)["parts"][:2], task_to_json(MTL)]), "has parts itself"),
         (broken(parts=[task_to_json(TASKS["va"])] * 2, classes=["valence", "arousal"] * 2), "parts of it differ"),

@@ -61,6 +61,14 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ('if task.level == "frame":', "if True:"),
         ("np.diff(first, append=len(videos))[:, None]", "len(videos)"),
     ]),
+    ("affcache/tasks/label_table.py", ("tests/tasks/test_label_table.py",), [
+        ("video[order], found[order]", "video[order], found"),
+        ("np.isnan(found) if isinstance(task, Values) else found < 0", "found != found"),
+        ("        same &= frames[1:] == frames[:-1]", "        same &= False"),
+        ("not task.low <= value <= task.high", "(value < task.low or value > task.high)"),
+        ("[each[row] for row in order]", "list(each)"),
+        ("are_numbers = any(", "are_numbers = False and any("),
+    ]),
     ("affcache/training/risk.py", ("tests/training/test_risk.py", "tests/training/test_objective.py"), [
         ("float(nearest) if math.isclose(tail, nearest, rel_tol=1e-12) else tail", "tail"),
         ("before = shares.cumsum(-1) - shares", "before = shares.cumsum(-1)"),

@@ -229,7 +229,7 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
         return settings  # of a run that was killed before it was in place: it begins anew
     config = folder.read_config()
     began = settings_from_json(config["settings"])
-    if "task" in given:  # by its name, be it given by the file that defines it
+    if "task" in given and settings.task != began.task:  # it may be given by the file that defines it
         settings = replace(settings, task=find_task(settings.task).name)
     said = {name: getattr(settings, name) for name in given}
     free, instead = (*ELSEWHERE, "run", "resume"), "begin a new run with another --run DIR"

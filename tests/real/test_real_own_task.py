@@ -84,7 +84,7 @@ def test_three_merged_classes_from_one_table(real_store: Path, task: Path, tmp_p
     said = affcache.predict(inputs=(real_store,), run=(tmp_path / "head",), out=tmp_path / "said.csv")
     assert said.rows == 4103
     with Path(said.out).open(encoding="utf-8") as file:
-        decided = {(row["video"], int(row["frame"])): row["mood"] for row in csv.DictReader(file)}
+        decided = {(row["input"], int(row["frame"])): row["mood"] for row in csv.DictReader(file)}
     known = {(v, n): NAMES[one] for v, n, split, one in labelled() if split == "validation" and one >= 0}
     both = sorted(decided.keys() & known.keys())
     assert len(both) == fitted.validation_frames

@@ -107,6 +107,21 @@ def test_columns_may_be_called_anything(tmp_path: Path) -> None:
         read_label_table(path, replace(MOOD, columns=(("split", "set"), ("video", "clop"))))
 
 
+def test_videos_keep_their_split_and_fold_in_any_order(tmp_path: Path) -> None:
+    whose = {"a": ("train", "f"), "b": ("val", "g"), "c": ("train", ""), "d": ("val", "f")}
+    rows = [(video, frame, *whose[video], "calm") for frame in (2, 1) for video in "dacb"]
+    table = read_label_table(write(tmp_path / "x.csv", ("video", "frame", "split", "fold", "label"), rows), MOOD)
+    train, validation = table.of_split("train"), table.of_split("validation")
+    assert ({*train.videos}, {*validation.videos}) == ({"a", "c"}, {"b", "d"})
+    assert (train.folds, validation.folds) == ({"a": "f"}, {"b": "g", "d": "f"})
+    with pytest.raises(InputError, match=r"the video c is in the fold f in line 2 and in g in line 4\. Expected all"):
+        header, mixed = (
+            ("video", "frame", "split", "fold", "label"),
+            [("c", 1, "train", "f", ""), ("d", 1, "train", "f", "")],
+        )
+        read_label_table(write(tmp_path / "x.csv", header, [*mixed, ("c", 2, "train", "g", "")]), MOOD)
+
+
 def test_the_index_of_pandas_is_no_label(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", ("", "video", "frame", "split", "how"), [(0, "a", 1, "train", "calm")])
     assert of(path, MOOD)["a"].labels.tolist() == [0]

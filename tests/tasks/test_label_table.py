@@ -114,12 +114,10 @@ def test_videos_keep_their_split_and_fold_in_any_order(tmp_path: Path) -> None:
     train, validation = table.of_split("train"), table.of_split("validation")
     assert ({*train.videos}, {*validation.videos}) == ({"a", "c"}, {"b", "d"})
     assert (train.folds, validation.folds) == ({"a": "f"}, {"b": "g", "d": "f"})
+    mixed = [("c", 1, "train", "f", ""), ("d", 1, "train", "f", ""), ("c", 2, "train", "g", "")]
+    path = write(tmp_path / "x.csv", ("video", "frame", "split", "fold", "label"), mixed)
     with pytest.raises(InputError, match=r"the video c is in the fold f in line 2 and in g in line 4\. Expected all"):
-        header, mixed = (
-            ("video", "frame", "split", "fold", "label"),
-            [("c", 1, "train", "f", ""), ("d", 1, "train", "f", "")],
-        )
-        read_label_table(write(tmp_path / "x.csv", header, [*mixed, ("c", 2, "train", "g", "")]), MOOD)
+        read_label_table(path, MOOD)
 
 
 def test_the_index_of_pandas_is_no_label(tmp_path: Path) -> None:

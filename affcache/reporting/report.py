@@ -40,7 +40,7 @@ def report(settings: ReportSettings, listener: Listener) -> ReportResult:
     """
     runs = open_runs([settings.run] if settings.run else [], settings.store, settings.device, listener)
     run, ensembles = runs[0], Ensemble.of_each_task(runs, listener)
-    whole, each = whole_of(ensembles), score_each(settings, ensembles, listener)
+    whole, each = whole_of(ensembles), score_each(settings, runs, ensembles, listener)
     crops = crops_below(settings.crops)
     contexts = [ReportContext(one.runs[0], settings.split, one, crops) for one in each]
     if whole.level == "frame" and not any(context.pictures for context in contexts):

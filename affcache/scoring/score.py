@@ -11,7 +11,7 @@ from affcache.figures import drawing, save_figures
 from affcache.files import write_json
 from affcache.progress import Listener
 from affcache.scoring.ensemble import Ensemble, open_runs
-from affcache.scoring.figures import score_figures
+from affcache.scoring.figures import learning_figure, score_figures
 from affcache.scoring.frames import Scored
 from affcache.scoring.predict import FramesDecided, TrainedRun, write_predictions
 from affcache.scoring.published import sha256_of
@@ -94,7 +94,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
     runs = open_runs(settings.run, settings.store, settings.device, listener, also)
     ensembles = Ensemble.of_each_task(runs, listener)
     task = whole_of(ensembles)
-    each = score_each(settings, ensembles, listener)
+    each = score_each(settings, runs, ensembles, listener)
     against = None if settings.against is None else compared(settings, task, each, listener)
     out = runs[0].out if len(runs) == 1 else RunFolder(runs[0].out.path / AVERAGE)
     rule = rule_of_all([one.rule for one in each])
@@ -109,7 +109,7 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         against=against,
         scores_file=str(files[0]),
         predictions_file=str(files[1]),
-        figures=tuple(map(str, _draw(settings, each))),
+        figures=tuple(map(str, _draw(settings, task, each))),
     )
     _write_predictions(files[1], result, each)
     write_json(files[0], result.to_json())
@@ -165,7 +165,7 @@ def _of_all(
     )
 
 
-def _draw(settings: ScoreSettings, each: Sequence[Scored]) -> list[Path]:
+def _draw(settings: ScoreSettings, task: Task, each: Sequence[Scored]) -> list[Path]:
     """Draw the figures, where they are asked for; of several tasks each in a folder of its own."""
     if settings.figures is None:
         return []
@@ -174,7 +174,10 @@ def _draw(settings: ScoreSettings, each: Sequence[Scored]) -> list[Path]:
         for one in each:
             given = (one.joined.labels, one.decided, one.predictions.probabilities)
             figures = score_figures(one.task, one.scores, *given, one.runs[0].folder.read_history())
-            written += save_figures(settings.figures / one.task.name if len(each) > 1 else settings.figures, figures)
+            written += save_figures(settings.figures / one.task.name if task.parts else settings.figures, figures)
+        history = each[0].runs[0].folder.read_history()
+        if task.parts and (learning := learning_figure(history, task.metric)) is not None:
+            written += save_figures(settings.figures, {"learning": learning})
     return written
 
 

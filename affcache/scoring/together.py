@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
-from affcache.scoring.ensemble import Ensemble
+from affcache.scoring.ensemble import Ensemble, parse_weights
 from affcache.scoring.frames import Scored, score_split
 from affcache.scoring.intervals import metric_interval
 from affcache.scoring.predict import TrainedRun, require_one_task
@@ -33,22 +33,48 @@ def whole_of(ensembles: Sequence[Ensemble]) -> Task:
     return whole.only([one.task.name for one in ensembles])
 
 
-def score_each(settings: SplitSettings, ensembles: Sequence[Ensemble], listener: Listener) -> list[Scored]:
+def score_each(
+    settings: SplitSettings, runs: Sequence[TrainedRun], ensembles: Sequence[Ensemble], listener: Listener
+) -> list[Scored]:
     """Score each task's runs on the frames of a split that have its label; raises as ``score_split``."""
-    whole = whole_of(ensembles)
-    return [
-        score_split(for_task(settings, one.task), one, listener, f"{one.task.name}, ") if whole.parts
-        else score_split(settings, one, listener)
-        for one in ensembles
-    ]  # fmt: skip
+    each = zip(ensembles, settings_of_each(settings, runs, ensembles), strict=True)
+    several = bool(whole_of(ensembles).parts)
+    return [score_split(own, one, listener, f"{one.task.name}, " if several else "") for one, own in each]
 
 
 AnySettings = TypeVar("AnySettings", bound=PredictionSettings)
 
 
-def for_task(settings: AnySettings, task: Task) -> AnySettings:
-    """Return the settings for one of several tasks: values have no thresholds and no temperature."""
-    return settings if task.has_classes else replace(settings, decide="plain", calibrate=False)
+def settings_of_each(
+    settings: AnySettings, runs: Sequence[TrainedRun], ensembles: Sequence[Ensemble]
+) -> list[AnySettings]:
+    """Return the settings for the runs of each task: weights of these, and no thresholds or temperature for values.
+
+    Args:
+        settings: as they were said.
+        runs: in the order in which they were named.
+        ensembles: of each task.
+
+    Raises:
+        ConfigError: weights aren't of the runs, or there is no task of which several runs are averaged.
+    """
+    if not whole_of(ensembles).parts:
+        return [settings]
+    named = [run.source for run in runs]
+    weights = None if settings.weights == "fitted" else parse_weights(settings.weights, len(named))
+    if settings.weights and all(len(one.runs) == 1 for one in ensembles):
+        raise ConfigError(
+            f"--weights is {settings.weights}, and no two of the runs are of one task, so that nothing is averaged. "
+            "Expected it without, or several runs of one task."
+        )
+    found = []
+    for one in ensembles:
+        own = "fitted" if settings.weights == "fitted" and len(one.runs) > 1 else ""
+        if weights is not None and len(one.runs) > 1:
+            own = ",".join(repr(weights[named.index(run.source)]) for run in one.runs)
+        fitting = (settings.decide, settings.calibrate) if one.task.has_classes else ("plain", False)
+        found.append(replace(settings, weights=own, decide=fitting[0], calibrate=fitting[1]))
+    return found
 
 
 def scores_of_all(task: Task, each: Sequence[Scored]) -> Scores:
@@ -90,10 +116,10 @@ def compared(settings: ScoreSettings, task: Task, each: Sequence[Scored], listen
     theirs = {one.task.name: one for one in Ensemble.of_each_task([run], listener)}
     if any(one.task.name not in theirs for one in each):
         require_one_task([*(one.runs[0] for one in each), run])
-    own_settings, found = replace(settings, weights=""), []
-    for one in each:
+    plain, against = replace(settings, weights=""), [theirs[one.task.name] for one in each]
+    found, own_settings = [], settings_of_each(plain, [run], against)
+    for one, of_task in zip(each, own_settings, strict=True):
         annotations = settings.annotations or one.runs[0].annotations
-        of_task = for_task(own_settings, one.task) if task.parts else own_settings
         other = score_split(replace(of_task, annotations=annotations), theirs[one.task.name], Listener())
         found.append(_on_shared_frames(one, other))
     tables: list[Table] = []

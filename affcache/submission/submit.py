@@ -16,7 +16,7 @@ from affcache.scoring.ensemble import Ensemble, open_runs
 from affcache.scoring.postprocess import find_rule
 from affcache.scoring.predict import Predictions, TrainedRun
 from affcache.scoring.rule import DecisionRule
-from affcache.scoring.together import for_task, rule_of_all, whole_of
+from affcache.scoring.together import rule_of_all, settings_of_each, whole_of
 from affcache.settings import command
 from affcache.store.frames import BESIDE, ENCODED
 from affcache.submission.settings import SubmitSettings
@@ -148,12 +148,13 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     _require_said(settings)
     path = settings.template or settings.frames or Path()
     template = read_template(path) if settings.template else read_frame_counts(path)
-    ensembles = Ensemble.of_each_task(open_runs(settings.run, settings.store, settings.device, listener), listener)
+    opened = open_runs(settings.run, settings.store, settings.device, listener)
+    ensembles = Ensemble.of_each_task(opened, listener)
     task = whole_of(ensembles)
     require_template_of(template, task)
     each = [
-        _decided(for_task(settings, runs.task) if task.parts else settings, runs, template, path, listener)
-        for runs in ensembles
+        _decided(own, runs, template, path, listener)
+        for own, runs in zip(settings_of_each(settings, opened, ensembles), ensembles, strict=True)
     ]
     if missing := list(dict.fromkeys(video for one in each for video in one.missing)):
         listener.warning(
@@ -167,7 +168,7 @@ def submit(settings: SubmitSettings, listener: Listener) -> SubmitResult:
     return SubmitResult(
         out=str(settings.out),
         task=task.name,
-        runs=tuple(dict.fromkeys(run.source for runs in ensembles for run in runs.runs)),
+        runs=tuple(run.source for run in opened),
         lines=len(template),
         videos=len(set(template.videos)),
         filled=max(one.filled for one in each),

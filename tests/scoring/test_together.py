@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 import affcache
-from affcache.errors import InputError
+from affcache.errors import ConfigError, InputError
 from affcache.scoring.postprocess import fit_temperature, fit_thresholds, reliability
 from affcache.tasks.tasks import TASKS
 from tests.tasks.test_multitask import ccc
@@ -93,6 +93,18 @@ def test_two_trunks_are_averaged_part_by_part_and_a_run_of_one_task_joins_its_pa
     assert [part.scores.value for part in with_one.parts][::2] == [part.scores.value for part in each[0].parts][::2]
     assert len(with_one.parts[1].runs) == 2
     assert len(with_one.parts[0].runs) == 1
+
+
+def test_weights_are_of_runs_and_count_where_several_are_averaged(runs: dict[str, Path]) -> None:
+    both = [runs["mtl"], runs["expr"]]
+    weighed = affcache.score(run=both, weights="3,1")
+    assert [part.rule.weights for part in weighed.parts] == [None, (3, 1), None]
+    fitted = affcache.score(run=[runs["mtl"], runs["mtl2"]], weights="fitted")
+    assert all(part.rule.weights is not None for part in fitted.parts)
+    with pytest.raises(ConfigError, match="no two of the runs are of one task, so that nothing is averaged"):
+        affcache.score(run=[runs[part] for part in PARTS], weights="1,2,3")
+    with pytest.raises(ConfigError, match="for each of 2 runs"):
+        affcache.score(run=both, weights="1,2,3")
 
 
 @pytest.mark.parametrize("fit_on", ["heldout", "validation"])

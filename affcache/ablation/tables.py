@@ -82,8 +82,8 @@ def columns_of(row: Summary, heldout: bool) -> list[str]:
     if row.folds:
         bounds = row.interval.bounds if row.interval else None
         interval = "{:.3f} to {:.3f}".format(*bounds) if bounds else ""
-        of_fold = "" if row.fold_mean is None else f"{row.fold_mean:.3f} ({row.fold_deviation:.3f})"
-        folds = [interval, of_fold]
+        spread = "" if row.fold_deviation is None else f" ({row.fold_deviation:.3f})"
+        folds = [interval, _rounded(row.fold_mean) + spread]
     return [row.variant.name, count, *chosen, _rounded(row.mean), _rounded(row.deviation), *folds, *difference]
 
 

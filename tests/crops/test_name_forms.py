@@ -14,7 +14,7 @@ from affcache.crops.crop_list import keep_listed
 from affcache.crops.folders import find_crops
 from affcache.errors import InputError, StoreError
 from affcache.extraction.extract import open_begun
-from affcache.reporting.frames import ReportContext
+from affcache.reporting.frames import ReportContext, crops_below
 from affcache.scoring.predict import Predictions
 from affcache.tasks.annotations import join_labels
 from affcache.tasks.splits import group_frames
@@ -55,7 +55,13 @@ def test_labels_lists_and_pictures_join(tmp_path: Path, one: str, other: str) ->
     assert group_frames(store, joined)[0] == [COMPOSED]
     written = write_store(tmp_path / "t.h5", {other: [1, 2, 3], "b": [1]}, np.ones((4, 3), np.float16))
     given = Predictions(written, np.arange(4), np.zeros((4, 8)), None)  # type: ignore[arg-type]
-    context: Any = SimpleNamespace(hardest=[0, 1], suspicious=[2, 3], crops=(root,), video_names=written.video_names)
+    context: Any = SimpleNamespace(
+        hardest=[0, 1],
+        suspicious=[2, 3],
+        crops=crops_below([root]),
+        video_names=written.video_names,
+        task=TASKS["expr"],
+    )
     context.frame_names = given.videos, given.frame_numbers
     assert sorted(ReportContext.pictures.func(context)) == [0, 1, 2, 3]
 

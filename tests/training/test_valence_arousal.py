@@ -126,12 +126,12 @@ def test_a_head_learns_and_the_files_give_the_value_again(data: dict[str, Path],
     with h5py.File(run / "predictions.h5") as file:
         contents = {name: file[name][:] for name in ("rows", "probabilities", "decided", "labels")}
     outputs = contents["probabilities"]
-    assert (outputs.dtype, outputs.shape) == (np.float32, (108, 2))
+    assert (outputs.dtype, outputs.shape) == (np.float32, (114, 2)), "6 of them labelled in part"
     assert np.abs(outputs).max() <= 1
     assert np.array_equal(contents["decided"], outputs)
     joined = join_labels(EmbeddingStore.open(data["store"]), data["annotations"], VA, "validation")
     assert np.array_equal(contents["rows"], joined.rows)
-    assert np.array_equal(contents["labels"], joined.labels)
+    assert np.array_equal(contents["labels"], joined.labels, equal_nan=True)
     again = regression_scores(contents["labels"], outputs, VA.classes)
     for found, expected in zip(written["classes"], again.to_json()["classes"], strict=True):
         assert found == {**expected, "low": found["low"], "high": found["high"]}

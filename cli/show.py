@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+import affcache
 from affcache.progress import counted, duration_text, listed, metric_name
 
 from .console import out, rate_text
@@ -130,7 +131,10 @@ def fit(result: Any) -> None:
     if result.ridge is not None:
         weights = " --class-weights balanced" if result.kind == "classes" else ""
         facts["to beat"] = f"{metric} {result.ridge:.3f}, of --head ridge{weights}, solved in a moment"
-    last = f"submit {result.run} --template FILE --store FILE" if result.train_on == "all" else f"score {result.run}"
+    last = f"score {result.run}"
+    if result.train_on == "all":
+        challenge = f"submit {result.run} --template FILE --store FILE"
+        last = challenge if result.task in affcache.TASKS else f"predict VIDEO --run {result.run}"
     out(fact_table(facts), f"next: affcache {last}")
 
 
@@ -152,6 +156,8 @@ def score(result: Any) -> None:
     else:
         out(title, score_table(result.scores, result.definition), losses)
         _say_rule(result)
+    if result.note:
+        out(Text(result.note, style="yellow"))
     if result.against:
         of = result.against["difference"]
         interval = ", without an interval"
@@ -208,7 +214,8 @@ def ablate(result: Any) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading in headings(result.rows, result.heldout):
-        table.add_column(heading, justify="left" if heading == "setting" else "right")
+        whole = heading == "setting"  # its name has to be read
+        table.add_column(heading, justify="left" if whole else "right", overflow="fold" if whole else "ellipsis")
     for row in result.rows:
         style = "dim" if row.is_base else "bold" if row.differs else None
         table.add_row(*columns_of(row, result.heldout), style=style)

@@ -216,10 +216,10 @@ def summarise_together(
         found = {seed: both for seed, both in of_seeds.items() if both is not None}
         values = {**variant.values, "task": " + ".join(part.name for part in task.parts)}
         named = Variant(" + ".join(variants[one].name for one in alone), values, variant.store)
+        if not _same_labels(task, found, outcomes[index]):
+            continue
         against = _base_for(variant, variants, base)
-        same = against is not None and _same_labels(task, found, outcomes[against])
-        other = outcomes[against] if against is not None and same else None
-        row = _summary(named, found, task, other, folds, is_base=False)
+        row = _summary(named, found, task, None if against is None else outcomes[against], folds, is_base=False)
         rows.append(replace(row, fold_deviation=None))  # each task has folds of its own
     return rows
 
@@ -236,7 +236,7 @@ def _beside(task: MultiTask, each: Sequence[Outcome | None]) -> Outcome | None:
 
 
 def _same_labels(task: MultiTask, found: Outcomes, other: Outcomes) -> bool:
-    """Say whether the same was labelled where tasks are alone as where they are together: else nothing is compared."""
+    """Say whether the same was labelled where tasks are alone as where they are together: they can be compared then."""
     sums = [[one.statistics for one in of.values() if one.statistics is not None] for of in (found, other)]
     if not all(sums):
         return False

@@ -18,8 +18,9 @@ from affcache.scoring.rule import DecisionRule, are_weights
 from affcache.scoring.trained import AVERAGE, TrainedHead, no_rule
 from affcache.settings import RUNS
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex, Rows, all_frames
-from affcache.tasks.annotations import JoinedLabels, join_labels
+from affcache.tasks.annotations import JoinedLabels, join_labels, of_part
 from affcache.tasks.kinds import Task
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import TASKS
 from affcache.training.run_folder import RunFolder, newest_run
 
@@ -59,6 +60,11 @@ class Ensemble:
         """
         require_one_task(runs)
         first, *others = runs
+        if len({run.settings.partial for run in runs}) > 1:
+            listener.warning(
+                f"Labels in part count as in the training of {first.source}, --partial {first.settings.partial}; not "
+                "all of the runs were trained so"
+            )
         if all(_alike(first.store, run.store) for run in others):
             return cls(tuple(runs), first.store, None)
         frames, rows = all_frames([run.store for run in runs])
@@ -95,8 +101,21 @@ class Ensemble:
         return [cls.of(by_task[name], listener) for name in sorted(by_task, key=[*together, *by_task].index)]
 
     def join(self, annotations: Path, split: str) -> JoinedLabels:
-        """Join the labels of a split to the frames, those that are partly labelled as in the first run's training."""
-        return join_labels(self.frames, annotations, self.task, split, self.first.settings.partial)
+        """Join the labels of a split to the frames, as in the first run's training: those of all of its tasks at once.
+
+        Raises as ``join_labels``; InputError too where none of several is of this ensemble's task.
+        """
+        whole = self.first.whole
+        joined = join_labels(self.frames, annotations, whole, split, self.first.settings.partial)
+        if not isinstance(whole, MultiTask):
+            return joined
+        own = of_part(whole, joined, self.task.name)
+        if not len(own):
+            raise InputError(
+                f"No {split} label of task {self.task.name} in {annotations}, which {self.first.source} was trained "
+                "for. Expected labels of each of its tasks. Point --annotations at others."
+            )
+        return own
 
     @property
     def first(self) -> TrainedRun:

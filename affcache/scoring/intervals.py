@@ -65,6 +65,8 @@ def video_interval(each: Table, without: Table, limits: Bounds | None = None) ->
     plain = Interval(float(each.mean()))
     seeds, videos = without.shape
     value, others = _scaled(each.mean(), limits), _scaled(without.mean(axis=0), limits)  # (), (G,)
+    if not np.ptp(others) > 0:  # nothing varies but by rounding
+        return plain
     pseudo_values = videos * value - (videos - 1) * others  # (G,)
     corrected = pseudo_values.mean()
     squares = (pseudo_values - corrected) ** 2

@@ -54,7 +54,13 @@ class ScoreResult:
     scores_file: str  # the file these scores were written to
     predictions_file: str
     figures: tuple[str, ...] = ()  # pictures, where they were asked for
+    note: str = ""  # what has to be known before such scores are believed: they may mean nothing
     parts: "tuple[ScoreResult, ...]" = ()  # of several tasks at once, each one's
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What was joined and left out; of several tasks that of each, by its name."""
+        return {part.task: part.labels for part in self.parts} if self.parts else self.account.to_json()
 
     @property
     def run(self) -> str:
@@ -70,7 +76,8 @@ class ScoreResult:
             "rule": self.rule.to_json(), "calibration_error": self.calibration_error, "against": self.against,
             "predictions": self.predictions_file, "figures": list(self.figures), "store": self.store,
             "store_fingerprint": self.store_fingerprint, "heads": list(self.heads),
-            "classes_without_support": list(self.scores.without_support), "labels": self.account.to_json(),
+            "classes_without_support": list(self.scores.without_support), "labels": self.labels,
+            **({"note": self.note} if self.note else {}),
             **({"parts": {part.task: part.to_json() for part in self.parts}} if self.parts else {}),
         }  # fmt: skip
 
@@ -106,6 +113,9 @@ def score(settings: ScoreSettings, listener: Listener) -> ScoreResult:
         runs=tuple(run.source for run in runs),
         heads=tuple(sha256_of(run.folder.head) for run in runs),
         rule=rule,
+        note=next((note for run in runs if (note := run.settings.trained_on_validation)), "")
+        if settings.split == "validation"
+        else "",
         against=against,
         scores_file=str(files[0]),
         predictions_file=str(files[1]),

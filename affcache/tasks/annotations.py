@@ -17,9 +17,11 @@ from affcache.store.frames import ABSENT, ENCODED, FrameIndex
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import LabelSource, VideoLabels
-from affcache.tasks.label_sources import find_labels
+from affcache.tasks.label_sources import find_labels, labels_of
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import find_task
+
+PARTIAL = ("keep", "drop")  # what becomes of frames that are labelled in part
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class JoinAccount(Result):
     invalid_label: int = 0  # crops whose label is marked invalid
     unreadable_crop: int = 0  # valid labels whose crop could not be read
     partial: int = 0  # frames used of which some units or values have no label
+    dropped: int = 0  # crops that are labelled in part, where such don't count
+    from_zero: int = 0  # videos whose labels begin at frame 0, and their crops later: they may be shifted by one
     repeated: int = 0  # labels of a frame that had one before, which counts
     label_files: int = 0
     videos_without_crops: tuple[str, ...] = ()  # label files of videos that the store doesn't have
@@ -39,8 +43,9 @@ class JoinAccount(Result):
 
     def to_json(self) -> dict[str, Any]:
         """Return the account as one JSON object, as before there were such labels where there are none."""
-        later = ("partial", "repeated", "test_rows")
-        return {name: value for name, value in super().to_json().items() if value or name not in later}
+        later = ("partial", "dropped", "from_zero", "repeated", "test_rows")
+        own = {name: value for name, value in super().to_json().items() if name != "videos"}
+        return {name: value for name, value in own.items() if value or name not in later}
 
     def sentence(self, split: str, unit: str = "frame") -> str:
         """Say the account in one line; of whole videos, ``unit`` is video."""
@@ -49,6 +54,7 @@ class JoinAccount(Result):
             (self.no_crop, "label", f" without a {crop}"),
             (self.no_label, "crop", " without a label"),
             (self.invalid_label, "invalid label", ""),
+            (self.dropped, crop, " labelled in part"),
             (self.unreadable_crop, f"unreadable {crop}", ""),
             (self.repeated, "further label", " of a frame that has one"),
             (self.test_rows, "test row", ""),
@@ -62,7 +68,12 @@ class JoinAccount(Result):
         if unit == "frame":
             used += f" of {counted(self.label_files - videos, 'video')}"
         used += f", {self.partial:,} of them labelled in part" if self.partial else ""
-        return f"{split}: {used}; left out: {words or 'nothing'}"
+        account = f"{split}: {used}; left out: {words or 'nothing'}"
+        if not self.from_zero:
+            return account
+        return (
+            f"{account}. Labels of {counted(self.from_zero, 'video')} begin at frame 0, crops later: are they shifted?"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class JoinedLabels:
 
 
 def join_labels(
-    store: FrameIndex | Path | str, annotations: Path | str, task: Task | str, split: str, partial: str = "keep"
+    store: FrameIndex | Path | str, annotations: Path | str | None, task: Task | str, split: str, partial: str = "keep"
 ) -> JoinedLabels:
     """Join the labels of a split, train or validation, to the rows of a store by (video, frame number).
 
@@ -99,7 +110,7 @@ def join_labels(
 
     Args:
         store: an ``EmbeddingStore``, or the path of one that is complete.
-        annotations: the folder with the labels.
+        annotations: the folder with the labels, or a table; None for where ``fit`` looks.
         task: a ``Task``, or the name of one in ``TASKS``.
         split: train or validation.
         partial: what becomes of frames that some units or values of the task are labelled of: with "keep" those count,
@@ -111,7 +122,9 @@ def join_labels(
         StoreError: there is no store at that path, or it is incomplete or damaged.
     """
     store, task = _opened(store), _found(task)
-    source = find_labels(annotations, task, split)
+    if partial not in PARTIAL:
+        raise InputError(f"There is no partial {partial!r}. Expected {' or '.join(PARTIAL)}.")
+    source = find_labels(labels_of(task, annotations if annotations is None else Path(annotations)), task, split)
     video_index = _videos_of_labels(source, store)
     rows: list[npt.NDArray[np.int64]] = []
     labels: list[npt.NDArray[Any]] = []
@@ -119,15 +132,16 @@ def join_labels(
     missing: list[str] = []
     for name in source.videos:
         of_video = source.read(name)
+        in_part = np.zeros(len(of_video.valid), dtype=bool)
         if partial == "drop" and of_video.labels.ndim == 2:
-            of_video = replace(of_video, valid=of_video.valid & task.labelled(of_video.labels).all(axis=1))
+            in_part = of_video.valid & ~task.labelled(of_video.labels).all(axis=1)
         counts["repeated"] += of_video.repeated
         if name not in video_index:
             missing.append(name)
-            counts["no_crop"] += int(of_video.valid.sum())
+            counts["no_crop"] += int((of_video.valid & ~in_part).sum())
             continue
         first, last = store.video_start[video_index[name] : video_index[name] + 2]
-        used, entry = _join_video(store, slice(first, last), of_video, counts)
+        used, entry = _join_video(store, slice(first, last), of_video, in_part, counts)
         rows.append(first + used)
         labels.append(of_video.labels[entry])
         if labels[-1].ndim == 2:
@@ -148,18 +162,23 @@ def join_labels(
 
 
 def _join_video(
-    store: FrameIndex, rows: slice, of_video: VideoLabels, counts: "Counter[str]"
+    store: FrameIndex, rows: slice, of_video: VideoLabels, in_part: npt.NDArray[np.bool_], counts: "Counter[str]"
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return which of a video's rows have a label and an embedding (m,), and where the label stands; count the rest."""
-    entry = _entries(of_video.frame_numbers, store.frame_number[rows])  # (n,) of each crop's label
-    there = entry != ABSENT
-    is_valid = np.zeros(len(entry), dtype=bool)
-    is_valid[there] = of_video.valid[entry[there]]
+    numbers = store.frame_number[rows]
+    entry = _entries(of_video.frame_numbers, numbers)  # (n,) of each crop's label
+    there, valid = entry != ABSENT, of_video.valid & ~in_part
+    is_valid, is_dropped = (np.zeros(len(entry), dtype=bool) for _ in range(2))
+    is_valid[there], is_dropped[there] = valid[entry[there]], in_part[entry[there]]
     used = is_valid & (store.status[rows] == ENCODED)
+    labelled = of_video.frame_numbers
+    if labelled is not None and len(labelled) and len(numbers) and labelled.min() == 0 < numbers.min():
+        counts["from_zero"] += 1
     counts["used"] += int(used.sum())
-    counts["no_crop"] += max(int(of_video.valid.sum() - is_valid.sum()), 0)  # a video's one label has many crops
+    counts["no_crop"] += max(int(valid.sum() - is_valid.sum()), 0)  # a video's one label has many crops
+    counts["dropped"] += int(is_dropped.sum())
     counts["no_label"] += int((~there).sum())
-    counts["invalid_label"] += int((there & ~is_valid).sum())
+    counts["invalid_label"] += int((there & ~is_valid & ~is_dropped).sum())
     counts["unreadable_crop"] += int((is_valid & ~used).sum())
     return np.flatnonzero(used), entry[used]
 
@@ -213,6 +232,22 @@ def labelled_parts(
     return task.only(kept), [_of_parts(task, one, kept) for one in splits]
 
 
+def of_part(task: MultiTask, joined: JoinedLabels, name: str) -> JoinedLabels:
+    """Return the labels of one of several tasks, in its own form, of the frames that have any."""
+    part, own = next(
+        (part, own) for part, own in zip(task.parts, task.split(joined.labels), strict=True) if part.name == name
+    )
+    labelled = part.labelled(own).reshape(len(own), -1)
+    some = labelled.any(axis=1)
+    account = replace(
+        joined.account,
+        used=int(some.sum()),
+        invalid_label=joined.account.invalid_label + int((~some).sum()),
+        partial=int((~labelled[some].all(axis=1)).sum()),
+    )
+    return JoinedLabels(joined.rows[some], own[some], account, joined.folds)
+
+
 def _of_parts(task: MultiTask, joined: JoinedLabels, kept: Sequence[str]) -> JoinedLabels:
     """Return the labels of some of several tasks, of the frames that have any."""
     fewer = task.only(kept)
@@ -226,13 +261,17 @@ def _of_parts(task: MultiTask, joined: JoinedLabels, kept: Sequence[str]) -> Joi
     return JoinedLabels(joined.rows[some], labels[some], account)
 
 
+def unlabelled(task: Task, joined: JoinedLabels) -> list[str]:
+    """Return the classes, units or values that no frame is labelled with."""
+    sums = task.sums_by_video(joined.labels, joined.labels, np.zeros(len(joined), np.int64), 1)
+    counts = task.videos_of_outputs(sums).tolist()
+    return [name for name, count in zip(task.classes, counts, strict=True) if not count]
+
+
 def require_learnable(task: Task, train: JoinedLabels, validation: JoinedLabels) -> None:
     """Refuse classes or units that validation has and train never shows; raises InputError."""
-    if not task.has_classes:
-        return
-    each = np.arange(task.outputs)
-    shown, asked = ((of.labels[:, None] == each if task.exclusive else of.labels == 1) for of in (train, validation))
-    if missing := [task.classes[one] for one in np.flatnonzero(asked.any(axis=0) & ~shown.any(axis=0))]:
+    never = unlabelled(task, validation)
+    if missing := [name for name in unlabelled(task, train) if name not in never]:
         raise InputError(
             f"Validation frames are labelled {', '.join(missing)}, and no training frame is: what is never shown can't "
             f"be learnt. Expected each of the names of task {task.name} in the split train. Move a video there, or "

@@ -66,6 +66,11 @@ class ChallengeFile:
     def _lines(self) -> Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
         """Frame numbers (L,) and values (L, 15) of each video, in the order of the lines."""
         videos, numbers, values = _read(self.path)
+        if not videos:
+            raise InputError(
+                f"{self.path} has a header and no line below it. Expected a line for each labelled frame. Restore it "
+                "from the download, or point --annotations at another folder."
+            )
         names, which = np.unique(np.array(videos), return_inverse=True)
         order = which.argsort(kind="stable")
         ends = np.searchsorted(which[order], np.arange(len(names)), "right")

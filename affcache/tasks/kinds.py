@@ -295,7 +295,11 @@ class Units(Labelled):
 
 @dataclass(frozen=True, repr=False)
 class Values(Task):
-    """C values in a range, by the mean of their CCC; sums over videos are moments. Labels are float32 (n, C)."""
+    """C values in a range, by the mean of their CCC; sums over videos are moments. Labels are float32 (n, C).
+
+    Logits are in the units of half the range, around its middle, so that a head learns alike whatever the units are:
+    those of [-1, 1] are the values themselves, and so are those of a range without ends.
+    """
 
     low: float = -1.0
     high: float = 1.0
@@ -315,20 +319,38 @@ class Values(Task):
     def valid_range(self) -> tuple[float, float]:
         return self.low, self.high
 
+    @property
+    def middle(self) -> float:
+        """The middle of the range, where there is one; else 0."""
+        return (self.low + self.high) / 2 if math.isfinite(self.high - self.low) else 0.0
+
+    @property
+    def half(self) -> float:
+        """Half the length of the range, where it has one; else 1."""
+        return (self.high - self.low) / 2 if math.isfinite(self.high - self.low) else 1.0
+
+    def loss(self, name: str) -> Loss:
+        of_logits = super().loss(name)
+        if (self.middle, self.half) == (0, 1):
+            return of_logits
+        return lambda logits, labels, **knobs: of_logits(logits, self.logits(labels), **knobs)
+
     def batch_term(
         self, logits: torch.Tensor, labels: torch.Tensor, margin: float, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return 1 - concordance(logits, labels, counts=counts).mean(-1)
+        return 1 - concordance(logits, self.logits(labels), counts=counts).mean(-1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.clamp(self.low, self.high)
+        if (self.middle, self.half) == (0, 1):
+            return logits.clamp(self.low, self.high)
+        return (logits * self.half + self.middle).clamp(self.low, self.high)
 
     def logits(self, probabilities: torch.Tensor) -> torch.Tensor:
-        return probabilities
+        return probabilities if (self.middle, self.half) == (0, 1) else (probabilities - self.middle) / self.half
 
     def averaged(self, logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
         values = self.probabilities(logits)
-        return values.mean(0) if shares is None else (values * shares).sum(0)
+        return self.logits(values.mean(0) if shares is None else (values * shares).sum(0))
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:
         return probabilities
@@ -337,7 +359,7 @@ class Values(Task):
         return regression_scores(labels, decided, self.classes)
 
     def sums_by_video(self, labels: Labels, decided: Labels, videos: npt.NDArray[np.int64], count: int) -> Table:
-        return moments(labels, decided, videos, count, centre=(self.low + self.high) / 2)
+        return moments(labels, decided, videos, count, centre=self.middle)
 
     def class_metric_of(self, sums: Table) -> Table:
         return ccc_of_outputs(sums)

@@ -127,8 +127,8 @@ def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
     centre = np.where(there, labels, 0).sum(axis=0, dtype=np.float64) / np.maximum(there.sum(axis=0), 1)  # (C,)
     sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1, centre)[0]  # (C, 6)
     ccc, pearson = ccc_of_outputs(sums), _pearson(sums)
-    count, _, _, xx, yy, xy = sums.T
-    rmse = np.sqrt(np.maximum(xx + yy - 2 * xy, 0) / np.maximum(count, 1))
+    count, squares = sums[:, 0], np.subtract(labels, decided, dtype=np.float64) ** 2
+    rmse = np.sqrt(np.where(there, squares, 0).sum(axis=0) / np.maximum(count, 1))
     return Scores(
         metric="mean_ccc",
         value=float(ccc.mean()),

@@ -172,7 +172,7 @@ def raised_twice(settings: FitSettings) -> str:
 
 def _say_tail(settings: FitSettings, joined: JoinedSplits, listener: Listener) -> None:
     """Say where there are few steps, and how many losses CVaR averages in each; warn when these are few."""
-    steps = settings.epochs * max(1, frames_of_epoch(settings, joined) // settings.batch_size)
+    steps = settings.last_epoch * max(1, frames_of_epoch(settings, joined) // settings.batch_size)
     if steps < FEW_STEPS and settings.head == "mlp" and (settings.dropout or settings.rho):
         few = f"{counted(steps, 'step')} in all, few for dropout and SAM"
         listener.message(f"{few}: more --epochs, or --dropout 0 --rho 0, may learn more")
@@ -181,6 +181,8 @@ def _say_tail(settings: FitSettings, joined: JoinedSplits, listener: Listener) -
     tail, level = tail_of(settings, joined), f"CVaR at alpha {settings.alpha:g}"
     if settings.cvar_level == "set":
         listener.message(f"{level} counts losses above a threshold over recent batches: {tail:g} a batch on average")
+    elif joined.task.parts:
+        listener.message(f"{level} averages the worst losses of each task's labels in a batch by itself")
     elif settings.cvar_within != "batch":
         listener.message(f"{level} averages the worst losses of each {settings.cvar_within} in a batch by itself")
     else:

@@ -35,6 +35,7 @@ from affcache.training.settings import FitSettings
 
 # 1e-4 to 1e2 in 13 half-decades: from barely any shrinking to barely any weight left
 STRENGTHS = tuple(10 ** (half_decade / 2) for half_decade in range(-8, 5))
+FEWEST = 2  # frames with a label that an output is solved from
 MOST_PRODUCTS = 5e11  # of a baseline: 15 seconds on two cores
 
 
@@ -73,7 +74,7 @@ class RidgePath:
         Raises:
             InputError: fewer than two frames have a weight.
         """
-        if (weighed := int(weights.count_nonzero())) < 2:
+        if (weighed := int(weights.count_nonzero())) < FEWEST:
             raise InputError(
                 f"A ridge head needs at least 2 frames with a label, and there are {weighed}. Expected the training "
                 "split. Check that --annotations and the store are of the same videos."
@@ -231,7 +232,12 @@ class Ridge:
         targets, weights = (torch.cat(of, dim=1) for of in zip(*each, strict=True))  # (n, C) each
         weight = torch.zeros(self.steps, self.task.outputs, self.width, device=targets.device)
         bias = weight.new_zeros(weight.shape[:2])
+        of_classes = torch.tensor([part.has_classes for part in parts for _ in range(part.outputs)]).to(weight.device)
+        few = weights.count_nonzero(0) < FEWEST  # (C,)
         for own, outputs in _alike(weights):
+            if few[outputs].all() and not few.all():  # nothing is known of them: absent, or the middle of the range
+                bias[:, outputs] = torch.where(of_classes[outputs], -1.0, 0.0)
+                continue
             blocks = train.evaluation_batches()
             path = RidgePath.from_blocks(blocks, self.width, targets[:, outputs], own, self.scaler)
             for number, strength in enumerate(self.strengths):
@@ -242,10 +248,12 @@ class Ridge:
     def _targets(self, task: Task, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the outputs of a task are to give (n, C), and how much each counts (n, C)."""
         labelled, filled = task.labelled(labels), task.filled(labels)
-        targets, weights = filled.float(), labelled.double()
+        weights = labelled.double()
         if task.has_classes:
             present = one_hot(filled, task.outputs) if task.exclusive else filled
             targets = 2.0 * present - 1  # (n, C)
+        else:
+            targets = task.logits(filled.double()).float()
         counts = ClassCounts.of(task, labels)
         if task.exclusive and counts is not None and self.settings.class_weights == "balanced":
             weights = weights * counts.balanced().to(weights)[filled]

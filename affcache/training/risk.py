@@ -177,8 +177,10 @@ class TailThreshold:
             shares: (H, n), how much of the whole each loss stands for.
         """
         keep = max(0, self.losses.shape[1] - losses.shape[1])
+        some = (shares > 0).any(1, keepdim=True)  # (H, 1)
         for memory, now in ((self.losses, losses), (self.shares, shares.to(losses.dtype))):
-            memory.copy_(torch.cat([now, memory[:, :keep]], dim=1)[:, : memory.shape[1]])
+            moved = torch.cat([now, memory[:, :keep]], dim=1)[:, : memory.shape[1]]
+            memory.copy_(torch.where(some, moved, memory))
         ordered, order = self.losses.sort(dim=1, descending=True)
         running = self.shares.gather(1, order).double().cumsum(1)  # (H, window)
         limit = alpha.double().unsqueeze(1) * running[:, -1:]  # (H, 1)
@@ -197,7 +199,8 @@ class TailThreshold:
         """
         gap = losses - self.value.unsqueeze(1)  # (H, n)
         excess = gap.relu() + torch.where(gap == 0, gap * self.edge.unsqueeze(1), 0)
-        return self.value + (excess * shares).sum(1) / at_least_tiny(shares.sum(1)) / alpha.to(losses)
+        found = self.value + (excess * shares).sum(1) / at_least_tiny(shares.sum(1)) / alpha.to(losses)
+        return torch.where(shares.sum(1) > 0, found, 0)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the window and the threshold themselves, by name, to be kept and to be written to."""

@@ -13,10 +13,10 @@ import torch
 import affcache
 from affcache.devices import GIGABYTE
 from affcache.errors import InputError
-from affcache.progress import Listener, counted
+from affcache.progress import Listener, counted, metric_name
 from affcache.store.joined import open_stores
 from affcache.store.pooled import PooledStore, RowStore
-from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts, require_learnable
+from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts, require_learnable, unlabelled
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.label_sources import labels_of
@@ -122,6 +122,9 @@ class JoinedSplits:
             )
         if is_own(task):
             require_learnable(task, train, validation)
+            if never := unlabelled(task, validation):
+                words = f"No validation {store.unit} is labelled {', '.join(never)}"
+                listener.warning(f"{words}: each counts as 0 in {metric_name(task.metric)}")
         return cls(store, task, train, validation, validation)
 
     def holding_out(self, share: float, purpose: str, listener: Listener, *, select: bool) -> "JoinedSplits":

@@ -125,3 +125,9 @@ def test_two_videos_or_none_that_differs_have_no_interval() -> None:
     found = metric_interval(EXPR, [perfect])
     assert (found.value, found.bounds) == (1.0, None)
     assert found.to_json() == {"value": 1.0, "low": None, "high": None}
+
+
+@pytest.mark.parametrize("videos", range(3, 12))
+def test_where_nothing_varies_rounding_makes_no_interval(videos: int) -> None:
+    assert video_interval(np.zeros(1), np.zeros((1, videos)), (0, 1)).bounds is None
+    assert video_interval(np.full(2, 0.3), np.full((2, videos), 0.3), (-1, 1)).bounds is None

@@ -13,6 +13,7 @@ import affcache
 from affcache.errors import ConfigError, InputError
 from affcache.scoring.postprocess import fit_temperature, fit_thresholds, reliability
 from affcache.tasks.tasks import TASKS
+from tests.conftest import write_labels
 from tests.tasks.test_multitask import ccc
 from tests.training.test_multitask_training import QUICK, mtl_data
 
@@ -186,3 +187,17 @@ def test_the_command_line_shows_each_part_and_their_sum(runs: dict[str, Path], c
     assert "mean CCC + macro F1 + mean F1" in out
     assert "valence" in out
     assert "AU26" in out
+
+
+def test_a_trunk_is_scored_on_the_labels_it_was_fitted_on(tmp_path: Path) -> None:
+    data = mtl_data(tmp_path)
+    for split in ("train", "validation"):  # of another release, beside the challenge's file
+        write_labels(data["annotations"], "expr", split, {f"{i}-30-640x360": [7] * 40 for i in range(6)})
+    run = affcache.fit(task="mtl", run=tmp_path / "run", **data, **RECIPE)
+    scored = affcache.score(run=run.run)
+    assert scored.scores.value == pytest.approx(run.value, abs=1e-6)
+    with h5py.File(scored.predictions_file) as file:
+        assert set(file["expr"]["labels"][:].tolist()) > {7}
+    vary = {"task": ["mtl", "va", "expr", "au"]}
+    result = affcache.ablate(task="mtl", vary=vary, out=tmp_path / "out", **data, **QUICK, seeds=1)
+    assert result.rows[-1].task == "au", "labels of expr alone are others: nothing stands together"

@@ -106,7 +106,8 @@ def test_an_action_unit_row_with_some_marks_counts_where_it_is_labelled(tmp_path
     kept, dropped = (join_labels(store, annotations, AU, "train", partial) for partial in ("keep", "drop"))
     assert (kept.rows.tolist(), dropped.rows.tolist()) == ([0, 1, 3], [0, 3])
     assert (kept.account.partial, dropped.account.partial) == (1, 0)
-    assert (kept.account.invalid_label, dropped.account.invalid_label) == (1, 2)
+    assert (kept.account.invalid_label, dropped.account.invalid_label, dropped.account.dropped) == (1, 1, 1)
+    assert "1 crop labelled in part" in dropped.account.sentence("train")
     assert "3 frames of 1 video, 1 of them labelled in part" in kept.account.sentence("train")
 
 
@@ -375,12 +376,14 @@ def test_the_join_equals_a_dictionary_join(videos: dict[str, Video], name: str, 
     assert account.used == len(joined) == len(expected)
     assert account.no_crop == len(valid - row_of.keys())
     assert account.no_label == sum(key not in label_of for key in labelled_crops)
-    assert account.invalid_label == sum(key in label_of and key not in valid for key in labelled_crops)
+    left = sum(key in label_of and key not in valid for key in labelled_crops)
+    assert (account.dropped if name == "au" else account.invalid_label) == left
     assert account.unreadable_crop == len(valid & unreadable)
     assert account.videos_without_crops == tuple(sorted(labels.keys() - crops.keys()))
     # it adds up: every valid label, and every crop of a labelled video, is used or left out for one reason
     assert account.used + account.unreadable_crop + account.no_crop == len(valid)
-    assert account.used + account.unreadable_crop + account.invalid_label + account.no_label == len(labelled_crops)
+    without = account.invalid_label + account.dropped + account.no_label
+    assert account.used + account.unreadable_crop + without == len(labelled_crops)
 
 
 def test_rows_rise_even_where_files_sort_otherwise_than_the_store(tmp_path: Path) -> None:
@@ -402,3 +405,24 @@ def test_a_link_to_itself_is_no_annotations(tmp_path: Path) -> None:
     (tmp_path / "ann").symlink_to("ann")
     with pytest.raises(InputError, match="ann"):
         find_labels(tmp_path / "ann", TASKS["expr"], "train")
+
+
+def test_labels_from_frame_0_on_are_asked_about(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    rows = [f"a,{frame},train,{frame % 8}" for frame in range(4)]
+    table.write_text("\n".join(["video,frame,split,label", *rows]))
+    shifted = join_labels(store_in_memory({"a": [1, 2, 3, 4]}), table, EXPR, "train").account
+    assert shifted.from_zero == 1
+    assert "Labels of 1 video begin at frame 0, crops later: are they shifted?" in shifted.sentence("train")
+    sound = join_labels(store_in_memory({"a": [0, 1, 2]}), table, EXPR, "train").account
+    assert "shifted" not in sound.sentence("train")
+
+
+def test_labels_are_where_fit_looks_unless_it_is_said_and_partial_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_labels(tmp_path / "data" / "Aff-Wild2" / "annotations", "expr", "train", {"a": [3]})
+    assert join_labels(store_in_memory({"a": [1]}), None, "expr", "train").labels.tolist() == [3]
+    with pytest.raises(InputError, match=r"There is no partial 'dropped'\. Expected keep or drop"):
+        join_labels(store_in_memory({"a": [1]}), None, "expr", "train", "dropped")

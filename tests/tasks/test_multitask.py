@@ -227,3 +227,10 @@ def test_settings_count_for_the_parts_that_have_a_use_for_them() -> None:
         FitSettings(task="expr", task_weights="expr=1").require_fitting(TASKS["expr"])
     with pytest.raises(ConfigError, match="--loss 'hinge' is no loss of"):
         FitSettings(task="mtl", loss="hinge").require_fitting(MTL)
+
+
+@pytest.mark.parametrize("end", ["", "\n\n"])
+def test_a_header_alone_has_no_labels(tmp_path: Path, end: str) -> None:
+    (tmp_path / "training_set_annotations.txt").write_text(HEADER + "\n" + end)
+    with pytest.raises(InputError, match="a header and no line below it"):
+        join_labels(store_in_memory({"a": [1]}), tmp_path, "mtl", "train")

@@ -108,7 +108,8 @@ def test_the_parts_of_a_task_fit_together(task: Task) -> None:
     if task.has_classes:
         assert task.class_of(torch.from_numpy(labels)).shape == losses.shape
     assert logits.grad.abs().sum() > 0
-    assert task.loss("") is task.loss(next(iter(LOSSES[task.kind])))
+    usual, named = task.loss(""), task.loss(next(iter(LOSSES[task.kind])))
+    assert torch.equal(usual(logits, torch.from_numpy(labels)), named(logits, torch.from_numpy(labels)))
     torch.testing.assert_close(task.loss("")(logits, torch.from_numpy(labels)), losses)
     torch.testing.assert_close(
         task.probabilities(task.logits(torch.from_numpy(probabilities))), torch.from_numpy(probabilities)
@@ -195,3 +196,26 @@ def test_cvar_of_action_units_runs_over_all_pairs_of_the_batch() -> None:
 def test_a_range_that_holds_the_mark_of_no_label_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="expected a range without -5, which marks a frame without a label"):
         Values("pain", ("pain",), low=low, high=high)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 10), (100, 200), (-0.5, 0.5)])
+def test_values_are_learnt_in_the_units_of_half_their_range(low: float, high: float) -> None:
+    task, plain = Values("own", ("a", "b"), low=low, high=high), Values("plain", ("a", "b"))
+    drawn = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(9, 2, generator=drawn), plain.draw_labels(9, drawn)
+    middle, half = (low + high) / 2, (high - low) / 2
+    own = labels * half + middle
+    close = {"rtol": 1e-3, "atol": 1e-4}  # labels of 200 have fewer digits left
+    torch.testing.assert_close(task.loss("")(logits, own), plain.loss("")(logits, labels), **close)
+    torch.testing.assert_close(task.batch_term(logits, own, 0), plain.batch_term(logits, labels, 0), **close)
+    torch.testing.assert_close(task.probabilities(logits), plain.probabilities(logits) * half + middle)
+    torch.testing.assert_close(task.probabilities(task.logits(own)), own)
+    both = torch.stack([logits, -logits / 2]).double()
+    mean = torch.stack([task.probabilities(one) for one in both]).mean(0)
+    torch.testing.assert_close(task.probabilities(task.averaged(both)), mean)
+
+
+def test_values_of_a_range_without_an_end_are_as_they_are() -> None:
+    task = Values("any", ("a",), low=0, high=float("inf"))
+    assert (task.middle, task.half) == (0, 1)
+    assert task.probabilities(torch.tensor([[1e6], [-1.0]])).tolist() == [[1e6], [0]]

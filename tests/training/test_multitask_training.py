@@ -328,3 +328,29 @@ def test_partial_rows_count_or_are_dropped(tmp_path: Path) -> None:
     )
     assert kept.frames > dropped.frames > 10
     assert replace(kept, run="") != replace(dropped, run="")
+
+
+def test_an_output_without_labels_is_absent_of_a_ridge_and_the_others_are_solved() -> None:
+    embeddings, labels, _ = problem()
+    labels[:, 14], labels[:, 1] = torch.nan, torch.nan
+    labels[0, 1] = 0.5  # one isn't enough
+    frames = Frames(embeddings.float(), labels, torch.zeros(FRAMES, dtype=torch.int64))
+    head = Ridge(FitSettings(task="mtl", head="ridge"), MTL, WIDTH)._solve(frames)[6]
+    logits = head(embeddings.float())
+    assert (logits[:, 21] == -1).all()
+    assert (logits[:, 1] == 0).all()
+    assert logits[:, 20].std() > 0.1
+    nothing = Frames(embeddings.float(), labels * torch.nan, frames.videos)
+    with pytest.raises(InputError, match="needs at least 2 frames with a label, and there are 0"):
+        Ridge(FitSettings(task="mtl", head="ridge"), MTL, WIDTH)._solve(nothing)
+
+
+def test_a_batch_without_any_label_moves_no_tracked_threshold() -> None:
+    task, settings = TASKS["expr"], FitSettings(cvar_level="set", batch_size=6)
+    counts = ClassCounts(torch.ones(8, dtype=torch.int64), partial=True)
+    logits, videos = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 6).long()
+    objective = stacked_objective(task, [settings], counts, logits)
+    assert objective(logits, torch.arange(6)[None], videos) > 0
+    before = {name: tensor.clone() for name, tensor in objective.state().items()}
+    assert objective(logits, torch.full((1, 6), -1), videos) == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in objective.state().items())

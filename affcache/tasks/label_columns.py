@@ -200,9 +200,10 @@ def label_columns(path: Path, names: Sequence[str], task: Task, roles: Mapping[s
     """Return the column of classes, or that of each unit or value."""
     said, usual = _said(path, names, task), {header for headers in HEADERS.values() for header in headers}
     taken = {*roles.values(), *(column for role, column in said.items() if role != "label")}
-    others = [name for name in names if name not in taken and name.casefold() not in usual]
+    free = [name for name in names if name not in taken]
     if not task.exclusive:
-        return _columns_of_each(path, [name for name in names if name not in taken], task, others)
+        return _columns_of_each(path, free, task, roles)
+    others = [name for name in free if name.casefold() not in usual]
     headers = (*CLASS_HEADERS, task.name)
     obvious = list(dict.fromkeys(name for header in headers for name in alike_names(header, others)))
     found = [said["label"]] if "label" in said else obvious or others
@@ -219,15 +220,16 @@ def label_columns(path: Path, names: Sequence[str], task: Task, roles: Mapping[s
     return found
 
 
-def _columns_of_each(path: Path, free: Sequence[str], task: Task, others: Sequence[str]) -> list[str]:
+def _columns_of_each(path: Path, free: Sequence[str], task: Task, roles: Mapping[str, str]) -> list[str]:
     """Return the column (C,) of each unit or value, of those that are no keys."""
     found = {name: matching(name, free) for name in task.classes}
     uses = Counter(found.values())
     columns = {k: v for k, v in found.items() if v is not None and (uses[v] == 1 or canonical(v) == canonical(k))}
     if missing := [name for name in task.classes if name not in columns]:
         raise InputError(
-            f"{path} has no column {', '.join(missing)}; beside the keys it has {', '.join(others) or 'none'}. "
-            f"Expected one for each of {', '.join(task.classes)}. Rename the columns, or the task's names."
+            f"{path} has no column {', '.join(missing)}; beside the keys {', '.join(roles.values())} it has "
+            f"{', '.join(free) or 'none'}. Expected one for each of {', '.join(task.classes)}. Rename the columns, or "
+            "the task's names."
         )
     return list(columns.values())
 

@@ -164,7 +164,7 @@ def test_no_two_units_are_one_column_nor_is_a_key_one(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", ("video", "frame", "split", "smile"), [("a", 1, "train", 1)])
     with pytest.raises(InputError, match="has no column Smile; beside"):
         of(path, Units("units", ("smile", "Smile")))
-    with pytest.raises(InputError, match="has no column frame; beside"):
+    with pytest.raises(InputError, match="has no column frame; beside the keys video, frame, split it has smile"):
         of(path, Units("units", ("smile", "frame")))
     with pytest.raises(InputError, match="has no column Smile, SMILE; beside"):
         of(path, Units("units", ("Smile", "SMILE")))
@@ -266,7 +266,11 @@ def test_bad_rows_and_columns(content: str, expected: str, tmp_path: Path) -> No
         (PAIN, '"0,5",1', "line 2: the column pain holds '0,5'; expected a number from 0 to 10, with a point"),
         (UNITS, "2,1", "line 2: the column smile holds '2'; expected 0, 1, false or true, or nothing for no label"),
         (UNITS, "-1,1", "line 2: the column smile holds '-1'"),
-        (replace(PAIN, classes=("pain", "strain")), "1,1", "has no column strain; beside the keys it has"),
+        (
+            replace(PAIN, classes=("pain", "strain")),
+            "1,1",
+            "has no column strain; beside the keys video, frame, split it has pain, Effort.",
+        ),
     ],
 )
 def test_bad_units_and_values(task: Task, cells: str, expected: str, tmp_path: Path) -> None:

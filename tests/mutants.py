@@ -67,7 +67,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("        same &= frames[1:] == frames[:-1]", "        same &= False"),
         ("not task.low <= value <= task.high", "(value < task.low or value > task.high)"),
         ("[each[row] for row in order]", "list(each)"),
-        ("are_numbers = any(", "are_numbers = False and any("),
+        ("are_numbers = not np.isnan", "are_numbers = False and not np.isnan"),
     ]),
     ("affcache/training/risk.py", ("tests/training/test_risk.py", "tests/training/test_objective.py"), [
         ("float(nearest) if math.isclose(tail, nearest, rel_tol=1e-12) else tail", "tail"),

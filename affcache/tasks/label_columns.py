@@ -1,13 +1,16 @@
 """The rows of a table of labels, as text, and which of its columns is what."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 
+from affcache.crops.names import canonical
 from affcache.errors import InputError, did_you_mean
 from affcache.files import open_regular
 from affcache.tabular import (
@@ -136,59 +139,122 @@ def open_labels(path: Path, task: Task) -> CsvLabels | ParquetLabels:
         open_regular(path, LARGEST_TABLE).close()
     if magic_of(path).startswith(PARQUET_MAGIC):
         return ParquetLabels(path)
-    return CsvLabels(path, [dict(task.columns).get("split", "split")], "video,frame,split,label")
+    split = dict(task.columns).get("split", "split")
+    forms = dict.fromkeys([split, *(normalize(form, split) for form in ("NFC", "NFD"))])
+    return CsvLabels(path, forms, "video,frame,split,label")
+
+
+def _said(path: Path, names: Sequence[str], task: Task) -> dict[str, str]:
+    """Return the columns that the task itself names, as the table writes them."""
+    said = {}
+    for role, header in task.columns:
+        if (column := matching(header, names)) is None:
+            raise InputError(
+                f"{path} has no column {header!r}{did_you_mean(header, names)}, which columns of task {task.name} "
+                f"names; it has {', '.join(names)}. Correct the task's columns, or the table."
+            )
+        said[role] = column
+    return said
 
 
 def roles_of(path: Path, names: Sequence[str], task: Task) -> dict[str, str]:
     """Return which column is the video, the frame or the path, the split and the fold."""
-    said, folded = dict(task.columns), {name.casefold(): name for name in reversed(names)}
-    if missing := [header for header in said.values() if header not in names]:
-        raise InputError(
-            f"{path} has no column {missing[0]!r}{did_you_mean(missing[0], names)}, which columns of task {task.name} "
-            f"names; it has {', '.join(names)}. Correct the task's columns, or the table."
-        )
-    roles = {role: header for role, header in said.items() if role != "label"}
-    for role, usual in HEADERS.items():
-        header = next((folded[one] for one in usual if one in folded), None)
-        if role not in roles and header is not None and header not in said.values():
-            roles[role] = header
-    by_path = "path" in said or not {"video", "frame"} <= roles.keys()
+    said = _said(path, names, task)
+    free = [name for name in names if name not in said.values()]
+    found = {role: alike for role, usual in HEADERS.items() if (alike := _first_alike(usual, free))}
+    found |= {role: [column] for role, column in said.items() if role != "label"}
+    frame = {"video", "frame"}
+    by_path = "path" in found and not frame & said.keys() and ("path" in said or not frame <= found.keys())
     needed = ("video",) if task.level == "video" else ("path",) if by_path else ("video", "frame")
-    if lacking := [role for role in (*needed, "split") if role not in roles]:
-        raise InputError(
-            f"{path} has no column {' and no column '.join(lacking)}; it has {', '.join(names)}. Expected video and "
-            "frame, or the path of the image, and split (train or validation); of labels of whole videos, for which "
-            f'the task says level = "video", video and split. Rename the columns, or say in columns of task '
-            f"{task.name} what they are called."
-        )
-    return {role: header for role, header in roles.items() if role in (*needed, "split", "fold")}
+    if lacking := [role for role in (*needed, "split") if role not in found]:
+        raise _lacks(path, names, task, lacking)
+    used = {role: found[role] for role in (*needed, "split", "fold") if role in found}
+    for role, alike in used.items():
+        if len(alike) > 1:
+            raise InputError(
+                f"{path} has the columns {' and '.join(alike)}, and each may be the {role}. Expected one. Rename the "
+                f"others, or say in columns of task {task.name} which is {role}."
+            )
+    return {role: alike[0] for role, alike in used.items()}
+
+
+def _first_alike(headers: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the names that may be the first of the headers that any may be."""
+    return next(filter(None, (alike_names(header, names) for header in headers)), [])
+
+
+def _lacks(path: Path, names: Sequence[str], task: Task, lacking: Sequence[str]) -> InputError:
+    """Return the error for a table without the columns of some roles."""
+    expected, instead = "video, frame and split (train or validation), or path and split", ""
+    if task.level == "video":
+        expected = f'video and split (train or validation), since task {task.name} says level = "video"'
+    elif "frame" in lacking and "video" not in lacking:
+        instead = 'If a row is of a whole video, write level = "video" into the task. Else rename'
+    return InputError(
+        f"{path} has no column {' and no column '.join(lacking)}; it has {', '.join(names)}. Expected {expected}. "
+        f"{instead or 'Rename'} the columns, or say in columns of task {task.name} what they are called."
+    )
 
 
 def label_columns(path: Path, names: Sequence[str], task: Task, roles: Mapping[str, str]) -> list[str]:
     """Return the column of classes, or that of each unit or value."""
-    said, usual = dict(task.columns), {header for headers in HEADERS.values() for header in headers}
-    taken = {*roles.values(), *(header for role, header in said.items() if role != "label")}
-    others = [name for name in names if name not in taken and name.casefold() not in usual]
+    said, usual = _said(path, names, task), {header for headers in HEADERS.values() for header in headers}
+    taken = {*roles.values(), *(column for role, column in said.items() if role != "label")}
+    free = [name for name in names if name not in taken]
     if not task.exclusive:
-        matches = {name: matching(name, names) for name in task.classes}
-        if missing := [name for name, match in matches.items() if match is None]:
-            raise InputError(
-                f"{path} has no column {', '.join(missing)}; beside the keys it has {', '.join(others) or 'none'}. "
-                f"Expected one for each of {', '.join(task.classes)}. Rename the columns, or the task's names."
-            )
-        return [match for match in matches.values() if match is not None]
-    folded = {name.casefold(): name for name in reversed(others)}
-    obvious = [folded[header] for header in (*CLASS_HEADERS, task.name.casefold()) if header in folded]
+        return _columns_of_each(path, free, task, roles)
+    others = [name for name in free if name.casefold() not in usual]
+    headers = (*CLASS_HEADERS, task.name)
+    obvious = list(dict.fromkeys(name for header in headers for name in alike_names(header, others)))
     found = [said["label"]] if "label" in said else obvious or others
-    if not obvious and len(found) != 1:
+    if not found or (len(found) > 1 and not obvious):
         raise InputError(
             f"{path} has no column label, class or {task.name}; beside the keys it has {', '.join(others) or 'none'}. "
             f"Expected one with the names of classes. Rename it, or say in columns of task {task.name} which is label."
         )
-    return found[:1]
+    if len(found) > 1:
+        raise InputError(
+            f"{path} has the columns {' and '.join(found)}, and each may hold the classes. Expected one. Rename the "
+            f"others, or say in columns of task {task.name} which is label."
+        )
+    return found
+
+
+def _columns_of_each(path: Path, free: Sequence[str], task: Task, roles: Mapping[str, str]) -> list[str]:
+    """Return the column (C,) of each unit or value, of those that are no keys."""
+    found = {name: matching(name, free) for name in task.classes}
+    uses = Counter(found.values())
+    columns = {k: v for k, v in found.items() if v is not None and (uses[v] == 1 or canonical(v) == canonical(k))}
+    if missing := [name for name in task.classes if name not in columns]:
+        raise InputError(
+            f"{path} has no column {', '.join(missing)}; beside the keys {', '.join(roles.values())} it has "
+            f"{', '.join(free) or 'none'}. Expected one for each of {', '.join(task.classes)}. Rename the columns, or "
+            "the task's names."
+        )
+    return list(columns.values())
+
+
+def alike_names(name: str, names: Sequence[str]) -> list[str]:
+    """Return the names that may be meant: the same, else those of other accents' forms, else of other capitals."""
+    for form in (str, canonical, _folded):
+        if alike := [other for other in names if form(other) == form(name)]:
+            return alike
+    return []
+
+
+def _folded(name: str) -> str:
+    return canonical(name).casefold()
 
 
 def matching(name: str, names: Sequence[str]) -> str | None:
-    """Return the one of the names that is meant: the same, or the only one that differs by capitals."""
-    alike = [other for other in names if other.casefold() == name.casefold()]
-    return name if name in names else alike[0] if len(alike) == 1 else None
+    """Return the one of the names that is meant; None where none is, or several may be."""
+    alike = alike_names(name, names)
+    return alike[0] if len(alike) == 1 else None
+
+
+def number_of(text: str) -> float:
+    """Return a number; nan where there is none. Python reads 1_0 and other scripts' digits, labels don't."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else np.nan
+    except ValueError:
+        return np.nan

@@ -167,7 +167,8 @@ def read_label_file(path: Path, task: Task) -> tuple[npt.NDArray[Any], npt.NDArr
         raise InputError(f"{path} can't be read as a label file: {reason}. Restore it from the download.") from None
     while lines and not lines[-1].strip():
         lines.pop()
-    if [name.strip().lower() for name in header.split(",")] != [name.lower() for name in task.classes]:
+    named, wanted = ([canonical(name.strip()).lower() for name in names] for names in (header.split(","), task.classes))
+    if named != wanted:
         raise InputError(
             f"{path}, line 1: the header is {header[:80]!r}, expected {task.header!r}. Is this a label file of task "
             f"{task.name}? Correct the file, or point --annotations at the right folder."

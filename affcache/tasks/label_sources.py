@@ -4,6 +4,7 @@ from pathlib import Path
 
 from affcache.errors import InputError
 from affcache.settings import ANNOTATIONS
+from affcache.tabular import reading
 from affcache.tasks.challenge_file import COLUMNS, FILES, ChallengeFile, find_challenge_files
 from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import (
@@ -30,14 +31,24 @@ def find_labels(annotations: Path | str, task: Task, split: str) -> LabelSource:
     challenge's one file.
 
     Raises:
-        InputError: no such split, or no labels of it (says where it looked), those of several releases, or a table that
-            can't be read.
+        InputError: no such split, or no labels of it (says where it looked), those of several releases, a table that
+            can't be read, or files of frames where labels are of whole videos.
     """
     require_split(split)
-    path = Path(annotations)
+    with reading(Path(annotations)):  # a name that is too long
+        return _labels_at(Path(annotations), task, split)
+
+
+def _labels_at(path: Path, task: Task, split: str) -> LabelSource:
     is_table = path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
     if is_table and path.name not in FILES.values():
         return read_label_table(path, task).of_split(split)
+    if task.level == "video":
+        raise InputError(
+            f"The {split} labels of task {task.name} are of whole videos, and {path} is no table. Expected one in CSV "
+            "or Parquet with a row for each video: label files have a line for each frame. Correct labels where the "
+            'task is defined, or --annotations; or, for labels of frames, leave out level = "video".'
+        )
     looked = []
     try:
         return LabelFiles(find_label_files(path, task, split), task)

@@ -14,7 +14,7 @@ from affcache.crops.names import canonical, plain_path
 from affcache.errors import InputError, did_you_mean
 from affcache.tabular import no_rows
 from affcache.tasks.kinds import Task, Values
-from affcache.tasks.label_columns import Rows, label_columns, matching, open_labels, roles_of
+from affcache.tasks.label_columns import Rows, label_columns, matching, number_of, open_labels, roles_of
 from affcache.tasks.label_files import VideoLabels
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -23,7 +23,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     "test": "test",
 }
-PRESENT = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1, "": -1}
+PRESENT = {"false": 0, "true": 1, "": -1}
 Numbers = npt.NDArray[np.int64]
 
 
@@ -101,7 +101,7 @@ def read_label_table(path: Path, task: Task) -> LabelTable:
         raise no_rows(path)
     names, video, frames = _keys(rows, roles)
     found = _labels(rows, labels, task)
-    folds = rows.decoded(roles["fold"], str) if "fold" in roles else None
+    folds = rows.decoded(roles["fold"], canonical) if "fold" in roles else None
     order = np.lexsort((video,) if frames is None else (frames, video))
     rows, video, found = replace(rows, cells={}, number=rows.number[order]), video[order], found[order]
     frames = None if frames is None else frames[order]
@@ -159,18 +159,10 @@ def _video_of(cell: str) -> str:
 
 
 def _whole(cell: str) -> int:
-    number = _number(cell)
+    number = number_of(cell)
     if not (0 <= number <= LARGEST_FRAME_NUMBER and number.is_integer()):
         raise ValueError("the whole number of a frame")
     return int(number)
-
-
-def _number(cell: str) -> float:
-    """Return a number; nan where there is none. Python reads 1_0 and other scripts' digits, labels don't."""
-    try:
-        return float(cell) if cell.isascii() and "_" not in cell else np.nan
-    except ValueError:
-        return np.nan
 
 
 def _require_once(rows: Rows, names: Sequence[str], video: Numbers, frames: Numbers | None) -> None:
@@ -212,29 +204,39 @@ def _labels(rows: Rows, columns: Sequence[str], task: Task) -> npt.NDArray[Any]:
 
 
 def _class_of(task: Task, cell: str) -> int:
-    """Return the index of a class."""
+    """Return the index of a class: by its name, by its value where names are numbers, else by its place."""
     if not cell:
         return -1
     match = matching(cell, task.classes)
     if match is not None:
         return task.classes.index(match)
-    are_numbers = any(name.isdigit() for name in task.classes)
-    number = _number(cell)
+    number, values = number_of(cell), [number_of(name) for name in task.classes]
+    are_numbers = not np.isnan(values).all()
+    if not np.isnan(number) and number in values:
+        return values.index(number)
     if not are_numbers and number.is_integer() and 0 <= number < task.outputs:
         return int(number)
     numbers = "" if are_numbers else f", a number from 0 to {task.outputs - 1}"
     named = f"{', '.join(task.classes)}{numbers}"
-    raise ValueError(f"a class{did_you_mean(cell, task.classes)}: {named}, or nothing for no label")
+    raise ValueError(f"a class{did_you_mean(cell, task.classes)}: {named}, {_or_nothing(cell)}")
 
 
 def _present(cell: str) -> int:
+    number = number_of(cell)
+    if number in (0, 1):
+        return int(number)
     if cell.casefold() not in PRESENT:
-        raise ValueError("0, 1, false or true, or nothing for no label")
+        raise ValueError(f"0, 1, false or true, {_or_nothing(cell)}")
     return PRESENT[cell.casefold()]
 
 
 def _value_of(task: Values, cell: str) -> float:
-    value = _number(cell)
+    value = number_of(cell)
     if cell and not task.low <= value <= task.high:  # of nan, too
-        raise ValueError(f"a number from {task.low:g} to {task.high:g}, with a point, or nothing for no label")
+        raise ValueError(f"a number from {task.low:g} to {task.high:g}, with a point, {_or_nothing(cell)}")
     return value
+
+
+def _or_nothing(cell: str) -> str:
+    is_nan = cell.casefold().lstrip("+-") == "nan"
+    return "or nothing for no label" + " (an empty cell, in Parquet null, which nan isn't)" * is_nan

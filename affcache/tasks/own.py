@@ -3,13 +3,17 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from affcache.crops.names import canonical
 from affcache.errors import ConfigError, did_you_mean
 from affcache.settings import LARGEST_TOML, read_toml
 from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.label_columns import number_of
 from affcache.tasks.multitask import MultiTask
 
 KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classes, Units, Values)}
@@ -24,6 +28,7 @@ KEYS: Mapping[str, tuple[type, str]] = {  # of a definition: the type of each, a
     "columns": (dict, 'a table such as {video = "clip", label = "mood"}'),
     "description": (str, "a text"),
 }
+LARGEST_VALUE = float(np.finfo(np.float32).max)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -98,30 +103,43 @@ def _problems(table: Mapping[str, Any]) -> Iterator[str]:
     kind = right.get("kind")
     if kind is not None and kind not in KINDS:
         yield f"kind is {kind!r}{did_you_mean(kind, KINDS)}, expected {KEYS['kind'][1]}"
-    yield from _problems_of_names(right.get("names"), 2 if kind == Classes.kind else 1)
+    yield from _problems_of_names(right.get("names"), kind)
     if right.get("labels", "/").startswith("~") and Path(right["labels"]).parts[0] != "~":
         yield f"labels is {right['labels']!r}, expected a path without the name of another user"
     if "range" in right:
         yield from _problems_of_range(right["range"], kind)
     if right.get("level", "frame") not in LEVELS:
         yield f"level is {right['level']!r}{did_you_mean(right['level'], LEVELS)}, expected frame or video"
-    if "label" in right.get("columns", {}) and kind in KINDS and kind != Classes.kind:
+    yield from _problems_of_columns(right.get("columns", {}), kind, right.get("level"))
+
+
+def _problems_of_columns(columns: Mapping[str, Any], kind: Any, level: Any) -> Iterator[str]:
+    if "label" in columns and kind in KINDS and kind != Classes.kind:
         yield f"columns names label, which is of classes; {kind} have a column for each of names"
-    for role, header in right.get("columns", {}).items():
+    if level == "video" and (of_frames := [role for role in ("frame", "path") if role in columns]):
+        yield f"columns names {' and '.join(of_frames)}, but level is video; expected video, of which a row is"
+    elif "path" in columns and columns.keys() & {"video", "frame"}:
+        yield "columns names path beside video or frame; expected it instead of these"
+    for role, header in columns.items():
         if role not in ROLES:
             yield f"columns names {role!r}{did_you_mean(role, ROLES)}, expected some of {', '.join(ROLES)}"
         elif not isinstance(header, str):
             yield f"the column {role} is {header!r}, expected its name in the table"
 
 
-def _problems_of_names(names: list[Any] | None, least: int) -> Iterator[str]:
+def _problems_of_names(names: list[Any] | None, kind: Any) -> Iterator[str]:
     if names is None:
         return
+    least = 2 if kind == Classes.kind else 1
     if wrong := [name for name in names if not isinstance(name, str) or not name.strip() or set(name) & set(",\n\r")]:
         yield f"names has {wrong[0]!r}, expected texts without commas"
         return
-    if twice := [name for name, count in Counter(name.strip() for name in names).items() if count > 1]:
+    if twice := [name for name, count in Counter(canonical(name.strip()) for name in names).items() if count > 1]:
         yield f"names has {twice[0]!r} twice, expected each once"
+    elif kind == Classes.kind:
+        counts = Counter(value for value in map(number_of, names) if not math.isnan(value))
+        if same := [name for name in names if counts[number_of(name)] > 1]:
+            yield f"names has {' and '.join(map(repr, same))}, which are equal as numbers, expected each number once"
     if spaced := [name for name in names if name != name.strip()]:
         yield f"names has {spaced[0]!r}, expected no spaces around a name"
     if len(names) < least:
@@ -132,11 +150,17 @@ def _problems_of_range(limits: list[Any], kind: Any) -> Iterator[str]:
     if kind in KINDS and kind != Values.kind:
         yield f"range is given, but {kind} have none; expected it for values alone"
         return
-    numbers = [value for value in limits if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if len(limits) != 2 or len(numbers) != 2 or not all(map(math.isfinite, numbers)) or not numbers[0] < numbers[1]:
-        yield f"range is {limits!r}, expected {KEYS['range'][1]}"
-    elif numbers[0] <= Values.invalid_value <= numbers[1]:
+    if not _are_limits(limits):
+        yield f"range is {str(limits)[:80]}, expected {KEYS['range'][1]}, as float32 has them"
+    elif limits[0] <= Values.invalid_value <= limits[1]:
         yield f"range is {limits!r}, which has {Values.invalid_value} in it, the mark of a frame without a label"
+
+
+def _are_limits(limits: Sequence[Any]) -> bool:
+    """Say whether they are two numbers, the smaller first, also in float32, which labels are."""
+    numbers = [value for value in limits if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    sound = len(limits) == len(numbers) == 2 and all(abs(value) <= LARGEST_VALUE for value in numbers)  # of nan, too
+    return sound and bool(np.float32(numbers[0]) < np.float32(numbers[1]))
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
@@ -180,7 +204,9 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
         "columns": tuple(sorted(columns.items())),
     }
     if kind == Values.kind:
-        return Values(**common, low=float(values.get("low", -1)), high=float(values.get("high", 1)))
+        if not _are_limits(limits := (values.get("low", -1), values.get("high", 1))):
+            raise ValueError(f"its task {name!r} has no range")
+        return Values(**common, low=float(limits[0]), high=float(limits[1]))
     return KINDS[kind](**common)
 
 

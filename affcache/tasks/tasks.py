@@ -34,6 +34,9 @@ _SINGLE: dict[str, Task] = {
         ),
     )
 }
+DEFINING = (  # what a head follows from: keys of a definition, and attributes
+    ("kind", "kind"), ("names", "classes"), ("lowest value", "low"), ("largest value", "high"), ("level", "level"),
+)  # fmt: skip
 TASKS: dict[str, Task] = {
     **_SINGLE,
     "mtl": MultiTask.of(
@@ -66,6 +69,30 @@ def find_task(name: str) -> Task:
         f"your own: --task FILE.toml, or a table [{OWN_TASKS}.{name}] in {CONFIG_NAME}, with kind, names and labels "
         "(docs/own-tasks.md)."
     )
+
+
+def name_of_same(said: str, began: Task, refusal: str) -> str:
+    """Return the name of a task that is said, by it or by a file, for a run of the task ``began``.
+
+    Its labels, columns and description may be others. A run knows its task when nothing else does any more.
+
+    Raises:
+        ConfigError: there is none of that name, or the run's is defined otherwise.
+    """
+    try:
+        now = find_task(said)
+    except ConfigError:
+        if said != began.name:
+            raise
+        return said
+    both = [(key, getattr(began, attribute, None), getattr(now, attribute, None)) for key, attribute in DEFINING]
+    changed = [f"{key} {then!r} then, {other!r} now" for key, then, other in both if then != other]
+    if changed and now.name == began.name:
+        raise ConfigError(
+            f"{refusal}: task {now.name} is defined otherwise: {'; '.join(changed)}. Expected its own definition, "
+            "which the run's folder keeps. Leave --task out, or train a new run, with another --run DIR."
+        )
+    return now.name
 
 
 def is_own(task: Task) -> bool:

@@ -14,7 +14,7 @@ from affcache.errors import ConfigError, StoreError, first_line
 from affcache.files import read_json, read_tensors, write_tensors
 from affcache.progress import Listener
 from affcache.tasks.kinds import Task
-from affcache.tasks.tasks import find_task, task_of_run
+from affcache.tasks.tasks import find_task, name_of_same, task_of_run
 from affcache.tasks.whole_videos import scored
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
@@ -244,6 +244,7 @@ def as_chosen(settings: FitSettings, given: Collection[str]) -> FitSettings:
     """
     where = settings.as_
     assert where is not None
+    task = settings.task
     if "task" in given:  # by its name, be it given by the file that defines it
         settings = replace(settings, task=find_task(settings.task).name)
     if (ablated := where / BEST).is_file():
@@ -256,7 +257,10 @@ def as_chosen(settings: FitSettings, given: Collection[str]) -> FitSettings:
     refusal = f"What {where} chose is of no use to other settings"
     instead = "say what to keep, --keep-epoch E or --strength S, without --as"
     refuse_changes(refusal, instead, began, said, (*ELSEWHERE, *LAST_FIT))
-    return replace(began, **said, as_=where)
+    chosen = replace(began, **said, as_=where)
+    if "task" in given:
+        name_of_same(task, task_to_train(chosen), refusal)
+    return chosen
 
 
 def task_to_train(settings: FitSettings) -> Task:

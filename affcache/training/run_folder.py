@@ -31,7 +31,7 @@ from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.description import encoders_of, require_sound
 from affcache.store.pooled import PooledStore, RowStore
 from affcache.tasks.kinds import Task
-from affcache.tasks.tasks import find_task, task_from_json, task_of_run
+from affcache.tasks.tasks import find_task, name_of_same, task_from_json, task_of_run
 from affcache.training.settings import FitSettings
 
 ELSEWHERE = ("store", "annotations", "device")  # may be said anew for a run that is continued
@@ -229,11 +229,12 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
         return settings  # of a run that was killed before it was in place: it begins anew
     config = folder.read_config()
     began = settings_from_json(config["settings"])
-    if "task" in given and settings.task != began.task:  # it may be given by the file that defines it
-        settings = replace(settings, task=find_task(settings.task).name)
+    refusal = f"Run {settings.run} can't be continued"
+    if "task" in given:  # perhaps by the file that defines it
+        settings = replace(settings, task=name_of_same(settings.task, task_of_run(config), refusal))
     said = {name: getattr(settings, name) for name in given}
     free, instead = (*ELSEWHERE, "run", "resume"), "begin a new run with another --run DIR"
-    refuse_changes(f"Run {settings.run} can't be continued", instead, began, said, free)
+    refuse_changes(refusal, instead, began, said, free)
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
     stores = tuple(Path(store["path"]) for store in stores_of_run(config))
     return replace(began, **{"store": stores, **moved}, run=settings.run, resume=True)

@@ -1,6 +1,7 @@
 """Tasks of one's own, as a whole: whatever the form of the labels the same bits, and every command without the TOML."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def write_files(folder: Path, store: EmbeddingStore, task: Task) -> Path:
 def define(path: Path, task: Task, labels: Path, table: str = "") -> Path:
     """Write the TOML that defines a task."""
     text = f"{table}kind = '{task.kind}'\nnames = {json.dumps(task.classes)}\nlabels = '{labels.name}'\n"
+    text += f"level = '{task.level}'\n"
     path.write_text(text + (f"range = [{task.low}, {task.high}]\n" if isinstance(task, Values) else ""))
     return path
 
@@ -203,7 +205,20 @@ def test_an_interrupted_run_continues_without_its_toml(store: Path, tmp_path: Pa
         affcache.fit(task="mine.toml", store=store, run=Path("run"), listener=Interrupts(), **QUICK)
     with pytest.raises(ConfigError, match="--task 'mine' then, 'au' now"):
         affcache.fit(task="au", run=Path("run"), resume=True)
+    for other in (
+        Classes("mine", ("engaged", "calm", "bored")),
+        Units("mine", task.classes),
+        replace(task, level="video"),
+    ):
+        define(tmp_path / "other.toml", other, table, 'name = "mine"\n')
+        with pytest.raises(
+            ConfigError, match=r"can't be continued: task mine is defined otherwise: .* then, .* now\. Exp"
+        ):
+            affcache.fit(task="other.toml", run=Path("run"), resume=True)
+        with pytest.raises(ConfigError, match=r"What whole chose is of no use .*: task mine is defined otherwise"):
+            affcache.fit(task="other.toml", as_=Path("whole"), run=Path("as"))
     affcache.fit(task="mine.toml", run=Path("run"), resume=True)
+    affcache.fit(task="mine", run=Path("run"), resume=True)
     toml.unlink()
     assert affcache.fit(run=Path("run"), resume=True).value == whole.value
     (tensors, header), (expected, _) = (read_tensors(Path(run) / "head.safetensors") for run in ("run", "whole"))

@@ -3,8 +3,11 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -128,7 +131,65 @@ def test_the_index_of_pandas_is_no_label(tmp_path: Path) -> None:
     assert of(path, MOOD)["a"].labels.tolist() == [2]
     header = ("video", "frame", "split", "Label", "how", "mood")
     path = write(tmp_path / "x.csv", header, [("a", 1, "train", "calm", "x", "bored")])
-    assert of(path, MOOD)["a"].labels.tolist() == [0], "label goes before the task's name"
+    with pytest.raises(InputError, match=r"has the columns Label and mood, and each may hold the classes\. Expected"):
+        of(path, MOOD)
+    assert of(path, replace(MOOD, columns=(("label", "mood"),)))["a"].labels.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("header", "wrong"),
+    [
+        ("video,frame,Split,split,Label,label", ""),
+        ("VIDEO,video,FRAME,frame,Class,CLASS", "has no column split"),
+        ("video,frame,Split,SPLIT,label,x", "has the columns Split and SPLIT, and each may be the split. Expected one"),
+        ("Video,VIDEO,frame,split,label,x", "has the columns Video and VIDEO, and each may be the video"),
+        ("video,frame,split,Fold,FOLD,label", "has the columns Fold and FOLD, and each may be the fold"),
+        ("video,frame,split,Label,LABEL,x", "has the columns Label and LABEL, and each may hold the classes"),
+        ("video,frame,split,class,label,x", "has the columns label and class, and each may hold the classes"),
+        ("video,frame,split,Path,PATH,label", ""),
+    ],
+)
+def test_of_columns_that_differ_in_capitals_the_exact_one_counts(header: str, wrong: str, tmp_path: Path) -> None:
+    cells = {"video": "v", "frame": 1, "split": "train", "label": "bored"}
+    path = write(tmp_path / "x.parquet", header.split(","), [[cells.get(name, "?") for name in header.split(",")]])
+    if not wrong:
+        assert of(path, MOOD)["v"].labels.tolist() == [2]
+    else:
+        with pytest.raises(InputError) as caught:
+            of(path, MOOD)
+        assert wrong in str(caught.value)
+
+
+def test_no_two_units_are_one_column_nor_is_a_key_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", ("video", "frame", "split", "smile"), [("a", 1, "train", 1)])
+    with pytest.raises(InputError, match="has no column Smile; beside"):
+        of(path, Units("units", ("smile", "Smile")))
+    with pytest.raises(InputError, match="has no column frame; beside the keys video, frame, split it has smile"):
+        of(path, Units("units", ("smile", "frame")))
+    with pytest.raises(InputError, match="has no column Smile, SMILE; beside"):
+        of(path, Units("units", ("Smile", "SMILE")))
+
+
+@pytest.mark.parametrize("said", [{"video": "clip"}, {"frame": "n"}, {"video": "clip", "frame": "n"}])
+def test_no_path_counts_where_the_task_names_video_or_frame(said: dict[str, str], tmp_path: Path) -> None:
+    task = replace(MOOD, columns=tuple(said.items()))
+    header = ["path", "split", "label", said.get("video", "video"), said.get("frame", "frame")]
+    found = of(write(tmp_path / "x.csv", header, [("p/1.png", "train", "calm", "v", 7)]), task)
+    assert {video: labels.frame_numbers for video, labels in found.items()} == {"v": [7]}
+    header[3 if "video" not in said else 4] = "x"
+    if len(said) == 1:
+        path = write(tmp_path / "x.csv", header, [("p/1.png", "train", "calm", "v", 7)])
+        with pytest.raises(InputError, match=f"has no column {'frame' if 'video' in said else 'video'}; it has"):
+            of(path, task)
+
+
+@pytest.mark.parametrize("name", ["Train_Set/a.txt", "training_set_annotations.txt"])
+def test_files_of_frames_hold_no_labels_of_whole_videos(name: str, tmp_path: Path) -> None:
+    (tmp_path / "Train_Set").mkdir()
+    (tmp_path / name).write_text("calm,engaged,bored\n0\n1\n")
+    for path in (tmp_path, tmp_path / name) if "annotations" in name else (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match=r"mood are of whole videos, and .* is no table\. Expected one in CSV or"):
+            find_labels(path, replace(MOOD, level="video"), "train")
 
 
 def test_labels_of_whole_videos(tmp_path: Path) -> None:
@@ -137,7 +198,9 @@ def test_labels_of_whole_videos(tmp_path: Path) -> None:
     found = of(path, task)
     assert found["b"].frame_numbers is None
     assert (found["b"].labels.tolist(), found["b"].valid.tolist(), found["a"].valid.tolist()) == ([0], [True], [False])
-    with pytest.raises(InputError, match=r"no column path; .* for which the task says level = \"video\""):
+    with pytest.raises(
+        InputError, match=r"no column frame; .* If a row is of a whole video, write level = \"video\" into the task"
+    ):
         read_label_table(path, MOOD)
     path = write(path, ("video", "split", "mood"), [("b", "train", "calm"), ("a", "val", ""), ("b", "train", "calm")])
     with pytest.raises(InputError, match="line 2 and line 4 both are of the video b"):
@@ -179,8 +242,8 @@ def line(*cells: Any) -> str:
         ("video,frame,split,label\na,1,test,calm\n", "x.csv has no rows"),
         ("video,frame,split,label\na,1,train,calm\n", "x.csv has no row of the split validation"),
         ("video,frame,label\na,1,calm\n", "which doesn't name a column split"),
-        ("split;a,b\ntrain;c\n", "x.csv has no column path; it has split, a,b. Expected video and frame"),
-        ("split,frame\ntrain,1\n", "x.csv has no column path; it has split, frame"),
+        ("split;a,b\ntrain;c\n", "x.csv has no column video and no column frame; it has split, a,b. Expected"),
+        ("split,frame\ntrain,1\n", "x.csv has no column video; it has split, frame"),
         ("path,split,label\ncover.jpg,train,calm\n", "line 2: the column path holds 'cover.jpg'; expected the path of"),
         ("video,frame,split,a,b\nv,1,train,calm,x\n", "x.csv has no column label, class or mood; beside"),
         ("video,frame,split,split\nv,1,train,calm\n", "x.csv has two columns of one name: split"),
@@ -203,7 +266,11 @@ def test_bad_rows_and_columns(content: str, expected: str, tmp_path: Path) -> No
         (PAIN, '"0,5",1', "line 2: the column pain holds '0,5'; expected a number from 0 to 10, with a point"),
         (UNITS, "2,1", "line 2: the column smile holds '2'; expected 0, 1, false or true, or nothing for no label"),
         (UNITS, "-1,1", "line 2: the column smile holds '-1'"),
-        (replace(PAIN, classes=("pain", "strain")), "1,1", "has no column strain; beside the keys it has"),
+        (
+            replace(PAIN, classes=("pain", "strain")),
+            "1,1",
+            "has no column strain; beside the keys video, frame, split it has pain, Effort.",
+        ),
     ],
 )
 def test_bad_units_and_values(task: Task, cells: str, expected: str, tmp_path: Path) -> None:
@@ -224,9 +291,18 @@ def test_nan_in_parquet_is_no_label_left_out(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(
-        InputError, match=r"x.parquet, row 1 \(counted from 0\): the column pain holds 'nan'; expected a"
+        InputError,
+        match=r"x.parquet, row 1 \(counted from 0\): the column pain holds 'nan'; expected a .*, in Parquet ",
     ):
         find_labels(tmp_path / "x.parquet", PAIN, "train")
+    for task in (MOOD, UNITS):
+        columns = {name: [1.0, float("nan")] for name in ("label", *UNITS.classes)}
+        table = {"video": ["a", "a"], "frame": [1, 2], "split": ["train"] * 2, **columns}
+        pq.write_table(pa.table(table), tmp_path / "x.parquet")
+        with pytest.raises(
+            InputError, match=r"holds 'nan'; expected .* \(an empty cell, in Parquet null, which nan isn't"
+        ):
+            find_labels(tmp_path / "x.parquet", task, "train")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
@@ -246,6 +322,12 @@ def test_a_file_that_is_missing_or_none(tmp_path: Path) -> None:
         find_labels(tmp_path / "no.csv", MOOD, "train")
     with pytest.raises(InputError, match=r"No train labels of task mood found: looked for <video>.txt in .*Train_Set"):
         find_labels(tmp_path / "none", MOOD, "train")
+    for long in ("x" * 5000, "x" * 5000 + ".csv", "x/" * 5000):
+        for task in (MOOD, replace(MOOD, level="video"), TASKS["expr"]):
+            with pytest.raises(
+                InputError, match=r"x can't be read: File name too long|csv can't be read: File name too"
+            ):
+                find_labels(long, task, "train")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match=r"x.parquet can't be read"):
         find_labels(tmp_path / "x.parquet", MOOD, "train")
@@ -258,6 +340,58 @@ def test_classes_that_are_numbers_are_names(tmp_path: Path) -> None:
     path = write(path, ("video", "frame", "split", "stars"), [("a", 1, "train", 0)])
     with pytest.raises(InputError, match="the column stars holds '0'; expected a class: 1, 2, 3, or nothing"):
         of(path, stars)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("names", "cells", "expected"),
+    [
+        (("0.0", "0.5", "1.0"), (0.0, 0.5, 1.0), [0, 1, 2]),
+        (("2.0", "1.0", "0.0"), (2.0, 1.0, 0.0), [0, 1, 2]),
+        (("+1", "-1"), (1, -1), [0, 1]),
+        (("01", "02"), (1, 2), [0, 1]),
+        (("none", "1.5"), ("none", "1.50"), [0, 1]),
+        (("a", "b"), (Decimal("0.00"), Decimal("1.00")), [0, 1]),
+    ],
+)
+def test_names_that_are_numbers_are_matched_by_value(
+    names: tuple[str, ...], cells: Sequence[Any], expected: list[int], suffix: str, tmp_path: Path
+) -> None:
+    rows = [("a", frame, "train", cell) for frame, cell in enumerate(cells)]
+    path = write(tmp_path / f"x{suffix}", ("video", "frame", "split", "label"), rows)
+    assert of(path, Classes("levels", names))["a"].labels.tolist() == expected
+
+
+@pytest.mark.parametrize("cell", ["1", "2", "0.25", "nan", "inf", "half"])
+def test_of_names_that_are_numbers_no_cell_is_a_place(cell: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", ("video", "frame", "split", "label"), [("a", 1, "train", cell)])
+    with pytest.raises(InputError, match=f"holds '{cell}'; expected a class.*: 0.0, 0.5, none, or nothing"):
+        of(path, Classes("levels", ("0.0", "0.5", "none")))
+
+
+def test_units_may_be_decimals(tmp_path: Path) -> None:
+    columns = {"video": ["a"] * 3, "frame": [1, 2, 3], "split": ["train"] * 3}
+    smile, frown = [Decimal("1.00"), Decimal("0.00"), None], [1.0, 0.0, None]
+    pq.write_table(pa.table({**columns, "smile": smile, "frown": frown}), tmp_path / "x.parquet")
+    assert of(tmp_path / "x.parquet", UNITS)["a"].labels.tolist() == [[1, 1], [0, 0], [-1, -1]]
+    path = write(tmp_path / "x.csv", ("video", "frame", "split", *UNITS.classes), [("a", 1, "train", "1.00", "0.5")])
+    with pytest.raises(InputError, match=r"the column frown holds '0\.5'; expected 0, 1"):
+        of(path, UNITS)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_forms_of_accents_do_not_matter(forms: tuple[str, str], tmp_path: Path) -> None:
+    ours, theirs = (partial(normalize, form) for form in forms)
+    task = Classes("mood", (ours("müde"), "wach"), columns=(("split", ours("Hälfte")), ("label", ours("Gefühl"))))
+    header = ("video", "frame", *map(theirs, ("Hälfte", "Gefühl")), "fold")
+    rows = [("a", 1, "train", theirs("Müde"), theirs("é")), ("a", 2, "train", ours("müde"), ours("é"))]
+    path = write(tmp_path / "x.csv", header, rows)
+    assert of(path, replace(task, columns=(*task.columns, ("fold", "fold"))))["a"].labels.tolist() == [0, 0]
+    path = write(tmp_path / "y.csv", ("video", "frame", "split", theirs("müde")), [("a", 1, "train", 1)])
+    assert of(path, Units("units", (ours("müde"),)))["a"].labels.tolist() == [[1]]
+    (tmp_path / "Train_Set").mkdir()
+    (tmp_path / "Train_Set" / "a.txt").write_text(theirs("müde,wach\n1\n"))
+    assert of(tmp_path, task)["a"].labels.tolist() == [1]
 
 
 def test_names_that_differ_in_capitals_alone_are_meant_exactly(tmp_path: Path) -> None:

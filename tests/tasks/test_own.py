@@ -115,6 +115,16 @@ def test_an_unknown_name_is_told_the_way(folder: Path) -> None:
         (CALM.replace("classes", "values") + "range = [-9, 9]\n", ["which has -5 in it, the mark of a frame without"]),
         (CALM.replace("classes", "values") + "range = [0, inf]\n", ["range is [0, inf], expected"]),
         (CALM.replace("classes", "units") + "columns = {label = 'x'}\n", ["columns names label, which is of classes"]),
+        (
+            CALM.replace("classes", "values") + f"range = [0, {10**400}]\n",
+            ["range is [0, 1000", "expected the smallest"],
+        ),
+        (CALM.replace("classes", "values") + "range = [0, 1e39]\n", ["range is [0, 1e+39], expected", "as float32"]),
+        (CALM.replace("classes", "values") + "range = [0, 1e-60]\n", ["range is [0, 1e-60], expected"]),
+        (CALM.replace('"bored"', '"1", "2", "1.0"'), ["names has '1' and '1.0', which are equal as numbers"]),
+        (CALM.replace("bored", "mu\u0308de").replace("calm", "m\u00fcde"), ["names has 'm\u00fcde' twice"]),
+        (CALM + "columns = {path = 'p', frame = 'n'}\n", ["columns names path beside video or frame; expected"]),
+        (CALM + "level = 'video'\ncolumns = {frame = 'n'}\n", ["columns names frame, but level is video"]),
         (CALM + "level = 'clip'\n", ["level is 'clip', expected frame or video"]),
         (
             CALM + "columns = {vidoe = 'a', frame = 3}\n",
@@ -180,6 +190,8 @@ def test_a_run_of_a_known_task_needs_no_definition() -> None:
         {"columns": {"who": "x"}},
         {"columns": {"video": 3}},
         {"low": 3.0, "high": 2.0},
+        {"low": 0, "high": 10**400},
+        {"low": "0"},
     ],
 )
 def test_a_damaged_definition_is_refused(wrong: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from affcache.errors import InputError
 from affcache.settings import ANNOTATIONS
 from affcache.tasks.challenge_file import COLUMNS, FILES, ChallengeFile, find_challenge_files
 from affcache.tasks.kinds import Task
@@ -11,6 +10,7 @@ from affcache.tasks.label_files import (
     LabelFiles,
     LabelSource,
     NoLabels,
+    UnlabelledSplit,
     find_label_files,
     require_one,
     require_split,
@@ -30,8 +30,8 @@ def find_labels(annotations: Path | str, task: Task, split: str) -> LabelSource:
     challenge's one file.
 
     Raises:
-        InputError: no such split, or no labels of it (says where it looked), those of several releases, or a table that
-            can't be read.
+        UnlabelledSplit: no labels of it; says where it looked.
+        InputError: no such split, labels of several releases, or a table that can't be read.
     """
     require_split(split)
     path = Path(annotations)
@@ -52,12 +52,12 @@ def find_labels(annotations: Path | str, task: Task, split: str) -> LabelSource:
         looked.append(f"for {FILES[split]} in {path} and the folders in it")
         wanted.append(FILES[split])
     if not wanted:
-        raise InputError(
+        raise UnlabelledSplit(
             f"No {split} labels of task {task.name} found: looked {looked[0]}. Expected a folder with "
             f"{' and '.join(SPLIT_FOLDERS.values())}, or a table in CSV or Parquet. Correct labels where the task is "
             "defined, or say where they are with --annotations."
         )
-    raise InputError(
+    raise UnlabelledSplit(
         f"No {split} labels of task {task.name} found: looked {', and '.join(filter(None, looked))}. Say where the "
         'labels are with --annotations DIR, or with annotations = "..." in affcache.toml: the folder that holds '
         f"{' or '.join(wanted)}."

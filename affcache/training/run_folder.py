@@ -232,7 +232,7 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
     if "task" in given and settings.task != began.task:  # it may be given by the file that defines it
         settings = replace(settings, task=find_task(settings.task).name)
     said = {name: getattr(settings, name) for name in given}
-    free, instead = (*ELSEWHERE, "run", "resume"), "begin a new run with another --run DIR"
+    free, instead = (*ELSEWHERE, "run", "resume", "as_"), "begin a new run with another --run DIR"
     refuse_changes(f"Run {settings.run} can't be continued", instead, began, said, free)
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
     stores = tuple(Path(store["path"]) for store in stores_of_run(config))

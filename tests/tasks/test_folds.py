@@ -115,9 +115,9 @@ def test_folds_are_as_alike_as_those_of_scikit_learn() -> None:
 
 def test_each_goes_where_shares_then_differ_least() -> None:
     random = np.random.default_rng(0)
-    counts = random.gamma(0.5, 20, (30, 6, 1)).round()
-    sizes, shares = counts.sum(axis=(1, 2)).astype(int), counts[:, :, 0] / counts[:, :, 0].sum(axis=0)
-    dealt, held = deal_out(counts, sizes, 4), np.zeros((4, 6))
+    counts = random.gamma(0.1, 20, (80, 12, 1))
+    sizes, shares = np.full(80, 5), counts[:, :, 0] / counts[:, :, 0].sum(axis=0)
+    dealt, held = deal_out(counts, sizes, 4), np.zeros((4, 12))
     order = np.argsort(-counts[:, :, 0].std(axis=1), kind="stable")
     for place, group in enumerate(order):
         tried = np.stack([held + shares[group] * (np.arange(4) == fold)[:, None] for fold in range(4)])

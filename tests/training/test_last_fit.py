@@ -159,6 +159,10 @@ def test_whoever_scores_reports_or_publishes_it_is_told(learnable: MakeData, tmp
     train(data, run, train_on="all", keep_epoch=2)
     affcache.score(run=run, listener=heard)
     assert heard.warnings[0] == f"{run}: It was trained on validation too: its score there means nothing."
+    train(data, tmp_path / "apart")
+    beside = Heard()
+    affcache.score(run=tmp_path / "apart", against=run, listener=beside)
+    assert beside.warnings == heard.warnings[:1]
     quiet = Heard()
     affcache.score(run=run, split="train", listener=quiet)
     assert not any("means nothing" in text for text in quiet.warnings)

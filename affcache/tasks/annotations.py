@@ -207,8 +207,8 @@ def labelled_parts(
     if not without:
         return task, list(splits)
     listener.warning(
-        f"Not labelled in both splits, and so neither trained nor scored: {', '.join(without)}. {task.name} is "
-        f"{', '.join(kept)} here"
+        f"Not labelled in {'both splits' if len(splits) > 1 else 'either split'}, and so neither trained nor scored: "
+        f"{', '.join(without)}. {task.name} is {', '.join(kept)} here"
     )
     return task.only(kept), [_of_parts(task, one, kept) for one in splits]
 

@@ -268,10 +268,10 @@ def task_to_train(settings: FitSettings) -> Task:
 def choice_taken(settings: FitSettings) -> str:
     """Return where the choice of ``as_chosen`` settings was made: a key of ``CHOSEN_ON``."""
     assert settings.as_ is not None
-    assert settings.annotations is not None  # the run's
     found = _taken(settings.as_, settings.task)
-    same = found["settings"]["annotations"] == str(settings.annotations.absolute())
-    return chosen_on(found) if same or chosen_on(found) != "heldout" else ""  # other splits may have others
+    where, labels = chosen_on(found), found["settings"]["annotations"]
+    moved = settings.annotations is None or str(settings.annotations.absolute()) != labels
+    return "" if where == "heldout" and moved else where  # other labels may have other splits
 
 
 def _taken(where: Path, task: str) -> dict[str, Any]:

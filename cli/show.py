@@ -9,6 +9,7 @@ from rich.text import Text
 
 import affcache
 from affcache.progress import counted, duration_text, listed, metric_name
+from affcache.training.settings import CHOSEN_ON
 
 from .console import out, rate_text
 
@@ -122,7 +123,8 @@ def fit(result: Any) -> None:
     if result.chosen_before:
         number = "" if result.head == "ridge" else f" {result.best_epoch}"
         worth = ", which means nothing: it was trained on" if result.train_on == "all" else ""
-        kept = f"{tried}{number}, chosen before; {metric} {result.value:.3f} on validation{worth}"
+        before = f"chosen before {CHOSEN_ON[result.chosen_on]}".rstrip()
+        kept = f"{tried}{number}, {before}; {metric} {result.value:.3f} on validation{worth}"
     facts = {
         "run": result.run,
         "kept" if result.chosen_before else "best": kept,

@@ -252,7 +252,8 @@ class Ablation:
         few = []
         for trial in self.trials[:: self.settings.seeds * (self.settings.folds or 1)]:  # the first of each setting
             recipe, tail = trial.settings, tail_of(trial.settings, trial.splits)
-            if recipe.alpha < 1 and recipe.cvar_level == recipe.cvar_within == "batch" and tail < SMALLEST_TAIL:
+            of_batches = recipe.cvar_level == recipe.cvar_within == "batch" and recipe.head != "ridge"
+            if recipe.alpha < 1 and of_batches and tail < SMALLEST_TAIL:
                 few.append(f"{trial.variant.name} ({tail:g})")
         if few:
             self.listener.warning(

@@ -44,8 +44,12 @@ def cut_into_folds(joined: JoinedSplits, settings: AblateSettings, listener: Lis
     fold_of = find_folds(joined.store, joined.task, every, count, settings.fold_by, listener)
     parts = [every.at(fold_of == fold) for fold in range(count)]
     names = [group_frames(joined.store, part)[0] for part in parts]
-    sizes = ", ".join(f"{len(of)} with {len(part):,}" for of, part in zip(names, parts, strict=True))
-    listener.message(f"{count} folds, of videos with frames: {sizes}")
+    of_frames = joined.store.unit == "frame"  # else each is a video
+    sizes = [
+        f"{len(of)} with {len(part):,}" if of_frames else f"{len(part):,}"
+        for of, part in zip(names, parts, strict=True)
+    ]
+    listener.message(f"{count} folds, of videos{' with frames' * of_frames}: {', '.join(sizes)}")
     cut = []
     for fold, part in enumerate(parts):
         chosen_on = (fold + 1) % count if choosing else fold

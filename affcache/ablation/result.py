@@ -72,7 +72,8 @@ def best_setting(row: Summary, finished: Finished) -> Best:
 
 
 def _described(trial: Trial, chosen: FitSettings) -> dict[str, Any]:
-    return {**trial.splits.describe_task(chosen), "store": [str(store.absolute()) for store in chosen.store]}
+    stores = [str(store.absolute()) for store in chosen.store]
+    return {**trial.splits.describe_task(chosen), "store": stores, "chosen_on": trial.splits.chosen_on}
 
 
 def _choosing(settings: FitSettings, history: Sequence[Entry], step: int) -> FitSettings:

@@ -14,7 +14,7 @@ from affcache.store.description import SIDE_BY_SIDE, encoders_of, is_table
 from affcache.tasks.kinds import Task
 from affcache.tasks.tasks import is_own
 from affcache.training.run_folder import fit_command
-from affcache.training.settings import FitSettings
+from affcache.training.settings import CHOSEN_ON, FitSettings, chosen_on
 
 UNKNOWN = "unknown"
 UNNAMED = "not named by who published this head"
@@ -31,7 +31,6 @@ NOT_FOR = (
     "before you use it.",
     "Other crops give other embeddings: see below what faces it expects.",
 )
-CHOSEN = "**The epoch was chosen on these validation frames**, so that the figures flatter a little."
 TRAINED_ON = "**These validation frames were trained on**: the figures say nothing of how well it does on others."
 INTERVALS = (
     "Intervals are of 95 %, over videos; there is none where a class is in fewer than three. On other data expect less."
@@ -195,8 +194,8 @@ def _scores(trained: TrainedHead) -> str:
     found = [scores for rule in ("", "fitted") if (scores := metrics_of(trained, rule)) is not None]
     if not found:
         return "Not measured: the run was not scored. `affcache score RUN` does it; then publish it again."
-    chosen = "" if trained.settings.chosen_before else CHOSEN
-    words = f"{TRAINED_ON if trained.settings.train_on == 'all' else chosen} {INTERVALS}".strip()
+    worth = f"**{trained.worth}**" if trained.worth else ""
+    words = f"{TRAINED_ON if trained.settings.train_on == 'all' else worth} {INTERVALS}".strip()
     return "\n\n".join([*(_table(scores, trained.task) for scores in found), _wrapped(words)])
 
 
@@ -232,19 +231,20 @@ def _span(scores: Mapping[str, Any], before: str = "95 % ") -> str:
 
 
 def _recipe(trained: TrainedHead, words: CardWords) -> str:
-    chosen = "strength" if trained.settings.head == "ridge" else "epoch"
+    where = CHOSEN_ON[chosen_on(trained.config)]
     defaults = FitSettings()
     stores = tuple(Path(f"{number}.h5") for number in range(1, len(trained.encoders) + 1))  # one of each encoder
     recipe = replace(
         trained.settings, task=defaults.task, annotations=defaults.annotations, store=stores if len(stores) > 1 else ()
     )
-    why = f"the best by {metric_name(trained.task.metric)} on the validation split"
+    why = f"the best by {metric_name(trained.task.metric)} {where}"
     if trained.settings.chosen_before:
-        why = "chosen before" + (", and trained on the validation split too" * (trained.settings.train_on == "all"))
+        why = f"chosen before {where}".rstrip()
+        why += ", and trained on the validation split too" * (trained.settings.train_on == "all")
     number = trained.epoch if trained.settings.strength is None else f"{trained.settings.strength:g}"
     text = _wrapped(
-        f"Data: {words.data}. The {chosen} is number {number}, {why}. All settings stand in config.json; these make "
-        "such a head:"
+        f"Data: {words.data}. The {trained.settings.tried} is number {number}, {why}. All settings stand in "
+        "config.json; these make such a head:"
     )
     name = f"{trained.task.name}.toml" if is_own(trained.task) else trained.task.name
     command = fit_command(recipe).replace("affcache fit", f"affcache fit --task {name}", 1)

@@ -19,6 +19,7 @@ from affcache.settings import RUNS, command
 from affcache.store.description import SIDE_BY_SIDE
 from affcache.tasks.own import task_to_json
 from affcache.training.run_folder import newest_run, settings_to_json
+from affcache.training.settings import chosen_on
 
 OF_MACHINE = ("annotations", "device", "memory")  # among the settings of a run
 PREPROCESSING = ("image_size", "resize", "mean", "std")  # in an encoder's description
@@ -162,6 +163,7 @@ def _config(trained: TrainedHead, words: CardWords, metrics: Any, graphs: Mappin
         "affcache": affcache.__version__,
         "task": task_to_json(replace(trained.task, labels=None)),
         "settings": decided,
+        "chosen_on": chosen_on(trained.config),
         "epoch": trained.epoch,
         "width": trained.width,
         "encoder": without_folders(trained.encoder),

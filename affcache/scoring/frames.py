@@ -76,8 +76,7 @@ def score_split(settings: SplitSettings, runs: Ensemble, listener: Listener, sai
     joined = runs.join(annotations, settings.split)
     listener.message(said_of + joined.account.sentence(settings.split, runs.task.level))
     for run in runs.runs:
-        if settings.split == "validation" and run.settings.trained_on_validation:
-            listener.warning(f"{run.source}: {run.settings.trained_on_validation}")
+        warn_of_training(run, settings.split, listener)
     rule = find_rule(settings, runs, annotations, listener, reported=settings.split)
     scored = scored_by(rule, settings, runs, joined, listener)
     _warn(scored, settings.split, listener)
@@ -96,6 +95,12 @@ def scored_by(
     statistics = task.sums_by_video(joined.labels, decided, group, len(names))
     scores = with_intervals(task, task.score(joined.labels, decided), statistics)
     return Scored(runs.runs, joined, predictions, rule, decided, scores, names, statistics)
+
+
+def warn_of_training(run: TrainedRun, split: str, listener: Listener) -> None:
+    """Warn where a run was trained on the split that it is scored on."""
+    if split == "validation" and run.settings.trained_on_validation:
+        listener.warning(f"{run.source}: {run.settings.trained_on_validation}")
 
 
 def with_intervals(task: Task, scores: Scores, statistics: Table) -> Scores:

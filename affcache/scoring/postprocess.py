@@ -22,7 +22,7 @@ from affcache.scoring.rule import DecisionRule, Values, require_frames_to_smooth
 from affcache.scoring.settings import PredictionSettings
 from affcache.tasks.annotations import JoinedLabels
 from affcache.tasks.metrics import class_counts, f1_of_classes
-from affcache.tasks.splits import group_frames, of_videos, stripped_name, unite
+from affcache.tasks.splits import group_frames, join_either, of_videos, stripped_name, unite
 
 BINS = 15
 Decided = npt.NDArray[np.int64]
@@ -245,9 +245,11 @@ def _frames_to_fit_on(
     if settings.fit_on == "validation":
         return runs.join(annotations, "validation"), "validation"
     names = _held_out_videos(settings, runs.runs)
-    train = runs.join(annotations, "train")
     if any(run.settings.train_on == "all" for run in runs.runs):
-        train = unite(frames, train, runs.join(annotations, "validation"))
+        partial = runs.first.settings.partial
+        train = unite(frames, *join_either(frames, annotations, runs.task, partial, listener))
+    else:
+        train = runs.join(annotations, "train")
     joined, missing = of_videos(frames, train, names), sorted(set(names) - set(group_frames(frames, train)[0]))
     if missing:
         words = f"{counted(len(missing), 'held-out video')} not in {frames.path} with labels: {', '.join(missing[:5])}"

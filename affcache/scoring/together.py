@@ -9,7 +9,7 @@ import numpy as np
 from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener
 from affcache.scoring.ensemble import Ensemble, parse_weights
-from affcache.scoring.frames import Scored, score_split
+from affcache.scoring.frames import Scored, score_split, warn_of_training
 from affcache.scoring.intervals import metric_interval
 from affcache.scoring.predict import TrainedRun, require_one_task
 from affcache.scoring.rule import DecisionRule
@@ -113,6 +113,7 @@ def compared(settings: ScoreSettings, task: Task, each: Sequence[Scored], listen
     """
     assert settings.against is not None
     run = TrainedRun.on_store(settings.against, settings.store, settings.device, listener)
+    warn_of_training(run, settings.split, listener)
     theirs = {one.task.name: one for one in Ensemble.of_each_task([run], listener)}
     if any(one.task.name not in theirs for one in each):
         require_one_task([*(one.runs[0] for one in each), run])

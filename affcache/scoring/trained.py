@@ -30,7 +30,7 @@ from affcache.tasks.tasks import task_from_json, task_of_run
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head
 from affcache.training.run_folder import RunFolder, fit_command, settings_from_json
-from affcache.training.settings import FitSettings, resolved_pool
+from affcache.training.settings import FitSettings, chosen_on, resolved_pool
 
 # Rows of each call of a head, filled up where there are fewer: a matrix product rounds a row by how many others there
 # are, and by its place among them. Of this number, a multiple of all heights of tiles from 4 to 16, every row comes out
@@ -151,6 +151,17 @@ class TrainedHead:
         if self.published:
             raise ConfigError(said_elsewhere(self.source))
         return labels_of(self.task, self.settings.annotations)
+
+    @property
+    def worth(self) -> str:
+        """Say what a score on validation is worth: its frames were trained on, or chosen on; else ""."""
+        tried, frames, where = self.settings.tried, f"validation {self.task.level}s", chosen_on(self.config)
+        chosen = {
+            "validation": f"The {tried} was chosen on these {frames}: the score flatters a little.",
+            "folds": f"The {tried} was chosen on folds that these {frames} were in: the score flatters a little.",
+            "": f"The {tried} was given: where it was chosen on these {frames}, the score flatters a little.",
+        }
+        return self.settings.trained_on_validation or chosen.get(where, "")
 
     @property
     def rule(self) -> DecisionRule | None:

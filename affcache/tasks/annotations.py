@@ -16,7 +16,7 @@ from affcache.progress import Listener, Result, counted
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.kinds import Task
-from affcache.tasks.label_files import LabelSource, VideoLabels
+from affcache.tasks.label_files import LabelSource, UnlabelledSplit, VideoLabels
 from affcache.tasks.label_sources import find_labels, labels_of
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import find_task
@@ -149,7 +149,7 @@ def join_labels(
     counts |= {"label_files": len(source.videos), "test_rows": source.test_rows}
     account = JoinAccount(**counts, videos_without_crops=tuple(missing))
     if not counts["used"]:
-        raise InputError(
+        raise UnlabelledSplit(
             f"No {split} label of task {task.name} belongs to a crop of {store.path}. "
             f"{account.sentence(split, store.unit)}. "
             f"The labels are of videos like {next(iter(source.videos))!r}, the crops of videos like "
@@ -226,8 +226,8 @@ def labelled_parts(
     if not without:
         return task, list(splits)
     listener.warning(
-        f"Not labelled in both splits, and so neither trained nor scored: {', '.join(without)}. {task.name} is "
-        f"{', '.join(kept)} here"
+        f"Not labelled in {'both splits' if len(splits) > 1 else 'either split'}, and so neither trained nor scored: "
+        f"{', '.join(without)}. {task.name} is {', '.join(kept)} here"
     )
     return task.only(kept), [_of_parts(task, one, kept) for one in splits]
 

@@ -68,8 +68,10 @@ def deal_out(sums: Table, frames: npt.NDArray[np.int64], count: int) -> FoldOf:
     held, sizes = np.zeros((count, shares.shape[1])), np.zeros(count, np.int64)
     order = np.argsort(-table.std(axis=1), kind="stable")
     for place, group in enumerate(order):
-        tried = held + np.eye(count)[:, :, None] * shares[group]  # (K, K, F): of each choice, what all folds hold
-        spread = tried.std(axis=1).mean(axis=-1)  # (K,)
+        own = shares[group]  # (F,)
+        apart = held - (held.sum(axis=0) + own) / count  # (K, F): from the mean, which is the same of each choice
+        squares = (apart**2).sum(axis=0) + own * (2 * apart + own)  # (K, F): of each choice, over all folds
+        spread = np.sqrt(squares.clip(min=0) / count).mean(axis=1)  # (K,)
         if len(order) - place <= (empty := sizes == 0).sum():
             spread[~empty] = np.inf
         alike = np.flatnonzero(np.isclose(spread, spread.min(), atol=0))

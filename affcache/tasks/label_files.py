@@ -22,6 +22,10 @@ class NoLabels(Exception):
     """There are no label files; the text says for what was looked, and where."""
 
 
+class UnlabelledSplit(InputError):
+    """A split has no labels, or none that belongs to a crop; who takes both splits together may do without."""
+
+
 @dataclass(frozen=True)
 class VideoLabels:
     """The labels of one video."""

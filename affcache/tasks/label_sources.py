@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from affcache.errors import InputError
 from affcache.settings import ANNOTATIONS
 from affcache.tabular import reading
 from affcache.tasks.challenge_file import COLUMNS, FILES, ChallengeFile, find_challenge_files
@@ -12,6 +11,7 @@ from affcache.tasks.label_files import (
     LabelFiles,
     LabelSource,
     NoLabels,
+    UnlabelledSplit,
     find_label_files,
     require_one,
     require_split,
@@ -31,8 +31,9 @@ def find_labels(annotations: Path | str, task: Task, split: str) -> LabelSource:
     challenge's one file.
 
     Raises:
-        InputError: no such split, or no labels of it (says where it looked), those of several releases, a table that
-            can't be read, or files of frames where labels are of whole videos.
+        UnlabelledSplit: no labels of it; says where it looked.
+        InputError: no such split, labels of several releases, a table that can't be read, or files of frames where
+            labels are of whole videos.
     """
     require_split(split)
     with reading(Path(annotations)):  # a name that is too long
@@ -63,12 +64,12 @@ def _labels_at(path: Path, task: Task, split: str) -> LabelSource:
         looked.append(f"for {FILES[split]} in {path} and the folders in it")
         wanted.append(FILES[split])
     if not wanted:
-        raise InputError(
+        raise UnlabelledSplit(
             f"No {split} labels of task {task.name} found: looked {looked[0]}. Expected a folder with "
             f"{' and '.join(SPLIT_FOLDERS.values())}, or a table in CSV or Parquet. Correct labels where the task is "
             "defined, or say where they are with --annotations."
         )
-    raise InputError(
+    raise UnlabelledSplit(
         f"No {split} labels of task {task.name} found: looked {', and '.join(filter(None, looked))}. Say where the "
         'labels are with --annotations DIR, or with annotations = "..." in affcache.toml: the folder that holds '
         f"{' or '.join(wanted)}."

@@ -15,7 +15,7 @@ from affcache.errors import InputError, did_you_mean
 from affcache.tabular import no_rows
 from affcache.tasks.kinds import Task, Values
 from affcache.tasks.label_columns import Rows, label_columns, matching, number_of, open_labels, roles_of
-from affcache.tasks.label_files import VideoLabels
+from affcache.tasks.label_files import UnlabelledSplit, VideoLabels
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SPLIT_WORDS = {
@@ -61,7 +61,7 @@ class LabelTable:
     test_rows: int
 
     def of_split(self, split: str) -> TableLabels:
-        """Return the labels of train or validation; raises InputError where it has none."""
+        """Return the labels of train or validation; raises UnlabelledSplit where it has none."""
         found = {}
         for video, (name, own) in enumerate(zip(self.names, self.splits, strict=True)):
             if own == split:
@@ -69,7 +69,7 @@ class LabelTable:
                 numbers = None if self.frame_numbers is None else self.frame_numbers[rows]
                 found[name] = VideoLabels(numbers, self.labels[rows], self.valid[rows])
         if not found:
-            raise InputError(
+            raise UnlabelledSplit(
                 f"{self.path} has no row of the split {split}. Expected rows of train and of validation. Say in the "
                 "column split which videos are which."
             )

@@ -2,15 +2,18 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from affcache.crops.names import canonical
 from affcache.errors import InputError
-from affcache.progress import counted
+from affcache.progress import Listener, counted
 from affcache.store.frames import FrameIndex
-from affcache.tasks.annotations import JoinAccount, JoinedLabels
+from affcache.tasks.annotations import JoinAccount, JoinedLabels, join_labels
+from affcache.tasks.kinds import Task
+from affcache.tasks.label_files import SPLIT_FOLDERS, UnlabelledSplit
 
 PERSONS = ("_left", "_right")  # ends of names where a video shows two persons
 
@@ -56,6 +59,30 @@ def of_videos(store: FrameIndex, joined: JoinedLabels, names: Sequence[str], *, 
     """Return the frames of videos, named as ``group_frames`` does; or all others."""
     known, group = group_frames(store, joined)
     return joined.at(np.isin(known, list(names))[group] != without)
+
+
+def join_either(
+    store: FrameIndex, annotations: Path, task: Task, partial: str, listener: Listener
+) -> tuple[JoinedLabels, JoinedLabels]:
+    """Join the labels of train and of validation, of which one may have none: what is there is all there is.
+
+    Raises:
+        InputError: as ``join_labels``, or neither has any.
+    """
+    found: dict[str, JoinedLabels] = {}
+    lacking: dict[str, UnlabelledSplit] = {}
+    for split in SPLIT_FOLDERS:
+        try:
+            found[split] = join_labels(store, annotations, task, split, partial)
+        except UnlabelledSplit as error:
+            lacking[split] = error
+    if not found:
+        raise lacking["train"]
+    (other, joined), *_ = found.items()
+    for split, why in lacking.items():
+        listener.warning(f"{str(why).partition('. ')[0]}: all labelled {store.unit}s are those of {other}")
+        found[split] = JoinedLabels(joined.rows[:0], joined.labels[:0], JoinAccount())
+    return found["train"], found["validation"]
 
 
 def unite(store: FrameIndex, train: JoinedLabels, validation: JoinedLabels) -> JoinedLabels:

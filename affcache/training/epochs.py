@@ -28,13 +28,13 @@ from affcache.training.run_folder import (
     stores_of_run,
     task_to_fit,
 )
-from affcache.training.settings import FitSettings
+from affcache.training.settings import FitSettings, chosen_on
 
 if TYPE_CHECKING:
     from affcache.training.ridge import Run
 
 BEST = "best.json"  # in the folder of an ablation: what is best, and how it is trained
-LAST_FIT = ("run", "train_on", "held_out", "seed", "memory")  # may be said beside a run whose choice is taken
+LAST_FIT = ("run", "resume", "train_on", "held_out", "seed", "memory")  # may be said beside a run whose choice is taken
 Entry = dict[str, Any]  # a line of history
 LOSSES = ("train_loss", "validation_loss")
 
@@ -226,7 +226,8 @@ def has_diverged(entry: Entry) -> bool:
 
 def completed(settings: FitSettings, given: Collection[str]) -> FitSettings:
     """Return the settings with those of the run that is to be continued, or whose choice is taken: ``continued``."""
-    return continued(settings, given) if settings.resume or settings.as_ is None else as_chosen(settings, given)
+    begun = settings.resume and settings.run is not None and RunFolder(settings.run).config.exists()
+    return continued(settings, given) if begun or settings.as_ is None else as_chosen(settings, given)
 
 
 def as_chosen(settings: FitSettings, given: Collection[str]) -> FitSettings:
@@ -265,10 +266,21 @@ def as_chosen(settings: FitSettings, given: Collection[str]) -> FitSettings:
 
 def task_to_train(settings: FitSettings) -> Task:
     """Return the task of ``as_chosen`` settings, which a folder knows, or of others: ``task_to_fit``."""
-    if settings.as_ is None or settings.resume:
-        return task_to_fit(settings)
-    ablated = settings.as_ / BEST
-    return task_of_run(_best_of(ablated, settings.task) if ablated.is_file() else RunFolder(settings.as_).read_config())
+    return task_to_fit(settings) if settings.as_ is None else task_of_run(_taken(settings.as_, settings.task))
+
+
+def choice_taken(settings: FitSettings) -> str:
+    """Return where the choice of ``as_chosen`` settings was made: a key of ``CHOSEN_ON``."""
+    assert settings.as_ is not None
+    found = _taken(settings.as_, settings.task)
+    where, labels = chosen_on(found), found["settings"]["annotations"]
+    moved = settings.annotations is None or str(settings.annotations.absolute()) != labels
+    return "" if where == "heldout" and moved else where  # other labels may have other splits
+
+
+def _taken(where: Path, task: str) -> dict[str, Any]:
+    """Return what a run, or an ablation of its best of a task, says of task, settings and choice."""
+    return _best_of(where / BEST, task) if (where / BEST).is_file() else RunFolder(where).read_config()
 
 
 def _best_of(path: Path, task: str) -> dict[str, Any]:

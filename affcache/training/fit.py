@@ -15,7 +15,7 @@ from affcache.tasks.kinds import Task
 from affcache.training.data import (
     epoch_length,
 )
-from affcache.training.epochs import Epochs, SavedRun, completed, task_to_train
+from affcache.training.epochs import Epochs, SavedRun, choice_taken, completed, task_to_train
 from affcache.training.learner import find_head
 from affcache.training.objective import ClassCounts
 from affcache.training.plain import new_learner
@@ -26,7 +26,7 @@ from affcache.training.run_folder import (
     claim_run,
     locked_run,
 )
-from affcache.training.settings import FitSettings
+from affcache.training.settings import FitSettings, chosen_on
 from affcache.training.splits import JoinedSplits, LoadedSplits
 
 HEADER = ("task", "settings", "store")  # of config.json, in the header of saved heads
@@ -54,7 +54,8 @@ class FitResult(Result):
     seconds: float
     device: str
     train_on: str  # train or all
-    chosen_before: bool  # epoch or strength, and not on validation
+    chosen_before: bool  # whether the epoch or the strength was given
+    chosen_on: str  # where it was chosen: validation, folds, heldout (training videos), or "" where nobody knows
 
 
 @command(FitSettings, completed)
@@ -97,6 +98,8 @@ def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.dev
     loaded = joined.load(device, settings.memory, listener)
     listener.message(f"run folder: {folder.path}")
     config = joined.describe_run(settings)
+    if settings.as_ is not None:
+        config["chosen_on"] = choice_taken(settings)
     claim_run(folder, config, resume=settings.resume)
     run, why = run_of([settings], loaded, device)
     if why:
@@ -134,6 +137,7 @@ def _fit(settings: FitSettings, task: Task, folder: RunFolder, device: torch.dev
         device=str(device),
         train_on=settings.train_on,
         chosen_before=settings.chosen_before,
+        chosen_on=chosen_on(folder.read_config()),
     )
 
 

@@ -233,7 +233,7 @@ def continued(settings: FitSettings, given: Collection[str]) -> FitSettings:
     if "task" in given:  # perhaps by the file that defines it
         settings = replace(settings, task=name_of_same(settings.task, task_of_run(config), refusal))
     said = {name: getattr(settings, name) for name in given}
-    free, instead = (*ELSEWHERE, "run", "resume"), "begin a new run with another --run DIR"
+    free, instead = (*ELSEWHERE, "run", "resume", "as_"), "begin a new run with another --run DIR"
     refuse_changes(refusal, instead, began, said, free)
     moved = {name: getattr(settings, name) for name in ELSEWHERE if name in given}
     stores = tuple(Path(store["path"]) for store in stores_of_run(config))

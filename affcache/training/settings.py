@@ -1,10 +1,10 @@
 """The settings of stage two: what a training run and its scoring can be told."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from affcache.errors import ConfigError
 from affcache.settings import ANNOTATIONS, STORE_TEXT, Settings, flag, setting
@@ -13,7 +13,12 @@ from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
 if TYPE_CHECKING:  # tasks load torch
     from affcache.tasks.kinds import Task
 
-
+CHOSEN_ON = {  # where an epoch or a strength was chosen, as config.json has it
+    "validation": "on the validation split",
+    "folds": "on folds of both splits",
+    "heldout": "on held-out training videos",
+    "": "",  # it was given: nobody knows
+}
 POOLED = "mean+std"  # how a video becomes one embedding unless it is said
 POOLS = ("auto", "none", "mean", POOLED, f"{POOLED}+quantiles")
 
@@ -246,13 +251,18 @@ class FitSettings(TrainingSettings):
 
     @property
     def chosen_before(self) -> bool:
-        """Whether the epoch or the strength is given, and validation chooses nothing."""
+        """Whether the epoch or the strength is given, and this training chooses nothing."""
         return self.keep_epoch is not None or self.strength is not None
 
     @property
     def last_epoch(self) -> int:
         """How many epochs are trained; the learning rate's cosine spans ``epochs``."""
         return self.keep_epoch or self.epochs
+
+    @property
+    def tried(self) -> str:
+        """What is chosen: an epoch or a strength."""
+        return "strength" if self.head == "ridge" else "epoch"
 
     @property
     def trained_on_validation(self) -> str:
@@ -269,3 +279,10 @@ def resolved_pool(pool: str, task: "Task") -> str:
     if task.level == "frame":
         return "none"
     return POOLED if pool == "auto" else pool
+
+
+def chosen_on(config: Mapping[str, Any]) -> str:
+    """Return where the epoch or strength of a run was chosen, a key of ``CHOSEN_ON``: what its config.json says."""
+    settings, said = config["settings"], str(config.get("chosen_on"))
+    given = settings.get("keep_epoch") is not None or settings.get("strength") is not None
+    return said if said in CHOSEN_ON else "" if given else "validation"  # of an affcache that didn't say

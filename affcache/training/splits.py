@@ -22,7 +22,7 @@ from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.label_sources import labels_of
 from affcache.tasks.metrics import Table
 from affcache.tasks.multitask import MultiTask
-from affcache.tasks.splits import group_frames, hold_out, of_videos, unite
+from affcache.tasks.splits import group_frames, hold_out, join_either, of_videos, unite
 from affcache.tasks.tasks import definition_of, is_own
 from affcache.training.data import (
     FLOAT16,
@@ -90,7 +90,8 @@ class JoinedSplits:
         """Check a store, or several, join the labels of both splits, and say what was left out.
 
         ``partial`` is as of ``join_labels``. ``train_on`` is the split "train", or "all": then validation's frames
-        stand in train too. Of several tasks those are left out that one of the splits has no label of. ``pool`` says
+        stand in train too, and one of the splits may have no labels; where that is validation, train stands for it. Of
+        several tasks those are left out that one of the splits, or of all frames none, has a label of. ``pool`` says
         what of whole videos is read.
 
         Raises:
@@ -103,19 +104,10 @@ class JoinedSplits:
         taken = resolved_pool(pool, task)
         store: RowStore = frames if taken == "none" else PooledStore.of(frames, taken)
         where = labels_of(task, annotations)
-        joined = [join_labels(store, where, task, split, partial) for split in SPLIT_FOLDERS]
-        if isinstance(task, MultiTask):
-            task, joined = labelled_parts(task, joined, listener)
-        train, validation = joined
-        videos = store.video_of_rows()
-        if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])) and train_on == "train":
-            examples = ", ".join(store.video_names[video] for video in both[:3])
-            listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
-        listener.message(train.account.sentence("train", store.unit))
-        listener.message(validation.account.sentence("validation", store.unit))
         if train_on == "all":
-            train = unite(store, train, validation)
-            listener.message(f"both splits together: {counted(len(train), store.unit)}")
+            task, train, validation = _joined_as_one(store, where, task, partial, listener)
+        else:
+            task, train, validation = _joined_apart(store, where, task, partial, listener)
         if len(train) < 2:
             raise InputError(
                 f"Only {len(train)} training {store.unit}: expected at least 2. Point --annotations at more labels."
@@ -184,6 +176,12 @@ class JoinedSplits:
         return {"store": describe_store(self.store), "labels": labels}
 
     @property
+    def chosen_on(self) -> str:
+        """Where a training chooses its epoch or strength: a key of ``CHOSEN_ON``."""
+        apart = "validation" if self.selection is self.validation else "heldout"
+        return "folds" if self.fold else apart
+
+    @property
     def validation_sums(self) -> Table:
         """Sums (G, C, S) over the frames of each validation video, as if all were decided rightly."""
         names, group = group_frames(self.store, self.validation)
@@ -208,5 +206,48 @@ class JoinedSplits:
             **self.describe_task(settings),
             **self.description,
             **({"fold": list(self.fold)} if self.fold else {}),
+            "chosen_on": "" if settings.chosen_before else self.chosen_on,
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         }
+
+
+def _joined_apart(
+    store: RowStore, where: Path, task: Task, partial: str, listener: Listener
+) -> tuple[Task, JoinedLabels, JoinedLabels]:
+    """Return the task, as far as both splits are labelled, and the frames of train and of validation; say what is."""
+    joined = [join_labels(store, where, task, split, partial) for split in SPLIT_FOLDERS]
+    if isinstance(task, MultiTask):
+        task, joined = labelled_parts(task, joined, listener)
+    train, validation = joined
+    videos = store.video_of_rows()
+    if len(both := np.intersect1d(videos[train.rows], videos[validation.rows])):
+        examples = ", ".join(store.video_names[video] for video in both[:3])
+        listener.warning(f"{counted(len(both), 'video')} in both splits, so validation flatters: {examples}")
+    _say_accounts(train, validation, store.unit, listener)
+    return task, train, validation
+
+
+def _joined_as_one(
+    store: RowStore, where: Path, task: Task, partial: str, listener: Listener
+) -> tuple[Task, JoinedLabels, JoinedLabels]:
+    """Return the task, as far as any frame is labelled, all frames, and those of validation; say what there is.
+
+    Where validation has no labels, of one of several tasks too, all frames stand for it.
+    """
+    train, validation = join_either(store, where, task, partial, listener)
+    _say_accounts(train, validation, store.unit, listener)
+    train = unite(store, train, validation)
+    if isinstance(task, MultiTask):
+        task, (train,) = labelled_parts(task, [train], listener)
+        own = train.at(np.isin(train.rows, validation.rows))
+        validation = replace(own, account=replace(validation.account, used=len(own)))
+    listener.message(f"both splits together: {counted(len(train), store.unit)}")
+    parts = zip(task.parts, task.split(validation.labels), strict=True) if isinstance(task, MultiTask) else ()
+    if not len(validation) or not all(part.labelled(own).any() for part, own in parts):
+        validation = train
+    return task, train, validation
+
+
+def _say_accounts(train: JoinedLabels, validation: JoinedLabels, unit: str, listener: Listener) -> None:
+    listener.message(train.account.sentence("train", unit))
+    listener.message(validation.account.sentence("validation", unit))

@@ -328,6 +328,37 @@ def test_several_tasks_at_once_and_frames_with_some_of_their_labels(tmp_path: Pa
     assert (last.task, last.frames) == ("mtl", len(found["rows"]))
 
 
+def test_what_validation_lacks_train_has(tmp_path: Path) -> None:
+    data, heard = mtl_data(tmp_path, count=9), Heard()
+    path = next((tmp_path / "labels").glob("*alid*"))
+    header, *lines = path.read_text().splitlines()
+    without = [",".join([image, "-5", "-5", *rest]) for image, _, _, *rest in (line.split(",") for line in lines)]
+    path.write_text("\n".join([header, *without]) + "\n")
+    pair, out = (data["store"], data["annotations"]), tmp_path / "out"
+    result = run(pair, out, task="mtl", folds=3, seeds=1, vary=("task=mtl,va",), listener=heard)
+    assert {row.task for row in result.rows} >= {"mtl", "va"}
+    assert not any("neither trained nor scored" in text for text in heard.warnings), "frames of all folds have each"
+    assert any("No validation label of task va belongs to a crop" in text for text in heard.warnings)
+    last = affcache.fit(as_=out, task="mtl", train_on="all", run=tmp_path / "last")
+    assert json.loads((tmp_path / "last" / "config.json").read_text())["classes"][0] == "valence"
+    assert np.isfinite(last.value)
+
+
+def test_a_ridge_has_no_tail_and_videos_have_no_frames(learnable: MakeData, tmp_path: Path) -> None:
+    store, heard = EmbeddingStore.open(learnable(videos=8)[0]), Heard()
+    rows = [
+        f"{name},{'validation' if i % 4 == 3 else 'train'},{'ab'[i % 2]}" for i, name in enumerate(store.video_names)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["video,split,label", *rows]) + "\n")
+    (tmp_path / "mine.toml").write_text(
+        'kind = "classes"\nlevel = "video"\nnames = ["a", "b"]\nlabels = "labels.csv"\n'
+    )
+    ablate(task=str(tmp_path / "mine.toml"), store=store.path, folds=4, seeds=1, head="ridge", vary=("alpha=0.3,0.5",),
+           out=tmp_path / "out", listener=heard)  # fmt: skip
+    assert not any("CVaR" in text for text in heard.warnings)
+    assert "4 folds, of videos: 2, 2, 2, 2" in heard.messages
+
+
 @pytest.mark.parametrize("says", [True, False])
 def test_a_task_of_ones_own_may_say_its_folds(learnable: MakeData, tmp_path: Path, says: bool) -> None:
     store = EmbeddingStore.open(learnable(videos=8)[0])

@@ -77,7 +77,7 @@ def test_each_task_has_its_part_and_what_is_of_the_run_stands_once(made: Path) -
     assert f", epoch {scored.epoch}; {scored.frames} validation frames." in page.text
     for words in (
         '"hidden_width": 16',
-        "The epoch was chosen on these frames",
+        "The epoch was chosen on these validation frames",
         "Losses and P over epochs",
         "P is mean",
     ):

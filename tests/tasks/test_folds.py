@@ -1,5 +1,6 @@
 """Folds: persons and folders never apart, frames once, alike in labels; what labels say of them; splits united."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +111,27 @@ def test_folds_are_as_alike_as_those_of_scikit_learn() -> None:
         theirs.append(spread(counts[:, :, 2], of_groups, 5))
     assert np.mean(ours) <= 1.02 * np.mean(theirs)
     assert np.mean(ours) < 0.05
+
+
+def test_each_goes_where_shares_then_differ_least() -> None:
+    random = np.random.default_rng(0)
+    counts = random.gamma(0.1, 20, (80, 12, 1))
+    sizes, shares = np.full(80, 5), counts[:, :, 0] / counts[:, :, 0].sum(axis=0)
+    dealt, held = deal_out(counts, sizes, 4), np.zeros((4, 12))
+    order = np.argsort(-counts[:, :, 0].std(axis=1), kind="stable")
+    for place, group in enumerate(order):
+        tried = np.stack([held + shares[group] * (np.arange(4) == fold)[:, None] for fold in range(4)])
+        differ = tried.std(axis=1).mean(axis=1)
+        if len(order) - place > (~held.any(axis=1)).sum():
+            assert differ[dealt[group]] == pytest.approx(differ.min(), rel=1e-5)
+        held[dealt[group]] += shares[group]
+
+
+def test_many_folds_are_dealt_at_once() -> None:
+    start, random = time.process_time(), np.random.default_rng(0)
+    dealt = deal_out(random.random((400, 12, 3)), np.full(400, 10), 300)
+    assert set(dealt.tolist()) == set(range(300))
+    assert time.process_time() - start < 3
 
 
 def test_values_are_alike_too() -> None:

@@ -11,6 +11,7 @@ from affcache.errors import ConfigError, InputError, StoreError
 from affcache.files import read_tensors
 from affcache.prediction.card import card_of_run
 from affcache.scoring.trained import TrainedHead
+from affcache.store.reading import EmbeddingStore
 from affcache.training.fit import FitResult, fit
 from tests.conftest import Heard, MakeData
 
@@ -158,6 +159,10 @@ def test_whoever_scores_reports_or_publishes_it_is_told(learnable: MakeData, tmp
     train(data, run, train_on="all", keep_epoch=2)
     affcache.score(run=run, listener=heard)
     assert heard.warnings[0] == f"{run}: It was trained on validation too: its score there means nothing."
+    train(data, tmp_path / "apart")
+    beside = Heard()
+    affcache.score(run=tmp_path / "apart", against=run, listener=beside)
+    assert beside.warnings == heard.warnings[:1]
     quiet = Heard()
     affcache.score(run=run, split="train", listener=quiet)
     assert not any("means nothing" in text for text in quiet.warnings)
@@ -169,6 +174,84 @@ def test_whoever_scores_reports_or_publishes_it_is_told(learnable: MakeData, tmp
     assert "These validation frames were trained on" in card
     assert "The epoch is number 2, chosen before, and trained on the validation split too." in card
     assert "--train-on all --keep-epoch 2" in card
+
+
+def said_of(run: Path) -> tuple[str, str, str]:
+    """Return where a run's choice was made, as its config.json has it, and what its report and its card say."""
+    affcache.score(run=run)
+    affcache.report(run=run, crops=(run,), listener=Heard())
+    card = " ".join(card_of_run(TrainedHead.open(run)).split())
+    return json.loads((run / "config.json").read_text())["chosen_on"], (run / "report.html").read_text(), card
+
+
+def test_a_choice_made_on_validation_flatters_whoever_takes_it(learnable: MakeData, tmp_path: Path) -> None:
+    data, chosen = learnable(), "The epoch was chosen on these validation frames: the score flatters a little."
+    train(data, tmp_path / "first")
+    for name, source in (("taken", "first"), ("again", "taken")):
+        assert fit(as_=tmp_path / source, run=tmp_path / name).chosen_on == "validation"
+        where, page, card = said_of(tmp_path / name)
+        assert where == "validation"
+        assert chosen in page
+        assert f"**{chosen}**" in card
+        assert "chosen before on the validation split." in card
+    train(data, tmp_path / "given", keep_epoch=2)
+    where, page, card = said_of(tmp_path / "given")
+    assert where == ""
+    assert all("The epoch was given: where it was chosen on these validation frames" in text for text in (page, card))
+    config = json.loads((tmp_path / "first" / "config.json").read_text())
+    assert config.pop("chosen_on") == "validation"
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config))  # as before there was that
+    assert fit(as_=tmp_path / "first", run=tmp_path / "old").chosen_on == "validation"
+
+
+def test_a_choice_of_folds_flatters_and_one_of_held_out_videos_does_not(learnable: MakeData, tmp_path: Path) -> None:
+    data = learnable(videos=12)
+    how: dict[str, Any] = {**QUICK, "store": data[0], "annotations": data[1], "seeds": 1, "keep": "all"}
+    for name, words in (("folds", "on folds that these validation frames were in"), ("heldout", "")):
+        own = {"folds": 3} if name == "folds" else {"select": "heldout"}
+        affcache.ablate(**how, **own, out=tmp_path / name, vary=("alpha=0.5,1",))
+        cell = next((tmp_path / name).glob("cells/*"))
+        for source, run in ((tmp_path / name, f"{name} best"), (cell, f"{name} cell")):
+            fit(as_=source, train_on="train", run=tmp_path / run)
+            where, page, card = said_of(tmp_path / run)
+            assert where == name
+            assert any((words or "score flatters") in text for text in (page, card)) == bool(words)
+    assert "score flatters" not in said_of(cell)[1], "nor was its own"
+    moved = (tmp_path / "labels").rename(tmp_path / "moved")
+    assert fit(as_=tmp_path / "heldout", annotations=moved, run=tmp_path / "elsewhere").chosen_on == "", "other splits"
+
+
+def test_it_continues_with_the_same_command(learnable: MakeData, tmp_path: Path) -> None:
+    data, how = learnable(), {"as_": tmp_path / "first", "train_on": "all"}
+    train(data, tmp_path / "first", keep_epoch=4)
+    fit(**how, run=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(**how, run=tmp_path / "cut", listener=Stop())
+    (tmp_path / "begun").mkdir()  # killed before anything was written
+    for name in ("cut", "begun"):
+        fit(**how, run=tmp_path / name, resume=True)
+        assert history(tmp_path / name) == history(tmp_path / "whole")
+
+
+def test_a_table_of_train_alone_trains_and_nothing_else_is_scored(learnable: MakeData, tmp_path: Path) -> None:
+    store, heard = EmbeddingStore.open(learnable()[0]), Heard()
+    rows = [f"{store.video_names[video]},{frame},train,{'ab'[frame % 2]}" for video, frame in
+            zip(store.video_of_rows(), store.frame_number, strict=True)]  # fmt: skip
+    (tmp_path / "labels.csv").write_text("\n".join(["video,frame,split,label", *rows]) + "\n")
+    (tmp_path / "mine.toml").write_text('kind = "classes"\nnames = ["a", "b"]\nlabels = "labels.csv"\n')
+    own: dict[str, Any] = {**QUICK, "task": str(tmp_path / "mine.toml"), "store": store.path}
+    with pytest.raises(InputError, match="has no row of the split validation"):
+        fit(**own, run=tmp_path / "none")
+    affcache.ablate(**own, out=tmp_path / "folds", folds=3, seeds=1, listener=heard)
+    assert any(
+        "no row of the split validation: all labelled frames are those of train" in one for one in heard.warnings
+    )
+    last = fit(as_=tmp_path / "folds", train_on="all", held_out=0.3, run=tmp_path / "last")
+    assert last.frames < last.validation_frames == 240
+    rules = affcache.score(run=tmp_path / "last", split="train", decide="fitted").rule
+    assert rules.fitted_on == "held-out training videos"
+    with pytest.raises(InputError, match="has no row of the split validation"):
+        affcache.score(run=tmp_path / "last")
 
 
 def test_rules_are_fitted_on_what_was_held_out_of_both_splits(learnable: MakeData, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from affcache.scoring.intervals import without_interval
 from affcache.scoring.predict import TrainedRun
 from affcache.tasks.metrics import Scores
 
-FLATTERS = "The epoch was chosen on these {}: the score flatters a little."
 NOTICE = '<p class="notice">{}</p>'
 
 
@@ -29,7 +28,7 @@ def headline(context: ReportContext) -> str:
     if of := scores.present:
         words.append(f"<p>Over the classes that some {level} has: {of.value:.3f}.</p>")
     if context.split == "validation" and alone:
-        words += _how_chosen(run)
+        words += _worth(run)
     if rule.fitted_on:
         warning = f" <b>optimistic</b>: the {level}s that are scored are among them" if rule.optimistic else ""
         words.append(NOTICE.format(f"Decided by a rule fitted on {escape(rule.fitted_on)}{warning}."))
@@ -43,13 +42,12 @@ def headline_of_all(run: TrainedRun, scores: Scores, split: str, frames: int) ->
         f"<p>{metric_name(scores.metric)} is {terms}, each over the frames with its label.</p>",
         f"<p>{escape(run.source)}, epoch {run.epoch}; {counted(frames, f'{escape(split)} frame')}.</p>",
     ]
-    return "".join([_metric(scores), *words, *(_how_chosen(run) if split == "validation" else [])])
+    return "".join([_metric(scores), *words, *(_worth(run) if split == "validation" else [])])
 
 
-def _how_chosen(run: TrainedRun) -> list[str]:
-    """Say what a score on validation is worth: epochs were chosen on it, or it was trained on."""
-    chosen = "" if run.settings.chosen_before else FLATTERS.format(f"{run.task.level}s")
-    return [NOTICE.format(said) for said in (run.settings.trained_on_validation or chosen,) if said]
+def _worth(run: TrainedRun) -> list[str]:
+    """Say what a score on validation is worth."""
+    return [NOTICE.format(run.worth)] if run.worth else []
 
 
 def _metric(scores: Scores) -> str:

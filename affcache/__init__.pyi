@@ -51,7 +51,7 @@ from .submission.submit import SubmitResult as SubmitResult
 from .submission.submit import submit as submit
 from .tasks.annotations import JoinedLabels as JoinedLabels
 from .tasks.annotations import join_labels as join_labels
-from .tasks.kinds import Task as Task
+from .tasks.task import Task as Task
 from .tasks.tasks import TASKS as TASKS
 from .training.fit import FitResult as FitResult
 from .training.fit import fit as fit

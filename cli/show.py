@@ -14,8 +14,8 @@ from affcache.training.settings import CHOSEN_ON
 from .console import out, rate_text
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second to load
-    from affcache.tasks.kinds import Task
     from affcache.tasks.metrics import Scores
+    from affcache.tasks.task import Task
 
 STATE_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -294,23 +294,9 @@ def demo(result: Any) -> None:
 
 
 COMMANDS = (
-    faces,
-    extract,
-    fit,
-    score,
-    predict,
-    ablate,
-    report,
-    submit,
-    publish,
-    info,
-    verify,
-    encoders,
-    demo,
-    import_,
-    export,
-    doctor,
-)
+    faces, extract, fit, score, predict, ablate, report, submit, publish,
+    info, verify, encoders, demo, import_, export, doctor,
+)  # fmt: skip
 SHOW: Mapping[str, Callable[[Any], None]] = {show.__name__.rstrip("_"): show for show in COMMANDS}
 
 

@@ -280,7 +280,7 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
     ("affcache/ablation/result.py", ("tests/ablation/test_folds.py",), [
         ("curves.mean(axis=0).argmax()) + 1", "curves.mean(axis=0).argmax())"),
     ]),
-    ("affcache/tasks/folds.py", ("tests/tasks/test_folds.py",), [
+    ("affcache/tasks/splits.py", ("tests/tasks/test_folds.py",), [
         ("stripped_name(video), set()", "video, set()"),
         ("own * (2 * apart + own)", "own * (apart + own)"),
         ("<= (empty := sizes == 0).sum()", "< (empty := sizes == 0).sum()"),

@@ -15,7 +15,8 @@ import pytest
 
 import affcache.cli
 import affcache.data
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from tests.conftest import make_learnable, write_labels, write_store
 

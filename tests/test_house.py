@@ -35,8 +35,8 @@ def test_the_library_does_not_grow_unnoticed() -> None:
     # 14,500 once all was moved; since then, what is read is distrusted, and what is written checked: 16,100; and heads
     # are used on photos and videos, and published: 4,450 more;
     # and any encoder goes in, tables do, several stores stand side by side, names have levels: 3,500 more;
-    # and any label does: several tasks at once, one's own, masks, folds: 3,500 more
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 27_800
+    # and any label does: several tasks at once, one's own, masks, folds: 4,200 more
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 28_300
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))

@@ -12,8 +12,9 @@ import pytest
 from affcache.store.frames import ENCODED
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks import annotations
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.label_files import VideoLabels
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_store
 

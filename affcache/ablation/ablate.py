@@ -26,7 +26,7 @@ from affcache.files import LOCK, Tensors, locked, remove, write_text
 from affcache.progress import Listener, counted, duration_text, metric_name
 from affcache.scoring.intervals import without_interval
 from affcache.settings import command, existing_store
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import find_task
 from affcache.training.epochs import BEST
 from affcache.training.fit import SMALLEST_TAIL, raised_twice, tail_of

@@ -16,9 +16,8 @@ from affcache.progress import Listener, counted
 from affcache.scoring.predict import FramesDecided, write_predictions
 from affcache.scoring.rule import DecisionRule
 from affcache.store.pooled import PooledStore
-from affcache.tasks.folds import find_folds
-from affcache.tasks.kinds import Task
-from affcache.tasks.splits import group_frames
+from affcache.tasks.splits import find_folds, group_frames
+from affcache.tasks.task import Task
 from affcache.tasks.whole_videos import mean_by_video
 from affcache.training.splits import JoinedSplits
 

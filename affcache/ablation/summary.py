@@ -15,10 +15,10 @@ from affcache.errors import StoreError
 from affcache.files import Tensors, read_json, read_tensors, write_json, write_tensors
 from affcache.scoring.intervals import metric_interval
 from affcache.scoring.together import beside
-from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Interval, Table
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.own import task_to_json
+from affcache.tasks.task import Task
 from affcache.tasks.whole_videos import scored
 from affcache.training.epochs import Best, Entry
 from affcache.training.fit import HEADER

@@ -16,7 +16,7 @@ from affcache.devices import device_memory, resolve_device, wait_for
 from affcache.errors import ConfigError, StoreError
 from affcache.files import Tensors, discard_partials, read_tensors, remove, write_tensors
 from affcache.progress import Listener, counted, duration_text
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.training.data import Frames, batches, epoch_length
 from affcache.training.epochs import Epochs
 from affcache.training.fit import run_of

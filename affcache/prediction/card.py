@@ -11,7 +11,7 @@ from affcache.encoders.open_clip import licence_of_tag
 from affcache.progress import counted, metric_name
 from affcache.scoring.trained import TrainedHead, encoder_name, no_scores
 from affcache.store.description import SIDE_BY_SIDE, encoders_of, is_table
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import is_own
 from affcache.training.run_folder import fit_command
 from affcache.training.settings import CHOSEN_ON, FitSettings, chosen_on

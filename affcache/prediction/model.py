@@ -23,8 +23,8 @@ from affcache.progress import Listener
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import TrainedHead, encoder_name
 from affcache.store.description import differing_fields, fingerprint, is_table
-from affcache.tasks.kinds import Labels, Task
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Labels, Task
 
 BATCH = 64  # images of one call of the encoder
 LARGEST_CARD = 2**24  # bytes

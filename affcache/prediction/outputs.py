@@ -17,7 +17,7 @@ from affcache.prediction.whole_videos import frame_values, logits_of_persons
 from affcache.scoring.ensemble import Weights, averaged, rule_of_average, shares_of
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.trained import CALL, encoder_name
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 
 Embeddings = npt.NDArray[np.float16]
 Columns = npt.NDArray[np.int64]  # (D,) of a model's embedding among those of all encoders side by side

@@ -27,7 +27,7 @@ from affcache.progress import counted
 from affcache.reporting.frames import small_picture
 from affcache.reporting.page import Part, page
 from affcache.reporting.panels.timelines import TaskFrames, TimelineFrames, timeline
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 
 PER_OUTPUT = 6  # frames of each class, unit or end of a value
 UNSURE = 24

@@ -12,7 +12,7 @@ from affcache.faces.table import KEYS
 from affcache.scoring.rule import require_frames_to_smooth
 from affcache.scoring.trained import TrainedHead
 from affcache.store.pooled import pool_frames
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.whole_videos import logits_of_videos
 
 OF_VIDEOS = ("input", "face_id", "success")  # of the columns that every table has: what a row of a video keeps

@@ -25,7 +25,7 @@ from affcache.scoring.figures import score_figures
 from affcache.scoring.frames import Scored
 from affcache.scoring.predict import TrainedRun
 from affcache.tasks.annotations import JoinedLabels
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.training.risk import tail_size
 
 PER_CLASS = 24  # of the hardest frames of each class

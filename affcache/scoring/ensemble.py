@@ -19,8 +19,8 @@ from affcache.scoring.trained import AVERAGE, TrainedHead, no_rule
 from affcache.settings import RUNS
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex, Rows, all_frames
 from affcache.tasks.annotations import JoinedLabels, join_labels, of_part
-from affcache.tasks.kinds import Task
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from affcache.training.run_folder import RunFolder, newest_run
 

@@ -10,8 +10,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from affcache.figures import single_axes
 from affcache.progress import metric_name
 from affcache.scoring.postprocess import reliability
-from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Scores
+from affcache.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

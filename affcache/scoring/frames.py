@@ -14,9 +14,9 @@ from affcache.scoring.predict import Predictions, TrainedRun, rows_to_predict
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import SplitSettings
 from affcache.tasks.annotations import JoinedLabels
-from affcache.tasks.kinds import Labels, Task
 from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.splits import group_frames
+from affcache.tasks.task import Labels, Task
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit, stdtrit
 
-from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Bounds, Interval, Table
+from affcache.tasks.task import Task
 
 LEVEL = 0.95  # how often an interval is to hold the true value
 FEWEST_VIDEOS = 3  # that must have a class: with fewer, no interval of its F1, or of a mean with it, holds what it says

@@ -24,7 +24,7 @@ from affcache.store.joined import AnyStore, join_stores
 from affcache.store.pooled import PooledStore, RowStore
 from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from affcache.tasks.whole_videos import logits_of_videos
 from affcache.training.data import EVALUATION_BATCH

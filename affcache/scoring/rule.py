@@ -11,7 +11,7 @@ import torch
 
 from affcache.errors import ConfigError
 from affcache.progress import Result, counted
-from affcache.tasks.kinds import Labels, Task
+from affcache.tasks.task import Labels, Task
 
 Values = npt.NDArray[np.float64]
 KINDS = ("none", "mean", "median")  # of smoothing

@@ -22,8 +22,8 @@ from affcache.scoring.trained import AVERAGE
 from affcache.settings import command
 from affcache.store.frames import BESIDE
 from affcache.tasks.annotations import JoinAccount
-from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Scores
+from affcache.tasks.task import Task
 from affcache.training.risk import cvar
 from affcache.training.run_folder import RunFolder
 

@@ -15,10 +15,10 @@ from affcache.scoring.predict import TrainedRun, require_one_task
 from affcache.scoring.rule import DecisionRule
 from affcache.scoring.settings import PredictionSettings, ScoreSettings, SplitSettings
 from affcache.store.frames import all_frames, shared_frames
-from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Scores, Table
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.splits import group_frames
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 
 OfVideos = tuple[Sequence[str], Table]  # (G,) names, rising, and sums (G, C, S)

@@ -23,9 +23,9 @@ from affcache.scoring.rule import DecisionRule
 from affcache.settings import HUB
 from affcache.store.description import encoders_of, fingerprint
 from affcache.store.pooled import pooled_width
-from affcache.tasks.kinds import Task
 from affcache.tasks.label_sources import labels_of
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import task_from_json, task_of_run
 from affcache.training.data import EVALUATION_BATCH, Scaler, broken_rows, without_scaler
 from affcache.training.learner import build_head

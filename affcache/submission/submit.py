@@ -22,9 +22,9 @@ from affcache.store.frames import BESIDE, ENCODED
 from affcache.submission.settings import SubmitSettings
 from affcache.submission.template import LOCATION, Template, read_frame_counts, read_template
 from affcache.tasks.challenge_file import HEADER
-from affcache.tasks.kinds import Task
 from affcache.tasks.label_sources import labels_of
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS, is_own
 
 

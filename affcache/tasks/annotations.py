@@ -15,10 +15,10 @@ from affcache.errors import ConfigError, InputError
 from affcache.progress import Listener, Result, counted
 from affcache.store.frames import ABSENT, ENCODED, FrameIndex
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import LabelSource, UnlabelledSplit, VideoLabels
 from affcache.tasks.label_sources import find_labels, labels_of
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import find_task
 
 PARTIAL = ("keep", "drop")  # what becomes of frames that are labelled in part

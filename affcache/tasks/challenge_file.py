@@ -13,9 +13,9 @@ from affcache.crops.crop_list import parse_path
 from affcache.crops.names import canonical, plain_path
 from affcache.errors import InputError
 from affcache.files import read_lines
-from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import VideoLabels, marked
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 
 LARGEST = 2**28  # bytes; of 4 million frames
 FILES = {"train": "training_set_annotations.txt", "validation": "validation_set_annotations.txt"}

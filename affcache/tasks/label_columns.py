@@ -26,7 +26,7 @@ from affcache.tabular import (
     reading,
     require_once,
 )
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 
 LARGEST_TABLE = 2**31  # bytes; of three million frames with twelve units a tenth of it
 HEADERS: Mapping[str, tuple[str, ...]] = {  # the obvious ones of each column that isn't a label; capitals don't matter

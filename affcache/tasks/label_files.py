@@ -12,7 +12,7 @@ import numpy.typing as npt
 from affcache.crops.names import canonical
 from affcache.errors import InputError
 from affcache.files import read_lines
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 
 LARGEST_LABEL_FILE = 2**24  # bytes; of 24 hours of video at 30 frames a second a few million
 SPLIT_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from affcache.errors import InputError
 from affcache.settings import ANNOTATIONS
 from affcache.tabular import reading
 from affcache.tasks.challenge_file import COLUMNS, FILES, ChallengeFile, find_challenge_files
-from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import (
     SPLIT_FOLDERS,
     LabelFiles,
@@ -17,6 +17,7 @@ from affcache.tasks.label_files import (
     require_split,
 )
 from affcache.tasks.label_table import SUFFIXES, read_label_table
+from affcache.tasks.task import Task
 
 
 def labels_of(task: Task, annotations: Path | None) -> Path:

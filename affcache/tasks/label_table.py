@@ -13,9 +13,10 @@ from affcache.crops.crop_list import LARGEST_FRAME_NUMBER, parse_path
 from affcache.crops.names import canonical, plain_path
 from affcache.errors import InputError, did_you_mean
 from affcache.tabular import no_rows
-from affcache.tasks.kinds import Task, Values
+from affcache.tasks.kinds import Values
 from affcache.tasks.label_columns import Rows, label_columns, matching, number_of, open_labels, roles_of
 from affcache.tasks.label_files import UnlabelledSplit, VideoLabels
+from affcache.tasks.task import Task
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SPLIT_WORDS = {

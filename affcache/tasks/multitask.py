@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.tasks.kinds import AnyLabels, Labels, Task
 from affcache.tasks.losses import Loss
 from affcache.tasks.metrics import Scores, Table
+from affcache.tasks.task import AnyLabels, Labels, Task
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,9 +12,10 @@ import numpy as np
 from affcache.crops.names import canonical
 from affcache.errors import ConfigError, did_you_mean
 from affcache.settings import LARGEST_TOML, read_toml
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.label_columns import number_of
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 
 KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classes, Units, Values)}
 LEVELS = ("frame", "video")

@@ -8,8 +8,9 @@ from affcache.config import CONFIG_NAME, OWN_TASKS, find_own_tasks
 from affcache.errors import ConfigError, did_you_mean
 from affcache.settings import TOML
 from affcache.tasks import own
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 
 _SINGLE: dict[str, Task] = {
     task.name: task

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from affcache.tasks.kinds import Task
 from affcache.tasks.metrics import Table
+from affcache.tasks.task import Task
 
 Positions = npt.NDArray[np.int64]
 

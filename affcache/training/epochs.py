@@ -13,7 +13,7 @@ import torch
 from affcache.errors import ConfigError, StoreError, first_line
 from affcache.files import read_json, read_tensors, write_tensors
 from affcache.progress import Listener
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import find_task, name_of_same, task_of_run
 from affcache.tasks.whole_videos import scored
 from affcache.training.data import FrameSource

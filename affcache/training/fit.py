@@ -11,7 +11,7 @@ import torch
 from affcache.devices import default_memory, resolve_device
 from affcache.progress import Listener, Result, counted
 from affcache.settings import command, existing_store, flag
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.training.data import (
     epoch_length,
 )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from affcache.errors import ConfigError, did_you_mean
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.training.data import Frames, FrameSource, Scaler, batches, epoch_order, without_scaler
 from affcache.training.heads import HEADS
 from affcache.training.objective import ClassCounts, stacked_objective

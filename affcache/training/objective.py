@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from affcache.tasks.kinds import Task
 from affcache.tasks.losses import Option
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 from affcache.training.risk import TailThreshold, cvar, stacked_rank_weights, tail_within, weighted_tail
 from affcache.training.settings import FitSettings
 

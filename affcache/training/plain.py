@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.training.data import Frames, FrameSource, Scaler
 from affcache.training.heads import MLPHead
 from affcache.training.learner import (

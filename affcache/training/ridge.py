@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from affcache.errors import InputError
-from affcache.tasks.kinds import Task
 from affcache.tasks.multitask import MultiTask
+from affcache.tasks.task import Task
 from affcache.training.data import AS_STORED, CONSTANT, FrameSource, Scaler, without_scaler
 from affcache.training.epochs import Best, Entry, Epochs, metric_of
 from affcache.training.heads import linear_head

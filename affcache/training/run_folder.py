@@ -30,7 +30,7 @@ from affcache.progress import Listener
 from affcache.settings import RUNS, as_text, build, flag
 from affcache.store.description import encoders_of, require_sound
 from affcache.store.pooled import PooledStore, RowStore
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import find_task, name_of_same, task_from_json, task_of_run
 from affcache.training.settings import FitSettings
 

@@ -11,7 +11,7 @@ from affcache.settings import ANNOTATIONS, STORE_TEXT, Settings, flag, setting
 from affcache.tasks.knobs import KNOBS, KNOBS_OF_LOSSES, with_knobs
 
 if TYPE_CHECKING:  # tasks load torch
-    from affcache.tasks.kinds import Task
+    from affcache.tasks.task import Task
 
 CHOSEN_ON = {  # where an epoch or a strength was chosen, as config.json has it
     "validation": "on the validation split",

@@ -24,8 +24,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from affcache.devices import resolve_device
 from affcache.errors import ConfigError
 from affcache.settings import build
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.knobs import KNOBS_OF_LOSSES
+from affcache.tasks.task import Task
 from affcache.training.data import EVALUATION_BATCH, Frames, Scaler
 from affcache.training.epochs import Epochs
 from affcache.training.learner import build_head

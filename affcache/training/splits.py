@@ -17,12 +17,12 @@ from affcache.progress import Listener, counted, metric_name
 from affcache.store.joined import open_stores
 from affcache.store.pooled import PooledStore, RowStore
 from affcache.tasks.annotations import JoinedLabels, join_labels, labelled_parts, require_learnable, unlabelled
-from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import SPLIT_FOLDERS
 from affcache.tasks.label_sources import labels_of
 from affcache.tasks.metrics import Table
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.splits import group_frames, hold_out, join_either, of_videos, unite
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import definition_of, is_own
 from affcache.training.data import (
     FLOAT16,

@@ -18,7 +18,8 @@ from affcache.cli.app import app
 from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
+from affcache.tasks.task import Task
 from tests.conftest import Heard, MakeData
 
 QUICK: dict[str, Any] = {"epochs": 3, "hidden_layers": 1, "hidden_width": 16, "batch_size": 16, "rho": 0.05}

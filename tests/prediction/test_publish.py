@@ -18,8 +18,9 @@ from affcache.prediction.card import licence_of, without_folders
 from affcache.scoring.published import read_published
 from affcache.scoring.trained import TrainedHead
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.own import task_to_json
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS, task_from_json
 from tests.conftest import Heard, MakeData, make_learnable
 

@@ -13,7 +13,7 @@ import pytest
 
 import affcache
 from affcache.reporting.panels.timelines import TaskFrames, TimelineFrames, all_frames
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_crops
 from tests.reporting.test_reporting import Elements

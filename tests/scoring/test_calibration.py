@@ -12,7 +12,7 @@ from affcache.scoring.postprocess import fit_temperature, reliability
 from affcache.scoring.predict import Predictions
 from affcache.scoring.rule import DecisionRule
 from affcache.store.frames import FrameIndex
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_store
 

@@ -17,7 +17,7 @@ from affcache.reporting.report import report
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
 from affcache.submission.submit import submit
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from tests.conftest import Heard
 from tests.reporting.test_reporting import Elements
 from tests.whole_videos import BAH, PAIN, SIGNS, Videos, make_videos

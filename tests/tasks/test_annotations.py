@@ -17,9 +17,9 @@ from affcache.store.frames import ENCODED, UNREADABLE
 from affcache.store.reading import EmbeddingStore
 from affcache.store.writing import create_store
 from affcache.tasks.annotations import JoinedLabels, join_labels
-from affcache.tasks.kinds import Task
 from affcache.tasks.label_files import find_label_files, read_label_file
 from affcache.tasks.label_sources import find_labels
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from tests.conftest import crop_list, write_labels, write_store
 

@@ -15,9 +15,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from affcache.errors import ConfigError, InputError
 from affcache.tasks.annotations import JoinAccount, JoinedLabels
-from affcache.tasks.folds import deal_out, find_folds
 from affcache.tasks.metrics import class_counts
-from affcache.tasks.splits import stripped_name, unite
+from affcache.tasks.splits import deal_out, find_folds, stripped_name, unite
 from affcache.tasks.tasks import TASKS
 from tests.conftest import Heard
 

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from affcache.errors import InputError
 from affcache.tasks.annotations import join_labels
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.label_files import VideoLabels
 from affcache.tasks.label_sources import find_labels
 from affcache.tasks.label_table import read_label_table
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from tests.conftest import write_store
 

@@ -13,8 +13,9 @@ from affcache.commands import SETTINGS
 from affcache.config import find_config
 from affcache.errors import ConfigError
 from affcache.settings import build
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.own import ROLES, task_to_json
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS, definition_of, find_task, is_own, task_from_json, task_of_run
 from affcache.training.settings import FitSettings
 

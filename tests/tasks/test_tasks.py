@@ -15,9 +15,10 @@ from affcache.cli.app import app
 from affcache.errors import ConfigError
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
 from affcache.tasks.label_files import read_label_file
 from affcache.tasks.losses import LOSSES
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS, find_task
 from affcache.training.fit import fit
 from affcache.training.risk import cvar

@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from affcache.tasks.kinds import Task
 from affcache.tasks.knobs import KNOBS_OF_LOSSES
 from affcache.tasks.losses import LOSSES, cross_entropy
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from affcache.training.objective import WINDOW, ClassCounts, Objective, PlainObjective
 from affcache.training.risk import TailThreshold, cvar

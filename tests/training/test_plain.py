@@ -15,7 +15,8 @@ from torch import nn
 
 import affcache
 from affcache.files import read_tensors
-from affcache.tasks.kinds import Classes, Task, Units, Values
+from affcache.tasks.kinds import Classes, Units, Values
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from affcache.training import heads
 from affcache.training.data import Frames

@@ -19,7 +19,7 @@ from affcache.errors import ConfigError, InputError
 from affcache.files import read_tensors
 from affcache.scoring.score import score
 from affcache.store.reading import EmbeddingStore
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
 from affcache.tasks.whole_videos import logits_of_videos, mean_by_video, scored
 from affcache.training.fit import fit

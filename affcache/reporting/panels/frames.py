@@ -12,7 +12,7 @@ import numpy as np
 from affcache.progress import counted
 from affcache.reporting.frames import ReportContext, classes_of
 from affcache.reporting.page import table
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 
 
 def hardest_frames(context: ReportContext) -> str:

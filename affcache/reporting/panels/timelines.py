@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from affcache.reporting.frames import ReportContext
 from affcache.scoring.figures import PALETTE
-from affcache.tasks.kinds import Task
+from affcache.tasks.task import Task
 
 TOOLS = (
     '<p class="tools"><label>Video <select class="video"></select></label><select class="task" '

@@ -135,7 +135,7 @@ def test_a_run_knows_its_task_once_the_toml_is_gone(kind: str, store: Path, tmp_
     assert (config["task"], config["settings"]["task"]) == ("mine", "mine")
     assert config["definition"]["labels"] == config["settings"]["annotations"] == str(table)
     scored = json.loads(call("score", "run", "--json").stdout)
-    assert (scored["task"], scored["value"]) == ("mine", fitted.value)
+    assert (scored["task"], scored["value"]) == ("mine", pytest.approx(fitted.value, abs=1e-6))
     assert [one["name"] for one in scored["classes"]] == list(task.classes)
     shown = call("score", "run", *([] if kind == "values" else ["--decide", "fitted"])).stdout
     assert all(name in shown for name in task.classes)

@@ -39,7 +39,7 @@ def by_hand(videos: Videos, run: Path, pool: str) -> npt.NDArray[np.float64]:
         logits = given @ weight.T + bias
         if videos.task.exclusive:
             return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        return 1 / (1 + np.exp(-logits)) if videos.task.has_classes else np.clip(logits, 0, 10)
+        return 1 / (1 + np.exp(-logits)) if videos.task.has_classes else np.clip(5 * logits + 5, 0, 10)
 
     found = []
     for name in videos.names("validation"):

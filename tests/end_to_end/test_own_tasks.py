@@ -158,7 +158,7 @@ def test_a_run_knows_its_task_once_the_toml_is_gone(kind: str, store: Path, tmp_
     with pytest.raises(InputError, match=r"mine\.csv can't be read"):
         affcache.score(run=Path("run"))
     moved = affcache.score(run=Path("run"), annotations=Path("elsewhere/mine.csv"))
-    assert moved.scores.value == fitted.value
+    assert moved.scores.value == again.scores.value
 
 
 def test_affcache_toml_names_tasks_for_every_command(store: Path, tmp_path: Path) -> None:

@@ -22,9 +22,15 @@ def frames_on(device: str, task: str = "expr", count: int = 70) -> Frames:
         "expr": torch.randint(0, 8, (count,), generator=generator),
         "au": torch.randint(0, 2, (count, 12), generator=generator),
         "va": torch.rand(count, 2, generator=generator) * 2 - 1,
+        "mtl": with_gaps(TASKS["mtl"].draw_labels(count, generator), generator),
     }[task]
     videos = torch.arange(count) // 10
     return Frames(embeddings.to(device), labels.to(device), videos.to(device))
+
+
+def with_gaps(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Leave out three of ten labels."""
+    return labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.3, torch.nan)
 
 
 class Replayed:
@@ -65,6 +71,18 @@ def test_whole_batches_are_replayed_after_a_few_steps(replayed: type[Replayed]) 
     assert learners[0].heads.batches == learners[1].heads.batches == [15]
 
 
+def test_weights_and_gaps_are_inputs_of_a_recorded_step(replayed: type[Replayed]) -> None:
+    frames = replace(frames_on("cpu", "mtl"), weights=torch.linspace(0.1, 1, 70))
+    counts = ClassCounts.of(TASKS["mtl"], frames.labels)
+    learners = [Learner([QUICK], TASKS["mtl"], 12, torch.device("cpu"), counts) for _ in range(2)]
+    learners[0]._records = True
+    for _ in range(2):
+        losses = [learner.epoch(frames, 1e-3) for learner in learners]
+        assert losses[0].equal(losses[1])
+    (recorded,) = replayed.made
+    assert [len(shape) for shape in recorded.shapes] == [3, 3, 2, 2]
+
+
 def test_a_restored_learner_records_anew(replayed: type[Replayed]) -> None:
     learner = Learner([QUICK], TASKS["expr"], 12, torch.device("cpu"))
     learner._records = True
@@ -85,11 +103,17 @@ def test_a_restored_learner_records_anew(replayed: type[Replayed]) -> None:
         ("expr", {"class_weights": "balanced", "logit_adjustment": 1.0, "precision": "bf16"}),
         ("au", {"auc_weight": 0.2}),
         ("va", {}),
+        ("mtl", {"task_weights": "au=2", "auc_weight": 0.2}),
+        ("mtl", {"cvar_level": "set"}),
+        ("mtl", {"cvar_within": "class", "class_weights": "none"}),
     ],
 )
-def test_on_a_gpu_replays_are_the_steps(task: str, more: dict[str, object]) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_on_a_gpu_replays_are_the_steps(task: str, more: dict[str, object], weighted: bool) -> None:
     device, recipe = torch.device("cuda"), replace(QUICK, **more)  # type: ignore[arg-type]
     frames = frames_on("cuda", task)
+    if weighted and recipe.cvar_within == "batch":
+        frames = replace(frames, weights=torch.linspace(0.1, 1, len(frames), device=device))
     counts = ClassCounts.of(TASKS[task], frames.labels)
     recipes = [recipe, replace(recipe, seed=1, alpha=0.8, weight_decay=0.1)]
     learners = [Learner(recipes, TASKS[task], 12, device, counts, videos=7) for _ in range(2)]

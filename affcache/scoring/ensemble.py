@@ -105,17 +105,18 @@ class Ensemble:
 
         Raises as ``join_labels``; InputError too where none of several is of this ensemble's task.
         """
-        whole = self.first.whole
-        joined = join_labels(self.frames, annotations, whole, split, self.first.settings.partial)
-        if not isinstance(whole, MultiTask):
-            return joined
-        own = of_part(whole, joined, self.task.name)
+        own = self.own(join_labels(self.frames, annotations, self.first.whole, split, self.first.settings.partial))
         if not len(own):
             raise InputError(
                 f"No {split} label of task {self.task.name} in {annotations}, which {self.first.source} was trained "
                 "for. Expected labels of each of its tasks. Point --annotations at others."
             )
         return own
+
+    def own(self, joined: JoinedLabels) -> JoinedLabels:
+        """Return this task's labels, of those of all tasks of the first run at once."""
+        whole = self.first.whole
+        return of_part(whole, joined, self.task.name) if isinstance(whole, MultiTask) else joined
 
     @property
     def first(self) -> TrainedRun:

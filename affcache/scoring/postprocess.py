@@ -247,7 +247,7 @@ def _frames_to_fit_on(
     names = _held_out_videos(settings, runs.runs)
     if any(run.settings.train_on == "all" for run in runs.runs):
         partial = runs.first.settings.partial
-        train = unite(frames, *join_either(frames, annotations, runs.task, partial, listener))
+        train = runs.own(unite(frames, *join_either(frames, annotations, runs.first.whole, partial, listener)))
     else:
         train = runs.join(annotations, "train")
     joined, missing = of_videos(frames, train, names), sorted(set(names) - set(group_frames(frames, train)[0]))

@@ -198,6 +198,12 @@ def test_a_trunk_is_scored_on_the_labels_it_was_fitted_on(tmp_path: Path) -> Non
     assert scored.scores.value == pytest.approx(run.value, abs=1e-6)
     with h5py.File(scored.predictions_file) as file:
         assert set(file["expr"]["labels"][:].tolist()) > {7}
+    last = affcache.fit(as_=tmp_path / "run", train_on="all", run=tmp_path / "last", held_out=0.3)
+    with_rule = affcache.score(run=last.run, split="train", decide="fitted")
+    folder = data["annotations"] / TASKS["expr"].folders[0]
+    folder.rename(tmp_path / "away")
+    assert affcache.score(run=last.run, split="train", decide="fitted").parts[1].rule == with_rule.parts[1].rule
+    (tmp_path / "away").rename(folder)
     vary = {"task": ["mtl", "va", "expr", "au"]}
     result = affcache.ablate(task="mtl", vary=vary, out=tmp_path / "out", **data, **QUICK, seeds=1)
     assert result.rows[-1].task == "au", "labels of expr alone are others: nothing stands together"

@@ -18,7 +18,7 @@ from affcache.tasks.splits import stripped_name
 from tests.conftest import REAL
 
 REPOSITORY = Path(__file__).parents[2]
-GRID = ["--folds", "5", "--seeds", "2", "--vary", "head=linear,ridge", "--epochs", "3", "--rho", "0", "--device", "cpu"]
+GRID = ["--folds", "5", "--seeds", "1", "--vary", "head=linear,ridge", "--epochs", "3", "--rho", "0", "--device", "cpu"]
 
 
 def start(store: Path, out: Path) -> "subprocess.Popen[str]":
@@ -48,10 +48,10 @@ def test_five_folds_killed_in_the_middle_end_in_the_same_tables(real_store: Path
     assert "epochs chosen on" in said
     killed = tmp_path / "killed"
     with start(real_store, killed) as process:
-        while process.poll() is None and len(list(killed.glob("cells/*/result.json"))) < 7:
+        while process.poll() is None and len(list(killed.glob("cells/*/result.json"))) < 4:
             time.sleep(0.01)
         process.kill()
-    assert 0 < len(list(killed.glob("cells/*/result.json"))) < 20
+    assert 0 < len(list(killed.glob("cells/*/result.json"))) < 10
     with start(real_store, killed) as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -66,7 +66,7 @@ def _check(out: Path, store: Path) -> None:
     with (out / "summary.csv").open(newline="") as file:
         best = max(csv.DictReader(file), key=lambda row: float(row["chosen_by"]))
     values = []
-    for seed in range(2):
+    for seed in range(1):
         with h5py.File(out / "out_of_fold" / f"best-seed{seed}.h5") as file:
             rows, labels, decided = (file[name][()] for name in ("rows", "labels", "decided"))
             names, folds = file["video_name"].asstr()[:][file["video"][()]], file["fold"][()]

@@ -155,6 +155,7 @@ def labels(folder: Path) -> Read:
                 continue
             lines = (folder / f"{task}.txt").read_bytes().decode("utf-8-sig").rstrip().split("\n")[1:]
             expected = np.array([[float(value) for value in line.split(",")] for line in lines])
+            expected = np.where((expected == -5) & (task == "va"), np.nan, expected)  # as labels have it
             assert len(found) == len(valid) == len(lines)
             np.testing.assert_allclose(found.ravel(), expected.ravel(), rtol=1e-6)
 

@@ -50,15 +50,18 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("(variances > CONSTANT * squares)", "(variances > 0)"),
         ("variances[1] + (means[0] - means[1]) ** 2", "variances[1]"),
         ("there.sum(axis=0), 1)  # (C,)", "there.sum(axis=0), 1) * 0"),
-        ("np.sqrt(variances[0] * variances[1])", "np.maximum(variances[0], variances[1])"),
+        ("np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))", "(x**2).sum(axis=0)"),
+        ("[np.ma.filled(np.ma.ptp(values, axis=0), 0) > 0 for values in given]", "[True, True]"),
     ]),
     ("affcache/store/pooled.py", ("tests/store/test_pooled.py",), [
         ("values.std(axis=0, keepdims=True)", "values.std(axis=0, keepdims=True, ddof=min(1, len(values) - 1))"),
         ("np.flatnonzero(status[starts[v] : starts[v + 1]] == ENCODED)", "np.arange(starts[v + 1] - starts[v])"),
         ("embeddings[:, some].astype(np.float64)", "embeddings[:, some]"),
     ]),
-    ("affcache/tasks/whole_videos.py", ("tests/training/test_whole_videos.py",), [
-        ('if task.level == "frame":', "if True:"),
+    ("affcache/tasks/task.py", ("tests/training/test_whole_videos.py",), [
+        ('if self.level == "frame":', "if True:"),
+    ]),
+    ("affcache/tasks/metrics.py", ("tests/training/test_whole_videos.py",), [
         ("np.diff(first, append=len(videos))[:, None]", "len(videos)"),
     ]),
     ("affcache/tasks/label_table.py", ("tests/tasks/test_label_table.py",), [
@@ -121,14 +124,14 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("torch.tensor([one.rho for one in settings])", "torch.tensor([first.rho for one in settings])"),
         ("[seed, *purpose.encode()]", "[seed]"),
     ]),
-    ("affcache/training/stacked.py", (STACKED,), [
+    ("affcache/training/stacked/heads.py", (STACKED,), [
         ("hidden if layer else hidden - hidden.mean(2, keepdim=True)", "hidden"),
         ("(frames / (frames - 1))", "(1)"),
         ("mean + self._own.parameters.biases", "mean"),
         ("squares = squares + factors.squared_norm()", "squares = squares + 0 * factors.squared_norm()"),
         ("above = point.transposed_product", "above = self._own.transposed_product"),
     ]),
-    ("affcache/training/stacked_parts.py", (STACKED, FAST, "tests/training/test_points.py",
+    ("affcache/training/stacked/parts.py", (STACKED, FAST, "tests/training/test_points.py",
                                             "tests/training/test_stacked_adamw.py"), [
         ("(limit / (norm + 1e-6)).clamp(max=1)", "limit / (norm + 1e-6)"),
         ("parameters.square().mul_(gradients)", "parameters.abs().mul_(gradients)"),
@@ -136,12 +139,12 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("gain = 65536 / (65536 - dropped.double())", "gain = 1 + 0 * dropped.double()"),
         ('"weight_decay": decay', '"weight_decay": weight_decays[0]'),
     ]),
-    ("affcache/training/stacked_parts.py", ("tests/training/test_heads_side_by_side.py",), [
+    ("affcache/training/stacked/parts.py", ("tests/training/test_heads_side_by_side.py",), [
         ("torch.linalg.vector_norm(gradients, dim=1, keepdim=True)", "torch.linalg.vector_norm(gradients)"),
     ]),
     ("affcache/training/epochs.py", ("tests/training/test_epochs.py", "tests/training/test_ridge_run.py"), [
         ("not value > self.value", "not value >= self.value"),
-        ("cvar(losses, recipe.alpha)", "cvar(losses, 1.0)"),
+        ("cvar(losses, settings.alpha)", "cvar(losses, 1.0)"),
         ('to("cpu", copy=True)', 'to("cpu")'),
         ("not all(math.isfinite", "not any(math.isfinite"),
     ]),
@@ -239,6 +242,10 @@ BY_FILE: list[tuple[str, tuple[str, ...], list[Change]]] = [
         ("self.settings.auc_margin, counts)", "self.settings.auc_margin)"),
         ("counts = None if labelled is None else labelled.flatten(1)", "counts = None"),
         ("[weight * part(of", "[part(of"),
+    ]),
+    ("affcache/training/epochs.py", ("tests/training/test_multitask_training.py",), [
+        ("own in each if part.labelled(own).any()", "own in each"),
+        ("sum(weight * tail for", "sum(tail for"),
     ]),
     ("affcache/training/ridge.py", ("tests/training/test_multitask_training.py",), [
         ("labelled.double()", "torch.ones_like(labelled).double()"),

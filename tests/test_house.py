@@ -27,8 +27,8 @@ def lint(root: Path) -> subprocess.CompletedProcess[str]:
 
 def test_few_modules_lie_flat_and_none_is_crowded() -> None:
     assert len(list(LIBRARY.glob("*.py"))) <= 12
-    crowded = {path: len(list(path.glob("*.py"))) for path in LIBRARY.iterdir() if path.is_dir()}
-    assert all(count <= 17 for count in crowded.values()), crowded
+    crowded = {path: len(list(path.glob("*.py"))) for path in LIBRARY.rglob("*") if path.is_dir()}
+    assert all(count <= 16 for count in crowded.values()), crowded
 
 
 def test_the_library_does_not_grow_unnoticed() -> None:
@@ -36,7 +36,7 @@ def test_the_library_does_not_grow_unnoticed() -> None:
     # are used on photos and videos, and published: 4,450 more;
     # and any encoder goes in, tables do, several stores stand side by side, names have levels: 3,500 more;
     # and any label does: several tasks at once, one's own, masks, folds: 4,200 more
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 28_300
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) <= 28_050
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))

@@ -16,9 +16,9 @@ from affcache.progress import Listener, counted
 from affcache.scoring.predict import FramesDecided, write_predictions
 from affcache.scoring.rule import DecisionRule
 from affcache.store.pooled import PooledStore
+from affcache.tasks.metrics import mean_by_video
 from affcache.tasks.splits import find_folds, group_frames
 from affcache.tasks.task import Task
-from affcache.tasks.whole_videos import mean_by_video
 from affcache.training.splits import JoinedSplits
 
 PREDICTIONS = "out_of_fold"  # the folder of their files

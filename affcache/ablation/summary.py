@@ -19,7 +19,6 @@ from affcache.tasks.metrics import Interval, Table
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.own import task_to_json
 from affcache.tasks.task import Task
-from affcache.tasks.whole_videos import scored
 from affcache.training.epochs import Best, Entry
 from affcache.training.fit import HEADER
 from affcache.training.run_folder import RunFolder
@@ -134,7 +133,7 @@ class Outcome:
         if best.diverged is not None:
             return cls(None, None, best.epoch, best.diverged, best.history, None, [])
         task, names, validation = splits.task, splits.video_names, splits.validation
-        probabilities, labelled = scored(task, logits, validation.videos)
+        probabilities, labelled = task.scored(logits, validation.videos)
         labels, decided = validation.labels.cpu().numpy()[labelled], task.decide(probabilities)
         value = task.score(labels, decided).value
         statistics = task.sums_by_video(labels, decided, splits.video_of_frame[labelled], len(names))

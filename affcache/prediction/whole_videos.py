@@ -13,7 +13,6 @@ from affcache.scoring.rule import require_frames_to_smooth
 from affcache.scoring.trained import TrainedHead
 from affcache.store.pooled import pool_frames
 from affcache.tasks.task import Task
-from affcache.tasks.whole_videos import logits_of_videos
 
 OF_VIDEOS = ("input", "face_id", "success")  # of the columns that every table has: what a row of a video keeps
 
@@ -43,7 +42,7 @@ def logits_of_persons(
     names, person = np.unique(persons, return_inverse=True)
     ordered = values[torch.from_numpy(order)]
     if trained.pool == "none":
-        return logits_of_videos(trained.task, ordered, persons[order])[torch.from_numpy(person)]
+        return trained.task.logits_of_videos(ordered, persons[order])[torch.from_numpy(person)]
     starts = np.searchsorted(persons[order], names)
     each = [one.float().cpu().numpy() for one in ordered.tensor_split(torch.from_numpy(starts[1:]))]
     pooled = np.stack([pool_frames(one, trained.pool) for one in each])  # (V, inputs)

@@ -26,7 +26,6 @@ from affcache.store.prefetch import read_ahead
 from affcache.store.reading import EmbeddingStore
 from affcache.tasks.task import Task
 from affcache.tasks.tasks import TASKS
-from affcache.tasks.whole_videos import logits_of_videos
 from affcache.training.data import EVALUATION_BATCH
 from affcache.training.run_folder import stores_of_run
 
@@ -70,7 +69,7 @@ class TrainedRun(TrainedHead):
             frames, videos = store.frames_of(rows)
             logits = self._logits_of_rows(store.source, frames, lambda done: None)
             on_done(len(rows))
-            return logits_of_videos(self.task, logits, videos).float()
+            return self.task.logits_of_videos(logits, videos).float()
         return self._logits_of_rows(store, rows, on_done)
 
     def _logits_of_rows(self, store: RowStore, rows: Rows, on_done: Callable[[int], None]) -> torch.Tensor:

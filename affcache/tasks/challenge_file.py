@@ -13,7 +13,7 @@ from affcache.crops.crop_list import parse_path
 from affcache.crops.names import canonical, plain_path
 from affcache.errors import InputError
 from affcache.files import read_lines
-from affcache.tasks.label_files import VideoLabels, marked
+from affcache.tasks.label_files import LabelSource, VideoLabels, marked
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.task import Task
 
@@ -25,7 +25,7 @@ WIDTH = 15
 
 
 @dataclass(frozen=True)
-class ChallengeFile:
+class ChallengeFile(LabelSource):
     """The labels of one split of the multi-task challenge, of one of its tasks or of several."""
 
     path: Path
@@ -40,16 +40,6 @@ class ChallengeFile:
     def videos(self) -> Collection[str]:
         """The canonical names of the labelled videos."""
         return self._lines.keys()
-
-    @property
-    def folds(self) -> None:
-        """None: the challenge says none."""
-        return None
-
-    @property
-    def test_rows(self) -> int:
-        """0: a test set's labels aren't published."""
-        return 0
 
     def read(self, video: str) -> VideoLabels:
         """Return the labels of a video; of a frame that has several lines, those of the first."""

@@ -50,17 +50,19 @@ class LabelSource(Protocol):
     @property
     def folds(self) -> Mapping[str, str] | None:
         """The fold of each labelled video, where the labels say them."""
+        return None
 
     @property
     def test_rows(self) -> int:
         """How many rows are left out since they are of neither split, but of a test set."""
+        return 0
 
     def read(self, video: str) -> VideoLabels:
         """Return the labels of one of them; raises InputError where they can't be read."""
 
 
 @dataclass(frozen=True)
-class LabelFiles:
+class LabelFiles(LabelSource):
     """The label files of one split of a task."""
 
     files: Mapping[str, Path]  # by the canonical name of their video
@@ -76,16 +78,6 @@ class LabelFiles:
     def videos(self) -> Collection[str]:
         """The canonical names of the labelled videos."""
         return self.files.keys()
-
-    @property
-    def folds(self) -> None:
-        """None: label files say none."""
-        return None
-
-    @property
-    def test_rows(self) -> int:
-        """0: a test set's labels aren't published."""
-        return 0
 
     def read(self, video: str) -> VideoLabels:
         """Return the labels of a video; raises InputError as ``read_label_file``."""

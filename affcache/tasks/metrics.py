@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 Bounds = tuple[float, float]  # low, high
 Table = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
 CONSTANT = 1e-12  # a variance that is a smaller part of the mean square is rounding
 
 
@@ -126,7 +127,7 @@ def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
     there = ~np.isnan(labels)
     centre = np.where(there, labels, 0).sum(axis=0, dtype=np.float64) / np.maximum(there.sum(axis=0), 1)  # (C,)
     sums = moments(labels, decided, np.zeros(len(labels), np.int64), 1, centre)[0]  # (C, 6)
-    ccc, pearson = ccc_of_outputs(sums), _pearson(sums)
+    ccc, pearson = ccc_of_outputs(sums), _pearson(labels, decided)
     count, squares = sums[:, 0], np.subtract(labels, decided, dtype=np.float64) ** 2
     rmse = np.sqrt(np.where(there, squares, 0).sum(axis=0) / np.maximum(count, 1))
     return Scores(
@@ -138,6 +139,16 @@ def regression_scores(labels: npt.NDArray[Any], decided: npt.NDArray[Any], class
         ),
         further={"mean_rmse": float(rmse.mean())},
     )
+
+
+def _pearson(labels: npt.NDArray[Any], decided: npt.NDArray[Any]) -> Table:
+    """Return Pearson's correlation of each column (C,), of values from their own means: sums around one lose digits."""
+    given = [np.ma.array(values, np.float64, mask=np.isnan(labels)) for values in (labels, decided)]
+    x, y = (values - values.mean(axis=0) for values in given)
+    lengths = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    varies = [np.ma.filled(np.ma.ptp(values, axis=0), 0) > 0 for values in given]
+    covariance = np.where(varies[0] & varies[1], np.ma.filled((x * y).sum(axis=0), 0), 0)
+    return _ratio(covariance, np.ma.filled(lengths, 0)).clip(-1, 1)
 
 
 def _ratio(numerator: Table, denominator: Table) -> Table:
@@ -188,6 +199,20 @@ def moments(
     return _sums((there, x, y, x * x, y * y, x * y), videos, count)
 
 
+def mean_by_video(probabilities: npt.NDArray[Any], videos: npt.NDArray[np.int64]) -> tuple[Table, Positions]:
+    """Return the mean probabilities (V, C) of each video, in float64, and where its frames begin (V,).
+
+    Args:
+        probabilities: float (n, C) of frames.
+        videos: int (n,), whose frame each is; those of a video stand side by side.
+    """
+    if not len(videos):
+        return np.zeros(probabilities.shape), np.empty(0, np.int64)
+    first = np.concatenate([[0], np.flatnonzero(np.diff(videos)) + 1])
+    sums = np.add.reduceat(probabilities.astype(np.float64), first, axis=0)
+    return sums / np.diff(first, append=len(videos))[:, None], first
+
+
 def _sums(values: Sequence[npt.NDArray[Any]], videos: npt.NDArray[np.int64], count: int) -> Table:
     """Sum S arrays (n, C) over the frames of each video: (V, C, S)."""
     sums = np.zeros((count, values[0].shape[1], len(values)))
@@ -211,12 +236,6 @@ def ccc_of_outputs(sums: Table) -> Table:
     means, variances, covariance = _central(sums)
     spread = variances[0] + variances[1] + (means[0] - means[1]) ** 2
     return _ratio(2 * covariance, spread).clip(-1, 1)
-
-
-def _pearson(sums: Table) -> Table:
-    """Return Pearson's correlation of each output (..., C), as ``ccc_of_outputs``."""
-    _, variances, covariance = _central(sums)
-    return _ratio(covariance, np.sqrt(variances[0] * variances[1])).clip(-1, 1)
 
 
 def _central(sums: Table) -> tuple[Table, Table, Table]:

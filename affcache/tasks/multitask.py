@@ -70,10 +70,6 @@ class MultiTask(Task):
         """Return a loss of that name, of the first part that has one; raises ConfigError where none has."""
         return next((part for part in self.parts if part.accepts(name)), self.parts[-1]).loss(name)
 
-    def labelled_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        each = zip(self.parts, self.outputs_of(logits), self.split(labels), strict=True)
-        return torch.cat([part.labelled_losses(of, own) for part, of, own in each])
-
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         each = zip(self.parts, self.outputs_of(logits), strict=True)
         return torch.cat([part.probabilities(of) for part, of in each], dim=-1)

@@ -16,10 +16,7 @@ import torch
 
 from affcache.errors import ConfigError, did_you_mean
 from affcache.tasks.losses import LOSSES, Loss
-from affcache.tasks.metrics import (
-    Scores,
-    Table,
-)
+from affcache.tasks.metrics import Positions, Scores, Table, mean_by_video
 
 Labels = npt.NDArray[Any]
 AnyLabels = TypeVar("AnyLabels", torch.Tensor, npt.NDArray[Any])
@@ -147,6 +144,25 @@ class Task(ABC):
 
         ``shares`` (K, n, 1), which sum to 1, say how much each counts; None where all do alike.
         """
+
+    def scored(self, logits: torch.Tensor, videos: torch.Tensor) -> tuple[npt.NDArray[Any], Positions | slice]:
+        """Return the probabilities (m, C) of what is scored, and where among n its labels stand (m,).
+
+        That is frames, or, where a label is of a whole video, videos, each by the mean of what is said of its frames.
+
+        Args:
+            logits: (n, C) of frames, or of pooled videos, of which each is a row already.
+            videos: (n,), whose frame each is; those of a video stand side by side.
+        """
+        probabilities = self.probabilities(logits).cpu().numpy()
+        if self.level == "frame":
+            return probabilities, slice(None)
+        return mean_by_video(probabilities, videos.cpu().numpy())
+
+    def logits_of_videos(self, logits: torch.Tensor, videos: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return float64 logits (V, C) that stand for the mean probabilities of each video; as ``scored``."""
+        means, _ = mean_by_video(self.probabilities(logits).cpu().numpy(), videos)
+        return self.logits(torch.from_numpy(means))
 
     @abstractmethod
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Labels:

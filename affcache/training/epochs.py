@@ -13,9 +13,9 @@ import torch
 from affcache.errors import ConfigError, StoreError, first_line
 from affcache.files import read_json, read_tensors, write_tensors
 from affcache.progress import Listener
+from affcache.tasks.multitask import MultiTask
 from affcache.tasks.task import Task
 from affcache.tasks.tasks import find_task, name_of_same, task_of_run
-from affcache.tasks.whole_videos import scored
 from affcache.training.data import FrameSource
 from affcache.training.learner import BaseLearner, Tensors, learning_rate
 from affcache.training.risk import cvar
@@ -199,9 +199,8 @@ def train_epoch(learner: BaseLearner, train: FrameSource, validation: FrameSourc
         logits = learner.predict(validation)  # (H, n, C)
         labels = validation.labels.to(logits.device)
         for entry, recipe, of_head in zip(entries, learner.recipes, logits, strict=True):
-            losses = learner.task.labelled_losses(of_head, labels)
-            entry["validation_loss"] = float(losses.mean())  # the last step may have broken the head
-            entry["validation_cvar"] = float(cvar(losses, recipe.alpha))
+            loss, tail = losses_of(learner.task, of_head, labels, recipe)
+            entry |= {"validation_loss": loss, "validation_cvar": tail}  # the last step may have broken the head
             of_frames = (of_head, labels, validation.videos)
             entry[learner.task.metric] = math.nan if has_diverged(entry) else metric_of(learner.task, *of_frames)
     for entry, rate in zip(entries, rates, strict=True):
@@ -210,12 +209,27 @@ def train_epoch(learner: BaseLearner, train: FrameSource, validation: FrameSourc
     return entries
 
 
+def losses_of(task: Task, logits: torch.Tensor, labels: torch.Tensor, settings: FitSettings) -> tuple[float, float]:
+    """Return the mean loss and the CVaR over logits (n, C) and labels (n,) or (n, values).
+
+    Of several tasks it is the weighted sum of theirs, as in training; one without labels counts 0.
+    """
+    if not isinstance(task, MultiTask):
+        losses = task.labelled_losses(logits, labels)
+        return float(losses.mean()), float(cvar(losses, settings.alpha))
+    each = zip(settings.weights_of(task), task.parts, task.outputs_of(logits), task.split(labels), strict=True)
+    found = [
+        (weight, *losses_of(part, of, own, settings)) for weight, part, of, own in each if part.labelled(own).any()
+    ]
+    return sum(weight * loss for weight, loss, _ in found), sum(weight * tail for weight, _, tail in found)
+
+
 def metric_of(task: Task, logits: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> float:
     """Return the task's metric of logits (n, C), labels (n,) or (n, C), and videos (n,) of frames.
 
     It is over frames, or over videos where labels are of these.
     """
-    probabilities, labelled = scored(task, logits, videos)
+    probabilities, labelled = task.scored(logits, videos)
     return task.score(labels.cpu().numpy()[labelled], task.decide(probabilities)).value
 
 

@@ -18,8 +18,8 @@ from affcache.training.data import Frames, FrameSource, Scaler, batches, epoch_o
 from affcache.training.heads import HEADS
 from affcache.training.objective import ClassCounts, stacked_objective
 from affcache.training.settings import FitSettings
-from affcache.training.stacked import StackedHeads
-from affcache.training.stacked_parts import (
+from affcache.training.stacked.heads import StackedHeads
+from affcache.training.stacked.parts import (
     WARM_UP,
     Point,
     RecordedStep,

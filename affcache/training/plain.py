@@ -29,7 +29,7 @@ from affcache.training.learner import (
 from affcache.training.objective import ClassCounts, plain_objective
 from affcache.training.sam import SAM, frozen_batch_norm
 from affcache.training.settings import FitSettings
-from affcache.training.stacked_parts import load_moments, moments_of
+from affcache.training.stacked.parts import load_moments, moments_of
 
 TRIED_FRAMES, TRIED_WIDTH = 8, 12  # of the frames on which the fast step is held to the plain one
 CLOSE = 1e-6  # relative; both are in float64

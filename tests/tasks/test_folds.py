@@ -126,6 +126,13 @@ def test_each_goes_where_shares_then_differ_least() -> None:
         held[dealt[group]] += shares[group]
 
 
+def test_no_fold_is_empty_where_two_videos_would_cancel() -> None:
+    sums = np.array([[[0.5]], [[-0.5]], [[0.2]], [[-0.2]]])  # of values around their centre
+    assert deal_out(sums, np.ones(4, np.int64), 2).tolist() == [0, 0, 1, 1]
+    for count in (3, 4):
+        assert set(deal_out(sums, np.ones(4, np.int64), count).tolist()) == set(range(count))
+
+
 def test_many_folds_are_dealt_at_once() -> None:
     start, random = time.process_time(), np.random.default_rng(0)
     dealt = deal_out(random.random((400, 12, 3)), np.full(400, 10), 300)

@@ -10,7 +10,7 @@ from affcache.tasks.tasks import TASKS
 from affcache.training.data import Frames
 from affcache.training.learner import Learner, build_head, learning_rate
 from affcache.training.settings import FitSettings
-from affcache.training.stacked_parts import moments_of
+from affcache.training.stacked.parts import moments_of
 from tests.conftest import MakeData, frames_of, record_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")

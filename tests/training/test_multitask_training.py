@@ -18,6 +18,7 @@ from affcache.errors import InputError
 from affcache.tasks.multitask import MultiTask
 from affcache.tasks.tasks import TASKS, Task
 from affcache.training.data import Frames
+from affcache.training.epochs import losses_of
 from affcache.training.learner import Learner
 from affcache.training.objective import ClassCounts, PlainObjective, plain_objective, stacked_objective
 from affcache.training.plain import disagreement
@@ -272,7 +273,7 @@ def test_with_one_part_labelled_it_trains_to_the_bit_what_that_task_trains(
 
 def test_one_trunk_learns_all_three_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     data, run = mtl_data(tmp_path), tmp_path / "run"
-    recipe = {**QUICK, "epochs": 30, "lr": 0.01, "rho": 0.05, "dropout": 0.1}
+    recipe = {**QUICK, "epochs": 30, "lr": 0.01, "rho": 0.05, "dropout": 0.1, "task_weights": "expr=2"}
     fitted = affcache.fit(task="mtl", run=run, **data, **recipe)
     assert fitted.metric == "p"
     assert fitted.value > 1.2, "labels are to be learnt from these embeddings"
@@ -280,6 +281,11 @@ def test_one_trunk_learns_all_three_and_resumes_to_the_same_bits(tmp_path: Path)
     assert fitted.ridge is not None
     config = json.loads((run / "config.json").read_text())
     assert config["labels"]["train"]["partial"] > 0
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    scored, best = affcache.score(run=run), lines[fitted.best_epoch - 1]
+    of_parts = np.array([(2 if part.task == "expr" else 1) * np.array([part.loss, part.cvar]) for part in scored.parts])
+    assert [scored.loss, scored.cvar] == pytest.approx(of_parts.sum(axis=0))
+    assert [best["validation_loss"], best["validation_cvar"]] == pytest.approx(of_parts.sum(axis=0))
 
     class Killed(affcache.Listener):
         def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
@@ -290,6 +296,16 @@ def test_one_trunk_learns_all_three_and_resumes_to_the_same_bits(tmp_path: Path)
         affcache.fit(task="mtl", run=tmp_path / "again", listener=Killed(), **data, **recipe)
     affcache.fit(run=tmp_path / "again", resume=True)
     assert (tmp_path / "again" / "head.safetensors").read_bytes() == (run / "head.safetensors").read_bytes()
+
+
+def test_a_task_without_labels_counts_nothing_in_the_loss() -> None:
+    logits, labels = torch.randn(9, MTL.outputs), torch.full((9, MTL.values_per_line), torch.nan)
+    recipe = FitSettings(task="mtl", alpha=0.4, task_weights="va=3")
+    assert losses_of(MTL, logits, labels, recipe) == (0, 0)
+    labels[:, :2] = torch.rand(9, 2)
+    loss, tail = losses_of(TASKS["va"], logits[:, :2], labels[:, :2], recipe)
+    assert losses_of(MTL, logits, labels, recipe) == (3 * loss, 3 * tail)
+    assert tail > loss > 0
 
 
 def test_a_ridge_solves_each_task_over_the_frames_that_have_its_label(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affcache.training.heads import MLPHead
-from affcache.training.stacked_parts import HeadParameters, HeadShape, OuterProducts, Point
+from affcache.training.stacked.parts import HeadParameters, HeadShape, OuterProducts, Point
 
 SIZES = st.integers(1, 6)
 SOME = settings(deadline=None, max_examples=50)

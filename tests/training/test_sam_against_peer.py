@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from affcache.training.heads import MLPHead
 from affcache.training.sam import SAM, frozen_batch_norm
-from affcache.training.stacked_parts import clip_stacked_gradients, write_stacked_worst_point
+from affcache.training.stacked.parts import clip_stacked_gradients, write_stacked_worst_point
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

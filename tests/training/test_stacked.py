@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from affcache.training.heads import MLPHead
 from affcache.training.sam import frozen_batch_norm
-from affcache.training.stacked import StackedHeads
-from affcache.training.stacked_parts import HeadParameters, Point, write_stacked_worst_point
+from affcache.training.stacked.heads import StackedHeads
+from affcache.training.stacked.parts import HeadParameters, Point, write_stacked_worst_point
 
 D, C, WIDTH = 5, 3, 7
 SHAPES = [(heads, layers) for heads in (1, 3) for layers in (0, 1, 3)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from affcache.training.stacked_parts import StackedAdamW, load_moments, moments_of
+from affcache.training.stacked.parts import StackedAdamW, load_moments, moments_of
 
 
 def test_each_row_follows_its_own_rate_and_decay() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from affcache.training.sam import SMALLEST_NORM
-from affcache.training.stacked_parts import HeadParameters, HeadShape, OuterProducts, Point, StackedDropout
+from affcache.training.stacked.parts import HeadParameters, HeadShape, OuterProducts, Point, StackedDropout
 
 EPSILON, MOMENTUM = 1e-5, 0.1  # of BatchNorm, as torch has them
 

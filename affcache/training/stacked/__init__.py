@@ -1,0 +1,1 @@
+"""H heads of one shape trained side by side, written out over flat buffers."""
